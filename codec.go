@@ -1,0 +1,3 @@
+package gvstream
+
+type encodedEvents struct{}

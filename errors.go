@@ -1,0 +1,162 @@
+package gvstream
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that a caller may want to decide on. All are returned as they are or
+// wrapped: compare with errors.Is.
+var (
+	// ErrPendingFull: the session holds as many unacknowledged events as it may,
+	// and its overflow policy is Reject. No number was used.
+	ErrPendingFull = errors.New("gvstream: pending is full")
+	// ErrClosed: the Streamer, Hub, Viewer or Link was closed, or the Session
+	// was forgotten.
+	ErrClosed = errors.New("gvstream: closed")
+	// ErrEnded: the session's last event was published already.
+	ErrEnded = errors.New("gvstream: session has ended")
+	// ErrTooLarge: the event's JSON is longer than an event may be. No number
+	// was used.
+	ErrTooLarge = errors.New("gvstream: event too large")
+	// ErrInvalidData: the event's data is not JSON, its type or its time cannot
+	// be told on the wire, or it has both Data and Bytes. No number was used.
+	ErrInvalidData = errors.New("gvstream: invalid event")
+	// ErrInvalidID: an id is not 1 to 128 bytes of UTF-8 without control
+	// characters, or an epoch or position is malformed.
+	ErrInvalidID = errors.New("gvstream: invalid id")
+	// ErrSuperseded: a newer link of the same agent or viewer took over.
+	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
+	// ErrSilent: the peer answered nothing for so long that the connection must
+	// be taken for dead.
+	ErrSilent = errors.New("gvstream: nothing heard from the peer")
+	// ErrSeqExhausted: the session used its last number, MaxSeq.
+	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
+	// ErrTooMany: as many sessions, or watches, as the configuration allows
+	// exist already.
+	ErrTooMany = errors.New("gvstream: too many sessions")
+	// ErrUnknownSession: there is no session of that id.
+	ErrUnknownSession = errors.New("gvstream: unknown session")
+	// ErrBusy: what was called allows one call at a time, and one is running.
+	ErrBusy = errors.New("gvstream: already in use")
+)
+
+// The codes of an error payload. They are part of the protocol: PROTOCOL.md
+// says what each asks of the peer.
+const (
+	codeMalformed      = "malformed"
+	codeUnknownType    = "unknown_type"
+	codeUnexpected     = "unexpected"
+	codeStaleLink      = "stale_link"
+	codeStaleEpoch     = "stale_epoch"
+	codeForbidden      = "forbidden"
+	codeUnknownSession = "unknown_session"
+	codeAckBeyondSent  = "ack_beyond_sent"
+	codeReplayAhead    = "replay_ahead"
+	codeReplayBusy     = "replay_busy"
+	codeEventRejected  = "event_rejected"
+	codeEventTooLarge  = "event_too_large"
+	codeEnded          = "session_ended"
+	codeOverloaded     = "overloaded"
+	codeLimit          = "limit_exceeded"
+	codeVersion        = "version_unsupported"
+)
+
+// A ProtocolError is what a peer did wrong, or what a peer says that we did
+// wrong. Link.Handle returns one for a payload that it refused, and answers it
+// to the peer by itself; Items yields one for a watch that the hub ended; Publish
+// returns one for a session that the hub stopped.
+//
+// A Commit callback may return one with Code "event_rejected" and Seq set: the
+// agent then turns that event into a gap instead of sending it again (rule 11).
+type ProtocolError struct {
+	Code      string // one of the codes in PROTOCOL.md
+	Message   string // for people: may quote what the peer sent, at most 256 bytes
+	Retryable bool   // the same may succeed later
+	SessionID string // empty if it is not about one session
+	ViewerID  string // empty if it is not about one viewer
+	RequestID string // the replay request it answers, or empty
+	Epoch     string // the epoch it is about, or the current one
+	Seq       uint64 // the event it is about, or 0
+
+	fatal bool // the link fails (rule 6)
+}
+
+// Error names the code, the session, epoch and number as far as they are known.
+func (e *ProtocolError) Error() string {
+	s := "gvstream: " + e.Code
+	if e.SessionID != "" {
+		s += fmt.Sprintf(" session=%q", e.SessionID)
+	}
+	if e.Epoch != "" {
+		s += fmt.Sprintf(" epoch=%q", e.Epoch)
+	}
+	if e.Seq != 0 {
+		s += fmt.Sprintf(" seq=%d", e.Seq)
+	}
+	if e.Message != "" {
+		s += ": " + e.Message
+	}
+	return s
+}
+
+// Payload returns the error payload that tells the peer. It is for callers that
+// decode frames themselves and drive a Link by Handle and Next: Run and Handle
+// answer by themselves.
+func (e *ProtocolError) Payload() *ErrorPayload {
+	return &ErrorPayload{
+		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: e.Message,
+		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq,
+	}
+}
+
+// protocolError is the error that a peer's error payload reports.
+func (p *ErrorPayload) protocolError() *ProtocolError {
+	return &ProtocolError{
+		Code: p.Code, Message: p.Message, Retryable: p.Retryable, SessionID: p.SessionID,
+		ViewerID: p.ViewerID, RequestID: p.RequestID, Epoch: p.Epoch, Seq: p.Seq,
+	}
+}
+
+// malformed is the answer to a frame that breaks the protocol. It names no
+// session on the wire, since a frame like that can't be believed to say which.
+func malformed(format string, args ...any) *ProtocolError {
+	return &ProtocolError{Code: codeMalformed, Message: clip(fmt.Sprintf(format, args...))}
+}
+
+// refusal is an answer about one session.
+func refusal(code, sessionID, format string, args ...any) *ProtocolError {
+	return &ProtocolError{Code: code, SessionID: sessionID, Message: clip(fmt.Sprintf(format, args...))}
+}
+
+// maxMessage is the longest text of an error payload, in bytes.
+const maxMessage = 256
+
+// clip shortens a message that quotes a peer.
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	n := maxMessage
+	for n > 0 && s[n]&0xc0 == 0x80 { // not inside a rune
+		n--
+	}
+	return s[:n]
+}
+
+// An UnackedError is what Close returns when events were left that the hub had
+// not acknowledged. Streamer.Unacked still yields them.
+type UnackedError struct {
+	Sessions int // sessions with unacknowledged events
+	Events   int // unacknowledged events in all
+	Err      error
+}
+
+// Error gives the counts and why Close could not wait on.
+func (e *UnackedError) Error() string {
+	return fmt.Sprintf("gvstream: %d events of %d sessions not acknowledged: %v", e.Events, e.Sessions, e.Err)
+}
+
+// Unwrap returns what ended the wait: the context's error, or the error that
+// stopped a session.
+func (e *UnackedError) Unwrap() error { return e.Err }

@@ -1,0 +1,3 @@
+module github.com/vibetools/gvstream
+
+go 1.26.0

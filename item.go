@@ -1,0 +1,33 @@
+package gvstream
+
+// An Item is what a reader of a session is given next: exactly one of Event,
+// Gap and Reset is non-nil, or End is true. Whoever reads only Event reads nil
+// where something is missing: a gap can't be overlooked.
+//
+// An item and its bytes belong to whoever received it. Its identity, also after
+// a restart of agent, hub or viewer, is (SessionID, Epoch, number): the same
+// event has it again whenever it is replayed.
+type Item struct {
+	SessionID string
+	Epoch     string // for a Reset, the new epoch
+
+	Event *Event // what happened
+	Gap   *Gap   // numbers that can no longer be delivered
+	Reset *Reset // a new epoch begins: numbers start again from 1
+	End   bool   // the session is over: nothing follows
+
+	seq uint64 // the item's last number
+}
+
+// Position is where a reader is that has dealt with the item: what to persist,
+// and to give to Viewer.Watch or Hub.Items in order to continue behind it.
+func (it Item) Position() Position { return Position{it.Epoch, it.seq} }
+
+// A Reset says that the session began a new life, usually because its agent
+// restarted (rule 15). What stood between Old.Seq and PrevSeq in the epoch
+// PrevEpoch was accepted by the hub and did not reach this reader.
+type Reset struct {
+	Old       Position // how far this reader was
+	PrevEpoch string   // the epoch before the new one; empty: unknown
+	PrevSeq   uint64   // last number the hub accepted of PrevEpoch; 0: unknown
+}

@@ -1,0 +1,471 @@
+package gvstream
+
+import (
+	"encoding/json"
+	"time"
+	"unicode/utf8"
+)
+
+// Bounds of the protocol (PROTOCOL.md, rule 7 and "Limits").
+const (
+	// MaxSeq is the greatest sequence number, 2^53-1: every JSON reader keeps
+	// it exact. A session that used it publishes no more (ErrSeqExhausted).
+	MaxSeq = 1<<53 - 1
+
+	version        = 1
+	maxID          = 128       // bytes of a session, viewer, agent, link or request id, and of an event's type
+	maxEpoch       = 64        // bytes
+	maxBatchEvents = 256       // events of an event batch
+	maxReplayPage  = 100       // events of a replay batch
+	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
+	maxBatchGaps   = 512       // gaps of a batch: more than can stand between its events
+	maxStatus      = 256       // sessions of a status
+)
+
+// A Payload is one message of the protocol: a pointer to one of the payload
+// types of this package. A link's Next hands them out and Handle takes them.
+// A payload belongs to whoever received it and is read-only from then on.
+type Payload interface {
+	payloadType() string   // the envelope's type
+	check() *ProtocolError // whether a peer may say this at all
+}
+
+// HelloPayload is the first payload on every connection, from the agent or the
+// viewer (rule 3).
+type HelloPayload struct {
+	ViewerID string `json:"viewer_id"`
+	V        int    `json:"v"`    // version of the protocol: 1
+	Role     string `json:"role"` // "agent" or "viewer"
+}
+
+// WelcomePayload is the hub's answer to a hello (rules 3 and 17).
+type WelcomePayload struct {
+	ViewerID string `json:"viewer_id"` // the viewer as the hub knows it; empty for an agent
+	V        int    `json:"v"`
+	Link     string `json:"link"`   // stands in every later frame that has the field
+	Window   int    `json:"window"` // events that an agent may number beyond the hub's ack
+}
+
+// StatusPayload tells where sessions stand: from the agent when a link opens and
+// as a sign of life, from the hub to answer a watch and as a sign of life
+// (rules 5, 9 and 13).
+type StatusPayload struct {
+	ViewerID string          `json:"viewer_id"`
+	Link     string          `json:"link"`
+	More     bool            `json:"more,omitempty"` // another status follows that belongs to this one
+	Sessions []SessionStatus `json:"sessions,omitempty"`
+}
+
+// SessionStatus is one session in a StatusPayload.
+type SessionStatus struct {
+	SessionID string `json:"session_id"`
+	Epoch     string `json:"epoch"`     // empty: the hub knows no such session (yet)
+	FirstSeq  uint64 `json:"first_seq"` // first number the sender's log still holds
+	HeadSeq   uint64 `json:"head_seq"`  // agent: last number published; hub: last number accepted
+	AckSeq    uint64 `json:"ack_seq"`   // agent: last number acknowledged; hub: last number handed to this link
+	Ended     bool   `json:"ended,omitempty"`
+	PrevEpoch string `json:"prev_epoch,omitempty"` // the epoch before, if the hub knows it
+	PrevSeq   uint64 `json:"prev_seq,omitempty"`   // last number accepted of it
+}
+
+// EventBatchPayload carries events and gaps, which together tile FirstSeq to
+// LastSeq exactly: from an agent to the hub, and from the hub to a viewer
+// (rule 7).
+type EventBatchPayload struct {
+	SessionID string  `json:"session_id"`
+	ViewerID  string  `json:"viewer_id"` // the viewer it is for; empty to the hub
+	Epoch     string  `json:"epoch"`
+	Link      string  `json:"link"`
+	FirstSeq  uint64  `json:"first_seq"`
+	LastSeq   uint64  `json:"last_seq"`
+	HeadSeq   uint64  `json:"head_seq"` // last number the sender has
+	Events    []Event `json:"events,omitempty"`
+	Gaps      []Gap   `json:"gaps,omitempty"`
+
+	encoded encodedEvents
+}
+
+// AckBatchPayload acknowledges all events of a session up to a number: the hub
+// has accepted each of them, or its gap (rule 6).
+type AckBatchPayload struct {
+	SessionID string `json:"session_id"`
+	ViewerID  string `json:"viewer_id"` // empty: the hub. Else that viewer's progress, which frees nothing
+	Epoch     string `json:"epoch"`
+	Link      string `json:"link"`
+	UpToSeq   uint64 `json:"up_to_seq"`      // inclusive; 0: nothing yet
+	Nack      bool   `json:"nack,omitempty"` // what follows UpToSeq did not arrive: send again from there
+}
+
+// WatchPayload asks the hub for a session from a position on, or to stop
+// (rule 13).
+type WatchPayload struct {
+	SessionID string `json:"session_id"`
+	ViewerID  string `json:"viewer_id"`
+	Epoch     string `json:"epoch"`     // empty with AfterSeq 0: from the first event
+	AfterSeq  uint64 `json:"after_seq"` // exclusive
+	Stop      bool   `json:"stop,omitempty"`
+}
+
+// ReplayRequestPayload asks an agent for older events on behalf of one viewer
+// (rule 12).
+type ReplayRequestPayload struct {
+	SessionID string `json:"session_id"`
+	ViewerID  string `json:"viewer_id"`
+	RequestID string `json:"request_id"` // chosen by the hub, returned in every answer
+	Epoch     string `json:"epoch"`      // empty: the current one
+	AfterSeq  uint64 `json:"after_seq"`  // exclusive
+	UntilSeq  uint64 `json:"until_seq"`  // inclusive; 0: up to the last number published
+	Limit     int    `json:"limit"`      // events at the most; 0: everything up to UntilSeq
+}
+
+// ReplayBatchPayload answers a replay request, up to 100 events at a time, for
+// the one viewer it names (rule 12). Events and gaps tile FirstSeq to LastSeq
+// exactly; an empty one has LastSeq = FirstSeq-1.
+type ReplayBatchPayload struct {
+	SessionID     string  `json:"session_id"`
+	ViewerID      string  `json:"viewer_id"`
+	RequestID     string  `json:"request_id"`
+	Epoch         string  `json:"epoch"`
+	FirstSeq      uint64  `json:"first_seq"`
+	LastSeq       uint64  `json:"last_seq"`
+	UntilSeq      uint64  `json:"until_seq"`      // where the request ends
+	AvailableFrom uint64  `json:"available_from"` // first number the agent still holds
+	Done          bool    `json:"done,omitempty"` // the last batch of this request
+	Events        []Event `json:"events,omitempty"`
+	Gaps          []Gap   `json:"gaps,omitempty"`
+
+	encoded encodedEvents
+}
+
+// ErrorPayload refuses something (rule 11). It is never answered by another.
+type ErrorPayload struct {
+	SessionID string `json:"session_id"`
+	ViewerID  string `json:"viewer_id"`
+	Code      string `json:"code"`
+	Message   string `json:"message,omitempty"` // for people, at most 256 bytes
+	Retryable bool   `json:"retryable,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+	Epoch     string `json:"epoch,omitempty"`
+	Seq       uint64 `json:"seq,omitempty"`
+}
+
+// An Event is one thing that happened in a session. Publish sets Seq, and Time
+// if it is zero; the other fields are the caller's.
+//
+// Data is any JSON value; Bytes is for what is not JSON, such as raw terminal
+// output, and stands on the wire in base64. At most one of the two is set.
+// White space between JSON tokens is not kept.
+type Event struct {
+	Seq   uint64          `json:"seq"`
+	Time  time.Time       `json:"time,omitzero"`
+	Type  string          `json:"type,omitempty"` // at most 128 bytes, without control characters
+	Data  json.RawMessage `json:"data,omitempty"`
+	Bytes []byte          `json:"data_base64,omitempty"`
+	End   bool            `json:"end,omitempty"` // the last event of its session: set by Session.End
+}
+
+// A Gap is a range of numbers whose events can no longer be delivered.
+type Gap struct {
+	From   uint64 `json:"from"` // first missing number
+	To     uint64 `json:"to"`   // last missing number, inclusive
+	Reason Reason `json:"reason"`
+}
+
+// Reason says why the events of a gap are missing.
+type Reason string
+
+const (
+	// ReasonDropped: the agent's pending was full under DropOldest.
+	ReasonDropped Reason = "dropped"
+	// ReasonEvicted: they are older than the replay buffer reaches.
+	ReasonEvicted Reason = "evicted"
+	// ReasonRejected: the hub refused the event.
+	ReasonRejected Reason = "rejected"
+	// ReasonUnavailable: the agent that may hold them is away.
+	ReasonUnavailable Reason = "unavailable"
+)
+
+// A Position is how far somebody is in a session: an epoch and the last number
+// in it that was dealt with. The zero Position is before the first event. It is
+// never an epoch without its number or a number without its epoch.
+type Position struct {
+	Epoch string `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+}
+
+func (p Position) valid() bool {
+	return p.Epoch == "" && p.Seq == 0 || validEpoch(p.Epoch) && p.Seq <= MaxSeq
+}
+
+func (*HelloPayload) payloadType() string         { return "hello" }
+func (*WelcomePayload) payloadType() string       { return "welcome" }
+func (*StatusPayload) payloadType() string        { return "status" }
+func (*EventBatchPayload) payloadType() string    { return "event_batch" }
+func (*AckBatchPayload) payloadType() string      { return "ack_batch" }
+func (*WatchPayload) payloadType() string         { return "watch" }
+func (*ReplayRequestPayload) payloadType() string { return "replay_request" }
+func (*ReplayBatchPayload) payloadType() string   { return "replay_batch" }
+func (*ErrorPayload) payloadType() string         { return "error" }
+
+// The check methods stand between a peer and any state: whatever codec the
+// caller uses, nothing else looks at a payload before them.
+
+func (p *HelloPayload) check() *ProtocolError {
+	switch {
+	case !optionalID(p.ViewerID):
+		return malformed("hello: bad viewer_id")
+	case p.Role != roleAgent && p.Role != roleViewer:
+		return malformed("hello: unknown role %q", cut(p.Role))
+	}
+	return nil
+}
+
+const (
+	roleAgent  = "agent"
+	roleViewer = "viewer"
+)
+
+func (p *WelcomePayload) check() *ProtocolError {
+	switch {
+	case !optionalID(p.ViewerID):
+		return malformed("welcome: bad viewer_id")
+	case !validID(p.Link):
+		return malformed("welcome: bad link")
+	case p.Window < 0:
+		return malformed("welcome: negative window")
+	}
+	return nil
+}
+
+func (p *StatusPayload) check() *ProtocolError {
+	switch {
+	case !optionalID(p.ViewerID):
+		return malformed("status: bad viewer_id")
+	case !validID(p.Link):
+		return malformed("status: bad link")
+	case len(p.Sessions) > maxStatus:
+		return malformed("status: more than %d sessions", maxStatus)
+	}
+	for i := range p.Sessions {
+		if err := p.Sessions[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *SessionStatus) check() *ProtocolError {
+	switch {
+	case !validID(s.SessionID):
+		return malformed("status: bad session_id")
+	case s.Epoch == "" && (s.HeadSeq|s.AckSeq|s.PrevSeq != 0 || s.Ended || s.PrevEpoch != ""):
+		return malformed("status: numbers without an epoch")
+	case s.Epoch != "" && !validEpoch(s.Epoch) || s.PrevEpoch != "" && !validEpoch(s.PrevEpoch):
+		return malformed("status: bad epoch")
+	case s.HeadSeq > MaxSeq || s.AckSeq > s.HeadSeq || s.FirstSeq > s.HeadSeq+1 || s.PrevSeq > MaxSeq:
+		return malformed("status: numbers out of order")
+	}
+	return nil
+}
+
+func (p *EventBatchPayload) check() *ProtocolError {
+	switch {
+	case !validID(p.SessionID):
+		return malformed("event_batch: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("event_batch: bad viewer_id")
+	case !validEpoch(p.Epoch):
+		return malformed("event_batch: bad epoch")
+	case !validID(p.Link):
+		return malformed("event_batch: bad link")
+	case len(p.Events) > maxBatchEvents:
+		return malformed("event_batch: more than %d events", maxBatchEvents)
+	case p.HeadSeq < p.LastSeq || p.HeadSeq > MaxSeq:
+		return malformed("event_batch: head %d before last %d, or too large", p.HeadSeq, p.LastSeq)
+	case p.LastSeq < p.FirstSeq:
+		return malformed("event_batch: empty")
+	}
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, p.Gaps)
+}
+
+func (p *AckBatchPayload) check() *ProtocolError {
+	switch {
+	case !validID(p.SessionID):
+		return malformed("ack_batch: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("ack_batch: bad viewer_id")
+	case !validEpoch(p.Epoch):
+		return malformed("ack_batch: bad epoch")
+	case !validID(p.Link):
+		return malformed("ack_batch: bad link")
+	case p.UpToSeq > MaxSeq:
+		return malformed("ack_batch: up_to_seq too large")
+	}
+	return nil
+}
+
+func (p *WatchPayload) check() *ProtocolError {
+	switch {
+	case !validID(p.SessionID):
+		return malformed("watch: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("watch: bad viewer_id")
+	case !(Position{p.Epoch, p.AfterSeq}).valid():
+		return malformed("watch: bad position")
+	}
+	return nil
+}
+
+func (p *ReplayRequestPayload) check() *ProtocolError {
+	switch {
+	case !validID(p.SessionID):
+		return malformed("replay_request: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("replay_request: bad viewer_id")
+	case !validID(p.RequestID):
+		return malformed("replay_request: bad request_id")
+	case !(Position{p.Epoch, p.AfterSeq}).valid():
+		return malformed("replay_request: bad position")
+	case p.UntilSeq > MaxSeq || p.UntilSeq != 0 && p.UntilSeq < p.AfterSeq:
+		return malformed("replay_request: until %d before after %d, or too large", p.UntilSeq, p.AfterSeq)
+	case p.Limit < 0:
+		return malformed("replay_request: negative limit")
+	}
+	return nil
+}
+
+func (p *ReplayBatchPayload) check() *ProtocolError {
+	switch {
+	case !validID(p.SessionID):
+		return malformed("replay_batch: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("replay_batch: bad viewer_id")
+	case !validID(p.RequestID):
+		return malformed("replay_batch: bad request_id")
+	case !validEpoch(p.Epoch):
+		return malformed("replay_batch: bad epoch")
+	case len(p.Events) > maxReplayPage:
+		return malformed("replay_batch: more than %d events", maxReplayPage)
+	case p.UntilSeq > MaxSeq || p.LastSeq > p.UntilSeq || p.AvailableFrom > MaxSeq+1:
+		return malformed("replay_batch: numbers out of order")
+	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
+		return malformed("replay_batch: ends before it starts")
+	}
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, p.Gaps)
+}
+
+func (p *ErrorPayload) check() *ProtocolError {
+	switch {
+	case p.SessionID != "" && !validID(p.SessionID):
+		return malformed("error: bad session_id")
+	case !optionalID(p.ViewerID):
+		return malformed("error: bad viewer_id")
+	case !validID(p.Code):
+		return malformed("error: bad code")
+	case len(p.Message) > maxMessage || !utf8.ValidString(p.Message):
+		return malformed("error: bad message")
+	case !optionalID(p.RequestID):
+		return malformed("error: bad request_id")
+	case p.Epoch != "" && !validEpoch(p.Epoch):
+		return malformed("error: bad epoch")
+	case p.Seq > MaxSeq:
+		return malformed("error: seq too large")
+	}
+	return nil
+}
+
+// checkTiles reports whether events and gaps cover first to last exactly, each
+// number once and in order, with nothing after an end.
+func checkTiles(first, last uint64, events []Event, gaps []Gap) *ProtocolError {
+	if first == 0 || last > MaxSeq {
+		return malformed("batch: numbers start at 1 and end at %d", uint64(MaxSeq))
+	}
+	if len(gaps) > maxBatchGaps {
+		return malformed("batch: more than %d gaps", maxBatchGaps)
+	}
+	next := first
+	for len(events) > 0 || len(gaps) > 0 {
+		switch {
+		case len(events) > 0 && events[0].Seq == next:
+			if err := events[0].checkFields(); err != nil {
+				return malformed("batch: event %d: %v", next, err)
+			}
+			if events[0].End && next != last {
+				return malformed("batch: something follows the end %d", next)
+			}
+			events = events[1:]
+			next++
+		case len(gaps) > 0 && gaps[0].From == next && gaps[0].To >= next && gaps[0].To <= last:
+			if !validReason(gaps[0].Reason) {
+				return malformed("batch: gap at %d: bad reason", next)
+			}
+			next = gaps[0].To + 1
+			gaps = gaps[1:]
+		default:
+			return malformed("batch: nothing tiles number %d", next)
+		}
+	}
+	if next != last+1 {
+		return malformed("batch: ends at %d, not at last_seq %d", next-1, last)
+	}
+	return nil
+}
+
+// checkFields checks what can be checked of an event without reading its data.
+func (e *Event) checkFields() error {
+	switch {
+	case len(e.Type) > maxID || e.Type != "" && !validID(e.Type):
+		return ErrInvalidData
+	case len(e.Data) > 0 && len(e.Bytes) > 0:
+		return ErrInvalidData
+	case !e.Time.IsZero() && (e.Time.Year() < 0 || e.Time.Year() > 9999):
+		return ErrInvalidData
+	}
+	return nil
+}
+
+// validID reports whether s is 1 to 128 bytes of UTF-8 without control
+// characters.
+func validID(s string) bool {
+	if len(s) == 0 || len(s) > maxID {
+		return false
+	}
+	for i := 0; i < len(s); {
+		if c := s[i]; c < utf8.RuneSelf {
+			if c < 0x20 || c == 0x7f {
+				return false
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 || r >= 0x80 && r <= 0x9f {
+			return false
+		}
+		i += n
+	}
+	return true
+}
+
+func optionalID(s string) bool { return s == "" || validID(s) }
+
+// validEpoch reports whether s is 1 to 64 bytes of [0-9a-z_-] (rule 2).
+func validEpoch(s string) bool {
+	return len(s) > 0 && len(s) <= maxEpoch && onlyWordBytes(s)
+}
+
+// validReason lets later versions have reasons that this one does not know.
+func validReason(r Reason) bool { return len(r) > 0 && len(r) <= 32 && onlyWordBytes(string(r)) }
+
+func onlyWordBytes(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// cut shortens a peer's word for an error message.
+func cut(s string) string { return s[:min(len(s), 32)] }
