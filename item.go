@@ -31,3 +31,26 @@ type Reset struct {
 	PrevEpoch string   // the epoch before the new one; empty: unknown
 	PrevSeq   uint64   // last number the hub accepted of PrevEpoch; 0: unknown
 }
+
+// items are the page's events and gaps as a reader gets them.
+func (p *page) items(sessionID, epoch string) []Item {
+	events, gaps, _ := p.split()
+	return tile(sessionID, epoch, events, gaps)
+}
+
+// tile puts events and gaps, each in order, into one order.
+func tile(sessionID, epoch string, events []Event, gaps []Gap) []Item {
+	out := make([]Item, 0, len(events)+len(gaps))
+	for len(events) > 0 || len(gaps) > 0 {
+		it := Item{SessionID: sessionID, Epoch: epoch}
+		if len(gaps) > 0 && (len(events) == 0 || gaps[0].From < events[0].Seq) {
+			it.Gap, it.seq = &gaps[0], gaps[0].To
+			gaps = gaps[1:]
+		} else {
+			it.Event, it.seq = &events[0], events[0].Seq
+			events = events[1:]
+		}
+		out = append(out, it)
+	}
+	return out
+}

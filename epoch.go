@@ -1,0 +1,82 @@
+package gvstream
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/binary"
+	"io"
+	"sync"
+	"time"
+)
+
+// Epochs are 26 characters: 48 bits of Unix milliseconds and 80 random bits, in
+// an alphabet that sorts bytewise, so that a later epoch is the greater string
+// (rule 2).
+var epochEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+const (
+	epochLen     = 26
+	maxEpochLead = 24 * time.Hour // how far ahead of the hub's clock an epoch may be
+)
+
+// A minter makes epochs, each greater than those it made before, and ids that
+// nobody can guess.
+type minter struct {
+	random io.Reader
+
+	mu   sync.Mutex // protects the field below
+	last uint64     // milliseconds of the newest epoch
+}
+
+// process is the minter of this process: one clock that never goes back.
+var process = &minter{random: rand.Reader}
+
+// epoch mints an epoch of now, or of the first millisecond behind all that were
+// minted before.
+func (m *minter) epoch(now time.Time) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = max(uint64(max(now.UnixMilli(), 0)), m.last+1) & (1<<48 - 1)
+	return m.encode(m.last)
+}
+
+// past mints an epoch that is greater than other, unless other is of the last
+// millisecond there is or no epoch of this kind.
+func (m *minter) past(now time.Time, other string) (string, bool) {
+	if at, ok := epochTime(other); ok && at.After(now) {
+		now = at.Add(time.Millisecond)
+	}
+	e := m.epoch(now)
+	return e, e > other
+}
+
+// id returns 128 random bits as text.
+func (m *minter) id() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.encode(m.bits() >> 16)
+}
+
+func (m *minter) bits() uint64 {
+	var b [8]byte
+	if _, err := io.ReadFull(m.random, b[:]); err != nil {
+		panic("gvstream: no randomness: " + err.Error()) // crypto/rand never fails
+	}
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (m *minter) encode(head uint64) string {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], head<<16|m.bits()>>48)
+	binary.BigEndian.PutUint64(b[8:], m.bits())
+	return epochEncoding.EncodeToString(b[:])
+}
+
+// epochTime is when an epoch was minted; false if it is not of our making.
+func epochTime(e string) (time.Time, bool) {
+	b, err := epochEncoding.DecodeString(e)
+	if err != nil || len(e) != epochLen {
+		return time.Time{}, false
+	}
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(b[:8]) >> 16)), true
+}
