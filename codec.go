@@ -1,3 +1,1044 @@
 package gvstream
 
-type encodedEvents struct{}
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// maxDepth is how deep the data of an event, or a field that we ignore, may nest.
+const maxDepth = 500
+
+// Marshal returns the JSON envelope of p, {"type":"ack_batch","payload":{…}}, on
+// one line without a newline. It means what encoding/json makes of p; times are
+// in UTC. It does not block, may be called concurrently for the same p, and the
+// result is the caller's.
+//
+// It fails for a nil p and, wrapping ErrInvalidData, for an event that can't be
+// told. It does not check that a peer may say p.
+func Marshal(p Payload) ([]byte, error) { return Append(nil, p) }
+
+// Append is Marshal into a buffer of the caller's: it appends the envelope to dst
+// and returns the extended slice. After an error it returns dst as it was. It
+// keeps neither dst nor p.
+func Append(dst []byte, p Payload) ([]byte, error) {
+	if v := reflect.ValueOf(p); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return dst, errors.New("gvstream: nil payload")
+	}
+	w := walker{out: append(dst, `{"type":"`...)}
+	w.out = append(w.out, p.payloadType()...)
+	w.out = append(w.out, `","payload":{`...)
+	w.fields(p)
+	if w.err != nil {
+		return dst, w.err
+	}
+	return append(w.out, "}}"...), nil
+}
+
+// Unmarshal returns the payload in a JSON envelope, checked: what it returns obeys
+// the limits of the protocol, and its batches are without holes. It does not
+// block, may be called concurrently, and keeps no reference to data; events of
+// one batch share one piece of memory, which is read-only.
+//
+// It is stricter than encoding/json: names must match in case, a field may stand
+// once, numbers are plain integers from 0 to MaxSeq, and text is valid UTF-8.
+// Unknown fields are ignored, null is an absent field, and the order of fields
+// does not matter. It never spends memory on more entries than a payload may have.
+//
+// Every error is a *ProtocolError with code "malformed", or "unknown_type" for a
+// type that this version does not know: answer it, and go on (rule 11).
+func Unmarshal(data []byte) (Payload, error) {
+	if !utf8.Valid(data) {
+		return nil, malformed("frame: not valid UTF-8")
+	}
+	d := &decoder{scanner: scanner{b: data}}
+	p, typ := d.envelope()
+	switch {
+	case d.err != nil:
+		return nil, d.err
+	case p == nil:
+		return nil, &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// newPayload returns an empty payload of a type, or nil.
+func newPayload(typ string) Payload {
+	switch typ {
+	case "hello":
+		return new(HelloPayload)
+	case "welcome":
+		return new(WelcomePayload)
+	case "status":
+		return new(StatusPayload)
+	case "event_batch":
+		return new(EventBatchPayload)
+	case "ack_batch":
+		return new(AckBatchPayload)
+	case "watch":
+		return new(WatchPayload)
+	case "replay_request":
+		return new(ReplayRequestPayload)
+	case "replay_batch":
+		return new(ReplayBatchPayload)
+	case "error":
+		return new(ErrorPayload)
+	}
+	return nil
+}
+
+// A walker is given the fields of an object one after the other, by the one list
+// that each type has for both directions. Without a decoder it appends them to
+// out; with one it reads the value of the field that is called key.
+type walker struct {
+	out []byte
+	err error
+
+	d    *decoder
+	key  []byte
+	hit  bool   // the field called key was found
+	bit  uint32 // of the next field
+	seen uint32 // bits of the fields that were read
+}
+
+// fields calls the list of p, a payload or a part of one. A type switch, unlike an
+// interface, leaves the walker on the stack.
+func (w *walker) fields(p any) {
+	switch p := p.(type) {
+	case *HelloPayload:
+		w.text("viewer_id", &p.ViewerID)
+		w.whole("v", &p.V)
+		w.text("role", &p.Role)
+	case *WelcomePayload:
+		w.text("viewer_id", &p.ViewerID)
+		w.whole("v", &p.V)
+		w.text("link", &p.Link)
+		w.whole("window", &p.Window)
+	case *StatusPayload:
+		w.text("viewer_id", &p.ViewerID)
+		w.text("link", &p.Link)
+		w.flag("more", &p.More)
+		walkList(w, "sessions", &p.Sessions, maxStatus)
+	case *SessionStatus:
+		w.text("session_id", &p.SessionID)
+		w.text("epoch", &p.Epoch)
+		w.first("first_seq", &p.FirstSeq)
+		w.seq("head_seq", &p.HeadSeq)
+		w.seq("ack_seq", &p.AckSeq)
+		w.flag("ended", &p.Ended)
+		w.optText("prev_epoch", &p.PrevEpoch)
+		w.optSeq("prev_seq", &p.PrevSeq)
+	case *EventBatchPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("epoch", &p.Epoch)
+		w.text("link", &p.Link)
+		w.first("first_seq", &p.FirstSeq)
+		w.seq("last_seq", &p.LastSeq)
+		w.seq("head_seq", &p.HeadSeq)
+		w.events(&p.Events, &p.encoded, p.LastSeq-p.FirstSeq, maxBatchEvents)
+		walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+	case *AckBatchPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("epoch", &p.Epoch)
+		w.text("link", &p.Link)
+		w.seq("up_to_seq", &p.UpToSeq)
+		w.flag("nack", &p.Nack)
+	case *WatchPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("epoch", &p.Epoch)
+		w.seq("after_seq", &p.AfterSeq)
+		w.flag("stop", &p.Stop)
+	case *ReplayRequestPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("request_id", &p.RequestID)
+		w.text("epoch", &p.Epoch)
+		w.seq("after_seq", &p.AfterSeq)
+		w.seq("until_seq", &p.UntilSeq)
+		w.whole("limit", &p.Limit)
+	case *ReplayBatchPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("request_id", &p.RequestID)
+		w.text("epoch", &p.Epoch)
+		w.first("first_seq", &p.FirstSeq)
+		w.seq("last_seq", &p.LastSeq)
+		w.seq("until_seq", &p.UntilSeq)
+		w.first("available_from", &p.AvailableFrom)
+		w.flag("done", &p.Done)
+		w.events(&p.Events, &p.encoded, p.LastSeq-p.FirstSeq, maxReplayPage)
+		walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+	case *ErrorPayload:
+		w.text("session_id", &p.SessionID)
+		w.text("viewer_id", &p.ViewerID)
+		w.text("code", &p.Code)
+		w.optText("message", &p.Message)
+		w.flag("retryable", &p.Retryable)
+		w.optText("request_id", &p.RequestID)
+		w.optText("epoch", &p.Epoch)
+		w.optSeq("seq", &p.Seq)
+	case *Gap:
+		w.seq("from", &p.From)
+		w.seq("to", &p.To)
+		w.text("reason", (*string)(&p.Reason))
+	default:
+		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
+	}
+}
+
+// at reports whether the named field's value is to be written, or read, now.
+func (w *walker) at(name string) bool {
+	if w.d == nil {
+		if w.out[len(w.out)-1] != '{' {
+			w.out = append(w.out, ',')
+		}
+		w.out = append(append(append(w.out, '"'), name...), '"', ':')
+		return true
+	}
+	bit := w.bit
+	w.bit <<= 1
+	if w.hit || string(w.key) != name {
+		return false
+	}
+	w.hit = true
+	return w.d.once(&w.seen, bit, name) && !w.d.null()
+}
+
+func (w *walker) text(name string, p *string) {
+	switch {
+	case !w.at(name):
+	case w.d != nil:
+		*p = w.d.text()
+	default:
+		w.out = appendString(w.out, *p)
+	}
+}
+
+func (w *walker) seq(name string, p *uint64) { w.number(name, p, MaxSeq) }
+
+// first is where a range begins: behind the last number there is, if it is empty.
+func (w *walker) first(name string, p *uint64) { w.number(name, p, MaxSeq+1) }
+
+func (w *walker) number(name string, p *uint64, most uint64) {
+	switch {
+	case !w.at(name):
+	case w.d != nil:
+		*p = w.d.number(most)
+	default:
+		w.out = strconv.AppendUint(w.out, *p, 10)
+	}
+}
+
+func (w *walker) whole(name string, p *int) {
+	switch {
+	case !w.at(name):
+	case w.d != nil:
+		*p = int(w.d.number(min(MaxSeq, math.MaxInt)))
+	default:
+		w.out = strconv.AppendInt(w.out, int64(*p), 10)
+	}
+}
+
+// The fields below are left out when they are zero.
+
+func (w *walker) optText(name string, p *string) {
+	if w.d != nil || *p != "" {
+		w.text(name, p)
+	}
+}
+
+func (w *walker) optSeq(name string, p *uint64) {
+	if w.d != nil || *p != 0 {
+		w.seq(name, p)
+	}
+}
+
+func (w *walker) flag(name string, p *bool) {
+	switch {
+	case w.d == nil && !*p, !w.at(name):
+	case w.d != nil:
+		*p = w.d.boolean()
+	default:
+		w.out = append(w.out, "true"...)
+	}
+}
+
+func walkList[T any](w *walker, name string, p *[]T, limit int) {
+	switch {
+	case w.d == nil && len(*p) == 0, !w.at(name):
+		return
+	case w.d != nil:
+		*p = decodeList[T](w.d, limit)
+		return
+	}
+	sep := byte('[')
+	for i := range *p {
+		w.out = append(w.out, sep, '{')
+		w.fields(&(*p)[i])
+		w.out = append(w.out, '}')
+		sep = ','
+	}
+	w.out = append(w.out, ']')
+}
+
+// events walks the events of a batch, of which at least about more+1 are expected.
+func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int) {
+	switch {
+	case w.d == nil && len(*p) == 0, !w.at("events"):
+		return
+	case w.d != nil:
+		*p = w.d.events(more, limit)
+		return
+	}
+	w.out = append(w.out, '[')
+	if made.isOf(*p) {
+		w.out = append(w.out, made.json...)
+	} else {
+		w.eachEvent(*p)
+	}
+	w.out = append(w.out, ']')
+}
+
+func (w *walker) eachEvent(events []Event) {
+	for i := range events {
+		if i > 0 {
+			w.out = append(w.out, ',')
+		}
+		out, _, _, err := appendEventTail(appendEventHead(w.out, events[i].Seq), &events[i])
+		if err != nil {
+			w.err = fmt.Errorf("event %d: %w", events[i].Seq, err)
+			return
+		}
+		w.out = out
+	}
+}
+
+// encodedEvents is the JSON of a batch's events, made when they were published
+// and copied with them, so that a resend or a replay encodes nothing again.
+type encodedEvents struct {
+	json   []byte  // the events' JSON objects, separated by commas; nil: there is none
+	events []Event // what it is the JSON of: shares Data and Bytes with the payload's events
+}
+
+// isOf reports whether the JSON still is that of events: a caller between Next
+// and the wire may have put other events, or other bytes, into the payload.
+func (m *encodedEvents) isOf(events []Event) bool {
+	if m.json == nil || len(m.events) != len(events) {
+		return false
+	}
+	for i := range events {
+		a, b := &m.events[i], &events[i]
+		if a.Seq != b.Seq || a.Time != b.Time || a.Type != b.Type || a.End != b.End ||
+			!sameBytes(a.Data, b.Data) || !sameBytes(a.Bytes, b.Bytes) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameBytes reports whether a and b are the same memory.
+func sameBytes(a, b []byte) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// appendEventHead appends `{"seq":N`.
+func appendEventHead(dst []byte, seq uint64) []byte {
+	return strconv.AppendUint(append(dst, `{"seq":`...), seq, 10)
+}
+
+// appendEventTail appends what follows the seq in the JSON of an event, closing
+// brace included. It wraps ErrInvalidData, and returns dst as it was, if e can't
+// be told. out[dataLo:dataHi] is the value of Data, or the base64 text of Bytes
+// without its quotes; 0, 0 if there is neither.
+func appendEventTail(dst []byte, e *Event) (out []byte, dataLo, dataHi int, err error) {
+	if err := e.checkFields(); err != nil {
+		return dst, 0, 0, err
+	}
+	out = dst
+	if !e.Time.IsZero() {
+		t := e.Time.UTC()
+		if t.Year() < 0 || t.Year() > 9999 {
+			return dst, 0, 0, fmt.Errorf("%w: year %d", ErrInvalidData, t.Year())
+		}
+		out = append(out, `,"time":"`...)
+		out = append(t.AppendFormat(out, "2006-01-02T15:04:05.999999999Z"), '"')
+	}
+	if e.Type != "" {
+		out = appendString(append(out, `,"type":`...), e.Type)
+	}
+	switch {
+	case len(e.Data) > 0:
+		out = append(out, `,"data":`...)
+		dataLo = len(out)
+		if out, err = appendJSON(out, e.Data); err != nil {
+			return dst, 0, 0, err
+		}
+		dataHi = len(out)
+	case len(e.Bytes) > 0:
+		out = append(out, `,"data_base64":"`...)
+		dataLo = len(out)
+		out = base64.StdEncoding.AppendEncode(out, e.Bytes)
+		dataHi = len(out)
+		out = append(out, '"')
+	}
+	if e.End {
+		out = append(out, `,"end":true`...)
+	}
+	return append(out, '}'), dataLo, dataHi, nil
+}
+
+// appendJSON appends the JSON value in src without insignificant white space. It
+// wraps ErrInvalidData, and returns dst as it was, if src is not exactly one JSON
+// value in valid UTF-8, nested at most maxDepth deep.
+func appendJSON(dst, src []byte) ([]byte, error) {
+	if !utf8.Valid(src) {
+		return dst, fmt.Errorf("%w: data: not valid UTF-8", ErrInvalidData)
+	}
+	s := scanner{b: src}
+	s.skip(0)
+	s.end()
+	if s.err != nil {
+		return dst, fmt.Errorf("%w: data: %s", ErrInvalidData, s.err.Message)
+	}
+	return appendCompact(dst, src, s.spaces), nil
+}
+
+// appendCompact appends valid JSON without the white space, so many bytes of it,
+// that stands between its tokens.
+func appendCompact(dst, src []byte, spaces int) []byte {
+	if spaces == 0 {
+		return append(dst, src...)
+	}
+	for i := 0; i < len(src); {
+		from := i
+		if src[i] == '"' {
+			i = stringEnd(src, i+1)
+		} else {
+			for i < len(src) && src[i] > ' ' && src[i] != '"' {
+				i++
+			}
+		}
+		dst = append(dst, src[from:i]...)
+		for i < len(src) && src[i] <= ' ' {
+			i++
+		}
+	}
+	return dst
+}
+
+// stringEnd returns the index behind the string that b[i] is in, which is valid.
+func stringEnd(b []byte, i int) int {
+	for {
+		i += plainLen(b[i:])
+		if b[i] == '"' {
+			return i + 1
+		}
+		i += 2 // the backslash and what it escapes, or its u
+	}
+}
+
+// appendString appends s as a JSON string. Like encoding/json it tells bytes that
+// are not UTF-8 as U+FFFD.
+func appendString(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	from := 0
+	for i := 0; i < len(s); {
+		c, n := s[i], 1
+		if c >= utf8.RuneSelf {
+			var r rune
+			if r, n = utf8.DecodeRuneInString(s[i:]); r != utf8.RuneError || n > 1 {
+				i += n
+				continue
+			}
+		} else if c >= ' ' && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		dst = append(dst, s[from:i]...)
+		switch {
+		case c >= utf8.RuneSelf:
+			dst = append(dst, `\ufffd`...)
+		case c < ' ':
+			const hex = "0123456789abcdef"
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		default:
+			dst = append(dst, '\\', c)
+		}
+		i += n
+		from = i
+	}
+	return append(append(dst, s[from:]...), '"')
+}
+
+// A decoder reads the frames of the protocol. The first failure stays in err and
+// moves it to the end of the input, so that every loop comes to its end.
+type decoder struct {
+	scanner
+	field string    // being read, for messages
+	arena int       // bytes that the events' data needs
+	words [8]string // texts seen before: types and reasons repeat
+}
+
+// envelope returns the payload, or nil and the type if that is unknown.
+func (d *decoder) envelope() (p Payload, typ string) {
+	var seen uint32
+	at := -1 // where a payload stands that came before its type
+	found := false
+	for key := d.firstKey(); key != nil; key = d.nextKey() {
+		switch string(d.name(key)) {
+		case "type":
+			if d.once(&seen, 1, "type") && !d.null() {
+				typ = d.text()
+				p = newPayload(typ)
+			}
+		case "payload":
+			if !d.once(&seen, 2, "payload") || d.null() {
+				continue
+			}
+			found = true
+			if p != nil {
+				d.object(p)
+				continue
+			}
+			at = d.i
+			d.skip(0)
+		default:
+			d.skip(0)
+		}
+	}
+	d.end()
+	switch {
+	case typ == "":
+		d.fail("envelope without a type")
+	case !found && p != nil:
+		d.fail("envelope without a payload")
+	case at >= 0 && p != nil && d.err == nil:
+		d.i = at
+		d.object(p)
+	}
+	return p, typ
+}
+
+// object reads the fields of p, a payload or a part of one.
+func (d *decoder) object(p any) {
+	if d.null() {
+		return
+	}
+	w := walker{d: d}
+	for key := d.firstKey(); key != nil; key = d.nextKey() {
+		w.key, w.hit, w.bit = d.name(key), false, 1
+		w.fields(p)
+		if !w.hit {
+			d.skip(0)
+		}
+	}
+}
+
+func decodeList[T any](d *decoder, limit int) (list []T) {
+	name := d.field
+	for more := d.firstItem(); more; more = d.nextItem() {
+		if len(list) == limit {
+			d.fail(name + ": too many")
+			break
+		}
+		list = append(list, *new(T))
+		d.object(&list[len(list)-1])
+	}
+	return list
+}
+
+// events reads the events of a batch, about more+1 of them.
+func (d *decoder) events(more uint64, limit int) (events []Event) {
+	for next := d.firstItem(); next; next = d.nextItem() {
+		switch {
+		case len(events) == limit:
+			d.fail("events: too many")
+			return nil
+		case events == nil: // at least 10 bytes each, `{"seq":1},`
+			n := min(more, uint64(limit-1), uint64(len(d.b)-d.i)/10)
+			events = make([]Event, 0, n+1)
+		}
+		events = append(events, Event{})
+		d.event(&events[len(events)-1])
+	}
+	if d.err == nil {
+		d.own(events)
+	}
+	return events
+}
+
+// event reads one event. Its Data and Bytes are what stands in the frame, until
+// own copies them.
+func (d *decoder) event(e *Event) {
+	if d.null() {
+		return
+	}
+	var seen uint32
+	for key := d.firstKey(); key != nil; key = d.nextKey() {
+		switch string(d.name(key)) {
+		case "seq":
+			if d.once(&seen, 1, "seq") && !d.null() {
+				e.Seq = d.number(MaxSeq)
+			}
+		case "time":
+			if d.once(&seen, 2, "time") && !d.null() {
+				e.Time = d.time()
+			}
+		case "type":
+			if d.once(&seen, 4, "type") && !d.null() {
+				e.Type = d.text()
+			}
+		case "data": // null is a value here
+			if d.once(&seen, 8, "data") {
+				start, spaces := d.i, d.spaces
+				d.skip(0)
+				e.Data = d.b[start:d.i]
+				d.arena += len(e.Data) - (d.spaces - spaces)
+			}
+		case "data_base64":
+			if d.once(&seen, 16, "data_base64") && !d.null() {
+				e.Bytes = d.str()
+				d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+			}
+		case "end":
+			if d.once(&seen, 32, "end") && !d.null() {
+				e.End = d.boolean()
+			}
+		default:
+			d.skip(0)
+		}
+	}
+}
+
+// own copies what the events took from the frame into one piece of memory.
+func (d *decoder) own(events []Event) {
+	arena := make([]byte, 0, d.arena)
+	for i := range events {
+		e, from := &events[i], len(arena)
+		if e.Data != nil {
+			arena = appendCompact(arena, e.Data, d.spaces)
+			e.Data = arena[from:len(arena):len(arena)]
+			from = len(arena)
+		}
+		if e.Bytes == nil {
+			continue
+		}
+		text, ok := unquote(e.Bytes)
+		var err error
+		if arena, err = base64.StdEncoding.AppendDecode(arena, text); err != nil || !ok {
+			d.err = malformed("event %d: data_base64: not base64", e.Seq)
+			return
+		}
+		if e.Bytes = nil; len(arena) > from {
+			e.Bytes = arena[from:len(arena):len(arena)]
+		}
+	}
+}
+
+// once marks a field as seen and reports whether it is for the first time.
+func (d *decoder) once(seen *uint32, bit uint32, name string) bool {
+	d.field = name
+	if *seen&bit != 0 {
+		d.fail(name + ": given twice")
+		return false
+	}
+	*seen |= bit
+	return d.peek() != 0
+}
+
+// null reads a null, if one comes next.
+func (d *decoder) null() bool {
+	if d.peek() != 'n' {
+		return false
+	}
+	d.literal("null")
+	return true
+}
+
+func (d *decoder) boolean() bool {
+	switch d.peek() {
+	case 't':
+		d.literal("true")
+		return true
+	case 'f':
+		d.literal("false")
+	default:
+		d.fail(d.field + ": want true or false")
+	}
+	return false
+}
+
+// number reads a plain integer: no sign, fraction, exponent or leading zero.
+func (d *decoder) number(most uint64) uint64 {
+	d.peek()
+	start, n := d.i, uint64(0)
+	for d.i < len(d.b) && d.b[d.i]-'0' <= 9 && n <= most {
+		n = n*10 + uint64(d.b[d.i]-'0')
+		d.i++
+	}
+	switch {
+	case d.i == start, n > most, d.b[start] == '0' && d.i > start+1,
+		d.i < len(d.b) && (d.b[d.i] == '.' || d.b[d.i]|0x20 == 'e'):
+		d.i = start
+		d.fail(d.field + ": want an integer from 0 to " + strconv.FormatUint(most, 10))
+		return 0
+	}
+	return n
+}
+
+func (d *decoder) time() (t time.Time) {
+	d.peek()
+	start := d.i
+	d.skip(0)
+	if d.err != nil {
+		return t
+	}
+	if err := t.UnmarshalJSON(d.b[start:d.i]); err != nil {
+		d.i = start
+		d.fail(d.field + ": want a time as of RFC 3339")
+	}
+	return t.UTC()
+}
+
+func (d *decoder) text() string {
+	if d.peek() != '"' {
+		d.fail(d.field + ": want a string")
+		return ""
+	}
+	start := d.i
+	text, ok := d.str(), true
+	if d.escaped {
+		text, ok = unquote(text)
+	}
+	switch {
+	case !ok:
+		d.i = start
+		d.fail(d.field + ": half a surrogate pair")
+		return ""
+	case len(text) == 0:
+		return ""
+	}
+	word := &d.words[(text[0]+text[len(text)-1])%8]
+	if *word != string(text) {
+		*word = string(text)
+	}
+	return *word
+}
+
+// name returns an object's key without escapes. Of one that is no text, it
+// returns something that is no name.
+func (d *decoder) name(key []byte) []byte {
+	if d.escaped {
+		if name, ok := unquote(key); ok {
+			return name
+		}
+	}
+	return key
+}
+
+// unquote replaces the escapes in a valid string. It reports false for half a
+// surrogate pair, with which different texts could become the same.
+func unquote(s []byte) ([]byte, bool) {
+	i := bytes.IndexByte(s, '\\')
+	if i < 0 {
+		return s, true
+	}
+	out := append(make([]byte, 0, len(s)), s[:i]...)
+	for i < len(s) {
+		if s[i] != '\\' {
+			out = append(out, s[i])
+			i++
+			continue
+		}
+		c := s[i+1]
+		i += 2
+		if k := strings.IndexByte("bfnrt", c); k >= 0 {
+			c = "\b\f\n\r\t"[k]
+		}
+		if c != 'u' {
+			out = append(out, c)
+			continue
+		}
+		r := hex4(s[i:])
+		i += 4
+		if utf16.IsSurrogate(r) {
+			if i+6 > len(s) || s[i] != '\\' || s[i+1] != 'u' {
+				return nil, false
+			}
+			if r = utf16.DecodeRune(r, hex4(s[i+2:])); r == utf8.RuneError {
+				return nil, false
+			}
+			i += 6
+		}
+		out = utf8.AppendRune(out, r)
+	}
+	return out, true
+}
+
+// hex4 is the value of the four hex digits that s begins with, or -1.
+func hex4(s []byte) (r rune) {
+	if len(s) < 4 {
+		return -1
+	}
+	for _, c := range s[:4] {
+		switch {
+		case c >= '0' && c <= '9':
+			r = r<<4 | rune(c-'0')
+		case c|0x20 >= 'a' && c|0x20 <= 'f':
+			r = r<<4 | rune(c|0x20-'a'+10)
+		default:
+			return -1
+		}
+	}
+	return r
+}
+
+// A scanner steps through JSON whose UTF-8 was checked before.
+type scanner struct {
+	b      []byte
+	i      int
+	spaces int // bytes of white space between tokens so far
+	err    *ProtocolError
+
+	escaped bool // the last string has escapes
+}
+
+// fail keeps the first failure and ends the input.
+func (s *scanner) fail(what string) {
+	if s.err == nil {
+		s.err = malformed("byte %d: %s", s.i, what)
+	}
+	s.i = len(s.b)
+}
+
+// peek returns the first byte of the next token, or 0, which begins none.
+func (s *scanner) peek() byte {
+	if s.i < len(s.b) && s.b[s.i] > ' ' {
+		return s.b[s.i]
+	}
+	return s.peekSpace()
+}
+
+func (s *scanner) peekSpace() byte {
+	for ; s.i < len(s.b); s.i++ {
+		switch c := s.b[s.i]; c {
+		case ' ', '\t', '\r', '\n':
+			s.spaces++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// end fails if anything is left.
+func (s *scanner) end() {
+	if s.peek(); s.i < len(s.b) {
+		s.fail("something follows the value")
+	}
+}
+
+// skip passes over one value, which is inside of depth others.
+func (s *scanner) skip(depth int) {
+	c := s.peek()
+	if (c == '{' || c == '[') && depth == maxDepth {
+		s.fail("nested too deeply")
+		return
+	}
+	switch c {
+	case '"':
+		s.str()
+	case '{':
+		for key := s.firstKey(); key != nil; key = s.nextKey() {
+			s.skip(depth + 1)
+		}
+	case '[':
+		for more := s.firstItem(); more; more = s.nextItem() {
+			s.skip(depth + 1)
+		}
+	case 't':
+		s.literal("true")
+	case 'f':
+		s.literal("false")
+	case 'n':
+		s.literal("null")
+	default:
+		s.real()
+	}
+}
+
+// firstKey enters an object and returns its first key, with escapes, or nil.
+func (s *scanner) firstKey() []byte {
+	if !s.enter('{', '}', "want an object") {
+		return nil
+	}
+	return s.keyColon()
+}
+
+// nextKey returns the object's next key, or nil behind its end.
+func (s *scanner) nextKey() []byte {
+	if !s.more('}', "want a comma or the end of an object") {
+		return nil
+	}
+	return s.keyColon()
+}
+
+func (s *scanner) keyColon() []byte {
+	key := s.str()
+	if s.peek() != ':' {
+		s.fail("want a colon")
+		return nil
+	}
+	s.i++
+	return key
+}
+
+// firstItem enters an array; it and nextItem report whether an item follows.
+func (s *scanner) firstItem() bool { return s.enter('[', ']', "want an array") }
+func (s *scanner) nextItem() bool  { return s.more(']', "want a comma or the end of an array") }
+
+func (s *scanner) enter(open, shut byte, want string) bool {
+	if s.peek() != open {
+		s.fail(want)
+		return false
+	}
+	s.i++
+	if s.peek() == shut {
+		s.i++
+		return false
+	}
+	return true
+}
+
+func (s *scanner) more(shut byte, want string) bool {
+	switch s.peek() {
+	case ',':
+		s.i++
+		return true
+	case shut:
+		s.i++
+	default:
+		s.fail(want)
+	}
+	return false
+}
+
+func (s *scanner) literal(word string) {
+	if n := s.i + len(word); n <= len(s.b) && string(s.b[s.i:n]) == word {
+		s.i = n
+		return
+	}
+	s.fail("want " + word)
+}
+
+// real passes over a number of any kind.
+func (s *scanner) real() {
+	s.accept('-', '-')
+	if !s.accept('0', '0') && !s.digits() {
+		s.fail("want a value")
+		return
+	}
+	if s.accept('.', '.') && !s.digits() {
+		s.fail("want a digit")
+	}
+	if s.accept('e', 'E') {
+		s.accept('+', '-')
+		if !s.digits() {
+			s.fail("want a digit")
+		}
+	}
+}
+
+// accept passes over one byte if it is a or b.
+func (s *scanner) accept(a, b byte) bool {
+	if s.i < len(s.b) && (s.b[s.i] == a || s.b[s.i] == b) {
+		s.i++
+		return true
+	}
+	return false
+}
+
+func (s *scanner) digits() bool {
+	start := s.i
+	for s.i < len(s.b) && s.b[s.i]-'0' <= 9 {
+		s.i++
+	}
+	return s.i > start
+}
+
+// str passes over a string and returns what is between its quotes, with escapes.
+// After a failure it returns nil.
+func (s *scanner) str() []byte {
+	if s.peek() != '"' {
+		s.fail("want a string")
+		return nil
+	}
+	start := s.i + 1
+	s.escaped = false
+	for s.i = start; ; {
+		s.i += plainLen(s.b[s.i:])
+		switch rest := s.b[s.i:]; {
+		case len(rest) == 0:
+			s.fail("string without an end")
+			return nil
+		case rest[0] == '"':
+			s.i++
+			return s.b[start : s.i-1]
+		case rest[0] != '\\':
+			s.fail("control character in a string")
+			return nil
+		}
+		n := escapeLen(s.b[s.i:])
+		if n == 0 {
+			s.fail("bad escape in a string")
+			return nil
+		}
+		s.escaped = true
+		s.i += n
+	}
+}
+
+// escapeLen is the length of the escape that b begins with, or 0 if it is none.
+func escapeLen(b []byte) int {
+	switch {
+	case len(b) > 1 && strings.IndexByte(`"\/bfnrt`, b[1]) >= 0:
+		return 2
+	case len(b) > 1 && b[1] == 'u' && hex4(b[2:]) >= 0:
+		return 6
+	}
+	return 0
+}
+
+// plainLen is the number of bytes before the first quote, backslash or control
+// character. It looks at eight at a time: a byte of x-ones has its high bit set,
+// and x itself has not, first where the byte of x is zero.
+func plainLen(b []byte) (n int) {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; n+8 <= len(b); n += 8 {
+		w := binary.LittleEndian.Uint64(b[n:])
+		quote, slash := w^ones*'"', w^ones*'\\'
+		if m := ((w-ones*' ')&^w | (quote-ones)&^quote | (slash-ones)&^slash) & highs; m != 0 {
+			return n + bits.TrailingZeros64(m)/8
+		}
+	}
+	for n < len(b) && b[n] >= ' ' && b[n] != '"' && b[n] != '\\' {
+		n++
+	}
+	return n
+}

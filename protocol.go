@@ -388,7 +388,7 @@ func checkTiles(first, last uint64, events []Event, gaps []Gap) *ProtocolError {
 		switch {
 		case len(events) > 0 && events[0].Seq == next:
 			if err := events[0].checkFields(); err != nil {
-				return malformed("batch: event %d: %v", next, err)
+				return malformed("batch: event %d: bad type, data or time", next)
 			}
 			if events[0].End && next != last {
 				return malformed("batch: something follows the end %d", next)
