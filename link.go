@@ -1,6 +1,14 @@
 package gvstream
 
-import "context"
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
 
 // A SendFunc sends one payload to the peer. It may block, for as long as the
 // transport does, and must return when ctx ends. A link calls it from one
@@ -13,3 +21,466 @@ type SendFunc func(ctx context.Context, p Payload) error
 // a *ProtocolError, for a frame that could not be decoded, the peer is told and
 // the link goes on; any other error ends the link's Run.
 type ReceiveFunc func(ctx context.Context) (Payload, error)
+
+// The timer of the protocol: what is not answered is said again after
+// timerFirst, then after twice as long, up to timerMax; progress resets it.
+// A heartbeat goes out every heartbeat, and a peer that is silent for
+// maxSilence is taken for gone (rules 3, 6, 9).
+const (
+	timerFirst = 15 * time.Second
+	timerMax   = 2 * time.Minute
+	heartbeat  = 15 * time.Second
+	maxSilence = 3 * heartbeat
+
+	maxAnswers = 64              // refusals and the like waiting to be sent; more are dropped
+	lastWords  = 1 * time.Second // how long a failed link tries to tell the peer why
+)
+
+// or returns v, or what stands for zero.
+func or[T int | time.Duration](v, zero T) T {
+	if v == 0 {
+		return zero
+	}
+	return max(v, 0)
+}
+
+// backoff returns the timer that follows d.
+func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
+
+// A Link is one connection of a Streamer, Hub or Viewer to its peer, for as long
+// as the connection lasts: make a new one for each, with Streamer.Connect,
+// Hub.ConnectAgent, Hub.ConnectViewer or Viewer.Connect. A link of an older
+// connection is dead from the moment a newer one is made: its calls return
+// ErrSuperseded and change nothing (rule 3).
+//
+// Run does everything. Callers who dispatch payloads themselves use Handle and
+// Next instead, and Close when the connection is gone.
+type Link struct {
+	m    machine
+	wake chan struct{} // one slot: Next has something to look at
+	done chan struct{} // closed when the link is dead and has said so
+
+	mu      sync.Mutex // protects the fields below
+	answers []Payload  // said first, in order
+	urgent  queue      // acks, statuses, requests: before events (rule 7)
+	bulk    queue      // sessions, cursors and replays: in turn
+	timers  timerHeap
+	err     error // why the link is dead, or nil
+	running bool
+	over    bool // done is closed
+}
+
+// A machine is what a link belongs to: a Streamer's, Hub's or Viewer's half of
+// one connection.
+type machine interface {
+	// handle applies a payload that arrived at now. A *ProtocolError is
+	// answered to the peer; any other error but ctx's own ends the link. If it
+	// has to wait, it waits no longer than ctx.
+	handle(ctx context.Context, now time.Time, p Payload) error
+	// detach is called once, after the link died.
+	detach(now time.Time)
+}
+
+// A task is something on a link that may have a payload to send: a session, a
+// cursor, a replay, a heartbeat. Being asked in vain costs it nothing, so whoever
+// changes its state just calls ready.
+type task struct {
+	owner  taker
+	urgent bool
+
+	queued bool      // in a queue of its link
+	due    time.Time // zero, or when it is to be asked again: it is in the heap
+	index  int       // in the heap
+}
+
+// A taker makes a task's next payload, or returns nil. It is called without any
+// lock, by Next only. Whatever it waits for has to call ready or be scheduled.
+type taker interface {
+	take(now time.Time) Payload
+}
+
+// A takeFunc is a taker with no state but the machine's.
+type takeFunc func(now time.Time) Payload
+
+func (f takeFunc) take(now time.Time) Payload { return f(now) }
+
+func newLink(m machine) *Link {
+	return &Link{m: m, wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// ready asks t for its next payload, in turn.
+func (l *Link) ready(t *task) {
+	l.mu.Lock()
+	l.enqueue(t)
+	l.mu.Unlock()
+	l.signal()
+}
+
+func (l *Link) enqueue(t *task) {
+	switch {
+	case t.queued || l.err != nil:
+		return
+	case t.urgent:
+		l.urgent.push(t)
+	default:
+		l.bulk.push(t)
+	}
+	t.queued = true
+}
+
+// schedule asks t again at the given time, or earlier. A task that is asked too
+// early schedules itself again, so that moving a deadline back costs nothing.
+func (l *Link) schedule(t *task, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+	case t.due.IsZero():
+		t.due = at
+		heap.Push(&l.timers, t)
+	case at.Before(t.due):
+		t.due = at
+		heap.Fix(&l.timers, t.index)
+	default:
+		return
+	}
+	l.signal()
+}
+
+// forget takes t out of the timers, so that nothing holds what it belongs to.
+func (l *Link) forget(t *task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil && !t.due.IsZero() {
+		heap.Remove(&l.timers, t.index)
+		t.due = time.Time{}
+	}
+}
+
+// answer queues a payload that says something once.
+func (l *Link) answer(p Payload) {
+	l.mu.Lock()
+	if l.err == nil && len(l.answers) < maxAnswers {
+		l.answers = append(l.answers, p)
+	}
+	l.mu.Unlock()
+	l.signal()
+}
+
+// signal wakes Next.
+func (l *Link) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// fail makes the link dead. What was to be said to the peer is still said, unless
+// the link was superseded or closed.
+func (l *Link) fail(now time.Time, err error) {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.err = err
+	l.urgent, l.bulk, l.timers = queue{}, queue{}, nil
+	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) {
+		l.answers = nil
+	}
+	l.finish()
+	l.mu.Unlock()
+	l.signal()
+	l.m.detach(now)
+}
+
+// finish closes done once nothing is left to say. It needs the lock.
+func (l *Link) finish() {
+	if l.err != nil && len(l.answers) == 0 && !l.over {
+		l.over = true
+		close(l.done)
+	}
+}
+
+func (l *Link) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// next returns what to send now, or when to ask again if nothing happens before:
+// never, if that is zero.
+func (l *Link) next(now time.Time) (Payload, time.Time, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if len(l.answers) > 0 {
+			p := l.answers[0]
+			l.answers[0] = nil
+			l.answers = l.answers[1:]
+			l.finish()
+			return p, time.Time{}, nil
+		}
+		if l.err != nil {
+			return nil, time.Time{}, l.err
+		}
+		for len(l.timers) > 0 && !l.timers[0].due.After(now) {
+			t := heap.Pop(&l.timers).(*task)
+			t.due = time.Time{}
+			l.enqueue(t)
+		}
+		t := l.urgent.pop()
+		if t == nil {
+			t = l.bulk.pop()
+		}
+		if t == nil {
+			if len(l.timers) > 0 {
+				return nil, l.timers[0].due, nil
+			}
+			return nil, time.Time{}, nil
+		}
+		t.queued = false
+		l.mu.Unlock()
+		p := t.owner.take(now)
+		l.mu.Lock()
+		if p != nil {
+			l.enqueue(t) // it may have more, behind the others
+			return p, time.Time{}, nil
+		}
+	}
+}
+
+// Next returns the next payload to send. It blocks until there is one, ctx ends
+// or the link dies, and prefers a ready payload to a context that has ended. The
+// payload counts as sent: one that can't be sent is sent again after its timer, or
+// on the next link. The payload is read-only. Calls are safe at the same time, but
+// only payloads sent in the order in which Next returned them spare resends.
+func (l *Link) Next(ctx context.Context) (Payload, error) {
+	var timer *time.Timer
+	for {
+		now := time.Now()
+		p, at, err := l.next(now)
+		if p != nil || err != nil {
+			return p, err
+		}
+		var fire <-chan time.Time
+		if !at.IsZero() {
+			if timer == nil {
+				timer = time.NewTimer(at.Sub(now))
+				defer timer.Stop()
+			} else {
+				timer.Reset(at.Sub(now))
+			}
+			fire = timer.C
+		}
+		select {
+		case <-l.wake:
+		case <-fire:
+		case <-l.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Handle applies one payload from the peer. It may block: in a callback of
+// HubConfig, or at a viewer until Items has taken what came before; ctx ends the
+// wait, and then the rest of the payload counts as lost and comes again.
+//
+// A *ProtocolError says that the payload, or a part of it, was refused: the peer
+// is told by the next Next, and unless the link died of it the next payload is
+// welcome. Any other error but ctx's is the link's end. A duplicate and a payload
+// of an older link are no errors. Calls are safe at the same time, but a peer's
+// payloads should be handled in the order in which they came.
+func (l *Link) Handle(ctx context.Context, p Payload) error {
+	return l.handle(ctx, time.Now(), p)
+}
+
+func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
+	if err := l.failure(); err != nil {
+		return err
+	}
+	err := l.apply(ctx, now, p)
+	if err == nil {
+		return nil
+	}
+	var refused *ProtocolError
+	switch {
+	case errors.As(err, &refused):
+		if _, isError := p.(*ErrorPayload); !isError {
+			l.refuse(now, refused)
+		} else if refused.fatal {
+			l.fail(now, refused)
+		}
+	case ctx.Err() == nil:
+		l.fail(now, err)
+	}
+	return err
+}
+
+func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
+	if p == nil {
+		return malformed("no payload")
+	}
+	if err := p.check(); err != nil {
+		return err
+	}
+	return l.m.handle(ctx, now, p)
+}
+
+// refuse tells the peer, and ends the link if the rule says so.
+func (l *Link) refuse(now time.Time, err *ProtocolError) {
+	l.answer(err.Payload())
+	if err.fatal {
+		l.fail(now, err)
+	}
+}
+
+// Run connects the link to a transport until the connection breaks: it sends what
+// Next returns, handles what receive returns, and returns the first cause why it
+// can't go on, which is never nil: an error of send or receive, ctx's cause, or
+// ErrSuperseded, ErrClosed, ErrSilent, a fatal *ProtocolError or the error of a
+// Commit callback. When it returns, send and receive have returned, all goroutines
+// it started have ended and the link is closed. It does not reconnect: make a new
+// link, with a back-off of your own. Run a link once.
+func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
+	l.mu.Lock()
+	busy := l.running
+	l.running = true
+	l.mu.Unlock()
+	if busy {
+		return ErrBusy
+	}
+	defer l.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.sendLoop(ctx, send) })
+	g.Go(func() error { return l.receiveLoop(ctx, receive) })
+	g.Go(func() error { // a stuck send or receive must not outlive the link
+		select {
+		case <-l.done:
+			return l.failure()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	return g.Wait()
+}
+
+func (l *Link) sendLoop(ctx context.Context, send SendFunc) error {
+	for {
+		p, err := l.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := send(ctx, p); err != nil {
+			return err
+		}
+	}
+}
+
+func (l *Link) receiveLoop(ctx context.Context, receive ReceiveFunc) error {
+	for {
+		p, err := receive(ctx)
+		var refused *ProtocolError
+		switch {
+		case errors.As(err, &refused):
+			l.refuse(time.Now(), refused)
+		case err != nil:
+			return err
+		default:
+			err = l.Handle(ctx, p)
+		}
+		if dead := l.failure(); dead != nil {
+			l.letSpeak(ctx)
+			return dead
+		}
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// letSpeak waits until the sender has said why the link failed.
+func (l *Link) letSpeak(ctx context.Context) {
+	timer := time.NewTimer(lastWords)
+	defer timer.Stop()
+	select {
+	case <-l.done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// Close makes the link dead: its calls return ErrClosed from then on, and a
+// running Run returns soon. It never blocks, and is safe to call at any time and
+// more than once. It does not close the transport. It always returns nil.
+func (l *Link) Close() error {
+	l.fail(time.Now(), ErrClosed)
+	return nil
+}
+
+// A queue is a first-in first-out queue of tasks.
+type queue struct {
+	tasks []*task
+	head  int
+}
+
+func (q *queue) push(t *task) {
+	if q.head > 32 && q.head*2 > len(q.tasks) { // mostly taken: move the rest down
+		n := copy(q.tasks, q.tasks[q.head:])
+		clear(q.tasks[n:])
+		q.tasks, q.head = q.tasks[:n], 0
+	}
+	q.tasks = append(q.tasks, t)
+}
+
+func (q *queue) pop() *task {
+	if q.head == len(q.tasks) {
+		q.tasks, q.head = q.tasks[:0], 0
+		return nil
+	}
+	t := q.tasks[q.head]
+	q.tasks[q.head] = nil
+	q.head++
+	return t
+}
+
+// A timerHeap holds tasks by the time they are due.
+type timerHeap []*task
+
+func (h timerHeap) Len() int           { return len(h) }
+func (h timerHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h timerHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+func (h *timerHeap) Push(x any) {
+	t := x.(*task)
+	t.index = len(*h)
+	*h = append(*h, t)
+}
+func (h *timerHeap) Pop() any {
+	old := *h
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return t
+}
+
+// A signal wakes everybody who waits for a change, once.
+type signal struct{ ch chan struct{} }
+
+// wait returns a channel that the next broadcast closes.
+func (s *signal) wait() <-chan struct{} {
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+func (s *signal) broadcast() {
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
+}
