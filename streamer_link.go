@@ -1,0 +1,652 @@
+package gvstream
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// An agentLink is a Streamer's half of one connection to the hub.
+type agentLink struct {
+	*Link
+	st *Streamer
+
+	hello, status, beat task
+
+	mu       sync.Mutex // protects the fields below; a leaf but for Link's own
+	id       string     // the hub's name of the link; empty before the welcome
+	window   uint64
+	awaiting bool          // a hello waits for its welcome
+	helloAt  time.Time     // when to say hello again
+	timer    time.Duration // between hellos
+	beatAt   time.Time     // when to give the next sign of life
+	heardAt  time.Time
+	list     []*attachment // to be named in the next status
+}
+
+// Connect makes the link of a new connection to the hub, and supersedes the one
+// before. It does not block. On a closed Streamer the link is dead: its calls
+// return ErrClosed.
+func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
+
+func (st *Streamer) connect(now time.Time) *agentLink {
+	al := &agentLink{st: st, awaiting: true, timer: timerFirst}
+	al.Link = newLink(al)
+	al.hello = task{owner: takeFunc(al.takeHello), urgent: true}
+	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
+	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
+	st.mu.Lock()
+	old, shut := st.link, st.shut
+	if !shut {
+		st.link = al
+	}
+	st.mu.Unlock()
+	if shut {
+		al.fail(now, ErrClosed)
+		return al
+	}
+	if old != nil {
+		old.fail(now, ErrSuperseded)
+	}
+	al.ready(&al.hello)
+	return al
+}
+
+func (al *agentLink) welcomed() bool {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	return al.id != ""
+}
+
+func (al *agentLink) detach(time.Time) {
+	al.st.mu.Lock()
+	defer al.st.mu.Unlock()
+	if al.st.link == al {
+		al.st.link = nil
+	}
+	for _, s := range al.st.sessions {
+		s.mu.Lock()
+		if s.on != nil && s.on.l == al {
+			s.on = nil
+		}
+		s.mu.Unlock()
+	}
+}
+
+// takeHello says hello, again on the timer, until welcomed (rule 3).
+func (al *agentLink) takeHello(now time.Time) Payload {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	if !al.awaiting {
+		return nil
+	}
+	if now.Before(al.helloAt) {
+		al.schedule(&al.hello, al.helloAt)
+		return nil
+	}
+	al.helloAt = now.Add(al.timer)
+	al.timer = backoff(al.timer)
+	return &HelloPayload{V: version, Role: roleAgent}
+}
+
+// takeStatus names the listed sessions, at most 256 a payload (rules 5 and 9).
+func (al *agentLink) takeStatus(now time.Time) Payload {
+	for {
+		al.mu.Lock()
+		n := min(len(al.list), maxStatus)
+		batch := al.list[:n:n]
+		al.list = al.list[n:]
+		p := &StatusPayload{Link: al.id, More: len(al.list) > 0}
+		al.mu.Unlock()
+		for _, a := range batch {
+			if s, ok := a.describe(now); ok {
+				p.Sessions = append(p.Sessions, s)
+			}
+		}
+		if n == 0 {
+			return nil
+		}
+		if len(p.Sessions) > 0 {
+			return p
+		}
+	}
+}
+
+// takeBeat gives a sign of life: a status of the sessions that have something
+// unacknowledged, or an empty one (rule 9). It ends a link that has been silent.
+func (al *agentLink) takeBeat(now time.Time) Payload {
+	al.mu.Lock()
+	id, heardAt, due := al.id, al.heardAt, !now.Before(al.beatAt)
+	if due {
+		al.beatAt = now.Add(heartbeat)
+	}
+	al.schedule(&al.beat, al.beatAt)
+	al.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if now.Sub(heardAt) >= maxSilence {
+		al.fail(now, ErrSilent)
+		return nil
+	}
+	al.st.expire(now)
+	listed := false
+	for _, s := range al.st.all() {
+		s.mu.Lock()
+		if a := s.on; a != nil && a.l == al && s.acked < s.log.head && s.stopped == nil {
+			a.announce()
+			listed = true
+		}
+		s.mu.Unlock()
+	}
+	if listed {
+		return nil
+	}
+	return &StatusPayload{Link: id}
+}
+
+func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
+	err := al.dispatch(now, p)
+	if err != nil {
+		al.st.refusedFrames.Add(1)
+		return err
+	}
+	return nil
+}
+
+// dispatch returns a plain nil, not a nil *ProtocolError.
+func (al *agentLink) dispatch(now time.Time, p Payload) error {
+	var err *ProtocolError
+	switch p := p.(type) {
+	case *WelcomePayload:
+		err = al.welcome(now, p)
+	case *StatusPayload:
+		al.heard(now, p.Link)
+	case *AckBatchPayload:
+		if al.heard(now, p.Link) {
+			err = al.ack(now, p)
+		}
+	case *ReplayRequestPayload:
+		if al.heard(now, "") {
+			err = al.replay(p)
+		}
+	case *ErrorPayload:
+		err = al.refused(now, p)
+	default:
+		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
+	}
+	if err != nil {
+		return err
+	}
+	return nil
+}
+
+// heard takes note of a frame and reports whether it is one of this link. An
+// empty id stands for a frame that does not say.
+func (al *agentLink) heard(now time.Time, link string) bool {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	if al.id == "" || link != "" && link != al.id {
+		al.st.staleFrames.Add(1)
+		return false
+	}
+	al.heardAt = now
+	return true
+}
+
+// welcome opens the link: every session is announced (rules 3 and 5).
+func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
+	if p.V != version {
+		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+	}
+	al.st.mu.Lock()
+	defer al.st.mu.Unlock()
+	al.mu.Lock()
+	if !al.awaiting || al.st.link != al {
+		al.mu.Unlock()
+		al.st.staleFrames.Add(1)
+		return nil
+	}
+	al.awaiting, al.heardAt = false, now
+	if al.id == p.Link { // welcomed once more: nothing was lost
+		al.mu.Unlock()
+		return nil
+	}
+	al.id, al.window = p.Link, uint64(p.Window)
+	al.beatAt = now.Add(heartbeat)
+	al.schedule(&al.beat, al.beatAt)
+	al.list = nil
+	al.mu.Unlock()
+	for _, s := range al.st.sorted() {
+		if a := al.attach(s); a != nil {
+			s.mu.Lock()
+			a.announce()
+			s.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// attach begins the session's life on this link, once it is welcomed. The
+// Streamer's lock is held.
+func (al *agentLink) attach(s *Session) *attachment {
+	al.mu.Lock()
+	id, window := al.id, al.window
+	al.mu.Unlock()
+	if id == "" {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := &attachment{s: s, l: al, id: id, window: window, timer: timerFirst}
+	a.task.owner = a
+	a.pioneer = s.maxSent == 0
+	s.on = a
+	s.poke()
+	return a
+}
+
+func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+	s := al.st.lookup(p.SessionID)
+	if s == nil {
+		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.on
+	switch {
+	case a == nil || a.l != al || a.id != p.Link || p.Epoch != s.epoch:
+		al.st.staleFrames.Add(1)
+		return nil
+	case p.ViewerID != "":
+		s.noteProgress(p.ViewerID, p.UpToSeq)
+		return nil
+	}
+	return a.ack(now, p)
+}
+
+const maxProgress = 100 // viewers whose progress a session notes
+
+func (s *Session) noteProgress(viewerID string, seq uint64) {
+	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
+		return
+	}
+	if s.progress == nil {
+		s.progress = make(map[string]uint64)
+	}
+	s.progress[viewerID] = seq
+}
+
+// refused deals with an error payload (rule 11).
+func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
+	switch {
+	case p.Code == codeStaleLink:
+		al.helloAgain()
+		return nil
+	case p.Code == codeVersion:
+		err := p.protocolError()
+		err.fatal = true
+		return err
+	case p.SessionID == "" || p.RequestID != "":
+		return nil // about a frame: what it carried is sent again on the timer
+	}
+	s := al.st.lookup(p.SessionID)
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.on
+	if a == nil || a.l != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
+		al.st.staleFrames.Add(1)
+		return nil
+	}
+	a.silent = false
+	switch {
+	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // news of before a Renew
+		al.st.staleFrames.Add(1)
+	case p.Code == codeUnknownSession:
+		a.reopen()
+	case p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge):
+		a.reject(p.Seq)
+	case p.Retryable:
+		a.resume = now.Add(a.timer)
+		a.timer = backoff(a.timer)
+		a.opened, a.pioneer, a.rewind = false, false, true
+		a.l.schedule(&a.task, a.resume)
+	default:
+		s.stopped = p.protocolError()
+		s.changed.broadcast()
+	}
+	return nil
+}
+
+func (al *agentLink) helloAgain() {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	if !al.awaiting {
+		al.awaiting, al.helloAt, al.timer = true, time.Time{}, timerFirst
+		al.ready(&al.hello)
+	}
+}
+
+// An attachment is one session on one link: the state that ends with the link.
+// The session's lock protects it.
+type attachment struct {
+	task
+	s *Session
+	l *agentLink
+
+	id      string // of the link
+	window  uint64
+	pioneer bool   // never sent before this link: its first batch opens it (rule 5)
+	opened  bool   // the hub said on this link where it stands
+	rewind  bool   // it said that it didn't know the session: go back to its next ack
+	first   uint64 // that first ack
+	sent    uint64 // last number handed out; put back to acked to send again
+	top     uint64 // highest number handed out on this link
+	listed  bool   // in the link's list for the next status
+
+	timer    time.Duration
+	resendAt time.Time // when to send again what is not acknowledged; zero: nothing is
+	expired  bool      // resendAt passed without progress
+	silent   bool      // nothing was heard of the session since then
+	resume   time.Time // a retryable error: not before
+
+	nacked   uint64 // the number last gone back to, and when
+	nackedAt time.Time
+
+	replays []*replay
+}
+
+// announce lists the session for the next status.
+func (a *attachment) announce() {
+	if a.listed || a.s.stopped != nil {
+		return
+	}
+	a.listed = true
+	a.l.mu.Lock()
+	a.l.list = append(a.l.list, a)
+	a.l.mu.Unlock()
+	a.l.ready(&a.l.status)
+}
+
+// describe is the session's place in a status. While it is unopened, its timer
+// says it again (rule 5).
+func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
+	s := a.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.listed = false
+	if s.on != a || s.stopped != nil {
+		return SessionStatus{}, false
+	}
+	if !a.opened && a.resendAt.IsZero() {
+		a.arm(now)
+	}
+	return SessionStatus{
+		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.first(), HeadSeq: s.log.head,
+		AckSeq: s.acked, Ended: s.hasEnded,
+	}, true
+}
+
+// take sends the next batch of the session, if it may send (rule 7).
+func (a *attachment) take(now time.Time) Payload {
+	s := a.s
+	s.mu.Lock()
+	if s.on != a || s.stopped != nil {
+		s.mu.Unlock()
+		return nil
+	}
+	if dead := a.tick(now); dead {
+		s.mu.Unlock()
+		a.l.fail(now, ErrSilent)
+		return nil
+	}
+	if !a.opened && !a.pioneer || a.sent >= s.log.head {
+		s.mu.Unlock()
+		return nil
+	}
+	limit := s.acked + a.window
+	p := s.log.read(span{a.sent, s.log.head, limit, maxBatchEvents, pageBytes})
+	if p.last > a.sent {
+		a.sent = p.last
+		a.top = max(a.top, a.sent)
+		s.maxSent = max(s.maxSent, a.sent)
+		if a.resendAt.IsZero() {
+			a.arm(now)
+		}
+	}
+	b := &EventBatchPayload{
+		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
+	}
+	s.mu.Unlock()
+	if p.last < p.first {
+		return nil
+	}
+	b.Events, b.Gaps, b.encoded = p.split()
+	return b
+}
+
+// arm starts the timer.
+func (a *attachment) arm(now time.Time) {
+	a.resendAt = now.Add(a.timer)
+	a.l.schedule(&a.task, a.resendAt)
+}
+
+// tick looks at the clock: what is not acknowledged in time is sent again, or
+// announced again if the hub has not said where it stands (rules 5 and 9). It
+// reports true if nothing at all came between two expiries (rule 6).
+func (a *attachment) tick(now time.Time) (dead bool) {
+	if !a.resume.IsZero() {
+		if now.Before(a.resume) {
+			a.l.schedule(&a.task, a.resume)
+			return false
+		}
+		a.resume = time.Time{}
+		a.announce()
+	}
+	switch {
+	case a.resendAt.IsZero():
+		return false
+	case now.Before(a.resendAt):
+		a.l.schedule(&a.task, a.resendAt)
+		return false
+	case a.expired && a.silent:
+		return true
+	}
+	a.expired, a.silent = true, true
+	a.timer = backoff(a.timer)
+	if a.opened || a.pioneer {
+		a.sent = a.s.acked
+	}
+	if !a.opened && !a.pioneer {
+		a.announce()
+	}
+	a.arm(now)
+	return false
+}
+
+// ack applies the hub's ack (rule 6).
+func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+	s := a.s
+	limit := s.maxSent
+	if a.opened {
+		limit = max(a.first, a.top)
+	}
+	switch {
+	case p.UpToSeq > limit:
+		return &ProtocolError{
+			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: limit,
+			Message: "ack beyond what was sent", fatal: true,
+		}
+	case a.opened && p.UpToSeq < s.acked:
+		s.st.staleFrames.Add(1) // old: later news came before it
+		return nil
+	}
+	a.silent = false
+	progress := !a.opened || p.UpToSeq > s.acked
+	if p.UpToSeq < s.acked {
+		s.moveBack(p.UpToSeq)
+	}
+	s.free(now, p.UpToSeq)
+	if !a.opened && (a.top == 0 || a.rewind) {
+		a.sent = p.UpToSeq
+	}
+	if !a.opened {
+		a.opened, a.pioneer, a.rewind, a.first = true, false, false, p.UpToSeq
+	}
+	a.sent = max(a.sent, p.UpToSeq)
+	if p.Nack {
+		a.goBack(now, p.UpToSeq)
+	}
+	if progress {
+		a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
+		if a.sent > s.acked {
+			a.arm(now)
+		}
+	}
+	a.l.ready(&a.task)
+	return nil
+}
+
+// goBack sends again from behind a number, at most once a second for each.
+func (a *attachment) goBack(now time.Time, seq uint64) {
+	if seq == a.nacked && now.Sub(a.nackedAt) < time.Second && !a.nackedAt.IsZero() {
+		return
+	}
+	a.nacked, a.nackedAt = seq, now
+	a.sent = seq
+}
+
+// reopen says where the session stands to a hub that doesn't know it (rule 5).
+func (a *attachment) reopen() {
+	if !a.opened && !a.pioneer {
+		return // said already
+	}
+	a.opened, a.pioneer, a.rewind = false, false, true
+	a.announce()
+}
+
+// reject turns an event that the hub refuses into a gap (rule 11).
+func (a *attachment) reject(seq uint64) {
+	s := a.s
+	if seq <= s.acked || seq > a.top {
+		return
+	}
+	if i := s.log.find(seq); !s.log.ring.at(i).gap() {
+		s.loseAt(i, ReasonRejected)
+		s.changed.broadcast()
+	}
+	if s.hasEnded {
+		a.announce() // the end may lie in the gap
+	}
+	a.sent = min(a.sent, seq-1)
+	a.l.ready(&a.task)
+}
+
+// A replay answers one request, a page at a time and in turn with everything
+// else. It is one more cursor on the session's log, with a ceiling (rule 12).
+type replay struct {
+	task
+	a     *attachment
+	req   *ReplayRequestPayload
+	epoch string
+	after uint64
+	until uint64
+	left  int // events that may still be sent; negative: any number
+	bytes int // sent so far
+	done  bool
+}
+
+const maxReplayBytes = 1 << 20 // of an answer to a request with a limit
+
+func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
+	s := al.st.lookup(p.SessionID)
+	if s == nil {
+		return about(p, refusal(codeUnknownSession, p.SessionID, "replay of an unknown session"))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.on
+	switch {
+	case a == nil || a.l != al:
+		al.st.staleFrames.Add(1)
+		return nil
+	case p.Epoch != "" && p.Epoch != s.epoch:
+		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")
+		err.Epoch = s.epoch
+		return about(p, err)
+	case p.AfterSeq > s.log.head:
+		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
+		err.Epoch, err.Seq = s.epoch, s.log.head
+		return about(p, err)
+	}
+	for _, r := range a.replays {
+		if r.req.RequestID == p.RequestID {
+			return nil // asked twice
+		}
+	}
+	if len(a.replays) >= al.st.cfg.MaxReplays {
+		err := refusal(codeReplayBusy, s.id, "%d replays are running", len(a.replays))
+		err.Retryable = true
+		return about(p, err)
+	}
+	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
+	r.task.owner = r
+	if p.UntilSeq != 0 {
+		r.until = min(p.UntilSeq, s.log.head)
+	}
+	if p.Limit == 0 {
+		r.left = -1
+	}
+	a.replays = append(a.replays, r)
+	al.ready(&r.task)
+	return nil
+}
+
+// about says which request an error answers.
+func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
+	err.RequestID, err.ViewerID = p.RequestID, p.ViewerID
+	return err
+}
+
+func (r *replay) take(time.Time) Payload {
+	s := r.a.s
+	s.mu.Lock()
+	if r.done || s.on != r.a || s.epoch != r.epoch {
+		s.mu.Unlock()
+		return nil
+	}
+	n := maxReplayPage
+	if r.left >= 0 {
+		n = min(n, r.left)
+	}
+	p := s.log.read(span{r.after, r.until, r.until, n, pageBytes})
+	available := s.log.first()
+	r.after = p.last
+	r.bytes += p.bytes
+	if r.left >= 0 {
+		r.left -= p.events
+	}
+	r.done = r.after >= r.until || r.left == 0 || r.left > 0 && r.bytes >= maxReplayBytes
+	if r.done {
+		r.a.drop(r)
+	}
+	s.mu.Unlock()
+	b := &ReplayBatchPayload{
+		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
+		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
+	}
+	b.Events, b.Gaps, b.encoded = p.split()
+	return b
+}
+
+func (a *attachment) drop(r *replay) {
+	for i := range a.replays {
+		if a.replays[i] == r {
+			a.replays = append(a.replays[:i], a.replays[i+1:]...)
+			return
+		}
+	}
+}
