@@ -1,0 +1,546 @@
+package gvstream
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"iter"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A HubConfig holds the callbacks and limits of a Hub. A nil config is all
+// defaults. Callbacks are called without locks and may call anything back; they
+// must return when ctx ends. Several may run at once, but for one session only one
+// of Claim, Resume and Commit at a time.
+type HubConfig struct {
+	// Authorize says whether a viewer may watch a session, on every watch and
+	// each time one resumes; an error refuses it. It is asked whether or not the
+	// session exists, and the viewer can't tell the difference. If nil, every
+	// viewer may watch every session (rule 13).
+	Authorize func(ctx context.Context, viewerID, sessionID string) error
+	// Commit stores events and gaps, in order, before they count as accepted,
+	// are acknowledged or seen by a viewer. An error accepts none of them and
+	// ends the agent's link, whose reconnect is the retry: so the same items may
+	// come again, and have to be stored once by (session, epoch, number). The
+	// agent waits meanwhile, nobody else. A *ProtocolError with Code
+	// "event_rejected" and Seq instead refuses that one event for good. If nil,
+	// accepted events live in the hub's memory only (rule 8).
+	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
+	// Resume says up to which number the caller's store holds a session that the
+	// hub does not know in that epoch: 0 if none. An error is answered to the
+	// agent as retryable. If nil, the hub believes the agent's own count of what
+	// was acknowledged (rule 5).
+	Resume func(ctx context.Context, sessionID, epoch string) (uint64, error)
+	// Claim says whether an agent may take over a session that belongs to
+	// another agent. If nil, none may (rule 4).
+	Claim func(ctx context.Context, agentID, sessionID, ownerID string) bool
+
+	// LogEvents is how many of the most recent events of a session the hub
+	// keeps for its viewers. If zero, 1,000. If negative, none.
+	LogEvents int
+	// LogBytes is the bytes of their JSON, a session. If zero, 8 MiB. If
+	// negative, none.
+	LogBytes int
+	// MaxEventBytes is the bytes of an event's JSON; a larger one is refused and
+	// becomes a gap. If zero, 1 MiB. If negative, none.
+	MaxEventBytes int
+	// MaxSessions is the number of sessions of all agents. If zero, 100,000. If
+	// negative, none.
+	MaxSessions int
+	// MaxAgentSessions is the number of sessions open on one agent's link. If
+	// zero, 10,000. If negative, none.
+	MaxAgentSessions int
+	// MaxWatches is the number of sessions watched over one viewer's link. If
+	// zero, 100. If negative, none.
+	MaxWatches int
+	// MaxReplays is the number of replay requests to an agent that are open at a
+	// time for one session; more wait in turn. If zero, 8. If negative, none.
+	MaxReplays int
+	// MaxViewerReplays is the same for one viewer's link. If zero, 4. If
+	// negative, none.
+	MaxViewerReplays int
+	// Window is the number of events an agent may send beyond the hub's ack, a
+	// session. If zero, 256. If negative, none.
+	Window int
+	// SessionTTL is how long the hub remembers a session whose agent is away and
+	// that nobody watches, and one that has ended. If zero, 1 hour. If
+	// negative, not at all.
+	SessionTTL time.Duration
+	// ReplayWait is how long a viewer waits for older events while their agent
+	// is away, before they are declared unavailable. If zero, 10 seconds. If
+	// negative, not at all.
+	ReplayWait time.Duration
+}
+
+func (c *HubConfig) withDefaults() HubConfig {
+	var d HubConfig
+	if c != nil {
+		d = *c
+	}
+	d.LogEvents = or(d.LogEvents, 1000)
+	d.LogBytes = or(d.LogBytes, 8<<20)
+	d.MaxEventBytes = or(d.MaxEventBytes, 1<<20)
+	d.MaxSessions = or(d.MaxSessions, 100_000)
+	d.MaxAgentSessions = or(d.MaxAgentSessions, 10_000)
+	d.MaxWatches = or(d.MaxWatches, 100)
+	d.MaxReplays = or(d.MaxReplays, 8)
+	d.MaxViewerReplays = or(d.MaxViewerReplays, 4)
+	d.Window = or(d.Window, 256)
+	d.SessionTTL = or(d.SessionTTL, time.Hour)
+	d.ReplayWait = or(d.ReplayWait, 10*time.Second)
+	return d
+}
+
+// A Hub takes the events of many agents, each exactly once and in order, and
+// serves them to many viewers, each at its own pace. It keeps one log a session,
+// of which every viewer is a cursor; what is older, it fetches from the agent. It
+// starts no goroutines.
+//
+// All methods are safe for concurrent use.
+type Hub struct {
+	cfg  HubConfig
+	mint *minter
+
+	known         atomic.Int64 // sessions with an epoch
+	staleFrames   atomic.Uint64
+	refusedFrames atomic.Uint64
+
+	mu       sync.Mutex // protects the fields below; before any hubSession.mu
+	sessions map[string]*hubSession
+	agents   map[string]*hubAgent
+	viewers  map[string]*hubViewer
+	locals   map[*hubViewer]bool // the cursors of Items
+	closed   bool
+
+	expiryMu sync.Mutex // protects the field below; a leaf
+	expiry   expiryHeap
+}
+
+// NewHub returns a Hub without sessions or links. A nil config means the defaults.
+func NewHub(cfg *HubConfig) *Hub {
+	return &Hub{
+		cfg: cfg.withDefaults(), mint: process,
+		sessions: make(map[string]*hubSession),
+		agents:   make(map[string]*hubAgent),
+		viewers:  make(map[string]*hubViewer),
+		locals:   make(map[*hubViewer]bool),
+	}
+}
+
+// A hubSession is one session at the hub. Without an epoch it is one that only
+// watches know of.
+type hubSession struct {
+	h  *Hub
+	id string
+
+	mu       sync.Mutex // protects the fields below; before the locks of a link
+	gone     bool       // no longer in the hub's map
+	owner    string     // the agent it belongs to (rule 4)
+	epoch    string     // empty: unknown to the hub
+	log      log        // its head is what is accepted
+	head     uint64     // last number the agent is known to have
+	endSeq   uint64     // the number of the end, once the agent said so
+	ended    bool       // the end was accepted
+	prev     *pastEpoch // the log of the epoch before, for a while (rule 15)
+	prevID   string     // that epoch, or empty
+	prevSeq  uint64     // last number accepted of it
+	on       *opening   // on the owner's current link, or nil
+	away     time.Time  // when the owner's link was lost
+	listed   time.Time  // when the agent last spoke of it
+	busy     *busy      // the callback that is running for it
+	cursors  []*cursor  // of all viewers
+	idle     []*cursor  // of those that have everything
+	asking   []*cursor  // of those that wait for their turn to ask the agent
+	open     int        // replay requests open at the agent
+	expireAt time.Time  // in the hub's heap; zero: not there
+}
+
+type pastEpoch struct {
+	epoch string
+	log   log
+	until time.Time
+}
+
+// busy is a callback that runs for a session, without its lock.
+type busy struct {
+	ha     *hubAgent
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// hold returns the session, which is made if the hub has none of that id. A
+// session without epoch and cursors is to be released.
+func (h *Hub) hold(id string) *hubSession {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[id]
+	if s == nil {
+		s = &hubSession{h: h, id: id}
+		h.sessions[id] = s
+	}
+	return s
+}
+
+func (h *Hub) lookup(id string) *hubSession {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[id]
+}
+
+// release removes the session if nothing is known of it and nobody watches it.
+func (h *Hub) release(s *hubSession) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch == "" && len(s.cursors) == 0 && s.busy == nil && !s.gone {
+		s.gone = true
+		delete(h.sessions, s.id)
+	}
+}
+
+// lock locks the session for a change that ha's agent asks for, once no callback
+// runs for it. A callback of an older link of the same agent is told to stop
+// (rule 8).
+func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
+	for {
+		s.mu.Lock()
+		b := s.busy
+		if b == nil {
+			return nil
+		}
+		if b.ha != ha && b.ha.agentID == ha.agentID {
+			b.cancel()
+		}
+		s.mu.Unlock()
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// call runs a callback without the lock, which it takes again.
+func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	b := &busy{ha: ha, cancel: cancel, done: make(chan struct{})}
+	s.busy = b
+	s.mu.Unlock()
+	defer func() {
+		cancel()
+		s.mu.Lock()
+		s.busy = nil
+		close(b.done)
+	}()
+	return f(ctx)
+}
+
+// adopt begins an epoch, in which everything up to start counts as accepted
+// (rules 5 and 15).
+func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
+	if s.epoch == "" {
+		s.h.known.Add(1)
+	} else {
+		s.prev = &pastEpoch{s.epoch, s.log, now.Add(endedTTL)}
+		s.prevID, s.prevSeq = s.epoch, s.log.head
+	}
+	s.epoch, s.log, s.head = epoch, log{head: start}, start
+	s.endSeq, s.ended = 0, false
+	s.wakeAll()
+}
+
+// accept takes entries that begin behind what is accepted: the one place where an
+// event becomes visible to viewers and acks.
+func (s *hubSession) accept(es []entry) {
+	for _, e := range es {
+		s.log.append(e)
+		if e.end() {
+			s.endSeq = e.to
+		}
+	}
+	s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
+	s.head = max(s.head, s.log.head)
+	s.noteEnd()
+	for i, c := range s.idle {
+		c.idle = false
+		c.hv.ready(&c.task)
+		s.idle[i] = nil
+	}
+	s.idle = s.idle[:0]
+}
+
+func (s *hubSession) noteEnd() {
+	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
+		s.ended = true
+		s.wakeAll()
+	}
+}
+
+func (s *hubSession) wakeAll() {
+	for _, c := range s.cursors {
+		c.hv.ready(&c.task)
+	}
+}
+
+// forgetEpochs makes the session one that only watches know of.
+func (s *hubSession) forgetEpochs() {
+	if s.epoch != "" {
+		s.h.known.Add(-1)
+	}
+	if s.on != nil {
+		s.on.close()
+	}
+	s.owner, s.epoch, s.log, s.head, s.endSeq, s.ended = "", "", log{}, 0, 0, false
+	s.prev, s.prevID, s.prevSeq, s.on = nil, "", 0, nil
+	for _, c := range s.cursors {
+		c.restart(c.epoch, c.seq)
+		c.tell()
+	}
+}
+
+// Deadlines of a session: the next thing that its age does to it, if any.
+func (s *hubSession) deadline() time.Time {
+	var at time.Time
+	earliest := func(t time.Time) {
+		if at.IsZero() || t.Before(at) {
+			at = t
+		}
+	}
+	if s.prev != nil {
+		earliest(s.prev.until)
+	}
+	if s.epoch == "" || len(s.cursors) > 0 {
+		return at
+	}
+	ttl := s.h.cfg.SessionTTL
+	switch {
+	case s.ended && s.log.ring.n > 0: // the agent forgets it first (rule 16)
+		earliest(s.listed.Add(2 * endedTTL))
+	case s.ended:
+		earliest(s.listed.Add(2*endedTTL + ttl))
+	}
+	if s.on == nil {
+		earliest(s.away.Add(ttl))
+	}
+	return at
+}
+
+// age does what time does to a session, and reports whether it is to be removed.
+func (s *hubSession) age(now time.Time) (remove bool) {
+	if s.prev != nil && !s.prev.until.After(now) {
+		s.prev = nil
+		s.wakeAll()
+	}
+	if s.epoch == "" || len(s.cursors) > 0 {
+		return false
+	}
+	ttl := s.h.cfg.SessionTTL
+	if s.ended && !s.listed.Add(2*endedTTL).After(now) {
+		s.log.trim(s.log.head, 0, 0) // remembered, but for its events
+		if !s.listed.Add(2*endedTTL + ttl).After(now) {
+			return true
+		}
+	}
+	return s.on == nil && !s.away.Add(ttl).After(now)
+}
+
+// watchClock puts the session's next deadline into the hub's heap, unless an
+// earlier one is there. The session's lock is held.
+func (s *hubSession) watchClock() {
+	at := s.deadline()
+	if at.IsZero() || !s.expireAt.IsZero() && !at.Before(s.expireAt) {
+		return
+	}
+	s.expireAt = at
+	s.h.expiryMu.Lock()
+	heap.Push(&s.h.expiry, expiry{at, s})
+	s.h.expiryMu.Unlock()
+}
+
+// expire does what time does to the sessions: any call may bring it about.
+func (h *Hub) expire(now time.Time) {
+	for {
+		h.expiryMu.Lock()
+		if len(h.expiry) == 0 || h.expiry[0].at.After(now) {
+			h.expiryMu.Unlock()
+			return
+		}
+		e := heap.Pop(&h.expiry).(expiry)
+		h.expiryMu.Unlock()
+		h.mu.Lock()
+		e.s.mu.Lock()
+		if !e.s.gone && e.s.expireAt.Equal(e.at) {
+			e.s.expireAt = time.Time{}
+			if e.s.age(now) && e.s.busy == nil {
+				h.remove(e.s)
+			} else {
+				e.s.watchClock()
+			}
+		}
+		e.s.mu.Unlock()
+		h.mu.Unlock()
+	}
+}
+
+// remove takes the session out of the hub, or leaves it to those who watch it.
+// Both locks are held.
+func (h *Hub) remove(s *hubSession) {
+	s.forgetEpochs()
+	if len(s.cursors) == 0 {
+		s.gone = true
+		delete(h.sessions, s.id)
+	}
+}
+
+type expiry struct {
+	at time.Time
+	s  *hubSession
+}
+
+type expiryHeap []expiry
+
+func (h expiryHeap) Len() int           { return len(h) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h expiryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *expiryHeap) Push(x any)        { *h = append(*h, x.(expiry)) }
+func (h *expiryHeap) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	old[len(old)-1] = expiry{}
+	*h = old[:len(old)-1]
+	return x
+}
+
+// ConnectAgent makes the link of a new connection from an agent, whose id the
+// caller has authenticated, and supersedes the agent's link before. It does not
+// block. With an invalid id, or on a closed Hub, the link is dead: its calls
+// return ErrInvalidID or ErrClosed.
+func (h *Hub) ConnectAgent(agentID string) *Link {
+	return h.connectAgent(time.Now(), agentID).Link
+}
+
+// ConnectViewer makes the link of a new connection from a viewer, whose id the
+// caller has authenticated, and supersedes the viewer's link before: the id names
+// one instance of a viewer, such as a browser's tab, not its user. It does not
+// block. With an invalid id, or on a closed Hub, the link is dead: its calls
+// return ErrInvalidID or ErrClosed.
+func (h *Hub) ConnectViewer(viewerID string) *Link {
+	return h.connectViewer(time.Now(), viewerID, false).Link
+}
+
+// Sessions yields what the hub holds of each session it knows, in the order of
+// their ids. It does not block; sessions that come or go meanwhile may be missed.
+func (h *Hub) Sessions() iter.Seq[SessionStats] {
+	return func(yield func(SessionStats) bool) {
+		h.expire(time.Now())
+		for _, s := range h.all() {
+			if st, ok := s.stats(); ok && !yield(st) {
+				return
+			}
+		}
+	}
+}
+
+func (h *Hub) all() []*hubSession {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]*hubSession, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, compareIDs)
+	return out
+}
+
+func compareIDs(a, b *hubSession) int { return cmp.Compare(a.id, b.id) }
+
+func (s *hubSession) stats() (SessionStats, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return SessionStats{
+		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.head, Acked: s.log.head,
+		Events: s.log.events, Bytes: s.log.bytes, Ended: s.ended, Connected: s.on != nil,
+		AgentID: s.owner, Viewers: len(s.cursors),
+	}, s.epoch != ""
+}
+
+// Forget removes a session from the hub. Viewers go on waiting for it; an agent
+// that still has it opens it again, where HubConfig.Resume says or with what the
+// agent has not been acknowledged. It does not block.
+func (h *Hub) Forget(sessionID string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[sessionID]; s != nil {
+		s.mu.Lock()
+		h.remove(s)
+		s.mu.Unlock()
+	}
+}
+
+// Revoke ends a viewer's watch on a session, if there is one: the viewer is told
+// "forbidden", and its next watch is for Authorize to refuse. It does not block.
+func (h *Hub) Revoke(viewerID, sessionID string) {
+	h.mu.Lock()
+	hv := h.viewers[viewerID]
+	h.mu.Unlock()
+	if hv == nil {
+		return
+	}
+	if c := hv.unwatch(sessionID); c != nil {
+		hv.answer(refusal(codeForbidden, sessionID, "revoked").Payload())
+	}
+}
+
+// Close ends all links and Items, which return ErrClosed, and forgets all
+// sessions. It does not wait for callbacks; what a Commit that is running stores is
+// acknowledged when the agent finds the next hub. It always returns nil.
+func (h *Hub) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	var links []*Link
+	for _, ha := range h.agents {
+		links = append(links, ha.Link)
+	}
+	for _, hv := range h.viewers {
+		links = append(links, hv.Link)
+	}
+	for hv := range h.locals {
+		links = append(links, hv.Link)
+	}
+	h.mu.Unlock()
+	for _, l := range links {
+		l.Close()
+	}
+	for _, s := range h.all() {
+		h.mu.Lock()
+		s.mu.Lock()
+		h.remove(s)
+		s.mu.Unlock()
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// HubStats is what a Hub holds and has seen.
+type HubStats struct {
+	Sessions      int
+	Agents        int    // links
+	Viewers       int    // links
+	StaleFrames   uint64 // payloads of another link, epoch or request, which changed nothing
+	RefusedFrames uint64 // payloads answered by an error
+}
+
+// Stats returns counts. It does not block.
+func (h *Hub) Stats() HubStats {
+	h.expire(time.Now())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return HubStats{
+		Sessions: int(h.known.Load()), Agents: len(h.agents), Viewers: len(h.viewers),
+		StaleFrames: h.staleFrames.Load(), RefusedFrames: h.refusedFrames.Load(),
+	}
+}

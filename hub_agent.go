@@ -1,0 +1,563 @@
+package gvstream
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// How long and for how many events the hub holds an ack back (rule 6).
+const (
+	ackDelay  = 250 * time.Millisecond
+	ackEvents = 64
+)
+
+// A hubAgent is the hub's half of one connection to an agent.
+type hubAgent struct {
+	*Link
+	h       *Hub
+	agentID string
+	id      string // of the link
+
+	mu       sync.Mutex // protects the fields below; a leaf but for Link's own
+	greeted  bool       // hello came
+	staleAt  time.Time  // when stale_link was last said
+	sessions map[*hubSession]*opening
+	fetches  map[string]*fetch // open replay requests by their id
+	requests int               // made so far
+}
+
+func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
+	ha := &hubAgent{
+		h: h, agentID: agentID, id: h.mint.id(),
+		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
+	}
+	ha.Link = newLink(ha)
+	if !validID(agentID) {
+		ha.fail(now, ErrInvalidID)
+		return ha
+	}
+	h.expire(now)
+	h.mu.Lock()
+	old, closed := h.agents[agentID], h.closed
+	if !closed {
+		h.agents[agentID] = ha
+	}
+	h.mu.Unlock()
+	if closed {
+		ha.fail(now, ErrClosed)
+	} else if old != nil {
+		old.fail(now, ErrSuperseded)
+	}
+	return ha
+}
+
+func (ha *hubAgent) detach(now time.Time) {
+	ha.h.mu.Lock()
+	if ha.h.agents[ha.agentID] == ha {
+		delete(ha.h.agents, ha.agentID)
+	}
+	ha.h.mu.Unlock()
+	ha.mu.Lock()
+	sessions := ha.sessions
+	ha.sessions = nil
+	ha.mu.Unlock()
+	for s, o := range sessions {
+		s.mu.Lock()
+		if s.on == o {
+			s.on = nil
+			s.away = now
+			for _, c := range s.cursors { // open requests are asked again
+				c.dropFetch()
+				c.hv.ready(&c.task)
+			}
+			s.watchClock()
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (ha *hubAgent) handle(ctx context.Context, now time.Time, p Payload) error {
+	ha.h.expire(now)
+	err := ha.dispatch(ctx, now, p)
+	var refused *ProtocolError
+	switch {
+	case err == errStale:
+		return nil
+	case errors.As(err, &refused):
+		ha.h.refusedFrames.Add(1)
+	}
+	return err
+}
+
+func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) error {
+	switch p := p.(type) {
+	case *HelloPayload:
+		return plain(ha.hello(p))
+	case *StatusPayload:
+		if err := ha.current(now, p.Link); err != nil {
+			return err
+		}
+		return ha.status(ctx, now, p)
+	case *EventBatchPayload:
+		if err := ha.current(now, p.Link); err != nil {
+			return err
+		}
+		return ha.batch(ctx, now, p)
+	case *ReplayBatchPayload:
+		if err := ha.current(now, ha.id); err != nil {
+			return err
+		}
+		return plain(ha.replayed(now, p))
+	case *ErrorPayload:
+		ha.refused(now, p)
+		return nil
+	}
+	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
+}
+
+// plain makes an error of a *ProtocolError that may be nil.
+func plain(err *ProtocolError) error {
+	if err == nil {
+		return nil
+	}
+	return err
+}
+
+func (ha *hubAgent) hello(p *HelloPayload) *ProtocolError {
+	if p.Role != roleAgent {
+		return malformed("hello: an agent's link, but role %q", p.Role)
+	}
+	if p.V != version {
+		return badVersion(p.V)
+	}
+	ha.mu.Lock()
+	ha.greeted = true
+	ha.mu.Unlock()
+	ha.answer(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
+	return nil
+}
+
+func badVersion(v int) *ProtocolError {
+	return &ProtocolError{Code: codeVersion, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
+}
+
+// current reports a frame of another link, or one before hello: it changes
+// nothing, and at most once a second the peer is told (rule 3).
+func (ha *hubAgent) current(now time.Time, link string) error {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	if ha.greeted && link == ha.id {
+		return nil
+	}
+	return staleLink(ha.h, ha.Link, now, &ha.staleAt)
+}
+
+// staleLink counts a stale frame, and says so to the peer at most once a second.
+func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
+	h.staleFrames.Add(1)
+	if last.IsZero() || now.Sub(*last) >= time.Second {
+		*last = now
+		l.answer(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
+	}
+	return errStale
+}
+
+// errStale ends the handling of a stale frame. Nobody sees it.
+var errStale = errors.New("gvstream: stale frame")
+
+// status opens the sessions it names, and answers each by an ack or an error
+// (rules 5 and 9).
+func (ha *hubAgent) status(ctx context.Context, now time.Time, p *StatusPayload) error {
+	if len(p.Sessions) == 0 {
+		ha.answer(&StatusPayload{Link: ha.id})
+		return nil
+	}
+	var last *ProtocolError
+	for _, e := range p.Sessions {
+		if e.Epoch == "" {
+			last = malformed("status: an agent's session without epoch")
+			continue
+		}
+		err := ha.open(ctx, now, e)
+		if refused := (*ProtocolError)(nil); errors.As(err, &refused) {
+			if last != nil {
+				ha.answer(last.Payload())
+			}
+			last = refused
+		} else if err != nil {
+			return err
+		}
+	}
+	return plain(last)
+}
+
+// open opens one session on this link, and has it acknowledged.
+func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) error {
+	s, err := ha.enter(ctx, now, e)
+	if err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.head = max(s.head, e.HeadSeq)
+	if e.Ended {
+		s.endSeq = e.HeadSeq
+		s.noteEnd()
+	}
+	s.on.ackNow()
+	s.watchClock()
+	return nil
+}
+
+// enter finds or makes the session, lets the agent in, and returns it open on
+// this link and locked.
+func (ha *hubAgent) enter(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
+	for {
+		s := ha.h.hold(e.SessionID)
+		if err := s.lock(ctx, ha); err != nil {
+			return nil, err
+		}
+		if s.gone {
+			s.mu.Unlock()
+			continue
+		}
+		err := ha.admit(ctx, now, s, e)
+		if err == nil && s.gone { // forgotten while a callback ran
+			s.mu.Unlock()
+			continue
+		}
+		if err == nil {
+			return s, nil
+		}
+		s.mu.Unlock()
+		ha.h.release(s)
+		return nil, err
+	}
+}
+
+// admit checks the agent's right to the session and the epoch, and opens it on
+// this link. The lock is held, but not while a callback runs.
+func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+	if err := ha.failure(); err != nil {
+		return err
+	}
+	if s.owner != "" && s.owner != ha.agentID && !ha.claims(ctx, s) {
+		return refusal(codeForbidden, s.id, "the session belongs to another agent")
+	}
+	if err := s.staleEpoch(e.Epoch); err != nil {
+		return err
+	}
+	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
+		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
+	}
+	if err := ha.full(s); err != nil {
+		return err
+	}
+	if e.Epoch != s.epoch {
+		start, err := ha.start(ctx, s, e)
+		if err != nil {
+			return err
+		}
+		if s.gone {
+			return nil
+		}
+		s.adopt(now, e.Epoch, start)
+	}
+	ha.attach(now, s)
+	return nil
+}
+
+// staleEpoch refuses an epoch older than the session's (rule 2).
+func (s *hubSession) staleEpoch(epoch string) error {
+	if epoch >= s.epoch {
+		return nil
+	}
+	err := refusal(codeStaleEpoch, s.id, "the session has a later epoch")
+	err.Epoch = s.epoch
+	return err
+}
+
+func (ha *hubAgent) claims(ctx context.Context, s *hubSession) bool {
+	if ha.h.cfg.Claim == nil {
+		return false
+	}
+	owner, allowed := s.owner, false
+	s.call(ctx, ha, func(ctx context.Context) error {
+		allowed = ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
+		return nil
+	})
+	return allowed && (s.owner == owner || s.owner == "")
+}
+
+// full refuses a session beyond the limits.
+func (ha *hubAgent) full(s *hubSession) error {
+	if s.on != nil && s.on.ha == ha {
+		return nil
+	}
+	ha.mu.Lock()
+	n := len(ha.sessions)
+	ha.mu.Unlock()
+	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
+		return nil
+	}
+	err := refusal(codeOverloaded, s.id, "too many sessions")
+	err.Retryable = true
+	return err
+}
+
+// start is the number up to which an epoch that is new to the hub counts as
+// accepted.
+func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
+	if ha.h.cfg.Resume == nil {
+		return e.AckSeq, nil
+	}
+	var start uint64
+	err := s.call(ctx, ha, func(ctx context.Context) (err error) {
+		start, err = ha.h.cfg.Resume(ctx, s.id, e.Epoch)
+		return err
+	})
+	if err != nil && ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err != nil || start > MaxSeq {
+		refused := refusal(codeOverloaded, s.id, "the hub's store does not answer")
+		refused.Retryable = true
+		return 0, refused
+	}
+	return start, nil
+}
+
+// attach opens the session on this link.
+func (ha *hubAgent) attach(now time.Time, s *hubSession) {
+	s.listed = now
+	if s.on != nil && s.on.ha == ha {
+		return
+	}
+	o := &opening{s: s, ha: ha}
+	o.task = task{owner: o, urgent: true}
+	ha.mu.Lock()
+	alive := ha.sessions != nil
+	if alive {
+		ha.sessions[s] = o
+	}
+	ha.mu.Unlock()
+	if s.on != nil {
+		s.on.close()
+	}
+	s.owner, s.on = ha.agentID, o
+	if !alive { // the link died meanwhile
+		s.away = now
+	}
+	s.wakeAll()
+}
+
+// batch accepts what is new in a batch (rules 7 and 8).
+func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPayload) error {
+	es, err := entries(p.FirstSeq, p.Events, p.Gaps)
+	if err != nil {
+		return malformed("event_batch: %v", err)
+	}
+	s, err := ha.find(ctx, now, p)
+	if err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	o, accepted := s.on, s.log.head
+	s.head = max(s.head, p.HeadSeq)
+	s.listed = now
+	switch {
+	case s.ended && p.LastSeq > accepted:
+		return refusal(codeEnded, s.id, "the session ended at %d", accepted)
+	case p.FirstSeq > accepted+1:
+		o.nack(now)
+		return nil
+	case p.LastSeq <= accepted:
+		o.ackNow() // a duplicate: its ack may have been lost
+		return nil
+	}
+	es, tooLarge := ha.fitting(s, clipEntries(es, accepted))
+	if len(es) > 0 {
+		if err := ha.commit(ctx, s, p.Epoch, es); err != nil {
+			return err
+		}
+		if s.gone || s.epoch != p.Epoch || s.log.head != accepted {
+			return nil // forgotten while Commit ran
+		}
+		s.accept(es)
+		o.accepted(now, es)
+		s.watchClock()
+	}
+	return tooLarge
+}
+
+// find returns the session of a batch, open on this link and locked.
+func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayload) (*hubSession, error) {
+	if s := ha.h.lookup(p.SessionID); s != nil {
+		if err := s.lock(ctx, ha); err != nil {
+			return nil, err
+		}
+		if s.on != nil && s.on.ha == ha && s.epoch == p.Epoch {
+			return s, nil
+		}
+		err := s.staleEpoch(p.Epoch)
+		if s.owner != "" && s.owner != ha.agentID && ha.h.cfg.Claim == nil {
+			err = refusal(codeForbidden, s.id, "the session belongs to another agent")
+		}
+		s.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	if p.FirstSeq != 1 {
+		err := refusal(codeUnknownSession, p.SessionID, "not open on this link")
+		err.Epoch = p.Epoch
+		return nil, err
+	}
+	return ha.enter(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
+}
+
+// clipEntries drops what is not behind accepted.
+func clipEntries(es []entry, accepted uint64) []entry {
+	for len(es) > 0 && es[0].to <= accepted {
+		es = es[1:]
+	}
+	if len(es) > 0 && es[0].from <= accepted {
+		es[0].from = accepted + 1 // a gap that is known in part
+	}
+	return es
+}
+
+// fitting returns the entries before the first event that is too large, and the
+// refusal of that one (rule 11).
+func (ha *hubAgent) fitting(s *hubSession, es []entry) ([]entry, error) {
+	for i := range es {
+		if len(es[i].json) > ha.h.cfg.MaxEventBytes {
+			err := refusal(codeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
+			err.Epoch, err.Seq = s.epoch, es[i].to
+			return es[:i], err
+		}
+	}
+	return es, nil
+}
+
+// commit has the caller store the entries. The lock is free meanwhile.
+func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, es []entry) error {
+	if ha.h.cfg.Commit == nil {
+		return nil
+	}
+	var items []Item
+	err := s.call(ctx, ha, func(ctx context.Context) error {
+		p := asPage(es[0].from, es)
+		items = p.items(s.id, epoch)
+		return ha.h.cfg.Commit(ctx, s.id, epoch, items)
+	})
+	var refused *ProtocolError
+	if errors.As(err, &refused) && refused.Code == codeEventRejected && refused.Seq >= es[0].from && refused.Seq <= es[len(es)-1].to {
+		out := refusal(codeEventRejected, s.id, "%s", refused.Message)
+		out.Epoch, out.Seq = epoch, refused.Seq
+		return out
+	}
+	if err != nil {
+		return &commitError{err}
+	}
+	return nil
+}
+
+// A commitError hides that a Commit callback may have returned a *ProtocolError
+// of its own making, which is none of the peer's.
+type commitError struct{ err error }
+
+func (e *commitError) Error() string        { return "gvstream: commit: " + e.err.Error() }
+func (e *commitError) Is(target error) bool { return errors.Is(e.err, target) }
+
+// refused deals with an agent's error: only answers to replay requests matter.
+func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
+	ha.mu.Lock()
+	f := ha.fetches[p.RequestID]
+	ha.mu.Unlock()
+	if f == nil {
+		return
+	}
+	s := f.c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.c.fetch == f {
+		f.fail(now, p.Retryable)
+	}
+}
+
+// An opening is one session on one link of its agent: what the hub owes it.
+type opening struct {
+	task
+	s  *hubSession
+	ha *hubAgent
+
+	due      bool      // an ack at once
+	nacking  bool      // and a nack
+	ackAt    time.Time // an ack then; zero: none
+	unacked  int       // events accepted since the last ack
+	nacked   uint64    // accepted at the last nack, and when that was
+	nackedAt time.Time
+}
+
+func (o *opening) close() {
+	o.ha.forget(&o.task)
+	o.ha.mu.Lock()
+	if o.ha.sessions != nil {
+		delete(o.ha.sessions, o.s)
+	}
+	o.ha.mu.Unlock()
+	for _, c := range o.s.cursors {
+		c.dropFetch()
+	}
+}
+
+func (o *opening) ackNow() {
+	o.due = true
+	o.ha.ready(&o.task)
+}
+
+// nack asks for what is missing: once until something was accepted or a second
+// has passed.
+func (o *opening) nack(now time.Time) {
+	if !o.nackedAt.IsZero() && o.nacked == o.s.log.head && now.Sub(o.nackedAt) < time.Second {
+		return
+	}
+	o.nacked, o.nackedAt, o.nacking = o.s.log.head, now, true
+	o.ackNow()
+}
+
+// accepted owes an ack: now for many events or the end, or soon (rule 6).
+func (o *opening) accepted(now time.Time, es []entry) {
+	for _, e := range es {
+		if !e.gap() {
+			o.unacked++
+		}
+	}
+	if o.unacked >= max(1, min(ackEvents, o.ha.h.cfg.Window/4)) || o.s.ended {
+		o.ackNow()
+	} else if o.ackAt.IsZero() {
+		o.ackAt = now.Add(ackDelay)
+		o.ha.schedule(&o.task, o.ackAt)
+	}
+}
+
+func (o *opening) take(now time.Time) Payload {
+	s := o.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.on != o {
+		return nil
+	}
+	if !o.due && (o.ackAt.IsZero() || now.Before(o.ackAt)) {
+		if !o.ackAt.IsZero() {
+			o.ha.schedule(&o.task, o.ackAt)
+		}
+		return nil
+	}
+	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.nacking}
+	o.due, o.nacking, o.ackAt, o.unacked = false, false, time.Time{}, 0
+	return p
+}

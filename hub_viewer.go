@@ -1,0 +1,736 @@
+package gvstream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// A hubViewer is the hub's half of one connection to a viewer: a set of cursors.
+type hubViewer struct {
+	*Link
+	h        *Hub
+	viewerID string // empty: the hub's own, of Items
+	local    bool
+	id       string // of the link
+
+	status, beat task
+
+	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
+	greeted bool
+	staleAt time.Time
+	cursors map[string]*cursor // by session
+	due     []*cursor          // to be named in the next status
+	beatAt  time.Time
+	slots   int       // replay requests open for this link
+	waiting []*cursor // for a slot
+}
+
+func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
+	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
+	hv.Link = newLink(hv)
+	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
+	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
+	if !local && !validID(viewerID) {
+		hv.fail(now, ErrInvalidID)
+		return hv
+	}
+	h.mu.Lock()
+	old, closed := h.viewers[viewerID], h.closed
+	switch {
+	case closed:
+	case local:
+		h.locals[hv] = true
+	default:
+		h.viewers[viewerID] = hv
+	}
+	h.mu.Unlock()
+	if closed {
+		hv.fail(now, ErrClosed)
+	} else if old != nil {
+		old.fail(now, ErrSuperseded)
+	}
+	return hv
+}
+
+func (hv *hubViewer) detach(time.Time) {
+	hv.h.mu.Lock()
+	if hv.h.viewers[hv.viewerID] == hv {
+		delete(hv.h.viewers, hv.viewerID)
+	}
+	delete(hv.h.locals, hv)
+	hv.h.mu.Unlock()
+	hv.mu.Lock()
+	cursors := hv.cursors
+	hv.cursors = nil
+	hv.mu.Unlock()
+	for _, c := range cursors {
+		c.remove()
+	}
+}
+
+func (hv *hubViewer) handle(ctx context.Context, now time.Time, p Payload) error {
+	hv.h.expire(now)
+	err := hv.dispatch(ctx, now, p)
+	var refused *ProtocolError
+	switch {
+	case err == errStale:
+		return nil
+	case errors.As(err, &refused):
+		hv.h.refusedFrames.Add(1)
+	}
+	return err
+}
+
+func (hv *hubViewer) dispatch(ctx context.Context, now time.Time, p Payload) error {
+	switch p := p.(type) {
+	case *HelloPayload:
+		return plain(hv.hello(now, p))
+	case *WatchPayload:
+		if err := hv.current(now); err != nil {
+			return err
+		}
+		return hv.watch(ctx, p)
+	case *ErrorPayload:
+		return nil // nothing of the hub's depends on what a viewer refuses
+	}
+	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
+}
+
+func (hv *hubViewer) hello(now time.Time, p *HelloPayload) *ProtocolError {
+	if p.Role != roleViewer {
+		return malformed("hello: a viewer's link, but role %q", p.Role)
+	}
+	if p.V != version {
+		return badVersion(p.V)
+	}
+	hv.mu.Lock()
+	if !hv.greeted {
+		hv.greeted = true
+		hv.beatAt = now.Add(heartbeat)
+		hv.schedule(&hv.beat, hv.beatAt)
+	}
+	hv.mu.Unlock()
+	hv.answer(&WelcomePayload{ViewerID: hv.viewerID, V: version, Link: hv.id})
+	return nil
+}
+
+func (hv *hubViewer) current(now time.Time) error {
+	hv.mu.Lock()
+	defer hv.mu.Unlock()
+	if hv.greeted {
+		return nil
+	}
+	return staleLink(hv.h, hv.Link, now, &hv.staleAt)
+}
+
+// watch places a cursor, and answers by a status or an error (rule 13).
+func (hv *hubViewer) watch(ctx context.Context, p *WatchPayload) error {
+	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
+		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
+	}
+	if p.Stop {
+		hv.unwatch(p.SessionID)
+		return nil
+	}
+	if authorize := hv.h.cfg.Authorize; authorize != nil && !hv.local {
+		if err := authorize(ctx, hv.viewerID, p.SessionID); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			hv.unwatch(p.SessionID)
+			return refusal(codeForbidden, p.SessionID, "not allowed")
+		}
+	}
+	c, err := hv.cursor(p.SessionID)
+	if err != nil {
+		return err
+	}
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.gone {
+		c.restart(p.Epoch, p.AfterSeq)
+		c.tell()
+	}
+	return nil
+}
+
+// cursor returns the link's cursor on a session, which is made if there is none.
+func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
+	hv.mu.Lock()
+	c, n, dead := hv.cursors[sessionID], len(hv.cursors), hv.cursors == nil
+	hv.mu.Unlock()
+	switch {
+	case dead:
+		return nil, hv.failure()
+	case c != nil:
+		return c, nil
+	case n >= hv.h.cfg.MaxWatches:
+		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", hv.h.cfg.MaxWatches)
+	}
+	c = &cursor{hv: hv}
+	c.task.owner = c
+	for !c.place(hv.h.hold(sessionID)) {
+	}
+	hv.mu.Lock()
+	dead = hv.cursors == nil
+	if !dead {
+		hv.cursors[sessionID] = c
+	}
+	hv.mu.Unlock()
+	if dead { // the link died meanwhile
+		c.remove()
+		return nil, hv.failure()
+	}
+	return c, nil
+}
+
+// unwatch removes the link's cursor on a session, and returns it if there was one.
+func (hv *hubViewer) unwatch(sessionID string) *cursor {
+	hv.mu.Lock()
+	c := hv.cursors[sessionID]
+	delete(hv.cursors, sessionID)
+	hv.mu.Unlock()
+	if c != nil {
+		c.remove()
+	}
+	return c
+}
+
+// takeStatus says where the watched sessions stand.
+func (hv *hubViewer) takeStatus(time.Time) Payload {
+	for {
+		hv.mu.Lock()
+		n := min(len(hv.due), maxStatus)
+		batch := hv.due[:n:n]
+		hv.due = hv.due[n:]
+		hv.mu.Unlock()
+		p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
+		for _, c := range batch {
+			if st, ok := c.describe(); ok {
+				p.Sessions = append(p.Sessions, st)
+			}
+		}
+		if n == 0 {
+			return nil
+		}
+		if len(p.Sessions) > 0 {
+			return p
+		}
+	}
+}
+
+// takeBeat names all watches in one status, every 15 s.
+func (hv *hubViewer) takeBeat(now time.Time) Payload {
+	hv.mu.Lock()
+	due := !now.Before(hv.beatAt)
+	if due {
+		hv.beatAt = now.Add(heartbeat)
+	}
+	hv.schedule(&hv.beat, hv.beatAt)
+	cursors := make([]*cursor, 0, len(hv.cursors))
+	for _, c := range hv.cursors {
+		cursors = append(cursors, c)
+	}
+	hv.mu.Unlock()
+	if !due {
+		return nil
+	}
+	hv.h.expire(now)
+	if len(cursors) == 0 {
+		return &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
+	}
+	slices.SortFunc(cursors, func(a, b *cursor) int { return compareIDs(a.s, b.s) })
+	for _, c := range cursors {
+		c.s.mu.Lock()
+		c.tell()
+		c.s.mu.Unlock()
+	}
+	return nil
+}
+
+// A cursor is one viewer's place in one session. All that a viewer costs the hub
+// is this. The session's lock protects it.
+type cursor struct {
+	task
+	hv *hubViewer
+	s  *hubSession
+
+	epoch string // empty: from the first event of whatever epoch there is
+	seq   uint64 // handed out up to here
+	gone  bool
+	due   bool // a status comes first
+	idle  bool // it has everything: in the session's list
+	ended bool // it was told of the end
+
+	fetch   *fetch // its open replay request, or nil
+	pages   []page // what came of it, to be handed out
+	lost    uint64 // the agent can't give what is up to here
+	wait    time.Time
+	asking  bool // in the session's queue for a turn
+	granted bool // its turn came
+}
+
+// place puts the cursor on a session, unless that was removed meanwhile.
+func (c *cursor) place(s *hubSession) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return false
+	}
+	c.s = s
+	s.cursors = append(s.cursors, c)
+	return true
+}
+
+// remove takes the cursor off its session.
+func (c *cursor) remove() {
+	s := c.s
+	s.mu.Lock()
+	if c.gone {
+		s.mu.Unlock()
+		return
+	}
+	c.restart("", 0)
+	c.gone = true
+	s.cursors = without(s.cursors, c)
+	s.idle = without(s.idle, c)
+	s.watchClock()
+	s.mu.Unlock()
+	c.hv.forget(&c.task)
+	c.s.h.release(s)
+}
+
+func without(cs []*cursor, c *cursor) []*cursor {
+	if i := slices.Index(cs, c); i >= 0 {
+		return slices.Delete(cs, i, i+1)
+	}
+	return cs
+}
+
+// restart puts the cursor at a position.
+func (c *cursor) restart(epoch string, seq uint64) {
+	c.dropFetch()
+	c.ungrant()
+	c.epoch, c.seq = epoch, seq
+	c.pages, c.lost, c.ended, c.wait = nil, 0, false, time.Time{}
+	c.hv.ready(&c.task)
+}
+
+// tell has the viewer told where the session stands, before anything else of it.
+func (c *cursor) tell() {
+	if c.due || c.gone {
+		return
+	}
+	c.due = true
+	c.hv.mu.Lock()
+	c.hv.due = append(c.hv.due, c)
+	c.hv.mu.Unlock()
+	c.hv.ready(&c.hv.status)
+}
+
+// describe is the session's place in a status to this viewer. Its AckSeq is what
+// was handed to the viewer's link: if less than that arrived, something was lost.
+func (c *cursor) describe() (SessionStatus, bool) {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.due = false
+	if c.gone {
+		return SessionStatus{}, false
+	}
+	c.hv.ready(&c.task)
+	if s.epoch == "" {
+		return SessionStatus{SessionID: s.id}, true
+	}
+	if ahead := c.ahead(); ahead != nil {
+		c.refuse(ahead)
+		return SessionStatus{}, false
+	}
+	l := c.settle()
+	st := SessionStatus{
+		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.seq, l.head),
+	}
+	if l == &s.log {
+		st.Ended, st.PrevEpoch, st.PrevSeq = s.ended, s.prevID, s.prevSeq
+	}
+	return st, true
+}
+
+// ahead refuses a position that no agent has reached (rule 13).
+func (c *cursor) ahead() *ProtocolError {
+	s := c.s
+	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head {
+		return nil
+	}
+	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
+	err.Epoch, err.Seq = s.epoch, s.log.head
+	return err
+}
+
+// refuse ends the watch. The session's lock is held, so the cursor goes when its
+// turn comes.
+func (c *cursor) refuse(err *ProtocolError) {
+	c.hv.answer(err.Payload())
+	c.hv.mu.Lock()
+	if c.hv.cursors[c.s.id] == c {
+		delete(c.hv.cursors, c.s.id)
+	}
+	c.hv.mu.Unlock()
+	c.restart("", 0)
+	c.gone = true
+	c.s.cursors = without(c.s.cursors, c)
+	c.s.idle = without(c.s.idle, c)
+	c.s.watchClock()
+}
+
+// settle returns the log that the cursor reads. At the end of an older epoch it
+// moves to the current one, and the viewer is told (rule 15).
+func (c *cursor) settle() *log {
+	s := c.s
+	if c.epoch == s.epoch {
+		return &s.log
+	}
+	if s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head {
+		return &s.prev.log
+	}
+	c.restart(s.epoch, 0)
+	c.tell()
+	return &s.log
+}
+
+// take hands out what comes next in the session: a piece of the hub's log, a piece
+// that the agent replayed, or a gap.
+func (c *cursor) take(now time.Time) Payload {
+	s := c.s
+	s.mu.Lock()
+	if c.gone || c.due || s.epoch == "" {
+		s.mu.Unlock()
+		return nil
+	}
+	if ahead := c.ahead(); ahead != nil {
+		c.refuse(ahead)
+		s.mu.Unlock()
+		return nil
+	}
+	l := c.settle()
+	if c.due {
+		s.mu.Unlock()
+		return nil
+	}
+	p, replayed := c.next(now, l)
+	epoch, head, first := c.epoch, l.head, l.first()
+	s.mu.Unlock()
+	switch {
+	case p == nil:
+		return nil
+	case replayed:
+		b := &ReplayBatchPayload{
+			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
+			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
+			Done: p.last == first-1,
+		}
+		b.Events, b.Gaps, b.encoded = p.split()
+		return b
+	}
+	b := &EventBatchPayload{
+		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
+		FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
+	}
+	b.Events, b.Gaps, b.encoded = p.split()
+	return b
+}
+
+// next returns the next piece of the log, and whether the agent replayed it.
+func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
+	s := c.s
+	switch {
+	case c.seq >= l.head:
+		if !c.idle {
+			c.idle = true
+			s.idle = append(s.idle, c)
+		}
+		if s.ended && !c.ended {
+			c.ended = true
+			c.tell()
+		}
+		return nil, false
+	case c.seq+1 >= l.first():
+		c.dropFetch()
+		c.pages = nil
+		read := l.read(span{c.seq, l.head, l.head, maxBatchEvents, pageBytes})
+		p = &read
+	case len(c.pages) > 0:
+		p, replayed = &c.pages[0], true
+		c.pages = c.pages[1:]
+	default:
+		p = c.older(now, l)
+	}
+	if p != nil {
+		c.seq = p.last
+	}
+	return p, replayed
+}
+
+// older deals with what is older than the hub's log: it asks the agent, waits, or
+// declares a gap (rule 12).
+func (c *cursor) older(now time.Time, l *log) *page {
+	s := c.s
+	until := l.first() - 1
+	gap := func(to uint64, reason Reason) *page {
+		c.wait = time.Time{}
+		c.dropFetch()
+		c.ungrant()
+		p := asPage(c.seq+1, []entry{gapEntry(c.seq+1, to, reason)})
+		return &p
+	}
+	switch {
+	case l != &s.log: // no agent has the older epoch any more
+		return gap(until, ReasonEvicted)
+	case c.lost > c.seq:
+		return gap(min(c.lost, until), ReasonUnavailable)
+	case c.fetch != nil && now.Before(c.fetch.due):
+		c.hv.schedule(&c.task, c.fetch.due)
+		return nil
+	case s.on == nil:
+		if c.wait.IsZero() {
+			c.wait = now.Add(s.h.cfg.ReplayWait)
+		}
+		if !now.Before(c.wait) {
+			return gap(until, ReasonUnavailable)
+		}
+		c.hv.schedule(&c.task, c.wait)
+		return nil
+	}
+	c.wait = time.Time{}
+	c.ask(now, until)
+	return nil
+}
+
+// ask sends a replay request to the agent, when it is the cursor's turn.
+func (c *cursor) ask(now time.Time, until uint64) {
+	s := c.s
+	timer := timerFirst
+	if c.fetch != nil { // unanswered: again, under a new id
+		timer = backoff(c.fetch.timer)
+		c.dropFetch()
+	}
+	if !c.grant() {
+		return
+	}
+	c.granted = false // the fetch has the turn from here on
+	f := &fetch{c: c, ha: s.on.ha, from: c.seq + 1, next: c.seq + 1, until: until, left: fetchEvents, timer: timer}
+	f.task = task{owner: f, urgent: true}
+	f.due = now.Add(timer)
+	c.fetch = f
+	f.ha.mu.Lock()
+	f.ha.requests++
+	f.id = f.ha.id + "-" + strconv.Itoa(f.ha.requests) // no other link has it
+	if f.ha.fetches != nil {
+		f.ha.fetches[f.id] = f
+	}
+	f.ha.mu.Unlock()
+	f.ha.ready(&f.task)
+	c.hv.schedule(&c.task, f.due)
+}
+
+// grant takes a turn at asking, of the session's and of the link's, or queues for
+// one.
+func (c *cursor) grant() bool {
+	if c.granted {
+		return true
+	}
+	if c.asking {
+		return false
+	}
+	s, hv := c.s, c.hv
+	hv.mu.Lock()
+	free := hv.slots < s.h.cfg.MaxViewerReplays
+	if free {
+		hv.slots++
+	} else if !slices.Contains(hv.waiting, c) {
+		hv.waiting = append(hv.waiting, c)
+	}
+	hv.mu.Unlock()
+	if !free {
+		return false
+	}
+	if s.open >= s.h.cfg.MaxReplays {
+		c.asking = true
+		s.asking = append(s.asking, c)
+		return false
+	}
+	s.open++
+	c.granted = true
+	return true
+}
+
+// ungrant gives the turn back, or the place in the queue for it.
+func (c *cursor) ungrant() {
+	s := c.s
+	switch {
+	case c.asking:
+		c.asking = false
+		s.asking = without(s.asking, c)
+		c.hv.freeSlot()
+	case c.granted:
+		c.granted = false
+		s.passTurn()
+		c.hv.freeSlot()
+	}
+}
+
+// passTurn gives the session's turn to the first that waits for it.
+func (s *hubSession) passTurn() {
+	if len(s.asking) == 0 {
+		s.open--
+		return
+	}
+	c := s.asking[0]
+	s.asking = slices.Delete(s.asking, 0, 1)
+	c.asking, c.granted = false, true
+	c.hv.ready(&c.task)
+}
+
+// freeSlot gives a slot of the link back, and has those that wait try again.
+func (hv *hubViewer) freeSlot() {
+	hv.mu.Lock()
+	hv.slots--
+	waiting := hv.waiting
+	hv.waiting = nil
+	hv.mu.Unlock()
+	for _, c := range waiting {
+		hv.ready(&c.task)
+	}
+}
+
+// dropFetch gives up the open request: what still comes of it, counts for nothing.
+func (c *cursor) dropFetch() {
+	if f := c.fetch; f != nil {
+		c.fetch = nil
+		f.close()
+	}
+}
+
+// Bounds of one replay request of the hub: what it may hold for a cursor.
+const (
+	fetchEvents = 500
+	fetchBytes  = maxReplayBytes
+)
+
+// A fetch is one open replay request to an agent, for one cursor. It holds a turn
+// of the session and one of the viewer's link. The session's lock protects it.
+type fetch struct {
+	task
+	c  *cursor
+	ha *hubAgent // whose link it was sent on: answers count on no other
+	id string
+
+	from, next, until uint64 // asked from, expected next, asked until
+	left              int    // events that may still come
+	bytes             int
+	timer             time.Duration
+	due               time.Time // to be asked again then
+	sent, closed      bool
+}
+
+func (f *fetch) take(time.Time) Payload {
+	s := f.c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.closed || f.sent {
+		return nil
+	}
+	f.sent = true
+	return &ReplayRequestPayload{
+		SessionID: s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
+		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: fetchEvents,
+	}
+}
+
+// close ends the request and passes its turns on.
+func (f *fetch) close() {
+	if f.closed {
+		return
+	}
+	f.closed = true
+	f.ha.mu.Lock()
+	delete(f.ha.fetches, f.id)
+	f.ha.mu.Unlock()
+	f.c.s.passTurn()
+	f.c.hv.freeSlot()
+}
+
+// fail ends a request that the agent refused: it is asked again on the timer, or
+// what it asked for is lost.
+func (f *fetch) fail(now time.Time, retry bool) {
+	c := f.c
+	if retry {
+		f.due = now.Add(f.timer)
+		c.hv.schedule(&c.task, f.due)
+		f.close()
+		return
+	}
+	c.lost = f.until
+	c.dropFetch()
+	c.hv.ready(&c.task)
+}
+
+// replayed takes an agent's answer to a replay request (rule 12).
+func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolError {
+	ha.mu.Lock()
+	f := ha.fetches[p.RequestID]
+	ha.mu.Unlock()
+	if f == nil {
+		ha.h.staleFrames.Add(1)
+		return nil
+	}
+	es, err := entries(p.FirstSeq, p.Events, p.Gaps)
+	if err != nil {
+		return malformed("replay_batch: %v", err)
+	}
+	s := f.c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case f.closed:
+		ha.h.staleFrames.Add(1)
+		return nil
+	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
+		return malformed("replay_batch: not what request %s asked for", p.RequestID)
+	case p.LastSeq > f.until || len(p.Events) > f.left:
+		return malformed("replay_batch: more than request %s asked for", p.RequestID)
+	}
+	f.accept(now, p, es)
+	return nil
+}
+
+// accept keeps what is new in an answer for the cursor to hand out.
+func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, es []entry) {
+	c := f.c
+	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
+		f.timer = time.Second
+		f.fail(now, true)
+		return
+	}
+	f.due = now.Add(f.timer)
+	if es = clipEntries(es, f.next-1); len(es) > 0 {
+		pg := asPage(f.next, es)
+		pg.request, pg.available = f.id, p.AvailableFrom
+		c.pages = append(c.pages, pg)
+		f.next = pg.last + 1
+		f.left -= pg.events
+		f.bytes += pg.bytes
+	}
+	if p.Done && f.next == f.from { // it has nothing to give
+		c.lost = f.until
+	}
+	if p.Done || f.next > f.until || f.left == 0 || f.bytes >= fetchBytes {
+		c.dropFetch()
+	}
+	c.hv.ready(&c.task)
+}
