@@ -1,0 +1,213 @@
+package gvstream
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+)
+
+const (
+	// maxLine is the longest line that Lines sends or takes, in bytes without
+	// its line ending.
+	maxLine = 2 << 20
+	// keepLine is how much of a buffer stays with a connection that is quiet.
+	keepLine = 64 << 10
+)
+
+// Lines makes a transport of any byte stream, such as a TCP or TLS connection, a
+// unix socket, an ssh channel or a process's stdin and stdout: one JSON envelope
+// (see Marshal) a line, lines ended by \n or \r\n. Empty lines mean nothing.
+//
+// Both functions block as long as rw does. When the ctx that was last given to one
+// of them ends, also between calls, rw is closed, which makes both return, with
+// the ctx's error; so the Close of rw must make its Read and Write return. In all
+// other cases closing rw is left to the caller. One send and one receive may run
+// at the same time, but not two of a kind. They keep neither a payload that was
+// sent nor anything of a payload that was received.
+//
+// A send is one Write. An envelope of more than 2 MiB is refused with an error
+// that wraps ErrTooLarge, one that can't be told with the error of Marshal, and
+// nothing is written; after an error of Write every send fails with it, since part
+// of a line may be on its way.
+//
+// A receive returns a *ProtocolError for a line of more than 2 MiB, which it skips
+// without storing it, and for one that Unmarshal refuses; the next call goes on
+// with the next line. Every other error stays: io.EOF where the peer closed the
+// stream between two lines, io.ErrUnexpectedEOF inside of one, and whatever else
+// Read returns.
+func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
+	end := sync.OnceFunc(func() { rw.Close() })
+	s := &lineSender{w: rw, closer: closer{end: end}}
+	r := &lineReceiver{r: rw, closer: closer{end: end}}
+	return s.send, r.receive
+}
+
+// A closer calls end when the ctx that it was shown last ends.
+type closer struct {
+	end     func()
+	done    <-chan struct{} // of that ctx
+	stop    func() bool
+	cleanup runtime.Cleanup
+}
+
+// watch is cheap for the same ctx again. What it registers with ctx is taken back
+// by release and, since ctx may outlive a connection whose functions nobody calls
+// any more, also when those are garbage.
+func (c *closer) watch(ctx context.Context) {
+	if ctx.Done() == c.done {
+		return
+	}
+	c.release()
+	c.done = ctx.Done()
+	c.stop = context.AfterFunc(ctx, c.end)
+	c.cleanup = runtime.AddCleanup(c, func(stop func() bool) { stop() }, c.stop)
+}
+
+func (c *closer) release() {
+	if c.stop != nil {
+		c.cleanup.Stop()
+		c.stop()
+	}
+	c.done, c.stop = nil, nil
+}
+
+// errorOf is what a call reports for err: once ctx has ended, rw is closed and
+// its errors say no more than that.
+func (c *closer) errorOf(ctx context.Context, err error) error {
+	c.release()
+	if ctx.Err() != nil {
+		c.end()
+		return ctx.Err()
+	}
+	return err
+}
+
+type lineSender struct {
+	closer
+	w   io.Writer
+	err error // of an earlier Write
+}
+
+// lineBuffers holds buffers for the length of a send, so that none stays with a
+// connection that has nothing to say.
+var lineBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+func (s *lineSender) send(ctx context.Context, p Payload) error {
+	if ctx.Err() != nil || s.err != nil {
+		return s.errorOf(ctx, s.err)
+	}
+	buf := lineBuffers.Get().(*[]byte)
+	defer lineBuffers.Put(buf)
+	line, err := Append((*buf)[:0], p)
+	*buf = line
+	switch {
+	case err != nil:
+		return err
+	case len(line) > maxLine:
+		*buf = nil
+		return fmt.Errorf("%w: a line of %d bytes", ErrTooLarge, len(line))
+	}
+	s.watch(ctx)
+	line = append(line, '\n')
+	*buf = line
+	n, err := s.w.Write(line)
+	if err == nil && n < len(line) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		s.err = err
+		return s.errorOf(ctx, err)
+	}
+	return nil
+}
+
+type lineReceiver struct {
+	closer
+	r   io.Reader
+	err error // of an earlier Read
+
+	buf    []byte
+	lo, hi int  // buf[lo:hi] was read and not yet taken
+	seen   int  // there is no line's end in buf[lo:seen]
+	last   int  // length of the last line
+	long   bool // the line was too long and is being skipped
+}
+
+func (r *lineReceiver) receive(ctx context.Context) (Payload, error) {
+	for {
+		line, err := r.next(ctx)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(line) > 0:
+			return Unmarshal(line)
+		}
+	}
+}
+
+// next returns the next line without its ending. It is valid until the next call.
+func (r *lineReceiver) next(ctx context.Context) ([]byte, error) {
+	for {
+		if i := bytes.IndexByte(r.buf[r.seen:r.hi], '\n'); i >= 0 {
+			return r.take(r.seen + i)
+		}
+		r.seen = r.hi
+		if r.hi-r.lo > maxLine+1 { // one more than maxLine may be a \r
+			r.long = true
+		}
+		if r.long {
+			r.lo, r.hi, r.seen = 0, 0, 0
+		}
+		if r.err != nil || ctx.Err() != nil {
+			return nil, r.errorOf(ctx, r.err)
+		}
+		r.watch(ctx)
+		r.fill()
+	}
+}
+
+// take takes the line that ends at buf[end], or reports that it was too long.
+func (r *lineReceiver) take(end int) ([]byte, error) {
+	line := bytes.TrimSuffix(r.buf[r.lo:end], []byte("\r"))
+	r.lo, r.seen = end+1, end+1
+	r.last = len(line)
+	if r.long || len(line) > maxLine {
+		r.long = false
+		return nil, malformed("frame: a line of more than %d bytes", maxLine)
+	}
+	return line, nil
+}
+
+// fill reads once. At the end of the stream it tells whether a line was broken off.
+func (r *lineReceiver) fill() {
+	r.makeRoom()
+	n, err := r.r.Read(r.buf[r.hi:])
+	r.hi += n
+	if err == io.EOF && (r.hi > r.lo || r.long) && !bytes.HasSuffix(r.buf[r.lo:r.hi], []byte("\n")) {
+		err = io.ErrUnexpectedEOF
+	}
+	r.err = err
+}
+
+// makeRoom leaves at least one byte behind buf[hi].
+func (r *lineReceiver) makeRoom() {
+	switch {
+	case r.lo == r.hi:
+		r.lo, r.hi, r.seen = 0, 0, 0
+		if r.buf == nil || len(r.buf) > keepLine && r.last < keepLine/2 {
+			r.buf = make([]byte, 4<<10)
+		}
+	case r.hi < len(r.buf):
+	case r.lo > 0:
+		r.hi = copy(r.buf, r.buf[r.lo:r.hi])
+		r.seen -= r.lo
+		r.lo = 0
+	default:
+		grown := make([]byte, min(2*len(r.buf), maxLine+2))
+		copy(grown, r.buf)
+		r.buf = grown
+	}
+}

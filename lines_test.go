@@ -1,0 +1,490 @@
+package gvstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A stream is a ReadWriteCloser of parts.
+type stream struct {
+	io.Reader
+	io.Writer
+	close func() error
+}
+
+func (s stream) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	return s.close()
+}
+
+const helloLine = `{"type":"hello","payload":{"viewer_id":"","v":1,"role":"agent"}}`
+
+// padded is helloLine, made n bytes long by white space.
+func padded(n int) string { return helloLine + strings.Repeat(" ", n-len(helloLine)) }
+
+func TestLinesPipe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		testLinesBothWays(t, a, b)
+	})
+}
+
+func TestLinesTCP(t *testing.T) {
+	a, b := tcpPair(t)
+	testLinesBothWays(t, a, b)
+}
+
+// tcpPair is the two ends of a connection over the loopback interface.
+func tcpPair(t *testing.T) (a, b net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// testLinesBothWays sends every payload there, and back what arrived, many times.
+func testLinesBothWays(t *testing.T, a, b net.Conn) {
+	const rounds = 20
+	ctx := t.Context()
+	done := make(chan error, 2)
+	go func() { // the far end returns everything
+		send, receive := Lines(b)
+		for {
+			p, err := receive(ctx)
+			if err == nil {
+				err = send(ctx, p)
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	send, receive := Lines(a)
+	go func() {
+		for range rounds {
+			for _, p := range wireSamples() {
+				if err := send(ctx, p); err != nil {
+					done <- err
+					return
+				}
+			}
+		}
+		done <- nil
+	}()
+	for range rounds {
+		for _, want := range wireSamples() {
+			got, err := receive(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got, sameWire); diff != "" {
+				t.Fatal(diff)
+			}
+		}
+	}
+	if err := <-done; err != nil {
+		t.Errorf("send: %v", err)
+	}
+	a.Close()
+	if err := <-done; err != io.EOF {
+		t.Errorf("the far end got %v, want EOF", err)
+	}
+}
+
+func TestLinesReceive(t *testing.T) {
+	broken := errors.New("broken")
+	tooLong := fmt.Sprintf("gvstream: malformed: frame: a line of more than %d bytes", maxLine)
+	for name, c := range map[string]struct {
+		in   io.Reader
+		want []string // "ok" or the error, up to the one that stays
+	}{
+		"nothing":               {strings.NewReader(""), []string{"EOF"}},
+		"one":                   {strings.NewReader(helloLine + "\n"), []string{"ok", "EOF"}},
+		"CR LF":                 {strings.NewReader(helloLine + "\r\n" + helloLine + "\r\n"), []string{"ok", "ok", "EOF"}},
+		"empty lines":           {strings.NewReader("\n\r\n\n" + helloLine + "\n\n\r\n\n"), []string{"ok", "EOF"}},
+		"no line's end":         {strings.NewReader(helloLine), []string{"unexpected EOF"}},
+		"second broken off":     {strings.NewReader(helloLine + "\n{"), []string{"ok", "unexpected EOF"}},
+		"only CR":               {strings.NewReader("\r"), []string{"unexpected EOF"}},
+		"last data with EOF":    {iotest.DataErrReader(strings.NewReader(helloLine + "\n" + helloLine + "\n")), []string{"ok", "ok", "EOF"}},
+		"broken off with EOF":   {iotest.DataErrReader(strings.NewReader(helloLine + "\n{")), []string{"ok", "unexpected EOF"}},
+		"byte by byte":          {iotest.OneByteReader(strings.NewReader(helloLine + "\r\n" + padded(9000) + "\n")), []string{"ok", "ok", "EOF"}},
+		"other error":           {io.MultiReader(strings.NewReader(helloLine+"\n{"), iotest.ErrReader(broken)), []string{"ok", "broken"}},
+		"malformed":             {strings.NewReader("{\n" + helloLine + "\n"), []string{"gvstream: malformed: byte 1: want a string", "ok", "EOF"}},
+		"white space":           {strings.NewReader(" \n" + helloLine + "\n"), []string{"gvstream: malformed: byte 1: want an object", "ok", "EOF"}},
+		"CR inside":             {strings.NewReader("{\r}\n"), []string{"gvstream: malformed: byte 3: envelope without a type", "EOF"}},
+		"unknown type":          {strings.NewReader(`{"type":"x"}` + "\n"), []string{`gvstream: unknown_type: unknown type "x"`, "EOF"}},
+		"one less than longest": {strings.NewReader(padded(maxLine-1) + "\n" + helloLine + "\n"), []string{"ok", "ok", "EOF"}},
+		"longest":               {strings.NewReader(padded(maxLine) + "\n" + helloLine + "\n"), []string{"ok", "ok", "EOF"}},
+		"longest, CR LF":        {strings.NewReader(padded(maxLine) + "\r\n" + helloLine + "\n"), []string{"ok", "ok", "EOF"}},
+		"too long":              {strings.NewReader(padded(maxLine+1) + "\n" + helloLine + "\n"), []string{tooLong, "ok", "EOF"}},
+		"too long, CR LF":       {strings.NewReader(padded(maxLine+1) + "\r\n" + helloLine + "\n"), []string{tooLong, "ok", "EOF"}},
+		"too long, in halves":   {iotest.HalfReader(strings.NewReader(padded(maxLine+1) + "\n" + helloLine + "\n")), []string{tooLong, "ok", "EOF"}},
+		"too long, at the end":  {iotest.DataErrReader(strings.NewReader(padded(2*maxLine) + "\n")), []string{tooLong, "EOF"}},
+		"too long, broken off":  {strings.NewReader(padded(3 * maxLine)), []string{"unexpected EOF"}},
+		"twice too long":        {strings.NewReader(padded(2*maxLine) + "\n" + padded(maxLine+2) + "\n" + helloLine + "\n"), []string{tooLong, tooLong, "ok", "EOF"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, receive := Lines(stream{Reader: c.in})
+			last := c.want[len(c.want)-1]
+			for _, want := range append(c.want, last, last) {
+				p, err := receive(t.Context())
+				got := "ok"
+				if err != nil {
+					got = err.Error()
+				}
+				if got != want || (p == nil) != (err != nil) {
+					t.Fatalf("%v, %s; want %s", p, got, want)
+				}
+			}
+		})
+	}
+}
+
+// endless is a line that goes on for n bytes.
+type endless struct{ n int }
+
+func (e *endless) Read(b []byte) (int, error) {
+	if e.n <= 0 {
+		return copy(b, "\n"), io.EOF
+	}
+	n := min(len(b), e.n)
+	for i := range n {
+		b[i] = 'x'
+	}
+	e.n -= n
+	return n, nil
+}
+
+func TestLinesLongLineIsNotStored(t *testing.T) {
+	_, receive := Lines(stream{Reader: &endless{64 << 20}})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := receive(t.Context())
+	runtime.ReadMemStats(&after)
+	if cost := after.TotalAlloc - before.TotalAlloc; cost > 10<<20 {
+		t.Errorf("%d bytes allocated for a line of 64 MiB", cost)
+	}
+	var perr *ProtocolError
+	if !errors.As(err, &perr) || perr.Code != codeMalformed {
+		t.Errorf("error %v", err)
+	}
+	if _, err := receive(t.Context()); err != io.EOF {
+		t.Errorf("then %v, want EOF", err)
+	}
+}
+
+// A connection that becomes quiet gives back what a large frame needed.
+func TestLinesShrinks(t *testing.T) {
+	r := &lineReceiver{r: strings.NewReader(padded(maxLine) + "\n" + strings.Repeat(helloLine+"\n", 3)), closer: closer{end: func() {}}}
+	for range 4 {
+		if _, err := r.receive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.receive(t.Context()); err != io.EOF || len(r.buf) > keepLine {
+		t.Errorf("a buffer of %d bytes is kept (%v)", len(r.buf), err)
+	}
+}
+
+// writes keeps every Write.
+type writes struct {
+	list []string
+	err  error
+	n    int // bytes taken when err is set
+}
+
+func (w *writes) Write(b []byte) (int, error) {
+	w.list = append(w.list, string(b))
+	if w.err != nil {
+		return w.n, w.err
+	}
+	return len(b), nil
+}
+
+func TestLinesSend(t *testing.T) {
+	w := new(writes)
+	send, _ := Lines(stream{Writer: w})
+	var want []string
+	for _, p := range wireSamples() {
+		want = append(want, wire(t, p.payloadType())+"\n")
+		if err := send(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want, w.list); diff != "" {
+		t.Errorf("one Write a line (-want +got):\n%s", diff)
+	}
+}
+
+func batchOfData(data string) *EventBatchPayload {
+	return &EventBatchPayload{
+		SessionID: "s", Epoch: "e", Link: "l", FirstSeq: 1, LastSeq: 1, HeadSeq: 1,
+		Events: []Event{{Seq: 1, Data: json.RawMessage(data)}},
+	}
+}
+
+// Line ends between the tokens of Data do not reach the wire.
+func TestLinesSendFraming(t *testing.T) {
+	var b bytes.Buffer
+	send, receive := Lines(stream{Reader: &b, Writer: &b})
+	if err := send(t.Context(), batchOfData("\n[1,\r\n\n2]\n")); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(b.String(), "\n"); n != 1 {
+		t.Errorf("%d line ends in %q", n, b.String())
+	}
+	got, err := receive(t.Context())
+	if diff := cmp.Diff(batchOfData("[1,2]"), got, sameWire); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
+	}
+}
+
+func TestLinesSendTooLarge(t *testing.T) {
+	overhead, err := Marshal(batchOfData(`""`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := new(writes)
+	send, _ := Lines(stream{Writer: w})
+	text := func(n int) string { return `"` + strings.Repeat("x", n-len(overhead)) + `"` }
+	for _, c := range []struct {
+		p    Payload
+		want error
+	}{
+		{batchOfData(text(maxLine + 1)), ErrTooLarge},
+		{batchOfData(text(3 * maxLine)), ErrTooLarge},
+		{batchOfData("{"), ErrInvalidData},
+		{batchOfData(text(maxLine)), nil},
+	} {
+		if err := send(t.Context(), c.p); !errors.Is(err, c.want) {
+			t.Errorf("error %v, want %v", err, c.want)
+		}
+	}
+	if len(w.list) != 1 || len(w.list[0]) != maxLine+1 {
+		t.Errorf("%d lines written, want only the longest that is allowed", len(w.list))
+	}
+}
+
+// Behind half a line nothing can be sent any more.
+func TestLinesSendFails(t *testing.T) {
+	hello := &HelloPayload{V: 1, Role: roleAgent}
+	for _, w := range []*writes{{err: errors.New("broken"), n: 7}, {err: errors.New("broken")}} {
+		send, _ := Lines(stream{Writer: w})
+		first := send(t.Context(), hello)
+		second := send(t.Context(), hello)
+		if first != w.err || second != w.err || len(w.list) != 1 {
+			t.Errorf("errors %v and %v after %d writes", first, second, len(w.list))
+		}
+	}
+	short := stream{Writer: writerFunc(func(b []byte) (int, error) { return len(b) - 1, nil })}
+	send, _ := Lines(short)
+	if err := send(t.Context(), hello); err != io.ErrShortWrite {
+		t.Errorf("error %v, want %v", err, io.ErrShortWrite)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestLinesContext(t *testing.T) {
+	for name, start := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+		"canceled": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(ctx)
+			time.AfterFunc(time.Second, cancel)
+			return ctx, cancel
+		},
+		"deadline": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := start(t.Context())
+				defer cancel()
+				a, _ := net.Pipe()
+				testLinesContext(t, ctx, a)
+			})
+		})
+	}
+}
+
+func TestLinesContextTCP(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	a, _ := tcpPair(t)
+	testLinesContext(t, ctx, a)
+}
+
+// testLinesContext has a send and a receive wait for a peer that does nothing,
+// until ctx ends.
+func testLinesContext(t *testing.T, ctx context.Context, a net.Conn) {
+	var closed atomic.Int32
+	send, receive := Lines(stream{a, a, func() error { closed.Add(1); return a.Close() }})
+	sent := make(chan error)
+	go func() {
+		p := batchOfData(`"` + strings.Repeat("x", 1<<20) + `"`)
+		for {
+			if err := send(ctx, p); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	if _, err := receive(ctx); err != ctx.Err() {
+		t.Errorf("receive: %v, want %v", err, ctx.Err())
+	}
+	if err := <-sent; err != ctx.Err() {
+		t.Errorf("send: %v, want %v", err, ctx.Err())
+	}
+	if _, err := receive(ctx); err != ctx.Err() {
+		t.Errorf("receive again: %v, want %v", err, ctx.Err())
+	}
+	if n := closed.Load(); n != 1 {
+		t.Errorf("closed %d times", n)
+	}
+	if _, err := receive(t.Context()); err == nil {
+		t.Errorf("a receive from the closed stream succeeded")
+	}
+}
+
+// A ctx that ends between two calls closes the stream too, one that had ended
+// before closes it at once, and a line that is there already is still handed out.
+func TestLinesContextBetweenCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var closed atomic.Int32
+		count := func() error { closed.Add(1); return nil }
+		hello := &HelloPayload{V: 1, Role: roleAgent}
+
+		_, receive := Lines(stream{Reader: strings.NewReader(helloLine + "\n" + helloLine + "\n"), close: count})
+		send, _ := Lines(stream{Writer: io.Discard, close: count})
+		if _, err := receive(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := send(ctx, hello); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		synctest.Wait()
+		if n := closed.Load(); n != 2 {
+			t.Errorf("%d of 2 closed", n)
+		}
+		if _, err := receive(ctx); err != nil {
+			t.Errorf("the line that was read already: %v", err)
+		}
+		if _, err := receive(ctx); err != context.Canceled {
+			t.Errorf("receive: %v", err)
+		}
+		if err := send(ctx, hello); err != context.Canceled {
+			t.Errorf("send: %v", err)
+		}
+
+		closed.Store(0)
+		w := new(writes)
+		send, receive = Lines(stream{Reader: iotest.ErrReader(io.EOF), Writer: w, close: count})
+		if err := send(ctx, hello); err != context.Canceled || len(w.list) > 0 {
+			t.Errorf("send: %v, written %q", err, w.list)
+		}
+		if _, err := receive(ctx); err != context.Canceled {
+			t.Errorf("receive: %v", err)
+		}
+		if n := closed.Load(); n != 1 {
+			t.Errorf("closed %d times", n)
+		}
+	})
+}
+
+type valueKey struct{}
+
+// countingCtx counts what is registered with it, instead of ending.
+type countingCtx struct {
+	context.Context
+	done         chan struct{}
+	added, taken atomic.Int32
+}
+
+func newCountingCtx(t *testing.T) *countingCtx {
+	return &countingCtx{Context: t.Context(), done: make(chan struct{})}
+}
+
+func (c *countingCtx) Done() <-chan struct{} { return c.done }
+
+func (c *countingCtx) AfterFunc(func()) func() bool {
+	c.added.Add(1)
+	return func() bool { c.taken.Add(1); return true }
+}
+
+// A ctx that outlives the stream keeps nothing of it.
+func TestLinesRegistersOnce(t *testing.T) {
+	first, second := newCountingCtx(t), newCountingCtx(t)
+	check := func(when string, c *countingCtx, added, taken int32) {
+		t.Helper()
+		if a, b := c.added.Load(), c.taken.Load(); a != added || b != taken {
+			t.Errorf("%s: registered %d times, taken back %d times; want %d and %d", when, a, b, added, taken)
+		}
+	}
+	_, receive := Lines(stream{Reader: iotest.OneByteReader(strings.NewReader(strings.Repeat(helloLine+"\n", 6)))})
+	get := func(ctx context.Context) {
+		t.Helper()
+		if _, err := receive(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		get(first)
+		get(context.WithValue(first, valueKey{}, "same end"))
+	}
+	check("after six calls", first, 1, 0)
+	if _, err := receive(second); err != io.EOF {
+		t.Error(err)
+	}
+	check("the ctx before", first, 1, 1)
+	check("at the end", second, 1, 1)
+
+	_, receive = Lines(stream{Reader: strings.NewReader(helloLine + "\n")})
+	get(context.Background()) // never ends: nothing to register
+	if _, err := receive(first); err != io.EOF {
+		t.Error(err)
+	}
+	check("after a Background", first, 2, 2)
+}
+
+// The functions of a stream may be dropped while ctx and stream live on.
+func TestLinesDropped(t *testing.T) {
+	ctx := newCountingCtx(t)
+	send, _ := Lines(stream{Writer: io.Discard})
+	if err := send(ctx, &HelloPayload{V: 1, Role: roleAgent}); err != nil {
+		t.Fatal(err)
+	}
+	send = nil
+	for ctx.taken.Load() == 0 { // the garbage collector decides when
+		runtime.GC()
+	}
+}
