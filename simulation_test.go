@@ -1,0 +1,32 @@
+package gvstream
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const simSteps = 500
+
+// TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n
+// runs n of them, and GVSTREAM_SIM_SEED=s runs one again and tells it.
+func TestSimulation(t *testing.T) {
+	runs := 500
+	if n, err := strconv.Atoi(os.Getenv("GVSTREAM_SIM_RUNS")); err == nil {
+		runs = n
+	}
+	if seed, err := strconv.ParseUint(os.Getenv("GVSTREAM_SIM_SEED"), 10, 64); err == nil {
+		w, err := runSchedule(seeded(seed), simSteps, true)
+		t.Logf("%s", strings.Join(w.trace, "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	for seed := range uint64(runs) {
+		if _, err := runSchedule(seeded(seed), simSteps, false); err != nil {
+			t.Fatalf("seed %d: %v\nGVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' tells how", seed, err, seed)
+		}
+	}
+}
