@@ -110,10 +110,12 @@ type Hub struct {
 
 	mu       sync.Mutex // protects the fields below; before any hubSession.mu
 	sessions map[string]*hubSession
-	agents   map[string]*hubAgent
 	viewers  map[string]*hubViewer
 	locals   map[*hubViewer]bool // the cursors of Items
 	closed   bool
+
+	agentsMu sync.Mutex // protects the field below; a leaf
+	agents   map[string]*hubAgent
 
 	expiryMu sync.Mutex // protects the field below; a leaf
 	expiry   expiryHeap
@@ -356,9 +358,13 @@ func (s *hubSession) watchClock() {
 		return
 	}
 	s.expireAt = at
-	s.h.expiryMu.Lock()
-	heap.Push(&s.h.expiry, expiry{at, s})
-	s.h.expiryMu.Unlock()
+	s.h.expireLater(s)
+}
+
+func (h *Hub) expireLater(s *hubSession) {
+	h.expiryMu.Lock()
+	heap.Push(&h.expiry, expiry{s.expireAt, s})
+	h.expiryMu.Unlock()
 }
 
 // expire does what time does to the sessions: any call may bring it about.
@@ -375,9 +381,13 @@ func (h *Hub) expire(now time.Time) {
 		e.s.mu.Lock()
 		if !e.s.gone && e.s.expireAt.Equal(e.at) {
 			e.s.expireAt = time.Time{}
-			if e.s.age(now) && e.s.busy == nil {
+			switch {
+			case e.s.busy != nil:
+				e.s.expireAt = now.Add(time.Minute)
+				h.expireLater(e.s)
+			case e.s.age(now):
 				h.remove(e.s)
-			} else {
+			default:
 				e.s.watchClock()
 			}
 		}
@@ -502,9 +512,11 @@ func (h *Hub) Close() error {
 	h.mu.Lock()
 	h.closed = true
 	var links []*Link
+	h.agentsMu.Lock()
 	for _, ha := range h.agents {
 		links = append(links, ha.Link)
 	}
+	h.agentsMu.Unlock()
 	for _, hv := range h.viewers {
 		links = append(links, hv.Link)
 	}
@@ -537,10 +549,13 @@ type HubStats struct {
 // Stats returns counts. It does not block.
 func (h *Hub) Stats() HubStats {
 	h.expire(time.Now())
+	h.agentsMu.Lock()
+	agents := len(h.agents)
+	h.agentsMu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return HubStats{
-		Sessions: int(h.known.Load()), Agents: len(h.agents), Viewers: len(h.viewers),
+		Sessions: int(h.known.Load()), Agents: agents, Viewers: len(h.viewers),
 		StaleFrames: h.staleFrames.Load(), RefusedFrames: h.refusedFrames.Load(),
 	}
 }

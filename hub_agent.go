@@ -41,9 +41,10 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	}
 	h.expire(now)
 	h.mu.Lock()
-	old, closed := h.agents[agentID], h.closed
+	closed := h.closed
+	var old *hubAgent
 	if !closed {
-		h.agents[agentID] = ha
+		old = h.setAgent(agentID, ha)
 	}
 	h.mu.Unlock()
 	if closed {
@@ -54,27 +55,55 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	return ha
 }
 
+// setAgent makes ha the agent's link, and returns the one before.
+func (h *Hub) setAgent(agentID string, ha *hubAgent) *hubAgent {
+	h.agentsMu.Lock()
+	defer h.agentsMu.Unlock()
+	old := h.agents[agentID]
+	h.agents[agentID] = ha
+	return old
+}
+
+// agent returns an agent's link, or nil if there is none, and whether the agent
+// said hello on it.
+func (h *Hub) agent(agentID string) (ha *hubAgent, greeted bool) {
+	h.agentsMu.Lock()
+	ha = h.agents[agentID]
+	h.agentsMu.Unlock()
+	if ha == nil {
+		return nil, false
+	}
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	return ha, ha.greeted
+}
+
 func (ha *hubAgent) detach(now time.Time) {
-	ha.h.mu.Lock()
+	ha.h.agentsMu.Lock()
 	if ha.h.agents[ha.agentID] == ha {
 		delete(ha.h.agents, ha.agentID)
 	}
-	ha.h.mu.Unlock()
+	ha.h.agentsMu.Unlock()
 	ha.mu.Lock()
-	sessions := ha.sessions
-	ha.sessions = nil
+	sessions, fetches := ha.sessions, ha.fetches
+	ha.sessions, ha.fetches = nil, nil
 	ha.mu.Unlock()
 	for s, o := range sessions {
 		s.mu.Lock()
 		if s.on == o {
 			s.on = nil
 			s.away = now
-			for _, c := range s.cursors { // open requests are asked again
-				c.dropFetch()
-				c.hv.ready(&c.task)
-			}
 			s.watchClock()
 		}
+		s.mu.Unlock()
+	}
+	for _, f := range fetches { // they are asked again on the next link
+		s := f.c.s
+		s.mu.Lock()
+		if f.c.fetch == f {
+			f.c.dropFetch()
+		}
+		f.c.hv.ready(&f.c.task)
 		s.mu.Unlock()
 	}
 }
@@ -246,6 +275,9 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 	if s.owner != "" && s.owner != ha.agentID && !ha.claims(ctx, s) {
 		return refusal(codeForbidden, s.id, "the session belongs to another agent")
 	}
+	if s.gone {
+		return nil
+	}
 	if err := s.staleEpoch(e.Epoch); err != nil {
 		return err
 	}
@@ -265,8 +297,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		}
 		s.adopt(now, e.Epoch, start)
 	}
-	ha.attach(now, s)
-	return nil
+	return ha.attach(now, s)
 }
 
 // staleEpoch refuses an epoch older than the session's (rule 2).
@@ -329,28 +360,29 @@ func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (
 	return start, nil
 }
 
-// attach opens the session on this link.
-func (ha *hubAgent) attach(now time.Time, s *hubSession) {
+// attach opens the session on this link, unless that died meanwhile.
+func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 	s.listed = now
 	if s.on != nil && s.on.ha == ha {
-		return
+		return nil
 	}
 	o := &opening{s: s, ha: ha}
 	o.task = task{owner: o, urgent: true}
 	ha.mu.Lock()
-	alive := ha.sessions != nil
-	if alive {
+	dead := ha.sessions == nil
+	if !dead {
 		ha.sessions[s] = o
 	}
 	ha.mu.Unlock()
+	if dead {
+		return ha.failure()
+	}
 	if s.on != nil {
 		s.on.close()
 	}
 	s.owner, s.on = ha.agentID, o
-	if !alive { // the link died meanwhile
-		s.away = now
-	}
 	s.wakeAll()
+	return nil
 }
 
 // batch accepts what is new in a batch (rules 7 and 8).
@@ -509,9 +541,6 @@ func (o *opening) close() {
 		delete(o.ha.sessions, o.s)
 	}
 	o.ha.mu.Unlock()
-	for _, c := range o.s.cursors {
-		c.dropFetch()
-	}
 }
 
 func (o *opening) ackNow() {

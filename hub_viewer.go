@@ -177,14 +177,18 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 	for !c.place(hv.h.hold(sessionID)) {
 	}
 	hv.mu.Lock()
-	dead = hv.cursors == nil
-	if !dead {
+	other := hv.cursors[sessionID]
+	if dead = hv.cursors == nil; !dead && other == nil {
 		hv.cursors[sessionID] = c
 	}
 	hv.mu.Unlock()
-	if dead { // the link died meanwhile
+	switch {
+	case dead: // the link died meanwhile
 		c.remove()
 		return nil, hv.failure()
+	case other != nil: // a call at the same time was first
+		c.remove()
+		return other, nil
 	}
 	return c, nil
 }
@@ -267,12 +271,12 @@ type cursor struct {
 	idle  bool // it has everything: in the session's list
 	ended bool // it was told of the end
 
-	fetch   *fetch // its open replay request, or nil
-	pages   []page // what came of it, to be handed out
-	lost    uint64 // the agent can't give what is up to here
-	wait    time.Time
-	asking  bool // in the session's queue for a turn
-	granted bool // its turn came
+	fetch   *fetch    // its open replay request, or nil
+	pages   []page    // what came of it, to be handed out
+	lost    uint64    // the agent can't give what is up to here
+	since   time.Time // it waits for the agent since then; zero: it does not
+	asking  bool      // in the session's queue for a turn
+	granted bool      // its turn came
 }
 
 // place puts the cursor on a session, unless that was removed meanwhile.
@@ -317,7 +321,7 @@ func (c *cursor) restart(epoch string, seq uint64) {
 	c.dropFetch()
 	c.ungrant()
 	c.epoch, c.seq = epoch, seq
-	c.pages, c.lost, c.ended, c.wait = nil, 0, false, time.Time{}
+	c.pages, c.lost, c.ended, c.since = nil, 0, false, time.Time{}
 	c.hv.ready(&c.task)
 }
 
@@ -339,7 +343,7 @@ func (c *cursor) describe() (SessionStatus, bool) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.due = false
+	defer func() { c.due = false }()
 	if c.gone {
 		return SessionStatus{}, false
 	}
@@ -482,7 +486,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
 	gap := func(to uint64, reason Reason) *page {
-		c.wait = time.Time{}
+		c.since = time.Time{}
 		c.dropFetch()
 		c.ungrant()
 		p := asPage(c.seq+1, []entry{gapEntry(c.seq+1, to, reason)})
@@ -496,24 +500,30 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	case c.fetch != nil && now.Before(c.fetch.due):
 		c.hv.schedule(&c.task, c.fetch.due)
 		return nil
-	case s.on == nil:
-		if c.wait.IsZero() {
-			c.wait = now.Add(s.h.cfg.ReplayWait)
-		}
-		if !now.Before(c.wait) {
-			return gap(until, ReasonUnavailable)
-		}
-		c.hv.schedule(&c.task, c.wait)
+	}
+	ha, greeted := s.h.agent(s.owner)
+	if greeted {
+		c.since = time.Time{}
+		c.ask(now, ha, until)
 		return nil
 	}
-	c.wait = time.Time{}
-	c.ask(now, until)
+	if c.since.IsZero() {
+		c.since = now
+	}
+	patience := s.h.cfg.ReplayWait
+	if ha != nil { // its hello may have been lost, and comes again
+		patience = max(patience, maxSilence)
+	}
+	left := c.since.Add(patience).Sub(now)
+	if left <= 0 {
+		return gap(until, ReasonUnavailable)
+	}
+	c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
 	return nil
 }
 
 // ask sends a replay request to the agent, when it is the cursor's turn.
-func (c *cursor) ask(now time.Time, until uint64) {
-	s := c.s
+func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 	timer := timerFirst
 	if c.fetch != nil { // unanswered: again, under a new id
 		timer = backoff(c.fetch.timer)
@@ -522,19 +532,24 @@ func (c *cursor) ask(now time.Time, until uint64) {
 	if !c.grant() {
 		return
 	}
-	c.granted = false // the fetch has the turn from here on
-	f := &fetch{c: c, ha: s.on.ha, from: c.seq + 1, next: c.seq + 1, until: until, left: fetchEvents, timer: timer}
+	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: fetchEvents, timer: timer}
 	f.task = task{owner: f, urgent: true}
 	f.due = now.Add(timer)
-	c.fetch = f
-	f.ha.mu.Lock()
-	f.ha.requests++
-	f.id = f.ha.id + "-" + strconv.Itoa(f.ha.requests) // no other link has it
-	if f.ha.fetches != nil {
-		f.ha.fetches[f.id] = f
+	ha.mu.Lock()
+	dead := ha.fetches == nil
+	if !dead {
+		ha.requests++
+		f.id = ha.id + "-" + strconv.Itoa(ha.requests) // no other link has it
+		ha.fetches[f.id] = f
 	}
-	f.ha.mu.Unlock()
-	f.ha.ready(&f.task)
+	ha.mu.Unlock()
+	if dead {
+		c.hv.schedule(&c.task, now.Add(time.Second))
+		return
+	}
+	c.granted = false // the fetch has the turn from here on
+	c.fetch = f
+	ha.ready(&f.task)
 	c.hv.schedule(&c.task, f.due)
 }
 

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -38,6 +38,7 @@ type simWire struct {
 
 type simAgent struct {
 	id   string
+	skew time.Duration // of its clock, which only epochs show
 	st   *Streamer
 	wire *simWire
 }
@@ -87,7 +88,6 @@ type simWorld struct {
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
 	acks     map[*attachment]uint64
-	owners   map[string]string // of the present hub's sessions
 	err      error
 }
 
@@ -169,7 +169,6 @@ func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
 	w.hub.mint = w.minter()
 	w.position = make(map[simKey]uint64)
-	w.owners = make(map[string]string)
 }
 
 func (w *simWorld) startAgent(a *simAgent) {
@@ -177,6 +176,9 @@ func (w *simWorld) startAgent(a *simAgent) {
 	a.wire = nil
 	a.st = NewStreamer(&w.agentCfg)
 	a.st.mint = w.minter()
+	if w.choose(3) == 0 {
+		a.skew = time.Duration(w.choose(5)-2) * time.Hour
+	}
 }
 
 // startViewer starts a new viewer process: with what the old one had persisted, or
@@ -184,8 +186,8 @@ func (w *simWorld) startAgent(a *simAgent) {
 func (w *simWorld) startViewer(v *simViewer, persisted bool) {
 	w.breakWire(v.wire)
 	v.wire = nil
+	old := v.positions()
 	v.v = NewViewer(&w.viewerCfg)
-	old := v.seen
 	v.seen, v.stopped = make(map[string]*simReader), make(map[string]bool)
 	for _, id := range simIDs {
 		if w.choose(5) > 0 {
@@ -194,10 +196,19 @@ func (w *simWorld) startViewer(v *simViewer, persisted bool) {
 	}
 }
 
-func (w *simWorld) watch(v *simViewer, id string, old map[string]*simReader, persisted bool) {
+// positions are what the viewer would persist.
+func (v *simViewer) positions() map[string]Position {
+	out := make(map[string]Position)
+	for id := range v.seen {
+		out[id] = v.v.Position(id)
+	}
+	return out
+}
+
+func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persisted bool) {
 	r := &simReader{}
-	if old[id] != nil && persisted {
-		r.pos = old[id].pos
+	if persisted {
+		r.pos = old[id]
 	}
 	v.seen[id] = r
 	if err := v.v.Watch(id, r.pos); err != nil {
@@ -207,7 +218,7 @@ func (w *simWorld) watch(v *simViewer, id string, old map[string]*simReader, per
 
 // rewatch ends a watch, or begins one, where it was or from the start.
 func (w *simWorld) rewatch(v *simViewer, id string) {
-	old := maps.Clone(v.seen)
+	old := v.positions()
 	w.say("%s: rewatches %s", v.id, id)
 	v.v.Unwatch(id)
 	delete(v.seen, id)
@@ -228,6 +239,9 @@ func (w *simWorld) breakWire(x *simWire) {
 func (w *simWorld) closeEnd(e *simEnd) {
 	if !e.dead {
 		e.dead = true
+		for _, p := range e.inbox {
+			w.remember(e, p)
+		}
 		e.inbox = nil
 		e.link.fail(w.now, ErrClosed)
 	}
@@ -298,19 +312,19 @@ func (w *simWorld) step() {
 	switch c := w.choose(100); {
 	case c < 17:
 		w.publish()
-	case c < 45:
+	case c < 43:
 		w.pump()
-	case c < 70:
+	case c < 67:
 		w.deliver()
-	case c < 78:
+	case c < 75:
 		w.read(w.viewers[w.choose(len(w.viewers))])
-	case c < 86:
+	case c < 83:
 		w.connectSome()
-	case c < 93:
+	case c < 92:
 		w.disturb()
-	case c < 94:
+	case c < 93:
 		w.cutSome()
-	case c < 98:
+	case c < 96:
 		w.pass()
 	default:
 		w.upset()
@@ -322,7 +336,7 @@ func (w *simWorld) publish() {
 	i := w.choose(len(w.agents))
 	a := w.agents[i]
 	id := simSessions[i][w.choose(len(simSessions[i]))]
-	s, err := a.st.session(w.now, id)
+	s, err := a.st.session(w.now.Add(a.skew), id)
 	if err != nil {
 		w.fail("session: %v", err)
 		return
@@ -339,7 +353,7 @@ func (w *simWorld) publish() {
 			var stopped *ProtocolError
 			if errors.As(err, &stopped) && w.choose(4) == 0 { // L6: told and stopped
 				w.say("%s: renews %s after %v", a.id, id, err)
-				a.st.renew(w.now, id)
+				a.st.renew(w.now.Add(a.skew), id)
 			}
 			return
 		}
@@ -407,10 +421,23 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	}
 	w.say("%s sends %s", w.name(from), brief(p))
 	w.checkRoute(x, p)
+	w.checkWindow(from, p)
 	if !x.cut && !to.dead {
 		to.inbox = append(to.inbox, p)
 	}
 	return true
+}
+
+// checkWindow: rule 7.
+func (w *simWorld) checkWindow(from *simEnd, p Payload) {
+	b, ok := p.(*EventBatchPayload)
+	al, agent := from.link.m.(*agentLink)
+	if !ok || !agent || len(b.Events) == 0 {
+		return
+	}
+	if s := al.st.sessions[b.SessionID]; b.Events[len(b.Events)-1].Seq > s.acked+uint64(w.hubCfg.Window) {
+		w.fail("rule 7: %s beyond ack %d and window %d", brief(b), s.acked, w.hubCfg.Window)
+	}
 }
 
 // checkRoute: S11.
@@ -446,7 +473,14 @@ func (w *simWorld) receive(to *simEnd) bool {
 		ctx = w.ctx
 	}
 	before := w.fingerprint(to.link, p)
+	w.hub.expire(w.now) // what any call may do
+	owners := w.owners()
 	err := to.link.handle(ctx, w.now, p)
+	for id, owner := range w.owners() {
+		if was := owners[id]; was != "" && owner != "" && was != owner {
+			w.fail("rule 4: %s belonged to %s, now to %s", id, was, owner)
+		}
+	}
 	if before != "" && before != w.fingerprint(to.link, p) {
 		w.fail("S6: %s: a payload of another link changed something: %s", w.name(to), brief(p))
 	}
@@ -460,10 +494,21 @@ func (w *simWorld) receive(to *simEnd) bool {
 	w.remember(to, p)
 	if err != nil {
 		w.say("%s refuses %s: %v", w.name(to), brief(p), err)
+		if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
+			w.fail("%s refuses what an honest peer said: %v: %s", w.name(to), err, brief(p))
+		}
 	} else {
 		w.say("%s handled %s", w.name(to), brief(p))
 	}
 	return true
+}
+
+func (w *simWorld) owners() map[string]string {
+	out := make(map[string]string, len(w.hub.sessions))
+	for id, s := range w.hub.sessions {
+		out[id] = s.owner
+	}
+	return out
 }
 
 // fingerprint is the state of a link's machine, if p is of another link: such a
@@ -480,7 +525,7 @@ func (w *simWorld) fingerprint(l *Link, p Payload) string {
 	default:
 		return ""
 	}
-	w.hub.expire(w.now) // what any call may do
+	w.hub.expire(w.now)
 	var b strings.Builder
 	switch m := l.m.(type) {
 	case *agentLink:
@@ -543,6 +588,9 @@ func (w *simWorld) read(v *simViewer) {
 			w.show(v, q.item)
 		}
 		v.v.done(q)
+		if r := v.seen[q.w.id]; v.v.Position(q.w.id) != r.pos {
+			w.fail("rule 14: %s %s: position %v after %v was handled", v.id, q.w.id, v.v.Position(q.w.id), r.pos)
+		}
 	}
 }
 
@@ -633,18 +681,18 @@ func (w *simWorld) disturb() {
 	to := busy[w.choose(len(busy))]
 	i := w.choose(len(to.inbox))
 	p := to.inbox[i]
-	switch w.choose(6) {
-	case 5:
+	switch w.choose(8) {
+	case 7:
 		w.forge(to, i)
 	case 3:
 		n := 1 + w.choose(len(to.inbox))
 		w.say("lost: %d payloads to %s", n, w.name(to))
 		to.inbox = to.inbox[n:]
-	case 4:
+	case 4, 5, 6:
 		if old := w.ghosts[w.name(to)]; len(old) > 0 {
 			p := old[w.choose(len(old))]
 			w.say("late: %s to %s", brief(p), w.name(to))
-			to.inbox = append([]Payload{p}, to.inbox...)
+			to.inbox = slices.Insert(to.inbox, i, p)
 		}
 	case 0:
 		w.say("lost: %s", brief(p))
@@ -659,7 +707,7 @@ func (w *simWorld) disturb() {
 	}
 }
 
-// forge puts an ack of what was never sent in an ack's place.
+// forge makes an ack of what was never sent: it frees nothing and ends the link.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
 	al, agent := to.link.m.(*agentLink)
@@ -670,7 +718,9 @@ func (w *simWorld) forge(to *simEnd, i int) {
 		forged := *ack
 		forged.UpToSeq = s.maxSent + 1
 		w.say("forged: %s", brief(&forged))
-		to.inbox[i] = &forged
+		if err := to.link.handle(w.ctx, w.now, &forged); err == nil && s.on != nil && s.on.id == ack.Link {
+			w.fail("rule 6: %s believed a forged ack", w.name(to))
+		}
 	}
 }
 
@@ -768,19 +818,8 @@ func (w *simWorld) check() {
 			delete(w.position, k) // forgotten by its age
 		}
 	}
-	for id := range w.owners {
-		if s := w.hub.sessions[id]; s == nil || s.owner == "" {
-			delete(w.owners, id)
-		}
-	}
 	for _, s := range w.hub.sessions {
 		w.checkLog(&s.log)
-		if was := w.owners[s.id]; was != "" && was != s.owner {
-			w.fail("rule 4: %s belonged to %s, now to %s", s.id, was, s.owner)
-		}
-		if w.owners[s.id] = s.owner; !s.expireAt.IsZero() && !s.expireAt.After(w.now) {
-			delete(w.owners, s.id) // any call may forget it
-		}
 		if s.log.events > max(w.hubCfg.LogEvents, 0) {
 			w.fail("S10: hub's log of %s holds %d events", s.id, s.log.events)
 		}

@@ -255,7 +255,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	defer s.mu.Unlock()
 	a := s.on
 	switch {
-	case a == nil || a.l != al || a.id != p.Link || p.Epoch != s.epoch:
+	case a == nil || a.l != al || p.Epoch != s.epoch:
 		al.st.staleFrames.Add(1)
 		return nil
 	case p.ViewerID != "":

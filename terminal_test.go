@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -244,11 +243,14 @@ func TestTerminal(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	t.Logf("recording: %d events, %d bytes", len(rec.output), len(rec.text))
 	screens, cuts, err := play(ctx, rec, tcp(t))
+	t.Logf("agent:     cut off %d times", cuts)
 	if err != nil || cuts < 10 {
 		t.Errorf("the agent ended with %v after %d cuts", err, cuts)
 	}
 	for i, s := range screens {
+		t.Logf("viewer %d:  %v, cut off %d times", i+1, s, s.cuts)
 		if s.events != len(rec.output) || s.gaps != 0 || s.text.String() != rec.text {
 			t.Errorf("viewer %d saw %v; the recording has %d events and %d bytes", i, s, len(rec.output), len(rec.text))
 		}
@@ -274,5 +276,3 @@ func TestTransports(t *testing.T) {
 		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) { return dial() })
 	})
 }
-
-var _ = slices.Clone[[]int]

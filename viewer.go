@@ -263,7 +263,6 @@ type viewerLink struct {
 	awaiting bool
 	helloAt  time.Time
 	timer    time.Duration
-	beatAt   time.Time
 	heardAt  time.Time
 }
 
