@@ -101,8 +101,9 @@ func (c *HubConfig) withDefaults() HubConfig {
 //
 // All methods are safe for concurrent use.
 type Hub struct {
-	cfg  HubConfig
-	mint *minter
+	cfg   HubConfig
+	sizes sizes
+	mint  *minter
 
 	known         atomic.Int64 // sessions with an epoch
 	staleFrames   atomic.Uint64
@@ -124,7 +125,7 @@ type Hub struct {
 // NewHub returns a Hub without sessions or links. A nil config means the defaults.
 func NewHub(cfg *HubConfig) *Hub {
 	return &Hub{
-		cfg: cfg.withDefaults(), mint: process,
+		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process,
 		sessions: make(map[string]*hubSession),
 		agents:   make(map[string]*hubAgent),
 		viewers:  make(map[string]*hubViewer),

@@ -466,7 +466,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	case c.seq+1 >= l.first():
 		c.dropFetch()
 		c.pages = nil
-		read := l.read(span{c.seq, l.head, l.head, maxBatchEvents, pageBytes})
+		read := l.read(span{c.seq, l.head, l.head, s.h.sizes.batch, pageBytes})
 		p = &read
 	case len(c.pages) > 0:
 		p, replayed = &c.pages[0], true
@@ -532,7 +532,7 @@ func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 	if !c.grant() {
 		return
 	}
-	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: fetchEvents, timer: timer}
+	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
 	f.task = task{owner: f, urgent: true}
 	f.due = now.Add(timer)
 	ha.mu.Lock()
@@ -631,11 +631,8 @@ func (c *cursor) dropFetch() {
 	}
 }
 
-// Bounds of one replay request of the hub: what it may hold for a cursor.
-const (
-	fetchEvents = 500
-	fetchBytes  = maxReplayBytes
-)
+// fetchBytes bounds what the hub holds of one replay request, beside its events.
+const fetchBytes = maxReplayBytes
 
 // A fetch is one open replay request to an agent, for one cursor. It holds a turn
 // of the session and one of the viewer's link. The session's lock protects it.
@@ -663,7 +660,7 @@ func (f *fetch) take(time.Time) Payload {
 	f.sent = true
 	return &ReplayRequestPayload{
 		SessionID: s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
-		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: fetchEvents,
+		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: f.left,
 	}
 }
 

@@ -17,10 +17,21 @@ const (
 	maxEpoch       = 64        // bytes
 	maxBatchEvents = 256       // events of an event batch
 	maxReplayPage  = 100       // events of a replay batch
+	maxReplay      = 500       // events that the hub asks for at a time
 	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
 	maxBatchGaps   = 512       // gaps of a batch: more than can stand between its events
 	maxStatus      = 256       // sessions of a status
 )
+
+// sizes are how much a machine puts into one payload, and asks for at a time: the
+// simulation makes them small.
+type sizes struct {
+	batch  int // events of an event batch
+	page   int // events of a replay batch
+	replay int // events of the hub's replay requests
+}
+
+var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay}
 
 // A Payload is one message of the protocol: a pointer to one of the payload
 // types of this package. A link's Next hands them out and Handle takes them.

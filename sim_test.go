@@ -76,6 +76,7 @@ type simWorld struct {
 	hub     *Hub
 	viewers []*simViewer
 
+	sizes      sizes
 	hubCfg     HubConfig
 	agentCfg   StreamerConfig
 	viewerCfg  ViewerConfig
@@ -120,6 +121,7 @@ func newSimWorld(choose chooser) *simWorld {
 		MaxReplays:       pick(1, 8),
 		MaxTotalBytes:    pick(0, 0, 1500),
 	}
+	w.sizes = sizes{batch: pick(1, 3, 256), page: pick(1, 2, 100), replay: pick(1, 5, 500)}
 	w.hubCfg = HubConfig{
 		Commit:    w.commit,
 		LogEvents: pick(-1, 1, 5, 20), Window: pick(1, 4, 16, 256),
@@ -167,7 +169,7 @@ func (w *simWorld) minter() *minter { return &minter{random: choiceReader{w.choo
 
 func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
-	w.hub.mint = w.minter()
+	w.hub.mint, w.hub.sizes = w.minter(), w.sizes
 	w.position = make(map[simKey]uint64)
 }
 
@@ -175,7 +177,7 @@ func (w *simWorld) startAgent(a *simAgent) {
 	w.breakWire(a.wire)
 	a.wire = nil
 	a.st = NewStreamer(&w.agentCfg)
-	a.st.mint = w.minter()
+	a.st.mint, a.st.sizes = w.minter(), w.sizes
 	if w.choose(3) == 0 {
 		a.skew = time.Duration(w.choose(5)-2) * time.Hour
 	}
@@ -749,7 +751,14 @@ func (w *simWorld) pass() {
 
 // upset restarts somebody, with or without their state.
 func (w *simWorld) upset() {
-	switch w.choose(10) {
+	switch w.choose(12) {
+	case 10, 11:
+		a := w.agents[w.choose(len(w.agents))]
+		if s := a.st.all(); len(s) > 0 {
+			id := s[w.choose(len(s))].id
+			w.say("%s renews %s", a.id, id)
+			a.st.renew(w.now.Add(a.skew), id)
+		}
 	case 8, 9:
 		w.rewatch(w.viewers[w.choose(len(w.viewers))], simIDs[w.choose(len(simIDs))])
 	case 0, 1:
@@ -831,7 +840,7 @@ func (w *simWorld) check() {
 			for i := range c.pages {
 				n += c.pages[i].events
 			}
-			if n > fetchEvents {
+			if n > w.sizes.replay {
 				w.fail("S10: a cursor holds %d fetched events", n)
 			}
 		}

@@ -83,6 +83,7 @@ const endedTTL = 5 * time.Minute
 // All methods are safe for concurrent use.
 type Streamer struct {
 	cfg    StreamerConfig
+	sizes  sizes
 	mint   *minter
 	budget budget
 	closed atomic.Bool // no more publishing
@@ -108,7 +109,7 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), mint: process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
 	return st
 }

@@ -408,7 +408,7 @@ func (a *attachment) take(now time.Time) Payload {
 		return nil
 	}
 	limit := s.acked + a.window
-	p := s.log.read(span{a.sent, s.log.head, limit, maxBatchEvents, pageBytes})
+	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes})
 	if p.last > a.sent {
 		a.sent = p.last
 		a.top = max(a.top, a.sent)
@@ -618,7 +618,7 @@ func (r *replay) take(time.Time) Payload {
 		s.mu.Unlock()
 		return nil
 	}
-	n := maxReplayPage
+	n := s.st.sizes.page
 	if r.left >= 0 {
 		n = min(n, r.left)
 	}

@@ -529,7 +529,10 @@ func (vl *viewerLink) status(ctx context.Context, now time.Time, p *StatusPayloa
 
 func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) error {
 	switch {
-	case s.Epoch < w.epoch: // unknown to the hub, or old news
+	case s.Epoch == "": // the hub does not know the session yet
+		return nil
+	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
+		w.on.again()
 		return nil
 	case s.Epoch > w.epoch && !w.fresh:
 		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
@@ -542,7 +545,7 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 			return err
 		}
 		w.epoch, w.received = s.Epoch, 0
-	case s.Epoch > w.epoch: // the first epoch is no reset
+	case s.Epoch != w.epoch: // the first epoch is no reset
 		w.epoch = s.Epoch
 	}
 	if s.AckSeq > w.received { // sent on this link, and not here
