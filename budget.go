@@ -13,9 +13,9 @@ type budget struct {
 	max  int64 // 0: no limit
 	used atomic.Int64
 
-	mu    sync.Mutex // protects the fields below
+	mu    sync.Mutex // protects the fields below, and Session's age; a leaf
 	aged  ageHeap
-	freed signal
+	freed signal // bytes were released, or may be evicted
 }
 
 // reserve takes n bytes if there are that many.
@@ -49,46 +49,71 @@ func (b *budget) wait() <-chan struct{} {
 	return b.freed.wait()
 }
 
+// fits reports whether n bytes fit once own bytes are released.
+func (b *budget) fits(n, own int) bool {
+	return b.max == 0 || b.used.Load()-int64(own)+int64(n) <= b.max
+}
+
 // offer says that s holds acknowledged events, the oldest of that time. It is
 // called with the session's lock.
 func (b *budget) offer(s *Session, oldest time.Time) {
 	b.mu.Lock()
-	heap.Push(&b.aged, aged{oldest, s})
+	s.age.oldest = oldest
+	heap.Push(&b.aged, s)
+	b.freed.broadcast()
+	b.mu.Unlock()
+}
+
+// forget takes s back, if it is still offered.
+func (b *budget) forget(s *Session) {
+	b.mu.Lock()
+	if s.age.index >= 0 {
+		heap.Remove(&b.aged, s.age.index)
+	}
 	b.mu.Unlock()
 }
 
 // makeRoom evicts until n more bytes fit or nothing acknowledged is left. It is
 // called without any lock.
 func (b *budget) makeRoom(n int) {
-	for b.max > 0 && b.used.Load()+int64(n) > b.max {
+	for !b.fits(n, 0) {
 		b.mu.Lock()
 		if len(b.aged) == 0 {
 			b.mu.Unlock()
 			return
 		}
-		a := heap.Pop(&b.aged).(aged)
+		s := heap.Pop(&b.aged).(*Session)
+		oldest := s.age.oldest
 		b.mu.Unlock()
-		a.s.evictOldest(a.oldest)
+		s.evictOldest(oldest)
 	}
 }
 
-type aged struct {
-	oldest time.Time
-	s      *Session
+// age is a session's place in the budget.
+type age struct {
+	oldest time.Time // of its oldest acknowledged event, when it was offered
+	index  int       // in the heap, or -1
 }
 
-// An ageHeap holds sessions by the time of their oldest acknowledged event, as
-// it was when they were offered.
-type ageHeap []aged
+// An ageHeap holds sessions by the time of their oldest acknowledged event.
+type ageHeap []*Session
 
 func (h ageHeap) Len() int           { return len(h) }
-func (h ageHeap) Less(i, j int) bool { return h[i].oldest.Before(h[j].oldest) }
-func (h ageHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *ageHeap) Push(x any)        { *h = append(*h, x.(aged)) }
+func (h ageHeap) Less(i, j int) bool { return h[i].age.oldest.Before(h[j].age.oldest) }
+func (h ageHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].age.index, h[j].age.index = i, j
+}
+func (h *ageHeap) Push(x any) {
+	s := x.(*Session)
+	s.age.index = len(*h)
+	*h = append(*h, s)
+}
 func (h *ageHeap) Pop() any {
 	old := *h
-	x := old[len(old)-1]
-	old[len(old)-1] = aged{}
+	s := old[len(old)-1]
+	s.age.index = -1
+	old[len(old)-1] = nil
 	*h = old[:len(old)-1]
-	return x
+	return s
 }

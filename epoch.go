@@ -32,18 +32,26 @@ type minter struct {
 var process = &minter{random: rand.Reader}
 
 // epoch mints an epoch of now, or of the first millisecond behind all that were
-// minted before.
+// minted before. A clock that goes back by more than a day is followed: in tests,
+// bubbles with clocks of their own share the process.
 func (m *minter) epoch(now time.Time) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.last = max(uint64(max(now.UnixMilli(), 0)), m.last+1) & (1<<48 - 1)
-	return m.encode(m.last)
+	ms := uint64(max(now.UnixMilli(), 0))
+	if lead := uint64(maxEpochLead / time.Millisecond); m.last <= ms+lead { // else it is another clock: no hub would take epochs so far ahead
+		ms = max(ms, m.last+1)
+	}
+	m.last = ms
+	return m.encode(ms)
 }
 
-// past mints an epoch that is greater than other, unless other is of the last
-// millisecond there is or no epoch of this kind.
+// past mints an epoch that is greater than other, unless other is so far ahead
+// that no hub would take the next, or no epoch of this kind.
 func (m *minter) past(now time.Time, other string) (string, bool) {
-	if at, ok := epochTime(other); ok && at.After(now) {
+	if at, ok := epochTime(other); ok && at.UnixMilli() >= now.UnixMilli() {
+		if at.After(now.Add(maxEpochLead)) {
+			return "", false
+		}
 		now = at.Add(time.Millisecond)
 	}
 	e := m.epoch(now)

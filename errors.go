@@ -34,7 +34,7 @@ var (
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
 	// ErrTooMany: as many sessions, or watches, as the configuration allows
 	// exist already.
-	ErrTooMany = errors.New("gvstream: too many sessions")
+	ErrTooMany = errors.New("gvstream: too many sessions or watches")
 	// ErrUnknownSession: there is no session of that id.
 	ErrUnknownSession = errors.New("gvstream: unknown session")
 	// ErrBusy: what was called allows one call at a time, and one is running.

@@ -24,8 +24,8 @@ type HubConfig struct {
 	// Commit stores events and gaps, in order, before they count as accepted,
 	// are acknowledged or seen by a viewer. An error accepts none of them and
 	// ends the agent's link, whose reconnect is the retry: so the same items may
-	// come again, and have to be stored once by (session, epoch, number). The
-	// agent waits meanwhile, nobody else. A *ProtocolError with Code
+	// come again: store, in one transaction, only what is above the last number
+	// stored in that epoch, of a gap too. The agent waits meanwhile, nobody else. A *ProtocolError with Code
 	// "event_rejected" and Seq instead refuses that one event for good. If nil,
 	// accepted events live in the hub's memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
@@ -243,11 +243,9 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.
 }
 
 // adopt begins an epoch, in which everything up to start counts as accepted
-// (rules 5 and 15).
+// (rules 5 and 15). A session that had none is counted already.
 func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
-	if s.epoch == "" {
-		s.h.known.Add(1)
-	} else {
+	if s.epoch != "" {
 		s.prev = &pastEpoch{s.epoch, s.log, now.Add(endedTTL)}
 		s.prevID, s.prevSeq = s.epoch, s.log.head
 	}

@@ -34,7 +34,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 		h: h, agentID: agentID, id: h.mint.id(),
 		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
 	}
-	ha.Link = newLink(ha)
+	ha.Link = newLink(ha, &h.refusedFrames)
 	if !validID(agentID) {
 		ha.fail(now, ErrInvalidID)
 		return ha
@@ -111,12 +111,8 @@ func (ha *hubAgent) detach(now time.Time) {
 func (ha *hubAgent) handle(ctx context.Context, now time.Time, p Payload) error {
 	ha.h.expire(now)
 	err := ha.dispatch(ctx, now, p)
-	var refused *ProtocolError
-	switch {
-	case err == errStale:
+	if err == errStale {
 		return nil
-	case errors.As(err, &refused):
-		ha.h.refusedFrames.Add(1)
 	}
 	return err
 }
@@ -213,7 +209,7 @@ func (ha *hubAgent) status(ctx context.Context, now time.Time, p *StatusPayload)
 		err := ha.open(ctx, now, e)
 		if refused := (*ProtocolError)(nil); errors.As(err, &refused) {
 			if last != nil {
-				ha.answer(last.Payload())
+				ha.refuse(now, last)
 			}
 			last = refused
 		} else if err != nil {
@@ -295,6 +291,13 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		if s.gone {
 			return nil
 		}
+		if err := ha.failure(); err != nil {
+			return err
+		}
+		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
+			ha.h.known.Add(-1) // others were faster
+			return overloaded(s.id)
+		}
 		s.adopt(now, e.Epoch, start)
 	}
 	return ha.attach(now, s)
@@ -333,7 +336,11 @@ func (ha *hubAgent) full(s *hubSession) error {
 	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
-	err := refusal(codeOverloaded, s.id, "too many sessions")
+	return overloaded(s.id)
+}
+
+func overloaded(sessionID string) error {
+	err := refusal(codeOverloaded, sessionID, "too many sessions")
 	err.Retryable = true
 	return err
 }
@@ -375,6 +382,10 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 	}
 	ha.mu.Unlock()
 	if dead {
+		if s.on == nil {
+			s.away = now
+			s.watchClock()
+		}
 		return ha.failure()
 	}
 	if s.on != nil {
@@ -504,6 +515,11 @@ type commitError struct{ err error }
 func (e *commitError) Error() string        { return "gvstream: commit: " + e.err.Error() }
 func (e *commitError) Is(target error) bool { return errors.Is(e.err, target) }
 
+func (e *commitError) As(target any) bool {
+	_, hidden := target.(**ProtocolError)
+	return !hidden && errors.As(e.err, target)
+}
+
 // refused deals with an agent's error: only answers to replay requests matter.
 func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
 	ha.mu.Lock()
@@ -516,7 +532,7 @@ func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.c.fetch == f {
-		f.fail(now, p.Retryable)
+		f.refused(now, p.Retryable)
 	}
 }
 
@@ -560,6 +576,7 @@ func (o *opening) nack(now time.Time) {
 
 // accepted owes an ack: now for many events or the end, or soon (rule 6).
 func (o *opening) accepted(now time.Time, es []entry) {
+	o.nacking = false // what was missing came
 	for _, e := range es {
 		if !e.gap() {
 			o.unacked++

@@ -2,7 +2,6 @@ package gvstream
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -31,7 +30,7 @@ type hubViewer struct {
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
 	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
-	hv.Link = newLink(hv)
+	hv.Link = newLink(hv, &h.refusedFrames)
 	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
 	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
 	if !local && !validID(viewerID) {
@@ -75,12 +74,8 @@ func (hv *hubViewer) detach(time.Time) {
 func (hv *hubViewer) handle(ctx context.Context, now time.Time, p Payload) error {
 	hv.h.expire(now)
 	err := hv.dispatch(ctx, now, p)
-	var refused *ProtocolError
-	switch {
-	case err == errStale:
+	if err == errStale {
 		return nil
-	case errors.As(err, &refused):
-		hv.h.refusedFrames.Add(1)
 	}
 	return err
 }
@@ -169,7 +164,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, hv.failure()
 	case c != nil:
 		return c, nil
-	case n >= hv.h.cfg.MaxWatches:
+	case n >= hv.h.cfg.MaxWatches && !hv.local:
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", hv.h.cfg.MaxWatches)
 	}
 	c = &cursor{hv: hv}
@@ -305,6 +300,9 @@ func (c *cursor) remove() {
 	s.idle = without(s.idle, c)
 	s.watchClock()
 	s.mu.Unlock()
+	c.hv.mu.Lock()
+	c.hv.due = without(c.hv.due, c)
+	c.hv.mu.Unlock()
 	c.hv.forget(&c.task)
 	c.s.h.release(s)
 }
@@ -501,6 +499,9 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		c.hv.schedule(&c.task, c.fetch.due)
 		return nil
 	}
+	if s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0 { // its turn never comes
+		return gap(until, ReasonUnavailable)
+	}
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
@@ -526,7 +527,10 @@ func (c *cursor) older(now time.Time, l *log) *page {
 func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 	timer := timerFirst
 	if c.fetch != nil { // unanswered: again, under a new id
-		timer = backoff(c.fetch.timer)
+		timer = c.fetch.timer
+		if !c.fetch.closed {
+			timer = backoff(timer)
+		}
 		c.dropFetch()
 	}
 	if !c.grant() {
@@ -677,14 +681,20 @@ func (f *fetch) close() {
 	f.c.hv.freeSlot()
 }
 
-// fail ends a request that the agent refused: it is asked again on the timer, or
-// what it asked for is lost.
-func (f *fetch) fail(now time.Time, retry bool) {
+// pause ends a request that is to be asked again after a while, in turn.
+func (f *fetch) pause(now time.Time, d time.Duration) {
+	f.due = now.Add(d)
+	f.c.hv.schedule(&f.c.task, f.due)
+	f.close()
+}
+
+// refused ends a request that the agent does not answer: it is asked again on the
+// timer, or what it asked for is lost.
+func (f *fetch) refused(now time.Time, retry bool) {
 	c := f.c
 	if retry {
-		f.due = now.Add(f.timer)
-		c.hv.schedule(&c.task, f.due)
-		f.close()
+		f.pause(now, f.timer)
+		f.timer = backoff(f.timer)
 		return
 	}
 	c.lost = f.until
@@ -725,8 +735,7 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, es []entry) {
 	c := f.c
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
-		f.timer = time.Second
-		f.fail(now, true)
+		f.pause(now, time.Second)
 		return
 	}
 	f.due = now.Add(f.timer)

@@ -4,7 +4,9 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,9 +58,10 @@ func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 // Run does everything. Callers who dispatch payloads themselves use Handle and
 // Next instead, and Close when the connection is gone.
 type Link struct {
-	m    machine
-	wake chan struct{} // one slot: Next has something to look at
-	done chan struct{} // closed when the link is dead and has said so
+	m       machine
+	refused *atomic.Uint64 // counts the payloads answered by an error
+	wake    chan struct{}  // one slot: Next has something to look at
+	done    chan struct{}  // closed when the link is dead and has said so
 
 	mu      sync.Mutex // protects the fields below
 	answers []Payload  // said first, in order
@@ -104,8 +107,8 @@ type takeFunc func(now time.Time) Payload
 
 func (f takeFunc) take(now time.Time) Payload { return f(now) }
 
-func newLink(m machine) *Link {
-	return &Link{m: m, wake: make(chan struct{}, 1), done: make(chan struct{})}
+func newLink(m machine, refused *atomic.Uint64) *Link {
+	return &Link{m: m, refused: refused, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // ready asks t for its next payload, in turn.
@@ -147,13 +150,21 @@ func (l *Link) schedule(t *task, at time.Time) {
 	l.signal()
 }
 
-// forget takes t out of the timers, so that nothing holds what it belongs to.
+// forget takes t out, so that nothing holds what it belongs to.
 func (l *Link) forget(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err == nil && !t.due.IsZero() {
+	if l.err != nil {
+		return
+	}
+	if !t.due.IsZero() {
 		heap.Remove(&l.timers, t.index)
 		t.due = time.Time{}
+	}
+	if t.queued {
+		l.urgent.remove(t)
+		l.bulk.remove(t)
+		t.queued = false
 	}
 }
 
@@ -194,7 +205,8 @@ func (l *Link) fail(now time.Time, err error) {
 	l.m.detach(now)
 }
 
-// finish closes done once nothing is left to say. It needs the lock.
+// finish closes done once nothing is left to say, and what was said is sent. It
+// needs the lock.
 func (l *Link) finish() {
 	if l.err != nil && len(l.answers) == 0 && !l.over {
 		l.over = true
@@ -218,10 +230,11 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 			p := l.answers[0]
 			l.answers[0] = nil
 			l.answers = l.answers[1:]
-			l.finish()
+			l.signal() // there may be more, for a call at the same time
 			return p, time.Time{}, nil
 		}
 		if l.err != nil {
+			l.finish()
 			return nil, time.Time{}, l.err
 		}
 		for len(l.timers) > 0 && !l.timers[0].due.After(now) {
@@ -245,6 +258,7 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 		l.mu.Lock()
 		if p != nil {
 			l.enqueue(t) // it may have more, behind the others
+			l.signal()
 			return p, time.Time{}, nil
 		}
 	}
@@ -330,6 +344,7 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 
 // refuse tells the peer, and ends the link if the rule says so.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
+	l.refused.Add(1)
 	l.answer(err.Payload())
 	if err.fatal {
 		l.fail(now, err)
@@ -352,6 +367,7 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 		return ErrBusy
 	}
 	defer l.Close()
+	caller := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.sendLoop(ctx, send) })
 	g.Go(func() error { return l.receiveLoop(ctx, receive) })
@@ -363,7 +379,11 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 			return context.Cause(ctx)
 		}
 	})
-	return g.Wait()
+	err := g.Wait()
+	if caller.Err() != nil && errors.Is(err, caller.Err()) {
+		return context.Cause(caller) // send and receive know only ctx.Err
+	}
+	return err
 }
 
 func (l *Link) sendLoop(ctx context.Context, send SendFunc) error {
@@ -443,6 +463,12 @@ func (q *queue) pop() *task {
 	q.tasks[q.head] = nil
 	q.head++
 	return t
+}
+
+func (q *queue) remove(t *task) {
+	if i := slices.Index(q.tasks[q.head:], t); i >= 0 {
+		q.tasks = slices.Delete(q.tasks, q.head+i, q.head+i+1)
+	}
 }
 
 // A timerHeap holds tasks by the time they are due.

@@ -44,8 +44,8 @@ type StreamerConfig struct {
 	// session. If zero, 8 MiB. If negative, none but the pending ones.
 	ReplayBytes int
 	// MaxEventBytes is the bytes of an event's JSON, base64 included. If zero,
-	// 1 MiB. If negative, none. It can't exceed MaxPendingBytes; a transport has
-	// limits of its own, Lines 2 MiB a payload.
+	// 1 MiB. If negative, none. It can't exceed MaxPendingBytes or
+	// MaxTotalBytes; a transport has limits of its own, Lines 2 MiB a payload.
 	MaxEventBytes int
 	// MaxTotalBytes is the bytes of events' JSON of all sessions together. Over
 	// it, acknowledged events of any session, oldest first, are evicted before
@@ -67,7 +67,9 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 	d.ReplayEvents = or(d.ReplayEvents, 1000)
 	d.ReplayBytes = or(d.ReplayBytes, 8<<20)
 	d.MaxEventBytes = min(or(d.MaxEventBytes, 1<<20), d.MaxPendingBytes)
-	d.MaxTotalBytes = max(d.MaxTotalBytes, 0)
+	if d.MaxTotalBytes = max(d.MaxTotalBytes, 0); d.MaxTotalBytes > 0 {
+		d.MaxEventBytes = min(d.MaxEventBytes, d.MaxTotalBytes)
+	}
 	d.MaxReplays = or(d.MaxReplays, 8)
 	return d
 }
@@ -133,6 +135,8 @@ type Session struct {
 	gone          bool        // forgotten
 	stopped       error       // why the hub does not want it
 	aged          bool        // offered to the budget
+	age           age         // the budget's lock protects it
+	overAt        time.Time   // when to forget it, once its end is acknowledged
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
 	changed       signal
@@ -321,13 +325,16 @@ func (s *Session) refuses() error {
 // makeRoom reserves room for n more bytes in pending (rule 10).
 func (s *Session) makeRoom(n int) bool {
 	cfg := &s.st.cfg
-	for s.pendingEvents >= cfg.MaxPendingEvents || s.pendingBytes+n > cfg.MaxPendingBytes || !s.st.budget.reserve(n) {
-		if cfg.Overflow != DropOldest || s.pendingEvents == 0 {
-			return false
+	for {
+		full := s.pendingEvents >= cfg.MaxPendingEvents || s.pendingBytes+n > cfg.MaxPendingBytes
+		if !full && s.st.budget.reserve(n) {
+			return true
+		}
+		if cfg.Overflow != DropOldest || s.pendingEvents == 0 || !s.st.budget.fits(n, s.pendingBytes) {
+			return false // nothing to drop, or nothing gained by it
 		}
 		s.dropOldest()
 	}
-	return true
 }
 
 // dropOldest turns the oldest pending event into a gap.
@@ -401,8 +408,9 @@ func (s *Session) free(now time.Time, upTo uint64) {
 		s.acked = upTo
 		s.trim()
 		s.changed.broadcast()
-		if s.over() {
-			s.st.forgetLater(s, now.Add(endedTTL))
+		if s.hasEnded && s.acked == s.log.head {
+			s.overAt = now.Add(endedTTL)
+			s.st.forgetLater(s)
 		}
 	}
 }
@@ -424,14 +432,14 @@ func (s *Session) moveBack(to uint64) {
 			s.pendingBytes += len(e.json)
 		}
 	}
-	s.acked = to
+	s.acked, s.overAt = to, time.Time{}
 }
 
 // forgetLater notes a session whose end was acknowledged.
-func (st *Streamer) forgetLater(s *Session, at time.Time) {
+func (st *Streamer) forgetLater(s *Session) {
 	st.endedMu.Lock()
 	defer st.endedMu.Unlock()
-	st.ended = append(st.ended, endedSession{s, at})
+	st.ended = append(st.ended, endedSession{s, s.overAt})
 }
 
 // expire forgets the sessions whose time has come.
@@ -446,12 +454,9 @@ func (st *Streamer) expire(now time.Time) {
 		st.ended[0] = endedSession{}
 		st.ended = st.ended[1:]
 		st.endedMu.Unlock()
-		st.remove(s, s.over)
+		st.remove(s, func() bool { return !s.overAt.IsZero() && !s.overAt.After(now) })
 	}
 }
-
-// over reports whether the session has ended and the hub has all of it.
-func (s *Session) over() bool { return s.hasEnded && s.acked == s.log.head }
 
 // remove forgets s if its state, seen under the lock, is the one expected.
 func (st *Streamer) remove(s *Session, expected func() bool) {
@@ -472,7 +477,11 @@ func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
 	s.log = log{}
 	s.acked, s.maxSent, s.pendingEvents, s.pendingBytes = 0, 0, 0, 0
-	s.hasEnded, s.stopped, s.progress = false, nil, nil
+	s.hasEnded, s.stopped, s.progress, s.overAt, s.lost = false, nil, nil, time.Time{}, 0
+	if s.aged {
+		s.aged = false
+		s.st.budget.forget(s)
+	}
 	if s.on != nil {
 		s.on.l.forget(&s.on.task)
 		s.on = nil
@@ -557,9 +566,10 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 }
 
 // Flush waits until the hub has acknowledged every event published before the
-// call, or its declared loss. It returns nil then, ctx's cause if ctx ends first,
-// and otherwise the first error by which the hub stopped a session. Without a
-// connection it waits for one.
+// call, or its declared loss; the hub may hold an ack back for 250 ms (rule 6). It
+// returns nil then, ctx's cause if ctx ends first, and otherwise the first error by
+// which the hub stopped a session. It does not wait for a session that is forgotten
+// or renewed meanwhile. Without a connection it waits for one.
 func (st *Streamer) Flush(ctx context.Context) error {
 	var first error
 	for _, s := range st.all() {
@@ -624,13 +634,13 @@ func (st *Streamer) Close(ctx context.Context) error {
 	left := &UnackedError{Err: err}
 	for _, s := range st.all() {
 		s.mu.Lock()
-		if s.pendingEvents > 0 {
+		if s.acked < s.log.head {
 			left.Sessions++
 			left.Events += s.pendingEvents
 		}
 		s.mu.Unlock()
 	}
-	if left.Events == 0 {
+	if left.Sessions == 0 {
 		return nil
 	}
 	return left

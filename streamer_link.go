@@ -31,7 +31,7 @@ func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 
 func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st, awaiting: true, timer: timerFirst}
-	al.Link = newLink(al)
+	al.Link = newLink(al, &st.refusedFrames)
 	al.hello = task{owner: takeFunc(al.takeHello), urgent: true}
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
@@ -146,16 +146,6 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
-	err := al.dispatch(now, p)
-	if err != nil {
-		al.st.refusedFrames.Add(1)
-		return err
-	}
-	return nil
-}
-
-// dispatch returns a plain nil, not a nil *ProtocolError.
-func (al *agentLink) dispatch(now time.Time, p Payload) error {
 	var err *ProtocolError
 	switch p := p.(type) {
 	case *WelcomePayload:
@@ -175,10 +165,7 @@ func (al *agentLink) dispatch(now time.Time, p Payload) error {
 	default:
 		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
 	}
-	if err != nil {
-		return err
-	}
-	return nil
+	return plain(err)
 }
 
 // heard takes note of a frame and reports whether it is one of this link. An
@@ -313,6 +300,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		a.resume = now.Add(a.timer)
 		a.timer = backoff(a.timer)
 		a.opened, a.pioneer, a.rewind = false, false, true
+		a.resendAt = time.Time{}
 		a.l.schedule(&a.task, a.resume)
 	default:
 		s.stopped = p.protocolError()
@@ -452,7 +440,7 @@ func (a *attachment) tick(now time.Time) (dead bool) {
 	case now.Before(a.resendAt):
 		a.l.schedule(&a.task, a.resendAt)
 		return false
-	case a.expired && a.silent:
+	case a.expired && a.silent && a.s.acked < a.s.log.head:
 		return true
 	}
 	a.expired, a.silent = true, true

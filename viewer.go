@@ -40,8 +40,9 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 //
 // All methods are safe for concurrent use; Items runs once at a time.
 type Viewer struct {
-	cfg         ViewerConfig
-	staleFrames atomic.Uint64
+	cfg           ViewerConfig
+	staleFrames   atomic.Uint64
+	refusedFrames atomic.Uint64
 
 	mu      sync.Mutex // protects the fields below; before the locks of a link
 	watches map[string]*watch
@@ -162,7 +163,8 @@ func (v *Viewer) Position(sessionID string) Position {
 // break, return or panic it comes again.
 //
 // An error ends one watch and not the loop: it is a *ProtocolError that names the
-// session, such as forbidden or replay_ahead. A second Items at the same time
+// session, such as forbidden or replay_ahead. A watch that has ended keeps its
+// place and its position until Unwatch. A second Items at the same time
 // yields ErrBusy and ends.
 func (v *Viewer) Items(ctx context.Context) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
@@ -250,6 +252,26 @@ func (v *Viewer) Close() error {
 	return nil
 }
 
+// ViewerStats is what a Viewer holds and has seen.
+type ViewerStats struct {
+	Watches       int    // ended ones included, until Unwatch
+	Items         int    // that wait for Items
+	Bytes         int    // what they count against ViewerConfig.BufferBytes
+	Connected     bool   // a link was welcomed by the hub
+	StaleFrames   uint64 // payloads of another link, epoch, viewer or watch, which changed nothing
+	RefusedFrames uint64 // payloads answered by an error
+}
+
+// Stats returns what the Viewer holds now. It does not block.
+func (v *Viewer) Stats() ViewerStats {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return ViewerStats{
+		Watches: len(v.watches), Items: len(v.queue), Bytes: v.bytes, Connected: v.link != nil && v.link.id != "",
+		StaleFrames: v.staleFrames.Load(), RefusedFrames: v.refusedFrames.Load(),
+	}
+}
+
 // A viewerLink is a Viewer's half of one connection to the hub. The Viewer's lock
 // protects it.
 type viewerLink struct {
@@ -264,6 +286,8 @@ type viewerLink struct {
 	helloAt  time.Time
 	timer    time.Duration
 	heardAt  time.Time
+	holding  int  // payloads that wait for room: the silence is our own
+	held     bool // and one that did
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -273,7 +297,7 @@ func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 
 func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v, awaiting: true, timer: timerFirst}
-	vl.Link = newLink(vl)
+	vl.Link = newLink(vl, &v.refusedFrames)
 	vl.hello = task{owner: takeFunc(vl.takeHello), urgent: true}
 	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
 	v.mu.Lock()
@@ -327,6 +351,9 @@ func (vl *viewerLink) takeHello(now time.Time) Payload {
 // every 15 s.
 func (vl *viewerLink) takeBeat(now time.Time) Payload {
 	vl.v.mu.Lock()
+	if vl.held || vl.holding > 0 {
+		vl.held, vl.heardAt = false, now
+	}
 	silent := now.Sub(vl.heardAt) >= maxSilence
 	vl.schedule(&vl.beat, vl.heardAt.Add(maxSilence))
 	vl.v.mu.Unlock()
@@ -472,6 +499,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
 		wait := v.room.wait()
 		before := Position{w.epoch, w.received}
+		vl.holding++
 		v.mu.Unlock()
 		select {
 		case <-wait:
@@ -479,6 +507,8 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 		}
 		ended := ctx.Err() != nil
 		v.mu.Lock()
+		vl.holding--
+		vl.held = true
 		switch {
 		case v.closed:
 			return false, ErrClosed
@@ -576,7 +606,7 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
-	if w == nil || w.on == nil || w.on.vl != vl {
+	if w == nil || w.on == nil || w.on.vl != vl || p.ViewerID != "" && p.ViewerID != vl.viewerID {
 		vl.v.staleFrames.Add(1)
 		return nil
 	}

@@ -1,0 +1,232 @@
+package gvstream
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// budgetEvent takes about 1,000 bytes.
+func budgetEvent() Event { return Event{Bytes: make([]byte, 690)} }
+
+// budgetHub publishes to a session and acknowledges at once.
+func budgetHub(t *testing.T, hub *playedHub, id string) {
+	t.Helper()
+	if _, err := hub.st.Publish(t.Context(), id, budgetEvent()); err != nil {
+		t.Fatal(err)
+	}
+	p, err := hub.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub.ack(id, p.(*EventBatchPayload).LastSeq)
+}
+
+// TestBudget: over the common budget, the oldest acknowledged events of all sessions
+// go first, whoever publishes.
+func TestBudget(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 6200, Overflow: Reject})
+		hub := playHub(t, st)
+		for _, id := range []string{"a", "b", "c", "a", "b", "c"} {
+			budgetHub(t, hub, id)
+			pass(time.Second)
+		}
+		if n := st.Stats().Bytes; n > 6200 {
+			t.Errorf("%d bytes held", n)
+		}
+		for i, id := range []string{"a", "b", "c", "a", "b", "c"} { // in the order of their age
+			before := stats(t, st, id)
+			if before.Acked > 2 {
+				t.Fatalf("%+v", before)
+			}
+			if _, err := st.Publish(t.Context(), "d", budgetEvent()); err != nil {
+				t.Fatalf("event %d: %v", i, err)
+			}
+			if after := stats(t, st, id); after.First != before.First+1 || st.Stats().Bytes > 6200 {
+				t.Errorf("event %d: %s held from %d, now from %d; %d bytes in all", i, id, before.First, after.First, st.Stats().Bytes)
+			}
+			pass(time.Second)
+		}
+		if seq, err := st.Publish(t.Context(), "d", budgetEvent()); seq != 0 || err != ErrPendingFull {
+			t.Errorf("with nothing acknowledged: %d, %v", seq, err) // rule 10 applies
+		}
+		st.Forget("d")
+		if n := st.budget.used.Load(); n != int64(st.Stats().Bytes) || n != 0 {
+			t.Errorf("%d bytes used, %d held", n, st.Stats().Bytes)
+		}
+	})
+}
+
+// TestBudgetDropOldest: when nothing acknowledged is left, the session's own oldest
+// events go.
+func TestBudgetDropOldest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3100, Overflow: DropOldest})
+		for i := range 5 {
+			if seq, err := st.Publish(t.Context(), "s", budgetEvent()); seq != uint64(i+1) || err != nil {
+				t.Fatalf("Publish = %d, %v", seq, err)
+			}
+		}
+		if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 3 || s.Bytes > 3100 {
+			t.Errorf("%+v", s)
+		}
+		if n := st.budget.used.Load(); n != int64(st.Stats().Bytes) {
+			t.Errorf("%d bytes used, %d held", n, st.Stats().Bytes)
+		}
+	})
+}
+
+// TestBudgetBlock: a publisher that waits for the budget goes on as soon as anything
+// can be evicted or is given up, in whatever session (L4).
+func TestBudgetBlock(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(st *Streamer, hub *playedHub)
+	}{
+		{"ack of its own session", func(_ *Streamer, hub *playedHub) { hub.ack("b", 1) }},
+		{"ack of another session", func(_ *Streamer, hub *playedHub) { hub.ack("a", 1) }},
+		{"Forget of another session", func(st *Streamer, _ *playedHub) { st.Forget("a") }},
+		{"Renew of another session", func(st *Streamer, _ *playedHub) { st.Renew("a") }},
+		{"rejected in another session", func(_ *Streamer, hub *playedHub) {
+			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "a", Seq: 2})
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3100})
+				hub := playHub(t, st)
+				for _, id := range []string{"a", "a", "b"} {
+					if _, err := st.Publish(t.Context(), id, budgetEvent()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 {
+					if _, err := hub.next(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				done := start(func() error { _, err := st.Publish(t.Context(), "b", budgetEvent()); return err })
+				wantWaiting(t, done)
+				test.end(st, hub)
+				wantReturned(t, done, nil)
+			})
+		})
+	}
+}
+
+// TestBudgetTooSmall: an event that no eviction can make room for is too large, and
+// costs no other event.
+func TestBudgetTooSmall(t *testing.T) {
+	for _, overflow := range []Overflow{Block, Reject, DropOldest} {
+		t.Run(fmt.Sprint(overflow), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				st := NewStreamer(&StreamerConfig{MaxTotalBytes: 900, Overflow: overflow})
+				publishN(t, st, "s", 3)
+				done := start(func() error { _, err := st.Publish(t.Context(), "s", budgetEvent()); return err })
+				defer st.Forget("s") // whoever waits still
+				wantReturnedOr(t, done, st)
+				if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 3 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+}
+
+// wantReturnedOr expects ErrTooLarge, and closes st if that does not come.
+func wantReturnedOr(t *testing.T, done <-chan error, st *Streamer) {
+	t.Helper()
+	pass(time.Hour)
+	select {
+	case err := <-done:
+		if err != ErrTooLarge {
+			t.Errorf("returned %v, want %v", err, ErrTooLarge)
+		}
+	default:
+		t.Errorf("still waits, want %v", ErrTooLarge)
+		go st.Close(t.Context())
+		<-done
+	}
+}
+
+// TestBudgetDropsInVain: where other sessions hold the budget, dropping one's own
+// events does not help, and is not done.
+func TestBudgetDropsInVain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3300, Overflow: DropOldest})
+		for _, id := range []string{"a", "a", "a"} {
+			if _, err := st.Publish(t.Context(), id, budgetEvent()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		publishN(t, st, "b", 1)
+		if seq, err := st.Publish(t.Context(), "b", budgetEvent()); seq != 0 || err != ErrPendingFull {
+			t.Errorf("Publish = %d, %v", seq, err)
+		}
+		if s := stats(t, st, "b"); s.Lost != 0 || s.PendingEvents != 1 {
+			t.Errorf("a publish that failed cost an event: %+v", s)
+		}
+	})
+}
+
+// TestBudgetForgets: sessions that are gone leave nothing behind (S10).
+func TestBudgetForgets(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 1 << 20})
+		hub := playHub(t, st)
+		for i := range 500 {
+			id := fmt.Sprint("s", i)
+			budgetHub(t, hub, id)
+			st.Forget(id)
+		}
+		if n := len(st.budget.aged); n > 100 {
+			t.Errorf("the budget remembers %d sessions, and the Streamer has %d", n, st.Stats().Sessions)
+		}
+		if n := st.budget.used.Load(); n != 0 {
+			t.Errorf("%d bytes used", n)
+		}
+	})
+}
+
+// TestBudgetCounts: whatever becomes of events, the bytes counted are the bytes held.
+func TestBudgetCounts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 20_000, Overflow: DropOldest, ReplayEvents: 3, MaxPendingEvents: 6})
+		hub := playHub(t, st)
+		check := func(what string) {
+			t.Helper()
+			if used, held := st.budget.used.Load(), int64(st.Stats().Bytes); used != held || used > 20_000 {
+				t.Errorf("%s: %d bytes used, %d held", what, used, held)
+			}
+		}
+		for i := range 30 {
+			id := fmt.Sprint("s", i%4)
+			for range i % 7 {
+				if _, err := st.Publish(t.Context(), id, budgetEvent()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			check("publish")
+			for p, err := hub.next(); err == nil; p, err = hub.next() {
+				if b, ok := p.(*EventBatchPayload); ok && i%3 > 0 {
+					hub.ack(b.SessionID, b.LastSeq)
+				}
+			}
+			check("ack")
+			switch i % 10 {
+			case 4:
+				st.Forget(id)
+			case 8:
+				st.Renew(id)
+			case 9:
+				hub = playHub(t, st)
+				for _, s := range st.all() {
+					hub.ack(s.id, s.Stats().Acked/2)
+				}
+			}
+			check("change")
+			pass(time.Second)
+		}
+	})
+}

@@ -1,0 +1,160 @@
+package gvstream
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"strings"
+	"testing"
+	"time"
+)
+
+// epochOf is an epoch of that many milliseconds, with random bits as given.
+func epochOf(ms uint64, random byte) string {
+	var b [16]byte
+	for i := range b {
+		b[i] = random
+	}
+	binary.BigEndian.PutUint64(b[:8], ms<<16|uint64(random)<<8|uint64(random))
+	return epochEncoding.EncodeToString(b[:])
+}
+
+const lastMilli = 1<<48 - 1
+
+// TestEpochGolden: rule 2 gives this value for other implementations.
+func TestEpochGolden(t *testing.T) {
+	// Randomness is drawn in two words, of which the first gives its upper 16 bits.
+	m := &minter{random: bytes.NewReader([]byte{0, 1, 0, 0, 0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9})}
+	got := m.epoch(time.UnixMilli(1_700_000_000_000))
+	if want := "065wzsb8000020g30g2gc1r814"; got != want {
+		t.Errorf("epoch = %q, want %q", got, want)
+	}
+	if at, ok := epochTime(got); !ok || at.UnixMilli() != 1_700_000_000_000 {
+		t.Errorf("epochTime = %v, %v", at, ok)
+	}
+}
+
+// TestEpochsGrow: each epoch of a process is greater than those before, whatever
+// the clock does (rule 2).
+func TestEpochsGrow(t *testing.T) {
+	m := &minter{random: rand.Reader}
+	start := time.UnixMilli(1_700_000_000_000)
+	last := ""
+	for _, d := range []time.Duration{0, 0, 0, time.Millisecond, time.Hour, -time.Hour, 0, 24 * time.Hour, time.Millisecond} {
+		e := m.epoch(start.Add(d))
+		if e <= last || !validEpoch(e) || len(e) != epochLen {
+			t.Errorf("at %v: %q after %q", d, e, last)
+		}
+		last = e
+	}
+}
+
+// TestEpochOtherClock: a clock set back by more than a day is followed, since no
+// hub would take epochs that far ahead; so bubbles can share a process (rule 2).
+func TestEpochOtherClock(t *testing.T) {
+	m := &minter{random: rand.Reader}
+	now := time.UnixMilli(1_700_000_000_000)
+	m.epoch(now)
+	for _, at := range []time.Time{time.UnixMilli(946_684_800_000), now} {
+		if got, _ := epochTime(m.epoch(at)); !got.Equal(at) {
+			t.Errorf("an epoch of %v is minted at %v", got, at)
+		}
+	}
+}
+
+// TestEpochPast: what Renew mints is greater than what the hub knows, or there is
+// no such epoch (rule 2).
+func TestEpochPast(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	ms := uint64(now.UnixMilli())
+	for _, test := range []struct {
+		name, other string
+		ok          bool
+	}{
+		{"none", "", true},
+		{"older", epochOf(ms-1, 0xff), true},
+		{"of this millisecond", epochOf(ms, 0xff), true},
+		{"newer", epochOf(ms+1, 0xff), true},
+		{"a day ahead", epochOf(ms+24*3600*1000, 0xff), true},
+		{"more than a day ahead", epochOf(ms+24*3600*1000+1, 0), false},
+		{"last but one", epochOf(lastMilli-1, 0xff), false},
+		{"last", epochOf(lastMilli, 0), false},
+		{"of another kind, smaller", "0-epoch", true},
+		{"of another kind, greater", "zzz", false},
+		{"longest and greatest", strings.Repeat("z", maxEpoch), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := &minter{random: rand.Reader}
+			got, ok := m.past(now, test.other)
+			if ok != test.ok || ok && got <= test.other {
+				t.Errorf("past(%q) = %q, %v", test.other, got, ok)
+			}
+		})
+	}
+}
+
+// TestEpochsGrowAfterPast: whatever a hub claims to know, the epochs of this process
+// go on growing (rule 2). Randomness that shrinks shows two of one millisecond.
+func TestEpochsGrowAfterPast(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	for _, other := range []string{
+		"", "zzz", epochOf(uint64(now.UnixMilli()), 0xff), epochOf(lastMilli-1, 0xff), epochOf(lastMilli, 0xff),
+	} {
+		m := &minter{random: bytes.NewReader(bytes.Join([][]byte{
+			bytes.Repeat([]byte{0xff}, 16), bytes.Repeat([]byte{0x7f}, 16), make([]byte, 16),
+		}, nil))}
+		before := m.epoch(now)
+		m.past(now, other)
+		if after := m.epoch(now); after <= before {
+			t.Errorf("after past(%q): epoch %q follows %q", other, after, before)
+		}
+	}
+}
+
+func TestEpochTime(t *testing.T) {
+	for _, test := range []struct {
+		epoch string
+		ms    int64
+		ok    bool
+	}{
+		{epochOf(0, 0), 0, true},
+		{epochOf(lastMilli, 0xff), lastMilli, true},
+		{"", 0, false},
+		{"abc", 0, false},
+		{epochOf(5, 0)[1:], 0, false},
+		{epochOf(5, 0) + "0", 0, false},
+		{strings.Repeat("u", epochLen), 0, false}, // no letter of the alphabet
+		{strings.Repeat("-", epochLen), 0, false},
+	} {
+		at, ok := epochTime(test.epoch)
+		if ok != test.ok || ok && at.UnixMilli() != test.ms {
+			t.Errorf("epochTime(%q) = %v, %v", test.epoch, at, ok)
+		}
+	}
+}
+
+func TestMinterID(t *testing.T) {
+	m := &minter{random: rand.Reader}
+	seen := map[string]bool{}
+	for range 1000 {
+		id := m.id()
+		if !validID(id) || seen[id] {
+			t.Fatalf("id %q", id)
+		}
+		seen[id] = true
+	}
+}
+
+type noRandomness struct{}
+
+func (noRandomness) Read([]byte) (int, error) { return 0, bytes.ErrTooLarge }
+
+// TestMinterWithoutRandomness: an epoch that others could have is worse than none.
+func TestMinterWithoutRandomness(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("an epoch without randomness")
+		}
+	}()
+	(&minter{random: noRandomness{}}).epoch(time.Now())
+}

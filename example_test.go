@@ -1,0 +1,635 @@
+package gvstream_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/streamtest"
+)
+
+// A recorded terminal session goes from an agent through a hub to three viewers,
+// over connections that are cut again and again, on both sides. Every viewer has
+// every byte.
+func Example_terminal() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	rec, err := readRecording("testdata/shell-session.cast")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Printf("recording: %d events, %d bytes, sha256 %.8x\n", len(rec.output), len(rec.text), sha256.Sum256([]byte(rec.text)))
+	screens, cuts, err := play(ctx, rec, pipe)
+	fmt.Printf("agent:     cut off %d times, all acknowledged: %v\n", cuts, err == nil)
+	for i, name := range []string{"early: ", "late:  ", "resumed:"} {
+		s := screens[i]
+		fmt.Printf("%-10s %v, cut off %d times, complete: %v\n", name, s, s.cuts, s.text.String() == rec.text)
+	}
+	// Output:
+	// recording: 661 events, 30100 bytes, sha256 fcee0fd06b5e8857
+	// agent:     cut off 13 times, all acknowledged: true
+	// early:     661 events, 30100 bytes, sha256 fcee0fd06b5e8857, 0 gaps, cut off 11 times, complete: true
+	// late:      661 events, 30100 bytes, sha256 fcee0fd06b5e8857, 0 gaps, cut off 0 times, complete: true
+	// resumed:   661 events, 30100 bytes, sha256 fcee0fd06b5e8857, 0 gaps, cut off 6 times, complete: true
+}
+
+// An agent publishes the events of a build, and knows in the end that the hub has
+// all of them.
+func ExampleStreamer() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	a, h := streamtest.Pipe() // a connection in memory
+	go hub.ConnectAgent("agent-1").Run(ctx, h.Send, h.Receive)
+	go agent.Connect().Run(ctx, a.Send, a.Receive)
+
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok\n")})
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "result", Data: []byte(`{"tests":12,"failed":0}`)})
+	last, err := agent.End(ctx, "build-42", gvstream.Event{Type: "exit", Data: []byte(`{"code":0}`)})
+	fmt.Println("published:", last, err)
+	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+	// Output:
+	// published: 3 <nil>
+	// all acknowledged: true
+}
+
+// Each session is numbered from 1. A publish that fails uses no number.
+func ExampleStreamer_Publish() {
+	ctx := context.Background()
+	agent := gvstream.NewStreamer(nil) // not connected: events wait for the hub
+	fmt.Println(agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("\x1b[1mok\x1b[m")}))
+	seq, err := agent.Publish(ctx, "build-42", gvstream.Event{Type: "result", Data: []byte(`{"tests":`)})
+	fmt.Println(seq, errors.Is(err, gvstream.ErrInvalidData))
+	fmt.Println(agent.Publish(ctx, "build-42", gvstream.Event{Type: "result", Data: []byte(`{"tests":12}`)}))
+	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Type: "stdout"}))
+	fmt.Println(agent.End(ctx, "build-43", gvstream.Event{}))
+	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Type: "stdout"}))
+	// Output:
+	// 1 <nil>
+	// 0 true
+	// 2 <nil>
+	// 1 <nil>
+	// 2 <nil>
+	// 0 gvstream: session has ended
+}
+
+// The same session was started in a newer process, so the hub takes nothing of the
+// older one's. Renew makes that one the newest, with what it still has.
+func ExampleStreamer_Renew() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub := gvstream.NewHub(nil)
+	older, newer := gvstream.NewStreamer(nil), gvstream.NewStreamer(nil)
+	older.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok\n")})
+	newer.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+	connect(ctx, hub.ConnectAgent("agent-1"), newer.Connect())
+	newer.Close(ctx)
+
+	connect(ctx, hub.ConnectAgent("agent-1"), older.Connect())
+	err := older.Flush(ctx)
+	var refused *gvstream.ProtocolError
+	if errors.As(err, &refused) && refused.Code == "stale_epoch" {
+		fmt.Println("the hub says:", refused.Code, refused.SessionID)
+		var left []gvstream.Event
+		for event := range older.Unacked("build-42") {
+			left = append(left, event)
+		}
+		fmt.Println("renewed:", older.Renew("build-42"))
+		for _, event := range left {
+			older.Publish(ctx, "build-42", event)
+		}
+	}
+	fmt.Println(older.End(ctx, "build-42", gvstream.Event{Type: "exit"}))
+	fmt.Println(older.Close(ctx))
+	// Output:
+	// the hub says: stale_epoch build-42
+	// renewed: <nil>
+	// 2 <nil>
+	// <nil>
+}
+
+// An agent with little memory, and with better things to do than to wait.
+func ExampleStreamerConfig() {
+	ctx := context.Background()
+	agent := gvstream.NewStreamer(&gvstream.StreamerConfig{
+		Overflow:         gvstream.Reject,
+		MaxSessions:      2,
+		MaxPendingEvents: 100,
+		MaxEventBytes:    4 << 10,
+		ReplayEvents:     -1, // what the hub has, need not be kept
+	})
+	for {
+		seq, err := agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout"})
+		if errors.Is(err, gvstream.ErrPendingFull) {
+			fmt.Println(seq, err)
+			break
+		}
+	}
+	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 4<<10)}))
+	fmt.Println(agent.Publish(ctx, "build-44", gvstream.Event{}))
+	// Output:
+	// 0 gvstream: pending is full
+	// 0 gvstream: event too large
+	// 0 gvstream: too many sessions or watches
+}
+
+// While the hub is away, the agent keeps the newest events. What it dropped is a
+// gap, and no secret.
+func ExampleOverflow() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub := gvstream.NewHub(nil)
+	agent := gvstream.NewStreamer(&gvstream.StreamerConfig{
+		Overflow:         gvstream.DropOldest, // or Block, or Reject
+		MaxPendingEvents: 3,
+	})
+	for i := range 10 {
+		agent.Publish(ctx, "load", gvstream.Event{Type: "cpu", Data: fmt.Append(nil, i)})
+	}
+	agent.End(ctx, "load", gvstream.Event{Type: "exit"})
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+
+	for item, err := range hub.Items(ctx, "load", gvstream.Position{}) {
+		printItem(item, err)
+	}
+	// Output:
+	// all acknowledged: true
+	// 1 to 8 are missing: dropped
+	// 9 cpu(8)
+	// 10 cpu(9)
+	// 11 exit()
+	// end
+}
+
+// What writes the events of one session needs to know nothing but its handle.
+func ExampleSession() {
+	ctx := context.Background()
+	agent := gvstream.NewStreamer(nil)
+	session, err := agent.Session("build-42")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	session.Publish(ctx, gvstream.Event{Type: "stdout", Bytes: []byte("ok\n")})
+	session.End(ctx, gvstream.Event{Type: "exit", Data: []byte(`{"code":0}`)})
+	stats := session.Stats()
+	fmt.Println(session.ID(), "published", stats.Head, "acknowledged", stats.Acked, "ended", stats.Ended)
+	// Output: build-42 published 2 acknowledged 0 ended true
+}
+
+// A link serves one connection. This loop around it is the caller's, and so is the
+// back-off: it grows with each failure, a part of it is chance, so that a thousand
+// agents don't come back at once, and it begins anew only after a connection that
+// lasted.
+func ExampleLink_reconnect() {
+	const (
+		shortest = time.Millisecond // a second, outside of an example
+		longest  = time.Minute
+		stable   = time.Minute
+	)
+	stayConnected := func(ctx context.Context, dial func() (*streamtest.Conn, error), connect func() *gvstream.Link) {
+		wait := shortest
+		for ctx.Err() == nil {
+			if conn, err := dial(); err == nil {
+				start := time.Now()
+				err := connect().Run(ctx, conn.Send, conn.Receive)
+				conn.Close()
+				if errors.Is(err, gvstream.ErrClosed) {
+					return // the agent was closed: nothing is left to be sent
+				}
+				if time.Since(start) >= stable {
+					wait = shortest
+				}
+			}
+			select {
+			case <-time.After(wait/2 + rand.N(wait)):
+			case <-ctx.Done():
+			}
+			wait = min(2*wait, longest)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, agent := gvstream.NewHub(nil), gvstream.NewStreamer(nil)
+	dials := 0
+	dial := func() (*streamtest.Conn, error) { // the third connection is the first good one
+		a, h := streamtest.Pipe()
+		switch dials++; dials {
+		case 1:
+			return nil, errors.New("no route to the hub")
+		case 2:
+			h.Close()
+		default:
+			go hub.ConnectAgent("agent-1").Run(ctx, h.Send, h.Receive)
+		}
+		return a, nil
+	}
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+	var loop sync.WaitGroup
+	loop.Go(func() { stayConnected(ctx, dial, agent.Connect) })
+	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+	loop.Wait()
+	fmt.Println("dials:", dials)
+	// Output:
+	// all acknowledged: true
+	// dials: 3
+}
+
+// Run returns when the connection breaks. The agent has lost nothing by that.
+func ExampleLink_Run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+
+	a, h := streamtest.Pipe()
+	go hub.ConnectAgent("agent-1").Run(ctx, h.Send, h.Receive)
+	go func() {
+		agent.Flush(ctx)
+		h.Close() // the hub's machine goes down
+	}()
+	err := agent.Connect().Run(ctx, a.Send, a.Receive)
+	fmt.Println("connect again:", errors.Is(err, io.EOF))
+	// Output: connect again: true
+}
+
+// A program with an event loop of its own carries the payloads itself.
+func ExampleLink() {
+	ctx := context.Background()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+
+	a, h := agent.Connect(), hub.ConnectAgent("agent-1")
+	carry := func(from, to *gvstream.Link) {
+		p, err := from.Next(ctx)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Printf("%T\n", p)
+		if err := to.Handle(ctx, p); err != nil {
+			fmt.Println(err) // the peer is told by the next Next
+		}
+	}
+	for range 3 {
+		carry(a, h)
+		carry(h, a)
+	}
+	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+
+	_, err := a.Next(ctx)
+	fmt.Println(err)
+	// Output:
+	// *gvstream.HelloPayload
+	// *gvstream.WelcomePayload
+	// *gvstream.StatusPayload
+	// *gvstream.AckBatchPayload
+	// *gvstream.EventBatchPayload
+	// *gvstream.AckBatchPayload
+	// all acknowledged: true
+	// gvstream: closed
+}
+
+// One agent, one hub and two viewers, of which one comes when all is over.
+func ExampleHub() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub := gvstream.NewHub(nil)
+	agent, early, late := gvstream.NewStreamer(nil), gvstream.NewViewer(nil), gvstream.NewViewer(nil)
+
+	connect(ctx, hub.ConnectViewer("tab-1"), early.Connect())
+	early.Watch("build-42", gvstream.Position{}) // need not exist yet
+
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit", Data: []byte(`{"code":0}`)})
+	printItems(ctx, early)
+
+	connect(ctx, hub.ConnectViewer("tab-2"), late.Connect())
+	late.Watch("build-42", gvstream.Position{})
+	printItems(ctx, late)
+	// Output:
+	// 1 stdout(ok)
+	// 2 exit({"code":0})
+	// end
+	// 1 stdout(ok)
+	// 2 exit({"code":0})
+	// end
+}
+
+// The hub's own process reads a session, to index it for example.
+func ExampleHub_Items() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, agent := gvstream.NewHub(nil), gvstream.NewStreamer(nil)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+
+	for item, err := range hub.Items(ctx, "build-42", gvstream.Position{}) {
+		switch {
+		case err != nil:
+			fmt.Println(err)
+		case item.Event != nil:
+			fmt.Println(item.Event.Seq, item.Event.Type)
+		case item.Gap != nil, item.Reset != nil:
+			fmt.Println("not here:", item.Gap, item.Reset)
+		}
+	}
+	// Output:
+	// 1 stdout
+	// 2 exit
+}
+
+// What a viewer may no longer see, it sees no more of.
+func ExampleHub_Revoke() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, agent, viewer := gvstream.NewHub(nil), gvstream.NewStreamer(nil), gvstream.NewViewer(nil)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	connect(ctx, hub.ConnectViewer("tab-1"), viewer.Connect())
+	viewer.Watch("build-42", gvstream.Position{})
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+	for item, err := range viewer.Items(ctx) {
+		printItem(item, err)
+		if err != nil {
+			break
+		}
+		hub.Revoke("tab-1", "build-42")
+	}
+	// Output:
+	// 1 stdout(ok)
+	// gvstream: forbidden session="build-42": revoked
+}
+
+// A hub that acknowledges what is in a database. Commit stores in one transaction,
+// and each item once, though it may come twice; Resume reads where the store is,
+// for a hub that was started again.
+func ExampleHubConfig() {
+	type life struct{ session, epoch string }
+	var (
+		mu    sync.Mutex // sessions are committed side by side
+		store = make(map[life][]gvstream.Item)
+		fault = errors.New("the database does not answer")
+	)
+	last := func(l life) uint64 { // SELECT max(seq) WHERE session = ... AND epoch = ...
+		if n := len(store[l]); n > 0 {
+			return store[l][n-1].Position().Seq
+		}
+		return 0
+	}
+	cfg := &gvstream.HubConfig{
+		Commit: func(ctx context.Context, sessionID, epoch string, items []gvstream.Item) error {
+			mu.Lock()
+			defer mu.Unlock()
+			l, stored := life{sessionID, epoch}, 0
+			for _, item := range items {
+				if item.Position().Seq > last(l) { // ON CONFLICT DO NOTHING
+					store[l] = append(store[l], item)
+					stored++
+				}
+			}
+			err := fault // the answer was lost: stored, but who knows
+			fault = nil
+			fmt.Printf("commit of %d, %d are new, error: %v\n", len(items), stored, err)
+			return err
+		},
+		Resume: func(ctx context.Context, sessionID, epoch string) (uint64, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			seq := last(life{sessionID, epoch})
+			fmt.Println("resume behind", seq)
+			return seq, nil
+		},
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	agent := gvstream.NewStreamer(nil)
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+
+	hub := gvstream.NewHub(cfg)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())() // breaks by the fault
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	agent.Flush(ctx)
+	hub.Close()
+
+	hub = gvstream.NewHub(cfg) // started again, with nothing but the store
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+	// Output:
+	// resume behind 0
+	// commit of 2, 2 are new, error: the database does not answer
+	// commit of 2, 0 are new, error: <nil>
+	// resume behind 2
+	// commit of 1, 1 are new, error: <nil>
+	// all acknowledged: true
+}
+
+// Who may watch what.
+func ExampleHubConfig_authorize() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub := gvstream.NewHub(&gvstream.HubConfig{
+		Authorize: func(ctx context.Context, viewerID, sessionID string) error {
+			user, _, _ := strings.Cut(viewerID, "/") // the id that the login gave it: user/tab
+			if !strings.HasPrefix(sessionID, user+"/") {
+				return errors.New("not yours") // for the hub's own log: the viewer isn't told
+			}
+			return nil
+		},
+	})
+	agent, viewer := gvstream.NewStreamer(nil), gvstream.NewViewer(nil)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	connect(ctx, hub.ConnectViewer("eve/tab-1"), viewer.Connect())
+	agent.End(ctx, "eve/build-1", gvstream.Event{Type: "exit"})
+
+	viewer.Watch("bob/build-1", gvstream.Position{})
+	for _, err := range viewer.Items(ctx) {
+		var refused *gvstream.ProtocolError
+		if errors.As(err, &refused) {
+			fmt.Println(refused.SessionID, refused.Code)
+		}
+		break
+	}
+	viewer.Unwatch("bob/build-1")
+	viewer.Watch("eve/build-1", gvstream.Position{})
+	printItems(ctx, viewer)
+	// Output:
+	// bob/build-1 forbidden
+	// 1 exit()
+	// end
+}
+
+// A viewer reads a session from its first event to its end.
+func ExampleViewer() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, viewer := gvstream.NewHub(nil), gvstream.NewViewer(nil)
+	v, h := streamtest.Pipe() // a connection in memory
+	go hub.ConnectViewer("tab-1").Run(ctx, h.Send, h.Receive)
+	go viewer.Connect().Run(ctx, v.Send, v.Receive)
+	startBuild(ctx, hub)
+
+	if err := viewer.Watch("build-42", gvstream.Position{}); err != nil {
+		fmt.Println(err)
+		return
+	}
+	for item, err := range viewer.Items(ctx) {
+		switch {
+		case err != nil:
+			fmt.Println(err) // the end of this watch, but not of the others
+		case item.Event != nil:
+			fmt.Printf("%d %s\n", item.Event.Seq, item.Event.Bytes)
+		case item.Gap != nil:
+			fmt.Println("missing:", item.Gap.From, item.Gap.To, item.Gap.Reason)
+		case item.Reset != nil:
+			fmt.Println("the build began again")
+		case item.End:
+			viewer.Close() // or watch the next
+		}
+	}
+	// Output:
+	// 1 step 1
+	// 2 step 2
+	// 3 step 3
+	// 4
+}
+
+// A viewer keeps its position on disk. A new process goes on behind it.
+func ExampleViewer_Position() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub := gvstream.NewHub(nil)
+	startBuild(ctx, hub)
+	file, err := os.CreateTemp("", "position")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	file.Close()
+	defer os.Remove(file.Name())
+
+	viewer := gvstream.NewViewer(nil)
+	connect(ctx, hub.ConnectViewer("tab-1"), viewer.Connect())
+	viewer.Watch("build-42", gvstream.Position{})
+	for item, err := range viewer.Items(ctx) {
+		if item.Position().Seq == 3 {
+			break // before anything was done with 3, so that it comes again
+		}
+		printItem(item, err)
+	}
+	saved, _ := json.Marshal(viewer.Position("build-42"))
+	os.WriteFile(file.Name(), saved, 0o600)
+	viewer.Close()
+
+	var position gvstream.Position
+	saved, _ = os.ReadFile(file.Name())
+	if err := json.Unmarshal(saved, &position); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("a new process, behind", position.Seq)
+	viewer = gvstream.NewViewer(nil)
+	connect(ctx, hub.ConnectViewer("tab-1"), viewer.Connect())
+	viewer.Watch("build-42", position)
+	printItems(ctx, viewer)
+	// Output:
+	// 1 stdout(step 1)
+	// 2 stdout(step 2)
+	// a new process, behind 2
+	// 3 stdout(step 3)
+	// 4 exit()
+	// end
+}
+
+// A viewer that holds no more than a screenful.
+func ExampleViewerConfig() {
+	viewer := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 50, MaxWatches: 1})
+	fmt.Println(viewer.Watch("build-42", gvstream.Position{}))
+	fmt.Println(viewer.Watch("build-43", gvstream.Position{}))
+	viewer.Unwatch("build-42")
+	fmt.Println(viewer.Watch("build-43", gvstream.Position{}))
+	// Output:
+	// <nil>
+	// gvstream: too many sessions or watches
+	// <nil>
+}
+
+// connect runs two links over a connection in memory. What it returns waits until
+// both have ended.
+func connect(ctx context.Context, hub, peer *gvstream.Link) (wait func()) {
+	h, p := streamtest.Pipe()
+	var running sync.WaitGroup
+	running.Go(func() { hub.Run(ctx, h.Send, h.Receive); h.Close() })
+	running.Go(func() { peer.Run(ctx, p.Send, p.Receive); p.Close() })
+	return running.Wait
+}
+
+// startBuild connects an agent that publishes four events of build-42.
+func startBuild(ctx context.Context, hub *gvstream.Hub) {
+	agent := gvstream.NewStreamer(nil)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+	for i := range 3 {
+		agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: fmt.Append(nil, "step ", i+1)})
+	}
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+}
+
+// printItems prints what a viewer reads, until a session ends.
+func printItems(ctx context.Context, viewer *gvstream.Viewer) {
+	for item, err := range viewer.Items(ctx) {
+		printItem(item, err)
+		if item.End {
+			return
+		}
+	}
+}
+
+func printItem(item gvstream.Item, err error) {
+	switch {
+	case err != nil:
+		fmt.Println(err)
+	case item.Event != nil:
+		fmt.Printf("%d %s(%s%s)\n", item.Event.Seq, item.Event.Type, item.Event.Data, item.Event.Bytes)
+	case item.Gap != nil:
+		fmt.Printf("%d to %d are missing: %s\n", item.Gap.From, item.Gap.To, item.Gap.Reason)
+	case item.Reset != nil:
+		fmt.Println("a new epoch")
+	case item.End:
+		fmt.Println("end")
+	}
+}
+
+// TestReadme checks that the program in README.md is the one in readme_test.go,
+// which has no test of its own, so that the documentation shows the whole file.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile("readme_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, program, _ := strings.Cut(string(readme), "\n```go\n")
+	program, _, _ = strings.Cut(program, "```\n")
+	if program == "" || !strings.Contains(string(file), program) {
+		t.Errorf("readme_test.go does not have the program of README.md:\n%s", program)
+	}
+}

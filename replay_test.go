@@ -1,0 +1,511 @@
+package gvstream
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A logModel is a log the slow way: what stands at each number from first on.
+type logModel struct {
+	first uint64
+	at    []string // "" for an event, else the reason of the gap that covers it
+}
+
+func (m *logModel) head() uint64 { return m.first + uint64(len(m.at)) - 1 }
+
+// gapAt is the gap that begins at index i of the numbers in at.
+func gapAt(first uint64, at []string, i int) Gap {
+	j := i
+	for j+1 < len(at) && at[j+1] == at[i] {
+		j++
+	}
+	return Gap{first + uint64(i), first + uint64(j), Reason(at[i])}
+}
+
+// tiles are the events' numbers and the gaps in (after, until].
+func (m *logModel) tiles(after, until uint64) (events []uint64, gaps []Gap) {
+	until = min(until, m.head())
+	if after+1 < m.first && after < until {
+		last := min(m.first-1, until)
+		gaps = append(gaps, Gap{after + 1, last, ReasonEvicted})
+		after = last
+	}
+	if after >= until {
+		return nil, gaps
+	}
+	at := m.at[after+1-m.first : until+1-m.first]
+	for i := 0; i < len(at); i++ {
+		if at[i] == "" {
+			events = append(events, after+1+uint64(i))
+			continue
+		}
+		g := gapAt(after+1, at, i)
+		gaps = append(gaps, g)
+		i += int(g.To - g.From)
+	}
+	return events, gaps
+}
+
+// testEntry is an event whose data is its number.
+func testEntry(seq uint64) entry {
+	d, err := newDraft(&Event{Type: "out", Data: fmt.Append(nil, seq)})
+	if err != nil {
+		panic(err)
+	}
+	return d.number(seq)
+}
+
+func testLog(events uint64) *log {
+	l := &log{}
+	for seq := range events {
+		l.append(testEntry(seq + 1))
+	}
+	return l
+}
+
+// checkLog checks that the log is the model, and that its counts are right.
+func checkLog(t *testing.T, l *log, m *logModel) {
+	t.Helper()
+	if l.first() != m.first || l.head != m.head() {
+		t.Fatalf("log of %d to %d, want %d to %d", l.first(), l.head, m.first, m.head())
+	}
+	events, gaps := m.tiles(m.first-1, m.head())
+	bytes, entries := 0, 0
+	for i := range l.ring.n {
+		e := l.ring.at(i)
+		for seq := e.from; seq <= e.to; seq++ {
+			if at := l.find(seq); at != i {
+				t.Fatalf("find(%d) = %d, want %d", seq, at, i)
+			}
+			if want := m.at[seq-m.first]; e.gap() != (want != "") || e.gap() && e.typ != want {
+				t.Fatalf("number %d: gap %v %q, want %q", seq, e.gap(), e.typ, want)
+			}
+		}
+		bytes += len(e.json)
+		entries++
+	}
+	if l.events != len(events) || l.bytes != bytes || entries != len(events)+len(gaps) {
+		t.Fatalf("%d events, %d bytes, %d entries; want %d, %d, %d", l.events, l.bytes, entries, len(events), bytes, len(events)+len(gaps))
+	}
+}
+
+// checkRead reads every span of the log and compares it with the model.
+func checkRead(t *testing.T, l *log, m *logModel) {
+	t.Helper()
+	for after := range m.head() + 4 {
+		for until := range m.head() + 4 {
+			p := l.read(span{after, until, until, 1000, pageBytes})
+			wantEvents, wantGaps := m.tiles(after, until)
+			checkPage(t, &p, after, max(after, min(until, m.head())), wantEvents, wantGaps)
+		}
+	}
+}
+
+func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, wantGaps []Gap) {
+	t.Helper()
+	events, gaps, encoded := p.split()
+	var seqs []uint64
+	for _, ev := range events {
+		seqs = append(seqs, ev.Seq)
+		if string(ev.Data) != fmt.Sprint(ev.Seq) || ev.Type != "out" {
+			t.Fatalf("event %d is %q %s", ev.Seq, ev.Type, ev.Data)
+		}
+	}
+	if p.first != after+1 || p.last != last || p.events != len(events) {
+		t.Fatalf("after %d: page of %d to %d with %d events, want %d to %d with %d", after, p.first, p.last, p.events, after+1, last, len(events))
+	}
+	if !slices.Equal(seqs, wantEvents) || !slices.Equal(gaps, wantGaps) {
+		t.Fatalf("after %d: events %v, gaps %v; want %v, %v", after, seqs, gaps, wantEvents, wantGaps)
+	}
+	if p.last >= p.first {
+		if err := checkTiles(p.first, p.last, events, gaps); err != nil {
+			t.Fatalf("after %d: %v", after, err)
+		}
+	}
+	if want := joinJSON(events); !bytes.Equal(encoded.json, want) {
+		t.Fatalf("after %d: encoded %s, want %s", after, encoded.json, want)
+	}
+}
+
+// joinJSON encodes events once more.
+func joinJSON(events []Event) []byte {
+	var out [][]byte
+	for i := range events {
+		d, err := newDraft(&events[i])
+		if err != nil {
+			panic(err)
+		}
+		e := d.number(events[i].Seq)
+		out = append(out, e.json)
+	}
+	return bytes.Join(out, []byte(","))
+}
+
+// TestLog: every capacity, count, position and ceiling, against a plain slice.
+func TestLog(t *testing.T) {
+	for capacity := range 7 {
+		for count := range uint64(16) {
+			l := testLog(count)
+			held := min(uint64(capacity), count)
+			freed := l.trim(count, capacity, 1<<20)
+			m := &logModel{first: count - held + 1, at: make([]string, held)}
+			if want := testLog(count).bytes - l.bytes; freed != want {
+				t.Fatalf("capacity %d, %d events: %d bytes freed, want %d", capacity, count, freed, want)
+			}
+			checkLog(t, l, m)
+			checkRead(t, l, m)
+		}
+	}
+}
+
+// TestLogTrim: nothing pending is evicted, and what is acknowledged only as far as
+// the limits ask (rule 10).
+func TestLogTrim(t *testing.T) {
+	const count = 8
+	size := len(testEntry(1).json)
+	for acked := range uint64(count + 1) {
+		for maxEvents := range count + 2 {
+			for maxSize := range count + 2 {
+				for slack := -1; slack <= 1; slack++ {
+					l := testLog(count)
+					l.trim(acked, maxEvents, maxSize*size+slack)
+					fits := min(maxEvents, maxSize)
+					if slack < 0 {
+						fits = min(maxEvents, max(maxSize-1, 0))
+					}
+					evicted := min(acked, uint64(max(count-fits, 0)))
+					m := &logModel{first: evicted + 1, at: make([]string, count-evicted)}
+					checkLog(t, l, m)
+				}
+			}
+		}
+	}
+}
+
+// TestLogTrimGaps: gaps count as no events, and yet there are never more of them
+// than can stand between the events that are kept.
+func TestLogTrimGaps(t *testing.T) {
+	l := &log{}
+	for seq := range uint64(40) {
+		l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2]))
+	}
+	if l.ring.n != 40 || l.events != 0 || l.bytes != 0 {
+		t.Fatalf("%d entries, %d events, %d bytes", l.ring.n, l.events, l.bytes)
+	}
+	l.trim(30, 10, 1<<20)
+	if l.first() != 20 || l.ring.n != 21 {
+		t.Errorf("10 events kept: log from %d with %d gaps", l.first(), l.ring.n)
+	}
+	l.trim(30, 0, 1<<20)
+	if l.first() != 31 || l.ring.n != 10 {
+		t.Errorf("no events kept: log from %d with %d gaps", l.first(), l.ring.n)
+	}
+}
+
+// TestLogLose turns each event of each log into a gap, with the same and with
+// other reasons beside it: neighbours merge if the reasons are the same.
+func TestLogLose(t *testing.T) {
+	reasons := []Reason{ReasonDropped, ReasonRejected}
+	for count := 1; count <= 5; count++ {
+		for pattern := range 1 << (2 * count) { // for each number: an event, or lost by one of two reasons
+			for _, backwards := range []bool{false, true} {
+				l := testLog(uint64(count))
+				m := &logModel{first: 1, at: make([]string, count)}
+				for i := range count {
+					if backwards {
+						i = count - 1 - i
+					}
+					if c := pattern >> (2 * i) & 3; c >= 2 {
+						want := len(testEntry(uint64(i + 1)).json)
+						if n := l.lose(l.find(uint64(i+1)), reasons[c-2]); n != want {
+							t.Fatalf("lose(%d) frees %d bytes, want %d", i+1, n, want)
+						}
+						m.at[i] = string(reasons[c-2])
+					}
+				}
+				checkLog(t, l, m)
+				if !backwards {
+					checkRead(t, l, m)
+				}
+			}
+		}
+	}
+}
+
+// TestLogDeclare: what is missing in front becomes a gap, and joins one that stands
+// there (rule 6).
+func TestLogDeclare(t *testing.T) {
+	for count := range uint64(8) {
+		for evicted := range count + 1 {
+			for after := range count + 2 {
+				for _, lost := range []bool{false, true} {
+					l := testLog(count)
+					for range evicted {
+						l.evict()
+					}
+					m := &logModel{first: evicted + 1, at: make([]string, count-evicted)}
+					if lost && evicted < count {
+						l.lose(0, ReasonEvicted)
+						m.at[0] = string(ReasonEvicted)
+					}
+					l.declare(after, ReasonEvicted)
+					for m.first > after+1 {
+						m.first--
+						m.at = append([]string{string(ReasonEvicted)}, m.at...)
+					}
+					checkLog(t, l, m)
+				}
+			}
+		}
+	}
+}
+
+// TestLogAppend: a gap joins the gap before it if the reasons are the same.
+func TestLogAppend(t *testing.T) {
+	l := testLog(1)
+	l.append(gapEntry(2, 3, ReasonDropped))
+	l.append(gapEntry(4, 4, ReasonDropped))
+	l.append(gapEntry(5, 9, ReasonRejected))
+	l.append(testEntry(10))
+	l.append(gapEntry(11, 11, ReasonRejected))
+	_, gaps := l.pageOf(t)
+	want := []Gap{{2, 4, ReasonDropped}, {5, 9, ReasonRejected}, {11, 11, ReasonRejected}}
+	if diff := cmp.Diff(want, gaps); diff != "" || l.events != 2 {
+		t.Errorf("%d events, gaps (-want +got):\n%s", l.events, diff)
+	}
+}
+
+// pageOf reads the whole log.
+func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
+	t.Helper()
+	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30})
+	events, gaps, _ := p.split()
+	return events, gaps
+}
+
+// TestLogSteps does everything to a log in random order.
+func TestLogSteps(t *testing.T) {
+	for seed := range uint64(60) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		l, m := &log{}, &logModel{first: 1}
+		acked := uint64(0)
+		for range 120 {
+			switch rnd.IntN(8) {
+			case 0, 1, 2:
+				l.append(testEntry(l.head + 1))
+				m.at = append(m.at, "")
+			case 3:
+				to := l.head + 1 + rnd.Uint64N(3)
+				l.append(gapEntry(l.head+1, to, ReasonUnavailable))
+				for m.head() < to {
+					m.at = append(m.at, string(ReasonUnavailable))
+				}
+			case 4:
+				if i := rnd.IntN(len(m.at) + 1); i < len(m.at) && m.at[i] == "" {
+					l.lose(l.find(m.first+uint64(i)), ReasonDropped)
+					m.at[i] = string(ReasonDropped)
+				}
+			case 5:
+				acked += rnd.Uint64N(l.head - acked + 1)
+				keep := rnd.IntN(6)
+				l.trim(acked, keep, 1<<20)
+				m.at = m.at[l.first()-m.first:]
+				m.first = l.first()
+				if m.first > acked+1 {
+					t.Fatalf("seed %d: log from %d, acked %d", seed, m.first, acked)
+				}
+			case 6:
+				acked -= rnd.Uint64N(acked + 1)
+				l.declare(acked, ReasonEvicted)
+				for m.first > acked+1 {
+					m.first--
+					m.at = append([]string{string(ReasonEvicted)}, m.at...)
+				}
+			case 7:
+				after := rnd.Uint64N(l.head + 3)
+				until := rnd.Uint64N(l.head + 3)
+				p := l.read(span{after, until, until, 1000, pageBytes})
+				events, gaps := m.tiles(after, until)
+				checkPage(t, &p, after, max(after, min(until, m.head())), events, gaps)
+			}
+			checkLog(t, l, m)
+		}
+	}
+}
+
+// TestReadBounds: a page ends just at its number of events, at the number up to
+// which events may go, and at its bytes; gaps count as no events (rule 7).
+func TestReadBounds(t *testing.T) {
+	size := len(testEntry(1).json) + 1
+	for _, test := range []struct {
+		name string
+		lose []uint64
+		span span
+		last uint64
+	}{
+		{"no events", nil, span{0, 9, 9, 0, 1000}, 0},
+		{"one event", nil, span{0, 9, 9, 1, 1000}, 1},
+		{"all but one", nil, span{0, 9, 9, 8, 1000}, 8},
+		{"just all", nil, span{0, 9, 9, 9, 1000}, 9},
+		{"more than all", nil, span{0, 9, 9, 10, 1000}, 9},
+		{"events up to 0", nil, span{0, 9, 0, 9, 1000}, 0},
+		{"events up to 4", nil, span{0, 9, 4, 9, 1000}, 4},
+		{"events up to 9", nil, span{0, 9, 9, 9, 1000}, 9},
+		{"until 4, events beyond", nil, span{0, 4, 9, 9, 1000}, 4},
+		{"three events' bytes less one", nil, span{0, 9, 9, 9, 3*size - 1}, 2},
+		{"three events' bytes", nil, span{0, 9, 9, 9, 3 * size}, 3},
+		{"three events' bytes and one", nil, span{0, 9, 9, 9, 3*size + 1}, 3},
+		{"the first event whatever its size", nil, span{0, 9, 9, 9, 0}, 1},
+		{"a gap behind the last event", []uint64{3, 4}, span{0, 9, 9, 2, 1000}, 4},
+		{"a gap beyond the window", []uint64{3, 4}, span{0, 9, 2, 9, 1000}, 4},
+		{"a gap across the window", []uint64{3, 4, 5}, span{0, 9, 4, 9, 1000}, 5},
+		{"a gap clipped to until", []uint64{3, 4, 5}, span{0, 4, 9, 9, 1000}, 4},
+		{"the first event behind a gap whatever its size", []uint64{1, 2}, span{0, 9, 9, 9, 0}, 3},
+		{"gaps take bytes", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes - 1}, 2},
+		{"and no more", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes}, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := testLog(9)
+			for _, seq := range test.lose {
+				l.lose(l.find(seq), ReasonDropped)
+			}
+			if p := l.read(test.span); p.last != test.last {
+				t.Errorf("page of %d to %d, want %d", p.first, p.last, test.last)
+			}
+		})
+	}
+}
+
+// TestReadGaps: a page has no more gaps than a batch may have.
+func TestReadGaps(t *testing.T) {
+	l := &log{}
+	for seq := range uint64(2 * maxBatchGaps) {
+		l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2]))
+	}
+	for range 10 {
+		l.evict()
+	}
+	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes}) // with one for the evicted
+	if _, gaps, _ := p.split(); len(gaps) != maxBatchGaps {
+		t.Errorf("%d gaps in a page, want %d", len(gaps), maxBatchGaps)
+	}
+}
+
+// TestReadBytes: a batch's JSON stays within 256 KiB whatever the events' sizes,
+// and one larger event travels alone (rule 7).
+func TestReadBytes(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 3))
+	for _, most := range []int{10, 3000, 400_000} {
+		l := &log{}
+		for seq := range uint64(300) {
+			if rnd.IntN(5) == 0 {
+				l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)]))
+				continue
+			}
+			d, err := newDraft(&Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.append(d.number(seq + 1))
+			if l.bytes > 3<<20 {
+				break
+			}
+		}
+		for after := uint64(0); after < l.head; {
+			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes})
+			b := &EventBatchPayload{SessionID: "s", Epoch: "e", Link: "l", FirstSeq: p.first, LastSeq: p.last, HeadSeq: l.head}
+			b.Events, b.Gaps, b.encoded = p.split()
+			line, err := Marshal(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(line) > maxBatchBytes && len(b.Events) != 1 {
+				t.Errorf("sizes up to %d: a batch of %d events has %d bytes", most, len(b.Events), len(line))
+			}
+			if p.last <= after {
+				t.Fatalf("after %d: nothing was read", after)
+			}
+			after = p.last
+		}
+	}
+}
+
+// TestPageIsACopy: nobody who reads shares bytes with the log.
+func TestPageIsACopy(t *testing.T) {
+	l := testLog(3)
+	p := l.read(span{0, 3, 3, 9, 1000})
+	events, _, _ := p.split()
+	for i := range events {
+		clear(events[i].Data)
+		events[i].Data = append(events[i].Data, "spoilt"...) // no room behind it either
+	}
+	m := &logModel{first: 1, at: make([]string, 3)}
+	checkLog(t, l, m)
+	checkRead(t, l, m)
+}
+
+// TestDraft: an event's JSON is the same for each number, but for the number.
+func TestDraft(t *testing.T) {
+	at := time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC)
+	for _, test := range []struct {
+		ev   Event
+		want string
+	}{
+		{Event{}, `{"seq":%d}`},
+		{Event{Time: at}, `{"seq":%d,"time":"2025-11-23T22:34:05.12Z"}`},
+		{Event{Type: "a\"b"}, `{"seq":%d,"type":"a\"b"}`},
+		{Event{Data: []byte(" { \"a\" : [ 1 , 2 ] } ")}, `{"seq":%d,"data":{"a":[1,2]}}`},
+		{Event{Data: []byte("null")}, `{"seq":%d,"data":null}`},
+		{Event{Data: []byte{}, Bytes: []byte{}}, `{"seq":%d}`},
+		{Event{Bytes: []byte{0, 0xff}}, `{"seq":%d,"data_base64":"AP8="}`},
+		{Event{Type: "t", Data: []byte("1"), Time: at, End: true, Seq: 77}, `{"seq":%d,"time":"2025-11-23T22:34:05.12Z","type":"t","data":1,"end":true}`},
+	} {
+		for _, seq := range []uint64{1, 9, 10, 99, 100, 1 << 32, MaxSeq - 1, MaxSeq} {
+			d, err := newDraft(&test.ev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := d.number(seq)
+			if want := fmt.Sprintf(test.want, seq); string(e.json) != want || len(want) > d.size() {
+				t.Errorf("json %s, want %s within %d bytes", e.json, want, d.size())
+			}
+			want := test.ev
+			want.Seq = seq
+			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
+			if diff := cmp.Diff(want, e.event(), sameEvents); diff != "" {
+				t.Errorf("event (-want +got):\n%s", diff)
+			}
+		}
+	}
+}
+
+// TestEntries: what came in a batch is put into a log and read as it was sent.
+func TestEntries(t *testing.T) {
+	events := []Event{{Seq: 3, Type: "out", Data: []byte("3")}, {Seq: 4, Type: "out", Data: []byte("4")}, {Seq: 6, Type: "out", Data: []byte("6")}}
+	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonRejected}}
+	es, err := entries(1, events, gaps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := asPage(1, es)
+	checkPage(t, &p, 0, 9, []uint64{3, 4, 6}, gaps)
+	l := &log{}
+	for _, e := range es {
+		l.append(e)
+	}
+	m := &logModel{first: 1, at: []string{"dropped", "dropped", "", "", "rejected", "", "rejected", "rejected", "rejected"}}
+	checkLog(t, l, m)
+	checkRead(t, l, m)
+	if _, err := entries(3, []Event{{Seq: 3, Data: []byte("{")}}, nil); err == nil {
+		t.Error("data that is no JSON was taken")
+	}
+	if es, err := entries(1, nil, nil); err != nil || len(es) != 0 {
+		t.Errorf("of nothing: %v, %v", es, err)
+	}
+}

@@ -1,0 +1,875 @@
+package gvstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// speakHub connects a viewer to a hub that is played by hand, and welcomes it.
+func speakHub(t *testing.T, v *Viewer) *speaker {
+	t.Helper()
+	s := &speaker{t: t, l: v.Connect(), viewer: "tab"}
+	s.want(&HelloPayload{V: 1, Role: roleViewer})
+	s.wantIdle("not welcomed")
+	s.welcome("link-" + fmt.Sprint(time.Now().UnixNano()))
+	return s
+}
+
+func (s *speaker) welcome(link string) {
+	s.t.Helper()
+	s.id = link
+	s.send(&WelcomePayload{ViewerID: s.viewer, V: 1, Link: link})
+}
+
+// watching makes a viewer of sessions from their start, and its hub.
+func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *speaker) {
+	t.Helper()
+	v := NewViewer(cfg)
+	for _, id := range sessions {
+		if err := v.Watch(id, Position{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := speakHub(t, v)
+	slices.Sort(sessions)
+	for _, id := range sessions {
+		h.want(h.watch(id, "", 0))
+	}
+	return v, h
+}
+
+// has wants these items to be ready, and no others.
+func has(t *testing.T, v *Viewer, want ...string) {
+	t.Helper()
+	var got []string
+	for it, err := range v.Items(endedContext) {
+		if err != nil {
+			got = append(got, err.Error())
+			continue
+		}
+		got = append(got, itemText(it))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("items: -want +got\n%s", diff)
+	}
+}
+
+func isAt(t *testing.T, v *Viewer, session, epoch string, seq uint64) {
+	t.Helper()
+	if got, want := v.Position(session), (Position{epoch, seq}); got != want {
+		t.Fatalf("%s: position %v, want %v", session, got, want)
+	}
+}
+
+// Rule 3: hello is said again until it is welcomed, and every watch follows.
+func TestViewerHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		v.Watch("b", Position{"e1", 7})
+		v.Watch("a", Position{})
+		h := &speaker{t: t, l: v.Connect(), viewer: "tab"}
+		hello := &HelloPayload{V: 1, Role: roleViewer}
+		h.want(hello)
+		for _, wait := range []time.Duration{15, 30, 60, 120, 120} {
+			time.Sleep(wait*time.Second - 1)
+			h.wantIdle("too early")
+			time.Sleep(1)
+			h.want(hello)
+		}
+		h.welcome("x")
+		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7))
+		h.send(&WelcomePayload{ViewerID: "other", V: 1, Link: "y"}) // nobody asked
+		h.wantIdle("a welcome is obeyed while one is awaited")
+		v.Watch("c", Position{})
+		h.want(h.watch("c", "", 0))
+		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true}, &ErrorPayload{Code: codeStaleLink})
+		h.want(hello)
+		h.wantIdle("said")
+		h.welcome("x") // nothing was lost
+		h.wantIdle("the watches stand")
+		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+		h.want(hello)
+		h.welcome("z") // a new link
+		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7), h.watch("c", "", 0))
+		h.wantIdle("said")
+	})
+}
+
+func TestViewerVersion(t *testing.T) {
+	for name, p := range map[string]Payload{
+		"welcome": &WelcomePayload{V: 2, Link: "x"},
+		"error":   &ErrorPayload{Code: codeVersion},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &speaker{t: t, l: NewViewer(nil).Connect()}
+			err := s.l.Handle(t.Context(), p)
+			var refused *ProtocolError
+			if !errors.As(err, &refused) || refused.Code != codeVersion {
+				t.Fatalf("Handle: %v", err)
+			}
+			if name == "welcome" {
+				s.want(&ErrorPayload{Code: codeVersion})
+			}
+			s.wantDead(refused)
+		})
+	}
+}
+
+func TestViewerWatch(t *testing.T) {
+	v := NewViewer(&ViewerConfig{MaxWatches: 2})
+	for _, test := range []struct {
+		session string
+		after   Position
+		want    error
+	}{
+		{"", Position{}, ErrInvalidID},
+		{strings.Repeat("x", 129), Position{}, ErrInvalidID},
+		{"s", Position{"", 1}, ErrInvalidID},
+		{"s", Position{"E", 1}, ErrInvalidID},
+		{"s", Position{"e1", MaxSeq + 1}, ErrInvalidID},
+		{"s", Position{"e1", MaxSeq}, nil},
+		{"s", Position{}, ErrBusy},
+		{"r", Position{}, nil},
+		{"q", Position{}, ErrTooMany},
+	} {
+		if err := v.Watch(test.session, test.after); err != test.want {
+			t.Errorf("%q %v: %v, want %v", test.session, test.after, err, test.want)
+		}
+	}
+	isAt(t, v, "s", "e1", MaxSeq)
+	isAt(t, v, "nobody", "", 0)
+	v.Unwatch("r")
+	v.Unwatch("r")
+	if err := v.Watch("q", Position{}); err != nil {
+		t.Error(err)
+	}
+	v.Close()
+	if err := v.Watch("p", Position{}); err != ErrClosed {
+		t.Error(err)
+	}
+}
+
+// Rule 14: items in order, whatever kind, and sessions interleaved.
+func TestViewerItems(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s", "r")
+		h.send(h.status(stands("r", "e5", 1, 0, 0), stands("s", "e1", 1, 3, 0)))
+		b := h.batch("s", "e1", 1, 2)
+		b.LastSeq, b.HeadSeq, b.Gaps = 5, 5, []Gap{{3, 5, ReasonDropped}}
+		h.send(b, h.batch("r", "e5", 1, 1))
+		h.send(&ReplayBatchPayload{
+			SessionID: "s", ViewerID: "tab", RequestID: "r1", Epoch: "e1", FirstSeq: 6, LastSeq: 7,
+			UntilSeq: 7, AvailableFrom: 1, Events: numbered(6, 7), Done: true,
+		})
+		h.send(h.last("s", "e1", 8))
+		h.want(h.stop("s"))
+		isAt(t, v, "s", "", 0)
+		has(t, v, "s e1 1", "s e1 2", "s e1 gap 3-5 dropped", "r e5 1", "s e1 6", "s e1 7", "s e1 8", "s e1 end")
+		isAt(t, v, "s", "e1", 8)
+		isAt(t, v, "r", "e5", 1)
+		h.wantIdle("nothing is missing")
+	})
+}
+
+// Rule 14: an item is dealt with when the loop asks for the next one.
+func TestViewerPosition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 5, 0)), h.batch("s", "e1", 1, 5))
+		for it := range v.Items(t.Context()) {
+			isAt(t, v, "s", it.Position().Epoch[:min(2, int(2*(it.Event.Seq-1)))], it.Event.Seq-1)
+			if it.Event.Seq == 2 {
+				break
+			}
+		}
+		isAt(t, v, "s", "e1", 1)
+		func() {
+			defer func() { recover() }()
+			for it := range v.Items(t.Context()) {
+				if it.Event.Seq == 3 {
+					panic("the body failed")
+				}
+			}
+		}()
+		isAt(t, v, "s", "e1", 2)
+		func() {
+			for it := range v.Items(t.Context()) {
+				if it.Event.Seq != 3 {
+					t.Errorf("%s after the panic", itemText(it))
+				}
+				return
+			}
+		}()
+		has(t, v, itemTexts("s", "e1", 3, 5)...)
+		isAt(t, v, "s", "e1", 5)
+	})
+}
+
+func TestViewerItemsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 5, 0)), h.batch("s", "e1", 1, 1))
+		for range v.Items(t.Context()) {
+			n := 0
+			for it, err := range v.Items(t.Context()) {
+				if n++; err != ErrBusy {
+					t.Errorf("%s, %v", itemText(it), err)
+				}
+			}
+			if n != 1 {
+				t.Errorf("%d errors", n)
+			}
+			break
+		}
+		has(t, v, "s e1 1") // the second one disturbed nothing
+	})
+}
+
+func TestViewerItemsWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		ctx, cancel := context.WithCancel(t.Context())
+		got := make(chan string, 9)
+		go func() {
+			for it, err := range v.Items(ctx) {
+				got <- fmt.Sprint(itemText(it), err)
+			}
+			close(got)
+		}()
+		synctest.Wait()
+		h.send(h.status(stands("s", "e1", 1, 5, 0)), h.batch("s", "e1", 1, 1))
+		if s := <-got; s != "s e1 1<nil>" {
+			t.Error(s)
+		}
+		cancel()
+		if s, more := <-got; more {
+			t.Error(s)
+		}
+	})
+}
+
+// Rule 14: a hole is asked for once until something arrives or the timer fires.
+func TestViewerHole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 2))
+		h.send(h.batch("s", "e1", 4, 5))
+		h.want(h.watch("s", "e1", 2))
+		h.send(h.batch("s", "e1", 6, 6), h.batch("s", "e1", 7, 7))
+		h.wantIdle("asked already")
+		time.Sleep(timerFirst - 1)
+		h.wantIdle("too early")
+		time.Sleep(1)
+		h.want(h.watch("s", "e1", 2))
+		h.send(h.status()) // the hub is there
+		time.Sleep(2*timerFirst - 1)
+		h.wantIdle("too early")
+		time.Sleep(1)
+		h.want(h.watch("s", "e1", 2))
+		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 7))
+		has(t, v, itemTexts("s", "e1", 1, 7)...)
+		h.wantIdle("answered")
+		h.send(h.batch("s", "e1", 9, 9))
+		h.want(h.watch("s", "e1", 7))
+		h.send(h.batch("s", "e1", 8, 9))
+		has(t, v, "s e1 8", "s e1 9")
+		time.Sleep(29 * time.Second)
+		h.wantIdle("answered")
+	})
+}
+
+// Rule 14: so is what a status says was sent, and is not here.
+func TestViewerStatusBeyondReceived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 2))
+		h.send(h.status(stands("s", "e1", 1, 9, 2)))
+		h.wantIdle("what is not handed out yet, is not lost")
+		h.send(h.status(stands("s", "e1", 1, 9, 4)))
+		h.want(h.watch("s", "e1", 2))
+		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 9))
+		has(t, v, itemTexts("s", "e1", 1, 9)...)
+	})
+}
+
+// Rule 14: what is known is skipped, and a gap that is known in part is clipped.
+func TestViewerDuplicates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 3), h.batch("s", "e1", 1, 3))
+		h.send(h.batch("s", "e1", 2, 4), h.lost("s", "e1", 3, 6, ReasonUnavailable), h.lost("s", "e1", 5, 6, ReasonEvicted))
+		has(t, v, "s e1 1", "s e1 2", "s e1 3", "s e1 4", "s e1 gap 5-6 unavailable")
+		h.wantIdle("nothing is missing")
+	})
+}
+
+// Rule 15: a new epoch is a reset.
+func TestViewerReset(t *testing.T) {
+	next := func(prev string, seq uint64) SessionStatus {
+		s := stands("s", "e2", 1, 2, 0)
+		s.PrevEpoch, s.PrevSeq = prev, seq
+		return s
+	}
+	for _, test := range []struct {
+		name   string
+		status SessionStatus
+		want   string
+	}{
+		{"with all of the old", next("e1", 3), "s e2 reset from e1 3, prev e1 3"},
+		{"unknown before", next("", 0), "s e2 reset from e1 3, prev  0"},
+		{"one between", next("e1-b", 9), "s e2 reset from e1 3, prev e1-b 9"},
+		{"beyond the hub's own", next("e1", 2), "s e2 reset from e1 3, prev e1 2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v, h := watching(t, nil, "s")
+			h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+			h.send(h.batch("s", "e2", 1, 2)) // it comes from a status, never from a batch
+			h.send(h.status(test.status), h.status(test.status), h.batch("s", "e2", 1, 2), h.batch("s", "e1", 4, 5))
+			h.wantIdle("nothing is missing")
+			h.send(h.status(stands("s", "e1", 1, 5, 5)))
+			h.want(h.watch("s", "e2", 2)) // the hub reads on elsewhere
+			has(t, v, "s e1 1", "s e1 2", "s e1 3", test.want, "s e2 1", "s e2 2")
+			isAt(t, v, "s", "e2", 2)
+		})
+	}
+}
+
+func TestViewerPositionAfterReset(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1), h.status(stands("s", "e2", 1, 3, 0)))
+	has(t, v, "s e1 1", "s e2 reset from e1 1, prev  0")
+	isAt(t, v, "s", "e2", 0)
+	v = NewViewer(nil)
+	v.Watch("s", Position{"e2", 0}) // and that is no zero position
+	h = speakHub(t, v)
+	h.want(h.watch("s", "e2", 0))
+	h.send(h.status(stands("s", "e3", 1, 3, 0)))
+	has(t, v, "s e3 reset from e2 0, prev  0")
+}
+
+// Rule 15: the first epoch after a zero position is no reset.
+func TestViewerFirstEpoch(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(SessionStatus{SessionID: "s"})) // not known yet
+	next := stands("s", "e2", 1, 2, 0)
+	next.PrevEpoch, next.PrevSeq = "e1", 9
+	h.send(h.status(stands("s", "e1", 1, 0, 0)), h.status(next), h.batch("s", "e2", 1, 2))
+	h.send(h.status(SessionStatus{SessionID: "s"})) // the hub restarted
+	h.wantIdle("nothing is missing")
+	has(t, v, "s e2 1", "s e2 2")
+}
+
+// Rule 15: the last words of the old epoch are asked for, once.
+func TestViewerAsksForOldTailOnce(t *testing.T) {
+	next := stands("s", "e2", 1, 2, 0)
+	next.PrevEpoch, next.PrevSeq = "e1", 5
+	t.Run("it is there", func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), h.status(next))
+		h.want(h.watch("s", "e1", 3))
+		h.send(h.status(stands("s", "e1", 1, 5, 3)), h.batch("s", "e1", 4, 5), h.status(next), h.batch("s", "e2", 1, 2))
+		has(t, v, append(itemTexts("s", "e1", 1, 5), "s e2 reset from e1 5, prev e1 5", "s e2 1", "s e2 2")...)
+	})
+	t.Run("it is gone", func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), h.status(next))
+		h.want(h.watch("s", "e1", 3))
+		h.send(h.status(next), h.batch("s", "e2", 1, 2))
+		h.wantIdle("asked once")
+		has(t, v, append(itemTexts("s", "e1", 1, 3), "s e2 reset from e1 3, prev e1 5", "s e2 1", "s e2 2")...)
+	})
+}
+
+// Rule 16: the end is yielded once, also if its event lay in a gap.
+func TestViewerEnd(t *testing.T) {
+	ended := stands("s", "e1", 1, 3, 3)
+	ended.Ended = true
+	for name, play := range map[string]func(h *speaker) string{
+		"event": func(h *speaker) string { h.send(h.last("s", "e1", 3)); return "s e1 3" },
+		"gap": func(h *speaker) string {
+			h.send(h.lost("s", "e1", 3, 3, ReasonDropped))
+			h.wantIdle("not told yet")
+			h.send(h.status(ended))
+			return "s e1 gap 3-3 dropped"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, h := watching(t, nil, "s")
+			early := stands("s", "e1", 1, 3, 0)
+			early.Ended = true
+			h.send(h.status(early), h.batch("s", "e1", 1, 2), h.status(early))
+			third := play(h)
+			h.want(h.stop("s"))
+			h.send(h.last("s", "e1", 3), h.status(ended), h.status(stands("s", "e2", 1, 3, 0)))
+			h.want(h.stop("s"), h.stop("s"), h.stop("s")) // again, to a hub that missed it
+			has(t, v, "s e1 1", "s e1 2", third, "s e1 end")
+			has(t, v)
+			h = speakHub(t, v)
+			h.wantIdle("an ended watch is not asked for again")
+			if err := v.Watch("s", Position{}); err != ErrBusy {
+				t.Errorf("an ended watch is one until Unwatch: %v", err)
+			}
+			v.Unwatch("s")
+			v.Watch("s", Position{"e1", 3})
+			h.want(h.watch("s", "e1", 3))
+			h.send(h.status(ended))
+			has(t, v, "s e1 end")
+		})
+	}
+}
+
+func TestViewerUnwatchDropsItems(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s", "r")
+		h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)))
+		h.send(h.batch("s", "e1", 1, 2), h.batch("r", "e1", 1, 2), h.batch("s", "e1", 3, 3))
+		for it := range v.Items(t.Context()) { // also in the loop's body
+			if it.SessionID != "s" || it.Event.Seq != 1 {
+				t.Error(itemText(it))
+			}
+			v.Unwatch("s")
+			break
+		}
+		h.want(h.stop("s"))
+		isAt(t, v, "s", "", 0)
+		has(t, v, "r e1 1", "r e1 2")
+		h.send(h.batch("s", "e1", 4, 4))
+		h.want(h.stop("s"))
+		has(t, v)
+		if v.bytes != 0 {
+			t.Errorf("%d bytes are counted in an empty buffer", v.bytes)
+		}
+	})
+}
+
+func TestViewerUnwatchInBody(t *testing.T) {
+	v, h := watching(t, nil, "s", "r")
+	h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)))
+	h.send(h.batch("s", "e1", 1, 2), h.batch("r", "e1", 1, 2))
+	var got []string
+	for it := range v.Items(endedContext) {
+		got = append(got, itemText(it))
+		v.Unwatch("s")
+		v.Watch("s", Position{"e1", 9})
+	}
+	if want := []string{"s e1 1", "r e1 1", "r e1 2"}; !slices.Equal(want, got) {
+		t.Errorf("items: %v", got)
+	}
+	isAt(t, v, "s", "e1", 9) // the item was the old watch's
+}
+
+// Rule 14: when the buffer is full, Handle waits.
+func TestViewerBufferFull(t *testing.T) {
+	for name, test := range map[string]struct {
+		cfg  *ViewerConfig
+		room int
+	}{
+		"items":         {&ViewerConfig{BufferItems: 4}, 4},
+		"one item":      {&ViewerConfig{BufferItems: -1}, 1},
+		"default":       {nil, 256},
+		"bytes":         {&ViewerConfig{BufferBytes: 3 * (itemBytes + len("out") + len(`"event 1"`))}, 3},
+		"bytes, almost": {&ViewerConfig{BufferBytes: 3*(itemBytes+len("out")+len(`"event 1"`)) - 1}, 2},
+		"one's bytes":   {&ViewerConfig{BufferBytes: -1}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, test.cfg, "s")
+				h.send(h.status(stands("s", "e1", 1, 400, 0)))
+				for from := 1; from <= test.room; from += 50 {
+					h.send(h.batch("s", "e1", uint64(from), uint64(min(from+49, test.room))))
+				}
+				room := uint64(test.room)
+				done := make(chan error)
+				go func() { done <- h.l.Handle(t.Context(), h.batch("s", "e1", room+1, room+2)) }()
+				synctest.Wait()
+				select {
+				case err := <-done:
+					t.Fatalf("Handle did not wait: %v", err)
+				default:
+				}
+				isAt(t, v, "s", "", 0) // nothing that is called meanwhile waits
+				for range v.Items(t.Context()) {
+					synctest.Wait()
+					if len(v.queue) != test.room {
+						t.Errorf("%d items in the buffer", len(v.queue))
+					}
+					break // not dealt with: no room
+				}
+				var got []string
+				for it := range v.Items(t.Context()) {
+					if got = append(got, itemText(it)); len(got) == test.room+2 {
+						break
+					}
+				}
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				if diff := cmp.Diff(itemTexts("s", "e1", 1, room+2), got); diff != "" {
+					t.Errorf("items: -want +got\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// One larger item is taken, but alone.
+func TestViewerBufferLargeItem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, &ViewerConfig{BufferBytes: 500}, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
+		b := h.batch("s", "e1", 2, 3)
+		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 1000) + `"`)
+		done := make(chan error)
+		go func() { done <- h.l.Handle(t.Context(), b) }()
+		synctest.Wait()
+		has(t, v, "s e1 1")
+		synctest.Wait()
+		if len(v.queue) != 1 {
+			t.Errorf("%d items beside the large one", len(v.queue)-1)
+		}
+		has(t, v, "s e1 2")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		has(t, v, "s e1 3")
+	})
+}
+
+// Rule 14: when ctx ends the wait, the rest counts as lost, and comes again.
+func TestViewerBufferFullCtxEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, &ViewerConfig{BufferItems: 2}, "s")
+		h.send(h.status(stands("s", "e1", 1, 5, 0)))
+		errWhy := errors.New("enough")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errWhy)
+		defer cancel()
+		if err := h.l.Handle(ctx, h.batch("s", "e1", 1, 3)); err != errWhy {
+			t.Errorf("Handle: %v", err)
+		}
+		has(t, v, "s e1 1", "s e1 2")
+		h.send(h.batch("s", "e1", 4, 5))
+		h.want(h.watch("s", "e1", 2))
+		h.send(h.batch("s", "e1", 3, 4))
+		has(t, v, "s e1 3", "s e1 4")
+	})
+}
+
+// An end whose wait was ended comes with the next status.
+func TestViewerEndBufferFullCtxEnds(t *testing.T) {
+	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+	h.send(h.status(stands("s", "e1", 1, 1, 0)))
+	if err := h.l.Handle(endedContext, h.last("s", "e1", 1)); err == nil {
+		t.Error("there was room")
+	}
+	has(t, v, "s e1 1")
+	ended := stands("s", "e1", 1, 1, 1)
+	ended.Ended = true
+	h.send(h.status(ended))
+	has(t, v, "s e1 end")
+}
+
+// What waits for room ends with the link, the watch and the Viewer.
+func TestViewerBufferFullWaitEnds(t *testing.T) {
+	for name, test := range map[string]struct {
+		do   func(v *Viewer, l *Link)
+		want error
+		left []string
+	}{
+		"superseded": {func(v *Viewer, _ *Link) { v.Connect() }, ErrSuperseded, []string{"s e1 1"}},
+		"closed":     {func(_ *Viewer, l *Link) { l.Close() }, ErrSuperseded, []string{"s e1 1"}},
+		"viewer":     {func(v *Viewer, _ *Link) { v.Close() }, ErrClosed, nil},
+		"unwatched":  {func(v *Viewer, _ *Link) { v.Unwatch("s") }, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+				h.send(h.status(stands("s", "e1", 1, 5, 0)))
+				done := make(chan error)
+				go func() { done <- h.l.Handle(context.Background(), h.batch("s", "e1", 1, 3)) }()
+				synctest.Wait()
+				test.do(v, h.l)
+				err := <-done
+				if name == "closed" && errors.Is(err, ErrClosed) {
+					err = ErrSuperseded // either says that the link is over
+				}
+				if !errors.Is(err, test.want) {
+					t.Errorf("Handle: %v, want %v", err, test.want)
+				}
+				has(t, v, test.left...)
+			})
+		})
+	}
+}
+
+// Rule 13: a session of which nothing is heard for two periods is asked for again.
+func TestViewerQuietSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s", "r")
+		known := stands("s", "e1", 1, 2, 0)
+		h.send(h.status(SessionStatus{SessionID: "r"}, known), h.batch("s", "e1", 1, 2))
+		known.AckSeq = 2
+		for range 2 {
+			time.Sleep(heartbeat)
+			h.send(h.status(known)) // of r it says nothing
+		}
+		h.want(h.watch("r", "", 0))
+		h.wantIdle("of s something was heard")
+		time.Sleep(timerFirst - 1)
+		h.wantIdle("too early")
+		h.send(h.status(known))
+		time.Sleep(1)
+		h.want(h.watch("r", "", 0)) // no answer
+		h.send(h.status(SessionStatus{SessionID: "r"}))
+		for range 10 {
+			time.Sleep(heartbeat)
+			h.send(h.status(SessionStatus{SessionID: "r"}, known))
+			h.wantIdle("all is well")
+		}
+		has(t, v, "s e1 1", "s e1 2")
+	})
+}
+
+// A hub that says nothing for three periods is gone.
+func TestViewerSilentHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		time.Sleep(maxSilence - 1)
+		h.drain()
+		h.send(h.status())
+		time.Sleep(maxSilence - 1)
+		h.drain()
+		time.Sleep(1)
+		h.wantDead(ErrSilent)
+		h = speakHub(t, v)
+		h.want(h.watch("s", "", 0))
+	})
+}
+
+// A loop that takes long is no silence of the hub: the link stays.
+func TestViewerSlowLoopIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(&ViewerConfig{BufferItems: 1})
+		v.Watch("s", Position{})
+		near, far := tubes()
+		ended := make(chan error, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { ended <- v.Connect().Run(ctx, near.send, near.receive) }()
+		h := NewHub(nil)
+		go h.ConnectViewer("tab").Run(ctx, far.send, far.receive)
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 5)
+		next := uint64(1)
+		for it := range v.Items(ctx) {
+			if it.Event == nil || it.Event.Seq != next {
+				t.Fatalf("%s, want %d", itemText(it), next)
+			}
+			time.Sleep(2 * maxSilence)
+			if next++; next > 5 || len(ended) > 0 {
+				break
+			}
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("the link ended while the hub was speaking: %v", err)
+		default:
+		}
+		cancel()
+	})
+}
+
+// An error about a session ends its watch, and is yielded once.
+func TestViewerForbidden(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s", "r")
+		h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
+		no := &ErrorPayload{Code: codeForbidden, SessionID: "s", Message: "not allowed"}
+		h.send(no, no, h.batch("s", "e1", 2, 2), h.batch("r", "e1", 1, 1))
+		h.want(h.stop("s"), h.stop("s"))
+		n := 0
+		for it, err := range v.Items(endedContext) {
+			var refused *ProtocolError
+			if errors.As(err, &refused) {
+				if n++; refused.Code != codeForbidden || refused.SessionID != "s" || refused.Message != "not allowed" {
+					t.Errorf("%+v", refused)
+				}
+				isAt(t, v, "s", "e1", 1)
+			} else if it.Event == nil || it.Event.Seq != 1 {
+				t.Error(itemText(it))
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d errors", n)
+		}
+		isAt(t, v, "s", "e1", 1)
+		isAt(t, v, "r", "e1", 1)
+		v.Unwatch("s")
+		v.Watch("s", v.Position("s")) // it may try again
+		h.want(h.watch("s", "", 0))
+	})
+}
+
+// One that may be tried again, is.
+func TestViewerRetryableError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
+		h.send(&ErrorPayload{Code: codeOverloaded}, &ErrorPayload{Code: codeOverloaded, SessionID: "other"})
+		time.Sleep(timerFirst - 1)
+		h.wantIdle("too early")
+		time.Sleep(1)
+		h.want(h.watch("s", "", 0))
+		has(t, v)
+	})
+}
+
+func TestViewerIgnoresForeignFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)))
+		other := *h
+		other.viewer = "other"
+		elsewhere := *h
+		elsewhere.id = "elsewhere"
+		h.send(
+			other.batch("s", "e1", 1, 3), elsewhere.batch("s", "e1", 1, 3), elsewhere.status(stands("s", "e2", 1, 3, 0)),
+			other.status(stands("s", "e2", 1, 3, 0)), h.batch("s", "e0", 1, 3),
+			answerTo(request("s", "other", "r1", "e1", 0, 3), 1, 3, true),
+		)
+		has(t, v)
+		h.wantIdle("they are not for this viewer")
+		h.send(h.batch("unwatched", "e1", 1, 3), h.status(stands("unwatched", "e1", 1, 3, 0)))
+		h.want(h.stop("unwatched"), h.stop("unwatched"))
+		everyone := *h
+		everyone.viewer = ""
+		h.send(everyone.batch("s", "e1", 1, 1))
+		has(t, v, "s e1 1")
+		if n := v.staleFrames.Load(); n != 8 {
+			t.Errorf("%d stale frames, want 8", n)
+		}
+		for _, p := range []Payload{h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1)} {
+			h.refused(p, &ErrorPayload{Code: codeUnexpected})
+		}
+	})
+}
+
+// An error for another viewer ends nothing here.
+func TestViewerIgnoresForeignError(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 3, 0)))
+	h.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", ViewerID: "other"})
+	h.send(h.batch("s", "e1", 1, 1))
+	has(t, v, "s e1 1")
+}
+
+// Before the welcome nothing counts but the welcome.
+func TestViewerBeforeWelcome(t *testing.T) {
+	v := NewViewer(nil)
+	v.Watch("s", Position{})
+	h := &speaker{t: t, l: v.Connect(), id: "x", viewer: "tab"}
+	h.want(&HelloPayload{V: 1, Role: roleViewer})
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
+	has(t, v)
+	h.welcome("x")
+	h.want(h.watch("s", "", 0))
+}
+
+// Rule 14: from a saved position, in another process, nothing is lost or repeated,
+// though more had been received.
+func TestViewerResumes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 6))
+		for it := range v.Items(t.Context()) {
+			if it.Event.Seq == 4 {
+				break
+			}
+		}
+		h = speakHub(t, v) // the same one: from what was received
+		h.want(h.watch("s", "e1", 6))
+		saved := v.Position("s")
+		v.Close()
+		if saved != (Position{"e1", 3}) || v.Position("s") != saved {
+			t.Errorf("saved %v", saved)
+		}
+
+		text, err := json.Marshal(saved)
+		if err != nil || string(text) != `{"epoch":"e1","seq":3}` {
+			t.Errorf("%s, %v", text, err)
+		}
+		v = NewViewer(nil)
+		v.Watch("s", saved)
+		h = speakHub(t, v)
+		h.want(h.watch("s", "e1", 3))
+		h.send(h.status(stands("s", "e1", 1, 9, 3)), h.batch("s", "e1", 4, 9))
+		has(t, v, itemTexts("s", "e1", 4, 9)...)
+	})
+}
+
+// Rule 3: an older link changes nothing.
+func TestViewerSupersedes(t *testing.T) {
+	v, old := watching(t, nil, "s")
+	old.send(old.status(stands("s", "e1", 1, 3, 0)), old.batch("s", "e1", 1, 1))
+	h := speakHub(t, v)
+	h.want(h.watch("s", "e1", 1))
+	stale := v.staleFrames.Load()
+	old.wantDead(ErrSuperseded)
+	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: codeForbidden, SessionID: "s"}} {
+		if err := old.l.Handle(t.Context(), p); err != ErrSuperseded {
+			t.Errorf("Handle: %v", err)
+		}
+	}
+	old.l.Close()
+	if n := v.staleFrames.Load(); n != stale {
+		t.Error("a dead link counts")
+	}
+	h.send(h.batch("s", "e1", 2, 2))
+	has(t, v, "s e1 1", "s e1 2")
+}
+
+func TestViewerClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		done := make(chan bool)
+		go func() {
+			for range v.Items(t.Context()) {
+				t.Error("an item")
+			}
+			close(done)
+		}()
+		synctest.Wait()
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+		h.wantDead(ErrClosed)
+		v.Close()
+		has(t, v)
+		(&speaker{t: t, l: v.Connect()}).wantDead(ErrClosed)
+		v.Unwatch("s")
+	})
+}
+
+// Close does not wait for the body of a loop.
+func TestViewerCloseInBody(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+	n := 0
+	for range v.Items(t.Context()) {
+		n++
+		v.Close()
+	}
+	if n != 1 {
+		t.Errorf("%d items", n)
+	}
+	isAt(t, v, "s", "e1", 1)
+}
