@@ -475,12 +475,15 @@ func (w *simWorld) receive(to *simEnd) bool {
 		ctx = w.ctx
 	}
 	before := w.fingerprint(to.link, p)
-	w.hub.expire(w.now) // what any call may do
-	owners := w.owners()
+	var owners map[string]string
+	if _, ok := to.link.m.(*hubAgent); ok {
+		w.hub.expire(w.now) // what any call may do
+		owners = w.owners()
+	}
 	err := to.link.handle(ctx, w.now, p)
-	for id, owner := range w.owners() {
-		if was := owners[id]; was != "" && owner != "" && was != owner {
-			w.fail("rule 4: %s belonged to %s, now to %s", id, was, owner)
+	for id, was := range owners {
+		if s := w.hub.sessions[id]; s != nil && was != "" && s.owner != "" && was != s.owner {
+			w.fail("rule 4: %s belonged to %s, now to %s", id, was, s.owner)
 		}
 	}
 	if before != "" && before != w.fingerprint(to.link, p) {

@@ -1,10 +1,15 @@
 package gvstream
 
 import (
+	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const simSteps = 500
@@ -24,9 +29,19 @@ func TestSimulation(t *testing.T) {
 		}
 		return
 	}
-	for seed := range uint64(runs) {
-		if _, err := runSchedule(seeded(seed), simSteps, false); err != nil {
-			t.Fatalf("seed %d: %v\nGVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' tells how", seed, err, seed)
-		}
+	var next atomic.Uint64
+	var workers errgroup.Group
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() error {
+			for seed := next.Add(1) - 1; seed < uint64(runs); seed = next.Add(1) - 1 {
+				if _, err := runSchedule(seeded(seed), simSteps, false); err != nil {
+					return fmt.Errorf("seed %d: %w\nGVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' tells how", seed, err, seed)
+				}
+			}
+			return nil
+		})
+	}
+	if err := workers.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }

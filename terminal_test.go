@@ -263,15 +263,18 @@ func TestTerminal(t *testing.T) {
 // TestTransports shows that what the library's own transports promise is so.
 func TestTransports(t *testing.T) {
 	t.Run("pipe", func(t *testing.T) {
+		t.Parallel()
 		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) { return pipe() })
 	})
 	t.Run("net.Pipe", func(t *testing.T) {
+		t.Parallel()
 		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) {
 			a, b := net.Pipe()
 			return lines(a), lines(b)
 		})
 	})
 	t.Run("tcp", func(t *testing.T) {
+		t.Parallel()
 		dial := tcp(t)
 		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) { return dial() })
 	})
