@@ -33,7 +33,7 @@ func (s *speaker) feed(session, epoch string, from, to uint64) {
 	for ; from <= to; from += 100 {
 		s.send(s.batch(session, epoch, from, min(from+99, to)))
 	}
-	time.Sleep(ackDelay)
+	pass(ackDelay)
 	for p := s.next(); p != nil; p = s.next() {
 		if _, ok := p.(*AckBatchPayload); !ok {
 			s.t.Fatalf("want acks only, got %s", payloadText(p))
@@ -103,7 +103,7 @@ func TestHubOpensByStatus(t *testing.T) {
 		a.want(a.ack("s", "e1", 3), a.ack("r", "e1", 0)) // without Resume the agent's ack is believed
 		a.send(a.batch("s", "e1", 4, 5))
 		a.wantIdle("no ack yet")
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 5))
 		a.send(a.status(entryOf("s", "e1", 1, 3, 5)))
 		a.want(a.ack("s", "e1", 5))
@@ -127,7 +127,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 			t.Errorf("%d sessions stay", n)
 		}
 		a.send(a.batch("s", "e1", 1, 3))
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 3))
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 
@@ -136,7 +136,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 		a.send(a.status(entryOf("s", "e1", 1, 0, 4)))
 		a.want(a.ack("s", "e1", 3))
 		a.send(a.batch("s", "e1", 4, 4))
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 4))
 	})
 }
@@ -209,7 +209,7 @@ func TestHubAcceptsOnceInOrder(t *testing.T) {
 						a.send(a.batch("s", "e1", f.from, f.to))
 					}
 					if !f.nack {
-						time.Sleep(ackDelay)
+						pass(ackDelay)
 					}
 					switch {
 					case f.silent:
@@ -238,10 +238,10 @@ func TestHubNacksOnceASecond(t *testing.T) {
 		hole := a.batch("s", "e1", 6, 6)
 		a.send(hole)
 		a.want(a.nack("s", "e1", 3))
-		time.Sleep(time.Second - 1)
+		pass(time.Second - 1)
 		a.send(hole)
 		a.wantIdle("not a second yet")
-		time.Sleep(1)
+		pass(1)
 		a.send(hole)
 		a.want(a.nack("s", "e1", 3))
 		a.feed("s", "e1", 4, 4)
@@ -262,14 +262,14 @@ func TestHubAckTiming(t *testing.T) {
 				if n > 1 {
 					a.send(a.batch("s", "e1", n+1, 2*n-1))
 					a.wantIdle("one too few")
-					time.Sleep(ackDelay - 1)
+					pass(ackDelay - 1)
 					a.wantIdle("too early")
 					a.send(a.lost("s", "e1", 2*n, 2*n, ReasonDropped)) // counts as nothing, and delays nothing
 					a.wantIdle("too early")
-					time.Sleep(1)
+					pass(1)
 					a.want(a.ack("s", "e1", 2*n))
 				}
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				a.wantIdle("all is acknowledged")
 			})
 		})
@@ -454,7 +454,7 @@ func TestHubCommitRejectsEvent(t *testing.T) {
 		b := a.batch("s", "e1", 1, 3)
 		b.Events, b.Gaps = slices.Delete(b.Events, 1, 2), []Gap{{2, 2, ReasonRejected}}
 		a.send(b)
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 3))
 		hubSaw(t, h, "s", "s e1 1", "s e1 gap 2-2 rejected", "s e1 3")
 	})
@@ -488,7 +488,7 @@ func TestHubCommitAcrossLinks(t *testing.T) {
 				synctest.Wait()
 				a := speakAgent(t, h, "agent")
 				go func() { newDone <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 0, 3))) }()
-				time.Sleep(time.Hour)
+				pass(time.Hour)
 				if len(newDone)+len(oldDone) != 0 {
 					t.Error("somebody did not wait")
 				}
@@ -541,7 +541,7 @@ func TestHubForgetsDuringCommit(t *testing.T) {
 		h = NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { h.Forget("s"); return nil }})
 		a := speakAgent(t, h, "agent")
 		a.send(a.batch("s", "e1", 1, 3))
-		time.Sleep(time.Second)
+		pass(time.Second)
 		a.wantIdle("it is forgotten")
 		if len(h.sessions) != 0 || h.Stats().Sessions != 0 {
 			t.Error("the session is there")
@@ -613,7 +613,7 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 				t.Errorf("%s is connected, but its link is closed", st.SessionID)
 			}
 		}
-		time.Sleep(2 * time.Hour)
+		pass(2 * time.Hour)
 		if n := h.Stats().Sessions; n != 0 {
 			t.Errorf("%d sessions after SessionTTL, want 0", n)
 		}
@@ -748,9 +748,9 @@ func TestHubNewEpoch(t *testing.T) {
 			v.status(SessionStatus{SessionID: "s", Epoch: "e2", FirstSeq: 1, HeadSeq: 2, PrevEpoch: "e1", PrevSeq: 3}),
 			v.batch("s", "e2", 1, 2),
 		)
-		time.Sleep(endedTTL - time.Minute) // the older log is there for late readers
+		pass(endedTTL - time.Minute) // the older log is there for late readers
 		hubSawFrom(t, h, "s", Position{"e1", 1}, "s e1 2", "s e1 3", "s e2 reset from e1 3, prev e1 3", "s e2 1", "s e2 2")
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		hubSawFrom(t, h, "s", Position{"e1", 1}, "s e2 reset from e1 1, prev e1 3", "s e2 1", "s e2 2")
 		hubSawFrom(t, h, "s", Position{"e0", 9}, "s e2 reset from e0 9, prev e1 3", "s e2 1", "s e2 2")
 	})
@@ -787,7 +787,7 @@ func TestHubEventTooLarge(t *testing.T) {
 		c := a.batch("s", "e1", 4, 5)
 		c.FirstSeq, c.Gaps = 3, []Gap{{3, 3, ReasonRejected}}
 		a.send(c)
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 5))
 		hubSaw(t, h, "s", "s e1 1", "s e1 2", "s e1 gap 3-3 rejected", "s e1 4", "s e1 5")
 	})
@@ -878,10 +878,10 @@ func TestHubStaleLink(t *testing.T) {
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
 		a.send(a.status(), &ReplayBatchPayload{SessionID: "s", RequestID: "r1", Epoch: "e1", FirstSeq: 1})
-		time.Sleep(time.Second - 1)
+		pass(time.Second - 1)
 		a.send(a.batch("s", "e1", 1, 1))
 		a.wantIdle("not a second yet")
-		time.Sleep(1)
+		pass(1)
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
 		if st := h.Stats(); st.Sessions != 0 || st.StaleFrames != 5 || st.RefusedFrames != 0 {
@@ -889,7 +889,7 @@ func TestHubStaleLink(t *testing.T) {
 		}
 		a.send(&HelloPayload{V: 1, Role: roleAgent})
 		w := a.next().(*WelcomePayload)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		a.send(a.batch("s", "e1", 1, 1)) // still under another link's id
 		a.want(stale)
 		a.send(&HelloPayload{V: 1, Role: roleAgent})
@@ -971,7 +971,7 @@ func TestHubSupersedes(t *testing.T) {
 		}
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
 		a.want(a.ack("s", "e1", 3))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		a.wantIdle("the old link's ack died with it")
 	})
 }
@@ -982,17 +982,17 @@ func TestHubSessionTTL(t *testing.T) {
 		h := NewHub(nil)
 		a := speakAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
-		time.Sleep(3 * time.Hour) // with its agent there, a session stays
+		pass(3 * time.Hour) // with its agent there, a session stays
 		if statOf(t, h, "s").Acked != 3 {
 			t.Error("gone")
 		}
 		a.l.Close()
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
-		time.Sleep(time.Hour - 1)
+		pass(time.Hour - 1)
 		if st := statOf(t, h, "s"); st.Connected || st.Acked != 3 {
 			t.Errorf("session: %+v", st)
 		}
-		time.Sleep(1)
+		pass(1)
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 			t.Error("not forgotten")
 		}
@@ -1014,7 +1014,7 @@ func TestHubSessionTTLVariants(t *testing.T) {
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0))
 		a.l.Close()
-		time.Sleep(10 * time.Hour) // who watches, keeps it
+		pass(10 * time.Hour) // who watches, keeps it
 		if h.Stats().Sessions != 1 {
 			t.Error("forgotten while somebody watches")
 		}
@@ -1027,12 +1027,12 @@ func TestHubSessionTTLVariants(t *testing.T) {
 		a = speakAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
 		a.l.Close()
-		time.Sleep(50 * time.Minute)
+		pass(50 * time.Minute)
 		a = speakAgent(t, h, "agent") // back again
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
-		time.Sleep(50 * time.Minute)
+		pass(50 * time.Minute)
 		a.l.Close()
-		time.Sleep(50 * time.Minute)
+		pass(50 * time.Minute)
 		if h.Stats().Sessions != 1 {
 			t.Error("forgotten too early")
 		}
@@ -1072,17 +1072,17 @@ func TestHubForgetsEnded(t *testing.T) {
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
-		time.Sleep(2*endedTTL - 1)
+		pass(2*endedTTL - 1)
 		if st := statOf(t, h, "s"); st.Events != 3 {
 			t.Errorf("%d events, want 3", st.Events)
 		}
-		time.Sleep(1)
+		pass(1)
 		if st := statOf(t, h, "s"); st.Events != 0 || !st.Ended || st.Acked != 3 {
 			t.Errorf("its events are to go, not the rest: %+v", st)
 		}
 		a.send(a.last("s", "e1", 3)) // who resends is told that it arrived
 		a.want(a.ack("s", "e1", 3))
-		time.Sleep(2*endedTTL + time.Hour)
+		pass(2*endedTTL + time.Hour)
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 			t.Error("not forgotten")
 		}

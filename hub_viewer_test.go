@@ -297,7 +297,7 @@ func TestHubReplays(t *testing.T) {
 		v.want(tail)
 		v.wantIdle("16 is older than the log by now")
 		r2 := a.asked("s", "tab", "e1", 15, 16)
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 21))
 		a.send(answerTo(r2, 16, 16, true))
 		v.want(replayedTo(r2, 16, 16), v.batch("s", "e1", 17, 21))
@@ -463,10 +463,10 @@ func TestHubReplayUnanswered(t *testing.T) {
 		v.drain()
 		passes := func(d time.Duration) *ReplayRequestPayload {
 			t.Helper()
-			time.Sleep(time.Until(start.Add(d)) - 1)
+			pass(time.Until(start.Add(d)) - 1)
 			v.drain()
 			a.wantIdle("too early")
-			time.Sleep(1)
+			pass(1)
 			v.drain()
 			return a.asked("s", "tab", "e1", 3, 15)
 		}
@@ -490,14 +490,14 @@ func TestHubReplayHole(t *testing.T) {
 		a.send(answerTo(r, 1, 5, false), answerTo(r, 11, 15, true))
 		v.want(replayedTo(r, 1, 5))
 		a.send(answerTo(r, 6, 10, false)) // too late
-		time.Sleep(time.Second - 1)
+		pass(time.Second - 1)
 		v.wantIdle("a second has not passed")
 		a.wantIdle("a second has not passed")
-		time.Sleep(1)
+		pass(1)
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 5, 15)
 		// The new request has the whole timer of any other.
-		time.Sleep(14 * time.Second)
+		pass(14 * time.Second)
 		v.drain()
 		a.wantIdle("15 s have not passed")
 		a.send(answerTo(r, 6, 15, true))
@@ -518,9 +518,9 @@ func TestHubReplayRefused(t *testing.T) {
 		if s := h.lookup("s"); s.open != 0 {
 			t.Error("a refused request is not open")
 		}
-		time.Sleep(timerFirst - 1)
+		pass(timerFirst - 1)
 		v.wantIdle("too early")
-		time.Sleep(1)
+		pass(1)
 		v.want(v.status(stands("s", "e1", 16, 20, 0))) // a sign of life is due as well
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 0, 15)
@@ -558,9 +558,9 @@ func TestHubReplayAgentAway(t *testing.T) {
 				v.want(v.status(stands("s", "e1", 16, 20, 0)))
 				if test.wait > 0 {
 					v.wantIdle("the agent may come back")
-					time.Sleep(test.wait - 1)
+					pass(test.wait - 1)
 					v.wantIdle("the agent may come back")
-					time.Sleep(1)
+					pass(1)
 				}
 				v.want(headed(v.lost("s", "e1", 1, 15, ReasonUnavailable), 20), v.batch("s", "e1", 16, 20))
 			})
@@ -580,14 +580,14 @@ func TestHubReplayAgentBack(t *testing.T) {
 		a.l.Close()
 		v.want(replayedTo(old, 1, 3))
 		v.wantIdle("the agent may come back")
-		time.Sleep(9 * time.Second)
+		pass(9 * time.Second)
 		a = speakAgent(t, h, "agent")
 		a.send(answerTo(old, 4, 15, true)) // its id means nothing here
 		a.send(a.status(entryOf("s", "e1", 1, 20, 20)))
 		v.wantIdle("the agent is asked")
 		a.want(a.ack("s", "e1", 20))
 		r := a.asked("s", "tab", "e1", 3, 15)
-		time.Sleep(5 * time.Second) // the wait is over with its reason
+		pass(5 * time.Second) // the wait is over with its reason
 		v.wantIdle("the agent is asked")
 		a.send(answerTo(r, 4, 15, true))
 		v.want(replayedTo(r, 4, 15), v.batch("s", "e1", 16, 20))
@@ -613,7 +613,7 @@ func TestHubReplayNone(t *testing.T) {
 							return
 						}
 					}
-					time.Sleep(timerFirst)
+					pass(timerFirst)
 				}
 				t.Error("the viewer is never served")
 			})
@@ -699,9 +699,9 @@ func TestHubViewerStatus(t *testing.T) {
 		v.send(v.watch("s", "", 0), v.watch("r", "", 0))
 		v.drain()
 		for i := range 3 {
-			time.Sleep(time.Until(start.Add(time.Duration(i+1)*heartbeat - 1)))
+			pass(time.Until(start.Add(time.Duration(i+1)*heartbeat - 1)))
 			v.wantIdle("too early")
-			time.Sleep(1)
+			pass(1)
 			v.want(v.status(SessionStatus{SessionID: "r"}, stands("s", "e1", 1, 3, 3)))
 			v.wantIdle("said")
 			idle.want(idle.status())
@@ -817,7 +817,7 @@ func TestHubSupersedesViewer(t *testing.T) {
 			t.Errorf("stats: %+v, before %+v", after, before)
 		}
 		a.send(answerTo(r, 1, 15, true))
-		time.Sleep(ackDelay)
+		pass(ackDelay)
 		v.wantIdle("it watches nothing, and the replay was for the link before")
 		v.send(v.watch("s", "e1", 15))
 		v.want(v.status(stands("s", "e1", 16, 20, 15)), v.batch("s", "e1", 16, 20))
@@ -956,7 +956,7 @@ func TestHubItemsSlowLoop(t *testing.T) {
 			if next++; next > 4 {
 				break
 			}
-			time.Sleep(20 * time.Second << next) // 80 s and more
+			pass(20 * time.Second << next) // 80 s and more
 			a.feed("s", "e1", next, next)
 		}
 	})
@@ -979,13 +979,13 @@ func TestHubItemsAtOnce(t *testing.T) {
 					if next++; next > 50 {
 						return
 					}
-					time.Sleep(time.Duration(i) * time.Millisecond)
+					pass(time.Duration(i) * time.Millisecond)
 				}
 			})
 		}
 		for seq := range uint64(50) {
 			a.send(a.batch("s", "e1", seq+1, seq+1))
-			time.Sleep(2 * time.Millisecond)
+			pass(2 * time.Millisecond)
 		}
 		wg.Wait()
 	})

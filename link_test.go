@@ -467,7 +467,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- m.Run(t.Context(), near.send, near.receive) }()
 			far.send(t.Context(), note("x"))
-			time.Sleep(lastWords / 2)
+			pass(lastWords / 2)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != codeAckBeyondSent {
@@ -535,7 +535,7 @@ func TestLinkNextTimer(t *testing.T) {
 		m.schedule(late, start.Add(time.Hour))
 		m.schedule(late, start.Add(2*time.Hour)) // a later deadline changes nothing
 		go func() {
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			m.schedule(soon, start.Add(5*time.Minute))
 			m.schedule(soon, start.Add(2*time.Minute))
 		}()
@@ -559,7 +559,7 @@ func TestLinkForgottenTaskNeverComes(t *testing.T) {
 		m.schedule(b, time.Now().Add(2*time.Second))
 		m.forget(a)
 		m.forget(a)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		s := &speaker{t: t, l: m.Link}
 		s.want(note("b"))
 		s.wantIdle("a was forgotten")

@@ -267,6 +267,7 @@ func (h *playedHub) nack(id string, upTo uint64) {
 }
 
 // pass lets time pass.
+// pass lets time go by, in a bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
 // agentEvent is what publishN publishes under a number.

@@ -80,9 +80,9 @@ func TestViewerHello(t *testing.T) {
 		hello := &HelloPayload{V: 1, Role: roleViewer}
 		h.want(hello)
 		for _, wait := range []time.Duration{15, 30, 60, 120, 120} {
-			time.Sleep(wait*time.Second - 1)
+			pass(wait*time.Second - 1)
 			h.wantIdle("too early")
-			time.Sleep(1)
+			pass(1)
 			h.want(hello)
 		}
 		h.welcome("x")
@@ -266,14 +266,14 @@ func TestViewerHole(t *testing.T) {
 		h.want(h.watch("s", "e1", 2))
 		h.send(h.batch("s", "e1", 6, 6), h.batch("s", "e1", 7, 7))
 		h.wantIdle("asked already")
-		time.Sleep(timerFirst - 1)
+		pass(timerFirst - 1)
 		h.wantIdle("too early")
-		time.Sleep(1)
+		pass(1)
 		h.want(h.watch("s", "e1", 2))
 		h.send(h.status()) // the hub is there
-		time.Sleep(2*timerFirst - 1)
+		pass(2*timerFirst - 1)
 		h.wantIdle("too early")
-		time.Sleep(1)
+		pass(1)
 		h.want(h.watch("s", "e1", 2))
 		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 7))
 		has(t, v, itemTexts("s", "e1", 1, 7)...)
@@ -282,7 +282,7 @@ func TestViewerHole(t *testing.T) {
 		h.want(h.watch("s", "e1", 7))
 		h.send(h.batch("s", "e1", 8, 9))
 		has(t, v, "s e1 8", "s e1 9")
-		time.Sleep(29 * time.Second)
+		pass(29 * time.Second)
 		h.wantIdle("answered")
 	})
 }
@@ -618,19 +618,19 @@ func TestViewerQuietSession(t *testing.T) {
 		h.send(h.status(SessionStatus{SessionID: "r"}, known), h.batch("s", "e1", 1, 2))
 		known.AckSeq = 2
 		for range 2 {
-			time.Sleep(heartbeat)
+			pass(heartbeat)
 			h.send(h.status(known)) // of r it says nothing
 		}
 		h.want(h.watch("r", "", 0))
 		h.wantIdle("of s something was heard")
-		time.Sleep(timerFirst - 1)
+		pass(timerFirst - 1)
 		h.wantIdle("too early")
 		h.send(h.status(known))
-		time.Sleep(1)
+		pass(1)
 		h.want(h.watch("r", "", 0)) // no answer
 		h.send(h.status(SessionStatus{SessionID: "r"}))
 		for range 10 {
-			time.Sleep(heartbeat)
+			pass(heartbeat)
 			h.send(h.status(SessionStatus{SessionID: "r"}, known))
 			h.wantIdle("all is well")
 		}
@@ -642,12 +642,12 @@ func TestViewerQuietSession(t *testing.T) {
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
-		time.Sleep(maxSilence - 1)
+		pass(maxSilence - 1)
 		h.drain()
 		h.send(h.status())
-		time.Sleep(maxSilence - 1)
+		pass(maxSilence - 1)
 		h.drain()
-		time.Sleep(1)
+		pass(1)
 		h.wantDead(ErrSilent)
 		h = speakHub(t, v)
 		h.want(h.watch("s", "", 0))
@@ -672,7 +672,7 @@ func TestViewerSlowLoopIsNoSilence(t *testing.T) {
 			if it.Event == nil || it.Event.Seq != next {
 				t.Fatalf("%s, want %d", itemText(it), next)
 			}
-			time.Sleep(2 * maxSilence)
+			pass(2 * maxSilence)
 			if next++; next > 5 || len(ended) > 0 {
 				break
 			}
@@ -723,9 +723,9 @@ func TestViewerRetryableError(t *testing.T) {
 		v, h := watching(t, nil, "s")
 		h.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
 		h.send(&ErrorPayload{Code: codeOverloaded}, &ErrorPayload{Code: codeOverloaded, SessionID: "other"})
-		time.Sleep(timerFirst - 1)
+		pass(timerFirst - 1)
 		h.wantIdle("too early")
-		time.Sleep(1)
+		pass(1)
 		h.want(h.watch("s", "", 0))
 		has(t, v)
 	})
