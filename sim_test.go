@@ -25,6 +25,7 @@ func seeded(seed uint64) chooser {
 
 // simEnd is one side of a wire: a link, and the payloads on their way to it.
 type simEnd struct {
+	name  string
 	link  *Link
 	inbox []Payload
 	dead  bool // this side has noticed that the connection broke
@@ -365,7 +366,9 @@ func (w *simWorld) publish() {
 			w.fail("rule 1: %v: number %d follows %d", k, seq, len(t.data))
 		}
 		t.data = append(t.data, string(ev.Data))
-		w.say("%s: publishes %s %d end=%v", a.id, id, seq, ev.End)
+		if w.verbose {
+			w.say("%s: publishes %s %d end=%v", a.id, id, seq, ev.End)
+		}
 	}
 }
 
@@ -421,7 +424,9 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if p == nil {
 		return false
 	}
-	w.say("%s sends %s", w.name(from), brief(p))
+	if w.verbose {
+		w.say("%s sends %s", from.name, brief(p))
+	}
 	w.checkRoute(x, p)
 	w.checkWindow(from, p)
 	if !x.cut && !to.dead {
@@ -487,7 +492,7 @@ func (w *simWorld) receive(to *simEnd) bool {
 		}
 	}
 	if before != "" && before != w.fingerprint(to.link, p) {
-		w.fail("S6: %s: a payload of another link changed something: %s", w.name(to), brief(p))
+		w.fail("S6: %s: a payload of another link changed something: %s", to.name, brief(p))
 	}
 	if errors.Is(err, context.Canceled) {
 		return false // no room: it waits
@@ -498,12 +503,14 @@ func (w *simWorld) receive(to *simEnd) bool {
 	to.inbox = to.inbox[1:]
 	w.remember(to, p)
 	if err != nil {
-		w.say("%s refuses %s: %v", w.name(to), brief(p), err)
-		if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
-			w.fail("%s refuses what an honest peer said: %v: %s", w.name(to), err, brief(p))
+		if w.verbose {
+			w.say("%s refuses %s: %v", to.name, brief(p), err)
 		}
-	} else {
-		w.say("%s handled %s", w.name(to), brief(p))
+		if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
+			w.fail("%s refuses what an honest peer said: %v: %s", to.name, err, brief(p))
+		}
+	} else if w.verbose {
+		w.say("%s handled %s", to.name, brief(p))
 	}
 	return true
 }
@@ -563,7 +570,7 @@ func (w *simWorld) fingerprint(l *Link, p Payload) string {
 func (w *simWorld) remember(to *simEnd, p Payload) {
 	switch p.(type) {
 	case *StatusPayload, *EventBatchPayload, *AckBatchPayload, *ReplayBatchPayload:
-		name := w.name(to)
+		name := to.name
 		if old := w.ghosts[name]; len(old) < 8 {
 			w.ghosts[name] = append(old, p)
 		} else if w.choose(4) == 0 {
@@ -604,7 +611,9 @@ func (w *simWorld) disowned() bool { return true }
 
 func (w *simWorld) show(v *simViewer, it Item) {
 	r := v.seen[it.SessionID]
-	w.say("%s: sees %s %s", v.id, it.SessionID, briefItem(it))
+	if w.verbose {
+		w.say("%s: sees %s %s", v.id, it.SessionID, briefItem(it))
+	}
 	k := simKey{it.SessionID, it.Epoch}
 	switch {
 	case r.ended:
@@ -658,7 +667,10 @@ func (w *simWorld) connectAgent(a *simAgent) {
 		return
 	}
 	w.say("%s connects", a.id)
-	a.wire = &simWire{peer: simEnd{link: a.st.connect(w.now).Link}, hub: simEnd{link: w.hub.connectAgent(w.now, a.id).Link}}
+	a.wire = &simWire{
+		peer: simEnd{name: a.id, link: a.st.connect(w.now).Link},
+		hub:  simEnd{name: "hub(" + a.id + ")", link: w.hub.connectAgent(w.now, a.id).Link},
+	}
 }
 
 func (w *simWorld) connectViewer(v *simViewer) {
@@ -666,7 +678,10 @@ func (w *simWorld) connectViewer(v *simViewer) {
 		return
 	}
 	w.say("%s connects", v.id)
-	v.wire = &simWire{peer: simEnd{link: v.v.connect(w.now).Link}, hub: simEnd{link: w.hub.connectViewer(w.now, v.id, false).Link}}
+	v.wire = &simWire{
+		peer: simEnd{name: v.id, link: v.v.connect(w.now).Link},
+		hub:  simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.now, v.id, false).Link},
+	}
 }
 
 // disturb drops, duplicates or reorders payloads on their way, or lets one of an
@@ -691,12 +706,12 @@ func (w *simWorld) disturb() {
 		w.forge(to, i)
 	case 3:
 		n := 1 + w.choose(len(to.inbox))
-		w.say("lost: %d payloads to %s", n, w.name(to))
+		w.say("lost: %d payloads to %s", n, to.name)
 		to.inbox = to.inbox[n:]
 	case 4, 5, 6:
-		if old := w.ghosts[w.name(to)]; len(old) > 0 {
+		if old := w.ghosts[to.name]; len(old) > 0 {
 			p := old[w.choose(len(old))]
-			w.say("late: %s to %s", brief(p), w.name(to))
+			w.say("late: %s to %s", brief(p), to.name)
 			to.inbox = slices.Insert(to.inbox, i, p)
 		}
 	case 0:
@@ -724,7 +739,7 @@ func (w *simWorld) forge(to *simEnd, i int) {
 		forged.UpToSeq = s.maxSent + 1
 		w.say("forged: %s", brief(&forged))
 		if err := to.link.handle(w.ctx, w.now, &forged); err == nil && s.on != nil && s.on.id == ack.Link {
-			w.fail("rule 6: %s believed a forged ack", w.name(to))
+			w.fail("rule 6: %s believed a forged ack", to.name)
 		}
 	}
 }
@@ -735,7 +750,7 @@ func (w *simWorld) cutSome() {
 	if x == nil {
 		return
 	}
-	w.say("cut: %s", w.name(from))
+	w.say("cut: %s", from.name)
 	x.cut = true
 	w.closeEnd(from)
 	if w.choose(2) == 0 {
@@ -982,28 +997,6 @@ func (w *simWorld) rest() string {
 		}
 	}
 	return ""
-}
-
-func (w *simWorld) name(e *simEnd) string {
-	switch m := e.link.m.(type) {
-	case *agentLink:
-		for _, a := range w.agents {
-			if a.st == m.st {
-				return a.id
-			}
-		}
-	case *viewerLink:
-		for _, v := range w.viewers {
-			if v.v == m.v {
-				return v.id
-			}
-		}
-	case *hubAgent:
-		return "hub(" + m.agentID + ")"
-	case *hubViewer:
-		return "hub(" + m.viewerID + ")"
-	}
-	return "an older process"
 }
 
 // brief tells a payload in a line.

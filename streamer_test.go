@@ -266,7 +266,6 @@ func (h *playedHub) nack(id string, upTo uint64) {
 	h.send(&AckBatchPayload{SessionID: id, UpToSeq: upTo, Nack: true})
 }
 
-// pass lets time pass.
 // pass lets time go by, in a bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
