@@ -20,11 +20,15 @@ type budget struct {
 
 // reserve takes n bytes if there are that many.
 func (b *budget) reserve(n int) bool {
-	if b.used.Add(int64(n)) > b.max && b.max > 0 {
-		b.used.Add(int64(-n))
-		return false
+	for {
+		used := b.used.Load()
+		if b.max > 0 && used+int64(n) > b.max {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+int64(n)) {
+			return true
+		}
 	}
-	return true
 }
 
 func (b *budget) release(n int) {

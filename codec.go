@@ -28,11 +28,17 @@ const maxDepth = 500
 // told. It does not check that a peer may say p.
 func Marshal(p Payload) ([]byte, error) { return Append(nil, p) }
 
+// isNil reports whether there is no payload in p, not even behind its type.
+func isNil(p Payload) bool {
+	v := reflect.ValueOf(p)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
+}
+
 // Append is Marshal into a buffer of the caller's: it appends the envelope to dst
 // and returns the extended slice. After an error it returns dst as it was. It
 // keeps neither dst nor p.
 func Append(dst []byte, p Payload) ([]byte, error) {
-	if v := reflect.ValueOf(p); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+	if isNil(p) {
 		return dst, errors.New("gvstream: nil payload")
 	}
 	w := walker{out: append(dst, `{"type":"`...)}

@@ -342,6 +342,10 @@ func (s *hubSession) age(now time.Time) (remove bool) {
 	ttl := s.h.cfg.SessionTTL
 	if s.ended && !s.listed.Add(2*endedTTL).After(now) {
 		s.log.trim(s.log.head, 0, 0) // remembered, but for its events
+		if s.on != nil {             // its agent has forgotten it
+			s.on.close()
+			s.on, s.away = nil, now
+		}
 		if !s.listed.Add(2*endedTTL + ttl).After(now) {
 			return true
 		}
@@ -499,6 +503,9 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 	if hv == nil {
 		return
 	}
+	hv.mu.Lock()
+	hv.revoked++
+	hv.mu.Unlock()
 	if c := hv.unwatch(sessionID); c != nil {
 		hv.answer(refusal(codeForbidden, sessionID, "revoked").Payload())
 	}

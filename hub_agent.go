@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -93,6 +94,7 @@ func (ha *hubAgent) detach(now time.Time) {
 		if s.on == o {
 			s.on = nil
 			s.away = now
+			s.wakeAll() // who needs the agent, waits for it from now on
 			s.watchClock()
 		}
 		s.mu.Unlock()
@@ -432,6 +434,9 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		o.accepted(now, es)
 		s.watchClock()
 	}
+	if tooLarge != nil {
+		o.ackNow()
+	}
 	return tooLarge
 }
 
@@ -497,7 +502,7 @@ func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, es 
 		return ha.h.cfg.Commit(ctx, s.id, epoch, items)
 	})
 	var refused *ProtocolError
-	if errors.As(err, &refused) && refused.Code == codeEventRejected && refused.Seq >= es[0].from && refused.Seq <= es[len(es)-1].to {
+	if errors.As(err, &refused) && refused.Code == codeEventRejected && hasEvent(es, refused.Seq) {
 		out := refusal(codeEventRejected, s.id, "%s", refused.Message)
 		out.Epoch, out.Seq = epoch, refused.Seq
 		return out
@@ -506,6 +511,10 @@ func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, es 
 		return &commitError{err}
 	}
 	return nil
+}
+
+func hasEvent(es []entry, seq uint64) bool {
+	return slices.ContainsFunc(es, func(e entry) bool { return e.to == seq && !e.gap() })
 }
 
 // A commitError hides that a Commit callback may have returned a *ProtocolError

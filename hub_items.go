@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"iter"
+	"math"
 	"time"
 )
 
@@ -16,7 +17,7 @@ func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.
 		// A viewer without a connection: both of its links in one goroutine.
 		v := NewViewer(&ViewerConfig{
 			BufferItems: 2 * (maxBatchEvents + maxBatchGaps), // one payload is never too much
-			BufferBytes: 1 << 62,
+			BufferBytes: math.MaxInt / 2,
 		})
 		if err := v.Watch(sessionID, after); err != nil {
 			yield(Item{}, err)
@@ -55,6 +56,9 @@ func (w *local) next(ctx context.Context) (*queued, error) {
 		if q, _ := w.v.front(); q != nil {
 			return q, nil
 		}
+		w.v.mu.Lock()
+		w.up.held = true // silence is the loop body's
+		w.v.mu.Unlock()
 		now := time.Now()
 		moved, atUp, err := carry(ctx, now, w.up.Link, w.down.Link)
 		if err != nil {

@@ -1080,7 +1080,8 @@ func TestHubForgetsEnded(t *testing.T) {
 		if st := statOf(t, h, "s"); st.Events != 0 || !st.Ended || st.Acked != 3 {
 			t.Errorf("its events are to go, not the rest: %+v", st)
 		}
-		a.send(a.last("s", "e1", 3)) // who resends is told that it arrived
+		a.refused(a.last("s", "e1", 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3))) // who resends is told that it arrived
 		a.want(a.ack("s", "e1", 3))
 		pass(2*endedTTL + time.Hour)
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {

@@ -26,6 +26,7 @@ type hubViewer struct {
 	beatAt  time.Time
 	slots   int       // replay requests open for this link
 	waiting []*cursor // for a slot
+	revoked int       // calls of Revoke
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
@@ -131,27 +132,48 @@ func (hv *hubViewer) watch(ctx context.Context, p *WatchPayload) error {
 		hv.unwatch(p.SessionID)
 		return nil
 	}
-	if authorize := hv.h.cfg.Authorize; authorize != nil && !hv.local {
-		if err := authorize(ctx, hv.viewerID, p.SessionID); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			hv.unwatch(p.SessionID)
-			return refusal(codeForbidden, p.SessionID, "not allowed")
+	for {
+		revoked := hv.revocations()
+		if err := hv.authorize(ctx, p.SessionID); err != nil {
+			return err
 		}
+		c, err := hv.cursor(p.SessionID)
+		if err != nil {
+			return err
+		}
+		if hv.revocations() != revoked {
+			continue // what was allowed may be so no longer
+		}
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		if !c.gone {
+			c.restart(p.Epoch, p.AfterSeq)
+			c.tell()
+		}
+		return nil
 	}
-	c, err := hv.cursor(p.SessionID)
-	if err != nil {
-		return err
+}
+
+func (hv *hubViewer) revocations() int {
+	hv.mu.Lock()
+	defer hv.mu.Unlock()
+	return hv.revoked
+}
+
+// authorize asks whether the viewer may watch, and ends its watch if not.
+func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
+	if hv.h.cfg.Authorize == nil || hv.local {
+		return nil
 	}
-	s := c.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !c.gone {
-		c.restart(p.Epoch, p.AfterSeq)
-		c.tell()
+	err := hv.h.cfg.Authorize(ctx, hv.viewerID, sessionID)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
-	return nil
+	hv.unwatch(sessionID)
+	return refusal(codeForbidden, sessionID, "not allowed")
 }
 
 // cursor returns the link's cursor on a session, which is made if there is none.
@@ -302,6 +324,7 @@ func (c *cursor) remove() {
 	s.mu.Unlock()
 	c.hv.mu.Lock()
 	c.hv.due = without(c.hv.due, c)
+	c.hv.waiting = without(c.hv.waiting, c)
 	c.hv.mu.Unlock()
 	c.hv.forget(&c.task)
 	c.s.h.release(s)
@@ -495,6 +518,8 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		return gap(until, ReasonEvicted)
 	case c.lost > c.seq:
 		return gap(min(c.lost, until), ReasonUnavailable)
+	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet
+		return nil
 	case c.fetch != nil && now.Before(c.fetch.due):
 		c.hv.schedule(&c.task, c.fetch.due)
 		return nil
@@ -505,7 +530,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
-		c.ask(now, ha, until)
+		c.ask(ha, until)
 		return nil
 	}
 	if c.since.IsZero() {
@@ -524,7 +549,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 }
 
 // ask sends a replay request to the agent, when it is the cursor's turn.
-func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
+func (c *cursor) ask(ha *hubAgent, until uint64) {
 	timer := timerFirst
 	if c.fetch != nil { // unanswered: again, under a new id
 		timer = c.fetch.timer
@@ -538,7 +563,8 @@ func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 	}
 	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
 	f.task = task{owner: f, urgent: true}
-	f.due = now.Add(timer)
+	c.granted = false // the fetch has the turn from here on
+	c.fetch = f
 	ha.mu.Lock()
 	dead := ha.fetches == nil
 	if !dead {
@@ -547,14 +573,12 @@ func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 		ha.fetches[f.id] = f
 	}
 	ha.mu.Unlock()
-	if dead {
-		c.hv.schedule(&c.task, now.Add(time.Second))
+	if dead { // it is asked again when the agent is back
+		c.dropFetch()
+		c.hv.ready(&c.task)
 		return
 	}
-	c.granted = false // the fetch has the turn from here on
-	c.fetch = f
 	ha.ready(&f.task)
-	c.hv.schedule(&c.task, f.due)
 }
 
 // grant takes a turn at asking, of the session's and of the link's, or queues for
@@ -603,16 +627,24 @@ func (c *cursor) ungrant() {
 	}
 }
 
-// passTurn gives the session's turn to the first that waits for it.
+// passTurn gives the session's turn to the first that waits for it and can use it.
+// The request goes out here and now: the viewer's own link may be stuck.
 func (s *hubSession) passTurn() {
-	if len(s.asking) == 0 {
-		s.open--
-		return
+	for len(s.asking) > 0 {
+		c := s.asking[0]
+		s.asking = slices.Delete(s.asking, 0, 1)
+		c.asking = false
+		until := s.log.first() - 1
+		ha, greeted := s.h.agent(s.owner)
+		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
+			c.granted = true
+			c.ask(ha, until)
+			return
+		}
+		c.hv.freeSlot()
+		c.hv.ready(&c.task)
 	}
-	c := s.asking[0]
-	s.asking = slices.Delete(s.asking, 0, 1)
-	c.asking, c.granted = false, true
-	c.hv.ready(&c.task)
+	s.open--
 }
 
 // freeSlot gives a slot of the link back, and has those that wait try again.
@@ -650,11 +682,11 @@ type fetch struct {
 	left              int    // events that may still come
 	bytes             int
 	timer             time.Duration
-	due               time.Time // to be asked again then
+	due               time.Time // to be asked again then; zero: not sent yet
 	sent, closed      bool
 }
 
-func (f *fetch) take(time.Time) Payload {
+func (f *fetch) take(now time.Time) Payload {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -662,6 +694,8 @@ func (f *fetch) take(time.Time) Payload {
 		return nil
 	}
 	f.sent = true
+	f.due = now.Add(f.timer)
+	f.c.hv.schedule(&f.c.task, f.due)
 	return &ReplayRequestPayload{
 		SessionID: s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
 		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: f.left,
@@ -677,6 +711,7 @@ func (f *fetch) close() {
 	f.ha.mu.Lock()
 	delete(f.ha.fetches, f.id)
 	f.ha.mu.Unlock()
+	f.ha.forget(&f.task)
 	f.c.s.passTurn()
 	f.c.hv.freeSlot()
 }
@@ -715,6 +750,11 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 	if err != nil {
 		return malformed("replay_batch: %v", err)
 	}
+	for i := range es {
+		if len(es[i].json) > ha.h.cfg.MaxEventBytes {
+			es[i] = gapEntry(es[i].from, es[i].to, ReasonRejected)
+		}
+	}
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -739,8 +779,7 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, es []entry) {
 		return
 	}
 	f.due = now.Add(f.timer)
-	if es = clipEntries(es, f.next-1); len(es) > 0 {
-		pg := asPage(f.next, es)
+	for _, pg := range asPages(clipEntries(es, f.next-1)) {
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		f.next = pg.last + 1

@@ -168,6 +168,22 @@ func (l *Link) forget(t *task) {
 	}
 }
 
+// clear takes all tasks out.
+func (l *Link) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for t := l.urgent.pop(); t != nil; t = l.urgent.pop() {
+		t.queued = false
+	}
+	for t := l.bulk.pop(); t != nil; t = l.bulk.pop() {
+		t.queued = false
+	}
+	for _, t := range l.timers {
+		t.due = time.Time{}
+	}
+	l.timers = nil
+}
+
 // answer queues a payload that says something once.
 func (l *Link) answer(p Payload) {
 	l.mu.Lock()
@@ -333,7 +349,7 @@ func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
 }
 
 func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
-	if p == nil {
+	if isNil(p) {
 		return malformed("no payload")
 	}
 	if err := p.check(); err != nil {

@@ -318,6 +318,18 @@ func asPage(first uint64, es []entry) page {
 	return p
 }
 
+// asPages makes pages, none of which is more than one payload may hold.
+func asPages(es []entry) []page {
+	var out []page
+	for n := 0; len(es) > 0; es, n = es[n:], 0 {
+		for bytes := 0; n < len(es) && (n == 0 || bytes+len(es[n].json)+gapBytes <= pageBytes); n++ {
+			bytes += len(es[n].json) + gapBytes
+		}
+		out = append(out, asPage(es[0].from, es[:n]))
+	}
+	return out
+}
+
 // oldest is the time of the oldest event, if it is acknowledged.
 func (l *log) oldest(acked uint64) (time.Time, bool) {
 	for i := range l.ring.n {

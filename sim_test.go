@@ -84,7 +84,8 @@ type simWorld struct {
 	store      map[simKey]uint64 // what Commit has stored
 	durable    bool              // hubs restart with their store
 	commitDown bool              // Commit fails
-	losable    bool              // a hub has lost its state, or an event was refused
+	losable    bool              // a hub has lost its state
+	backward   bool              // and an agent may have a smaller epoch than before
 
 	ghosts   map[string][]Payload // payloads that were delivered, by receiver
 	truth    map[simKey]*simTruth
@@ -593,7 +594,7 @@ func (w *simWorld) read(v *simViewer) {
 			w.say("%s: %v", v.id, q.err)
 			v.stopped[q.w.id] = true
 			var pe *ProtocolError
-			if !errors.As(q.err, &pe) || pe.Code != codeReplayAhead || !w.losable && !w.disowned() {
+			if !errors.As(q.err, &pe) || pe.Code != codeReplayAhead || !w.backward {
 				w.fail("%s: unexpected error %v", v.id, q.err)
 			}
 		} else {
@@ -605,9 +606,6 @@ func (w *simWorld) read(v *simViewer) {
 		}
 	}
 }
-
-// disowned reports whether sessions may have lost their agent's numbers.
-func (w *simWorld) disowned() bool { return true }
 
 func (w *simWorld) show(v *simViewer, it Item) {
 	r := v.seen[it.SessionID]
@@ -763,6 +761,7 @@ func (w *simWorld) pass() {
 	d := []time.Duration{time.Millisecond, 300 * time.Millisecond, time.Second, 16 * time.Second, 40 * time.Second}
 	if w.choose(15) == 0 {
 		d = []time.Duration{6 * time.Minute, 11 * time.Minute, 70 * time.Minute}
+		w.backward = true // the hub may forget sessions
 	}
 	w.now = w.now.Add(d[w.choose(len(d))])
 }
@@ -796,7 +795,7 @@ func (w *simWorld) upset() {
 	case 6:
 		id := simIDs[w.choose(len(simIDs))]
 		w.say("hub forgets %s", id)
-		w.losable = true
+		w.losable, w.backward = true, true
 		w.hub.Forget(id)
 		for k := range w.position {
 			if k.session == id {
@@ -831,6 +830,7 @@ func (w *simWorld) restartHub() {
 		}
 	}
 	w.startHub()
+	w.backward = true
 }
 
 // check looks at the state of every machine: S4, S5 and S10.
@@ -853,7 +853,11 @@ func (w *simWorld) check() {
 		if s.open < 0 || s.open > max(w.hubCfg.MaxReplays, 0) {
 			w.fail("S10: %d requests open for %s", s.open, s.id)
 		}
+		turns := 0
 		for _, c := range s.cursors {
+			if c.granted || c.fetch != nil && !c.fetch.closed {
+				turns++
+			}
 			n := 0
 			for i := range c.pages {
 				n += c.pages[i].events
@@ -861,6 +865,9 @@ func (w *simWorld) check() {
 			if n > w.sizes.replay {
 				w.fail("S10: a cursor holds %d fetched events", n)
 			}
+		}
+		if turns != s.open {
+			w.fail("S10: %d requests of %s count as %d", turns, s.id, s.open)
 		}
 	}
 	for _, v := range w.viewers {

@@ -89,6 +89,7 @@ type Streamer struct {
 	mint   *minter
 	budget budget
 	closed atomic.Bool // no more publishing
+	shut   atomic.Bool // no more links
 
 	staleFrames   atomic.Uint64
 	refusedFrames atomic.Uint64
@@ -96,7 +97,6 @@ type Streamer struct {
 	mu       sync.RWMutex // protects the fields below; before any Session.mu
 	sessions map[string]*Session
 	link     *agentLink // the newest, or nil
-	shut     bool       // no more links
 
 	endedMu sync.Mutex // protects the field below; a leaf
 	ended   []endedSession
@@ -567,8 +567,8 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 
 // Flush waits until the hub has acknowledged every event published before the
 // call, or its declared loss; the hub may hold an ack back for 250 ms (rule 6). It
-// returns nil then, ctx's cause if ctx ends first, and otherwise the first error by
-// which the hub stopped a session. It does not wait for a session that is forgotten
+// returns nil then, ctx's cause if ctx ends first, ErrClosed once Close is done, and
+// otherwise the first error by which the hub stopped a session. It does not wait for a session that is forgotten
 // or renewed meanwhile. Without a connection it waits for one.
 func (st *Streamer) Flush(ctx context.Context) error {
 	var first error
@@ -596,6 +596,8 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 			return nil
 		case stopped != nil:
 			return stopped
+		case s.st.shut.Load():
+			return ErrClosed
 		}
 		select {
 		case <-wait:
@@ -612,25 +614,16 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 // called again, and then does not wait.
 func (st *Streamer) Close(ctx context.Context) error {
 	st.closed.Store(true)
-	for _, s := range st.all() { // blocked publishers
-		s.mu.Lock()
-		s.changed.broadcast()
-		s.mu.Unlock()
-	}
-	st.mu.RLock()
-	shut := st.shut
-	st.mu.RUnlock()
-	err := ErrClosed
-	if !shut {
-		err = st.Flush(ctx)
-	}
+	st.wakeAll() // blocked publishers
+	err := st.Flush(ctx)
 	st.mu.Lock()
-	st.shut = true
+	st.shut.Store(true)
 	al := st.link
 	st.mu.Unlock()
 	if al != nil {
 		al.Close()
 	}
+	st.wakeAll() // others that wait for acks, which come no more
 	left := &UnackedError{Err: err}
 	for _, s := range st.all() {
 		s.mu.Lock()
@@ -644,6 +637,14 @@ func (st *Streamer) Close(ctx context.Context) error {
 		return nil
 	}
 	return left
+}
+
+func (st *Streamer) wakeAll() {
+	for _, s := range st.all() {
+		s.mu.Lock()
+		s.changed.broadcast()
+		s.mu.Unlock()
+	}
 }
 
 // StreamerStats is what a Streamer holds and has seen.

@@ -36,7 +36,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
 	st.mu.Lock()
-	old, shut := st.link, st.shut
+	old, shut := st.link, st.shut.Load()
 	if !shut {
 		st.link = al
 	}
@@ -189,7 +189,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if !al.awaiting || al.st.link != al {
+	if !al.awaiting || al.helloAt.IsZero() || al.st.link != al {
 		al.mu.Unlock()
 		al.st.staleFrames.Add(1)
 		return nil
@@ -199,6 +199,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 		al.mu.Unlock()
 		return nil
 	}
+	al.clear() // nothing of another link id goes on
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.beatAt = now.Add(heartbeat)
 	al.schedule(&al.beat, al.beatAt)
@@ -274,7 +275,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case p.SessionID == "" || p.RequestID != "":
+	case !al.heard(now, ""), p.SessionID == "" || p.RequestID != "":
 		return nil // about a frame: what it carried is sent again on the timer
 	}
 	s := al.st.lookup(p.SessionID)
@@ -398,6 +399,9 @@ func (a *attachment) take(now time.Time) Payload {
 	limit := s.acked + a.window
 	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes})
 	if p.last > a.sent {
+		if a.top <= s.acked { // nothing was outstanding
+			a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
+		}
 		a.sent = p.last
 		a.top = max(a.top, a.sent)
 		s.maxSent = max(s.maxSent, a.sent)
@@ -473,7 +477,7 @@ func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 		return nil
 	}
 	a.silent = false
-	progress := !a.opened || p.UpToSeq > s.acked
+	progress := p.UpToSeq > s.acked || !a.opened && a.top == 0
 	if p.UpToSeq < s.acked {
 		s.moveBack(p.UpToSeq)
 	}
@@ -522,14 +526,16 @@ func (a *attachment) reject(seq uint64) {
 	if seq <= s.acked || seq > a.top {
 		return
 	}
-	if i := s.log.find(seq); !s.log.ring.at(i).gap() {
-		s.loseAt(i, ReasonRejected)
-		s.changed.broadcast()
+	i := s.log.find(seq)
+	if s.log.ring.at(i).gap() {
+		return // refused before
 	}
+	s.loseAt(i, ReasonRejected)
+	s.changed.broadcast()
 	if s.hasEnded {
 		a.announce() // the end may lie in the gap
 	}
-	a.sent = min(a.sent, seq-1)
+	a.sent = min(a.sent, s.acked) // what came before may not have been accepted with it
 	a.l.ready(&a.task)
 }
 
@@ -574,10 +580,15 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		if r.req.RequestID == p.RequestID {
 			return nil // asked twice
 		}
+		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID { // that viewer has moved on
+			r.done = true
+			a.drop(r)
+			break
+		}
 	}
 	if len(a.replays) >= al.st.cfg.MaxReplays {
 		err := refusal(codeReplayBusy, s.id, "%d replays are running", len(a.replays))
-		err.Retryable = true
+		err.Retryable = len(a.replays) > 0
 		return about(p, err)
 	}
 	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
@@ -631,6 +642,7 @@ func (r *replay) take(time.Time) Payload {
 }
 
 func (a *attachment) drop(r *replay) {
+	a.l.forget(&r.task)
 	for i := range a.replays {
 		if a.replays[i] == r {
 			a.replays = append(a.replays[:i], a.replays[i+1:]...)

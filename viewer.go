@@ -367,7 +367,7 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	if vl.v.link != vl {
-		return ErrSuperseded
+		return vl.gone()
 	}
 	switch p := p.(type) {
 	case *WelcomePayload:
@@ -392,6 +392,14 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	return nil
 }
 
+// gone says why the link is no longer the Viewer's.
+func (vl *viewerLink) gone() error {
+	if err := vl.failure(); err != nil {
+		return err
+	}
+	return ErrSuperseded
+}
+
 // heard takes note of a frame and reports whether it is one of this link and for
 // this viewer.
 func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
@@ -408,7 +416,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
-	if !vl.awaiting {
+	if !vl.awaiting || vl.helloAt.IsZero() {
 		vl.v.staleFrames.Add(1)
 		return nil
 	}
@@ -416,6 +424,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if vl.id == p.Link {
 		return nil
 	}
+	vl.clear() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
 	vl.schedule(&vl.beat, now.Add(maxSilence))
 	for _, w := range vl.v.sorted() {
@@ -513,7 +522,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 		case v.closed:
 			return false, ErrClosed
 		case v.link != vl:
-			return false, ErrSuperseded
+			return false, vl.gone()
 		case w.on == nil || w.on.vl != vl || before != (Position{w.epoch, w.received}):
 			return false, nil
 		case ended && len(v.queue) > 0:
@@ -602,11 +611,11 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case p.SessionID == "":
+	case !vl.heard(now, vl.id, p.ViewerID), p.SessionID == "":
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
-	if w == nil || w.on == nil || w.on.vl != vl || p.ViewerID != "" && p.ViewerID != vl.viewerID {
+	if w == nil || w.on == nil || w.on.vl != vl {
 		vl.v.staleFrames.Add(1)
 		return nil
 	}

@@ -1,0 +1,579 @@
+package gvstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Faults that were found by reading, each with the test that showed it.
+
+// carryAll carries payloads between two links until both are silent.
+func carryAll(t *testing.T, a, b *Link) {
+	for {
+		moved := false
+		for _, d := range [][2]*Link{{a, b}, {b, a}} {
+			p, err := d[0].Next(endedContext)
+			if err != nil && !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			if p != nil {
+				d[1].Handle(context.Background(), p)
+				moved = true
+			}
+		}
+		if !moved {
+			return
+		}
+	}
+}
+
+// TestHubItemsSlowBody: a loop body that takes its time is not the silence of a peer.
+func TestHubItemsSlowBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 1)
+		for it, err := range h.Items(t.Context(), "s", Position{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch seq := it.Event.Seq; {
+			case seq < 80: // live, one a second
+				pass(time.Second)
+				a.send(a.batch("s", "e1", seq+1, seq+1))
+			case seq == 80:
+				a.send(a.batch("s", "e1", 81, 90))
+			case seq < 90:
+				pass(6 * time.Second) // a body that stores, say
+			case seq == 90:
+				a.send(a.batch("s", "e1", 91, 91))
+			default:
+				return
+			}
+		}
+		t.Error("ended early")
+	})
+}
+
+// TestHubStuckViewerHoldsNoTurn: a viewer whose link is stuck gets its turn at asking the agent,
+// and gives it back, without its link.
+func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxReplays: 1})
+		v1, stuck, v3 := speakViewer(t, h, "v1"), speakViewer(t, h, "v2"), speakViewer(t, h, "v3")
+		for _, v := range []*speaker{v1, stuck, v3} {
+			v.send(v.watch("s", "", 0))
+			for v.next() != nil { // status, then it asks or queues
+			}
+		}
+		// from here on v2's connection takes nothing any more: Next is not called.
+		got := uint64(0)
+		for range 600 { // ten minutes
+			for _, v := range []*speaker{v1, v3} {
+				for p := v.next(); p != nil; p = v.next() {
+					if b, ok := p.(*EventBatchPayload); ok && v == v3 {
+						got = b.LastSeq
+					}
+				}
+			}
+			for p := a.next(); p != nil; p = a.next() {
+				if r, ok := p.(*ReplayRequestPayload); ok {
+					a.send(answerTo(r, r.AfterSeq+1, r.UntilSeq, true))
+				}
+			}
+			pass(time.Second)
+		}
+		if got != 20 {
+			t.Fatalf("v3 is at %d after ten minutes; open %d", got, h.lookup("s").open)
+		}
+	})
+}
+
+// TestHubReplayWaitOfThoseInTurn: who waits for a turn waits for an agent that is away no longer
+// than the others (rule 12).
+func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxReplays: 1})
+		var vs []*speaker
+		for i := range 4 {
+			v := speakViewer(t, h, fmt.Sprint("v", i))
+			v.send(v.watch("s", "", 0))
+			vs = append(vs, v)
+			for v.next() != nil {
+			}
+		}
+		a.l.Close() // the agent is away
+		start := time.Now()
+		took := map[int]time.Duration{}
+		for range 120 {
+			for i, v := range vs {
+				for p := v.next(); p != nil; p = v.next() {
+					if b, ok := p.(*EventBatchPayload); ok && took[i] == 0 && b.LastSeq >= 15 {
+						took[i] = time.Since(start)
+					}
+				}
+			}
+			pass(time.Second)
+		}
+		for i := range vs {
+			if took[i] > 11*time.Second || took[i] == 0 {
+				t.Errorf("viewer %d waited %v for the gap, want 10s (all: %v)", i, took[i], took)
+				return
+			}
+		}
+	})
+}
+
+// TestStreamerFlushAfterClose: when no link can come any more, nobody waits for acks.
+func TestStreamerFlushAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		st.Publish(t.Context(), "s", Event{})
+		returned := make(chan string, 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { st.Flush(ctx); returned <- "flush" }()
+		go func() { st.Close(ctx); returned <- "close 1" }()
+		synctest.Wait()
+		ended, stop := context.WithCancel(t.Context())
+		stop()
+		st.Close(ended) // shuts: no link can come any more
+		pass(time.Hour)
+		synctest.Wait()
+		if n := len(returned); n != 2 {
+			t.Errorf("%d of Flush and the first Close returned", n)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// TestLinkWelcomeFlood: welcomes that nobody asked for are not obeyed, and cost nothing.
+func TestLinkWelcomeFlood(t *testing.T) {
+	st := NewStreamer(nil)
+	for i := range 100 {
+		st.Publish(t.Context(), fmt.Sprint("s", i), Event{})
+	}
+	al := st.connect(time.Now())
+	for i := range 1000 { // two small frames each; the agent's send is blocked meanwhile
+		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), Window: 1})
+		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+	}
+	if n := len(al.bulk.tasks); n > 100 {
+		t.Errorf("agent: %d tasks in the queue of 100 sessions", n)
+	}
+	v := NewViewer(nil)
+	for i := range 100 {
+		v.Watch(fmt.Sprint("s", i), Position{})
+	}
+	vl := v.connect(time.Now())
+	for i := range 1000 {
+		vl.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
+		vl.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+	}
+	if n := len(vl.urgent.tasks); n > 101 {
+		t.Errorf("viewer: %d tasks in the queue of 100 watches", n)
+	}
+}
+
+// TestHubFetchesGivenUp: a request that is given up leaves the queue of the agent's link.
+func TestHubFetchesGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, _ := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		for range 1000 { // the agent's send is blocked meanwhile
+			v.send(v.watch("s", "", 0))
+			for v.next() != nil {
+			}
+		}
+		h.agentsMu.Lock()
+		ha := h.agents["agent"]
+		h.agentsMu.Unlock()
+		if n := len(ha.urgent.tasks); n > 10 {
+			t.Errorf("%d fetches in the queue of the agent's link, %d open", n, len(ha.fetches))
+		}
+	})
+}
+
+// TestHubWaitingGivenUp: a watch that ends gives up its place in the queue for a slot.
+func TestHubWaitingGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxViewerReplays: 1})
+		a.feed("r", "e1", 1, 20)
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		for v.next() != nil {
+		}
+		for range 1000 {
+			v.send(v.watch("r", "", 0))
+			for v.next() != nil {
+			}
+			v.send(v.stop("r"))
+		}
+		if n := len(h.viewers["tab"].waiting); n > 10 {
+			t.Errorf("%d cursors wait for a slot, the link has %d", n, len(h.viewers["tab"].cursors))
+		}
+	})
+}
+
+// TestHubManyRejected: events that Commit rejects cost a round trip, not a timer (rule 11).
+func TestHubManyRejected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{Commit: func(ctx context.Context, id, epoch string, items []Item) error {
+			for _, it := range items {
+				if it.Event != nil && it.Event.Type == "bad" {
+					return &ProtocolError{Code: "event_rejected", Seq: it.Event.Seq}
+				}
+			}
+			return nil
+		}})
+		st := NewStreamer(nil)
+		for i := range 20 {
+			typ := "good"
+			if i%2 == 1 {
+				typ = "bad"
+			}
+			st.Publish(t.Context(), "s", Event{Type: typ})
+		}
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		start := time.Now()
+		for st.Stats().PendingEvents > 0 && time.Since(start) < time.Hour {
+			carryAll(t, a, b)
+			pass(250 * time.Millisecond)
+		}
+		if d := time.Since(start); d > 15*time.Second {
+			t.Errorf("10 rejected events among 20 took %v on a perfect connection", d)
+		}
+	})
+}
+
+// TestHubReplayTooLarge: a replayed event has the same limit as any other.
+func TestHubReplayTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxEventBytes: 1000})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.next()
+		v.next()
+		r := a.asked("s", "tab", "e1", 0, 15)
+		b := answerTo(r, 1, 1, true)
+		b.Events[0].Data, b.Events[0].Bytes = nil, []byte(strings.Repeat("x", 3<<20))
+		a.l.Handle(t.Context(), b)
+		for p := v.next(); p != nil; p = v.next() {
+			out, err := Marshal(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(out) > maxLine {
+				t.Fatalf("a %s of %d bytes for the viewer: Lines ends the link with ErrTooLarge; MaxEventBytes is 1000", p.payloadType(), len(out))
+			}
+		}
+	})
+}
+
+// TestBudgetReserve: a reservation that does not fit makes no other fail.
+func TestBudgetReserve(t *testing.T) {
+	b := &budget{max: 100}
+	b.used.Store(90)
+	var wg sync.WaitGroup
+	stop := make(chan bool)
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.reserve(20) // never fits
+			}
+		}
+	}()
+	fails := 0
+	for range 1000000 {
+		if b.reserve(5) { // always fits
+			b.used.Add(-5)
+		} else {
+			fails++
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if fails > 0 {
+		t.Errorf("%d reservations of 5 refused with 10 free", fails)
+	}
+}
+
+// TestHubRevokeDuringAuthorize: what is revoked while Authorize runs is asked again.
+func TestHubRevokeDuringAuthorize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h *Hub
+		allowed := true
+		h = NewHub(&HubConfig{Authorize: func(ctx context.Context, viewer, session string) error {
+			ok := allowed
+			// meanwhile, elsewhere: the right is taken away
+			allowed = false
+			h.Revoke(viewer, session)
+			if !ok {
+				return errors.New("no")
+			}
+			return nil
+		}})
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 3)
+		v := speakViewer(t, h, "tab")
+		v.l.Handle(t.Context(), v.watch("s", "", 0))
+		for p := v.next(); p != nil; p = v.next() {
+			if _, ok := p.(*EventBatchPayload); ok {
+				t.Fatalf("events after Revoke")
+			}
+		}
+	})
+}
+
+// TestHubEndedCount: an ended session that the agent has forgotten is open no more.
+func TestHubEndedCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxAgentSessions: 2})
+		st := NewStreamer(nil)
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		for i := range 3 {
+			st.End(t.Context(), fmt.Sprint("s", i), Event{})
+			for range 40 {
+				carryAll(t, a, b)
+				pass(time.Second)
+			}
+			if n := st.Stats(); n.PendingEvents > 0 {
+				t.Fatalf("session %d: %+v", i, n)
+			}
+			for range 920 {
+				carryAll(t, a, b)
+				pass(time.Second)
+			}
+			t.Logf("agent holds %d, hub %d", st.Stats().Sessions, h.Stats().Sessions)
+		}
+	})
+}
+
+// TestStreamerOverloadedIsNoSilence: a hub that refuses one session is there for the others.
+func TestStreamerOverloadedIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxSessions: 1})
+		st := NewStreamer(nil)
+		st.Publish(t.Context(), "s1", Event{})
+		st.Publish(t.Context(), "s2", Event{})
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		for range 600 {
+			carryAll(t, a, b)
+			pass(time.Second)
+		}
+	})
+}
+
+// TestStreamerFirstBatchLost: the first batch of a session that stood idle heals within one
+// timer, though its status was lost too (L5).
+func TestStreamerFirstBatchLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		st := NewStreamer(nil)
+		st.Session("s")
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		dropStatus := true
+		dropBatch := true
+		var published time.Time
+		pump := func() {
+			for {
+				moved := false
+				p, _ := a.Next(endedContext)
+				if p != nil {
+					moved = true
+					drop := false
+					switch q := p.(type) {
+					case *StatusPayload:
+						drop = dropStatus && len(q.Sessions) > 0
+						if drop {
+							dropStatus = false
+						}
+					case *EventBatchPayload:
+						drop = dropBatch
+						dropBatch = false
+					}
+					if !drop {
+						b.Handle(context.Background(), p)
+					}
+				}
+				q, _ := b.Next(endedContext)
+				if q != nil {
+					moved = true
+					a.Handle(context.Background(), q)
+				}
+				if !moved {
+					return
+				}
+			}
+		}
+		for range 100 * 4 {
+			pump()
+			pass(250 * time.Millisecond)
+		}
+		st.Publish(t.Context(), "s", Event{})
+		published = time.Now()
+		for st.Stats().PendingEvents > 0 && time.Since(published) < 10*time.Minute {
+			pump()
+			pass(250 * time.Millisecond)
+		}
+		if d := time.Since(published); d > 16*time.Second {
+			t.Errorf("healed after %v", d)
+		}
+	})
+}
+
+// TestHubReplaysGivenUp: requests that a viewer gave up are not answered on and on.
+func TestHubReplaysGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: 5})
+		st := NewStreamer(&StreamerConfig{ReplayEvents: 10000})
+		for range 2000 {
+			st.Publish(t.Context(), "s", Event{})
+		}
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		for st.Stats().PendingEvents > 0 {
+			carryAll(t, a, b)
+			pass(250 * time.Millisecond)
+		}
+		evil := speakViewer(t, h, "evil")
+		for range 9 {
+			evil.send(evil.watch("s", "", 0))
+			for evil.next() != nil {
+			}
+			for { // the request goes out
+				p, _ := b.Next(endedContext)
+				if p == nil {
+					break
+				}
+				a.Handle(t.Context(), p)
+			}
+		}
+		busy := 0
+		v := speakViewer(t, h, "honest")
+		v.send(v.watch("s", "", 0))
+		for v.next() != nil {
+		}
+		for {
+			p, _ := b.Next(endedContext)
+			if p == nil {
+				break
+			}
+			if err := a.Handle(t.Context(), p); err != nil {
+				t.Log(err)
+				busy++
+			}
+		}
+		start := time.Now()
+		for {
+			carryAll(t, a, b)
+			got := false
+			for p := v.next(); p != nil; p = v.next() {
+				if _, ok := p.(*ReplayBatchPayload); ok {
+					got = true
+				}
+			}
+			if got {
+				break
+			}
+			pass(time.Second)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the honest viewer waited %v for its first replay batch (%d replay_busy)", d, busy)
+		}
+	})
+}
+
+// TestViewerHandleClosed: Handle that waits for room says why it can't go on.
+func TestViewerHandleClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)))
+		errc := make(chan error, 1)
+		go func() { errc <- h.l.Handle(context.Background(), h.batch("s", "e1", 1, 3)) }()
+		synctest.Wait()
+		h.l.Close()
+		if err := <-errc; err != ErrClosed {
+			t.Errorf("Handle: %v, want ErrClosed", err)
+		}
+	})
+}
+
+// TestLinkTypedNil: a nil payload of any type is refused.
+func TestLinkTypedNil(t *testing.T) {
+	defer func() {
+		if r := recover(); r != nil {
+			t.Errorf("panic: %v", r)
+		}
+	}()
+	l := NewHub(nil).ConnectAgent("a")
+	l.Handle(t.Context(), (*HelloPayload)(nil))
+}
+
+// TestStreamerNoReplays: an agent that answers no replays says so for good (rule 12).
+func TestStreamerNoReplays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: 5})
+		st := NewStreamer(&StreamerConfig{MaxReplays: -1})
+		for range 20 {
+			st.Publish(t.Context(), "s", Event{})
+		}
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		v := NewViewer(nil)
+		v.Watch("s", Position{})
+		c, d := v.Connect(), h.ConnectViewer("tab")
+		for range 3600 {
+			carryAll(t, a, b)
+			carryAll(t, c, d)
+			pass(time.Second)
+		}
+		n := 0
+		for range v.Items(endedContext) {
+			n++
+		}
+		if n == 0 {
+			t.Errorf("nothing in an hour, not even a gap")
+		}
+	})
+}
+
+// TestHubRejectsGap: only an event can be rejected: the gap in its place is not sent
+// again and again (rule 11).
+func TestHubRejectsGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		var a, b *Link
+		h := NewHub(&HubConfig{Commit: func(ctx context.Context, id, epoch string, items []Item) error {
+			if calls++; calls > 1000 {
+				a.Close()
+				b.Close()
+			}
+			return &ProtocolError{Code: "event_rejected", Seq: 1}
+		}})
+		st := NewStreamer(nil)
+		st.Publish(t.Context(), "s", Event{})
+		a, b = st.Connect(), h.ConnectAgent("agent")
+		start := time.Now()
+		for range 2000 {
+			if p, _ := a.Next(endedContext); p != nil {
+				b.Handle(context.Background(), p)
+			}
+			if p, _ := b.Next(endedContext); p != nil {
+				a.Handle(context.Background(), p)
+			}
+		}
+		if calls > 100 {
+			t.Errorf("%d calls of Commit in %v", calls, time.Since(start))
+		}
+	})
+}
