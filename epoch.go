@@ -31,7 +31,7 @@ type minter struct {
 // process is the minter of this process: one clock that never goes back.
 var process = &minter{random: rand.Reader}
 
-// epoch mints an epoch of now, or of the first millisecond behind all that were
+// epoch mints an epoch of now, or of the first millisecond after all that were
 // minted before. A clock that goes back by more than a day is followed: in tests,
 // bubbles with clocks of their own share the process.
 func (m *minter) epoch(now time.Time) string {

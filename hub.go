@@ -22,12 +22,13 @@ type HubConfig struct {
 	// viewer may watch every session (rule 13).
 	Authorize func(ctx context.Context, viewerID, sessionID string) error
 	// Commit stores events and gaps, in order, before they count as accepted,
-	// are acknowledged or seen by a viewer. An error accepts none of them and
-	// ends the agent's link, whose reconnect is the retry: so the same items may
-	// come again: store, in one transaction, only what is above the last number
-	// stored in that epoch, of a gap too. The agent waits meanwhile, nobody else. A *ProtocolError with Code
-	// "event_rejected" and Seq instead refuses that one event for good. If nil,
-	// accepted events live in the hub's memory only (rule 8).
+	// are acknowledged or seen by a viewer. The agent waits meanwhile, nobody
+	// else. An error accepts none of them and ends the agent's link; its
+	// reconnect is the retry. So the same items may come again: store, in one
+	// transaction, only what is above the last number stored in that epoch, of
+	// a gap too. A *ProtocolError with Code "event_rejected" and Seq instead
+	// refuses that one event for good. If nil, accepted events live in the hub's
+	// memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
 	// Resume says up to which number the caller's store holds a session that the
 	// hub does not know in that epoch: 0 if none. An error is answered to the
@@ -105,9 +106,9 @@ type Hub struct {
 	sizes sizes
 	mint  *minter
 
-	known         atomic.Int64 // sessions with an epoch
-	staleFrames   atomic.Uint64
-	refusedFrames atomic.Uint64
+	known           atomic.Int64 // sessions with an epoch
+	stalePayloads   atomic.Uint64
+	refusedPayloads atomic.Uint64
 
 	mu       sync.Mutex // protects the fields below; before any hubSession.mu
 	sessions map[string]*hubSession
@@ -122,7 +123,8 @@ type Hub struct {
 	expiry   expiryHeap
 }
 
-// NewHub returns a Hub without sessions or links. A nil config means the defaults.
+// NewHub returns a Hub without sessions or links. A nil config means the defaults;
+// cfg is copied.
 func NewHub(cfg *HubConfig) *Hub {
 	return &Hub{
 		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process,
@@ -156,10 +158,13 @@ type hubSession struct {
 	busy     *busy      // the callback that is running for it
 	cursors  []*cursor  // of all viewers
 	idle     []*cursor  // of those that have everything
-	asking   []*cursor  // of those that wait for their turn to ask the agent
+	turns    []*cursor  // of those that wait for their turn to ask the agent
 	open     int        // replay requests open at the agent
 	expireAt time.Time  // in the hub's heap; zero: not there
 }
+
+// pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
+const pastEpochTTL = 5 * time.Minute
 
 type pastEpoch struct {
 	epoch string
@@ -246,7 +251,7 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.
 // (rules 5 and 15). A session that had none is counted already.
 func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
 	if s.epoch != "" {
-		s.prev = &pastEpoch{s.epoch, s.log, now.Add(endedTTL)}
+		s.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
 		s.prevID, s.prevSeq = s.epoch, s.log.head
 	}
 	s.epoch, s.log, s.head = epoch, log{head: start}, start
@@ -254,7 +259,7 @@ func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
 	s.wakeAll()
 }
 
-// accept takes entries that begin behind what is accepted: the one place where an
+// accept takes entries that begin after what is accepted: the one place where an
 // event becomes visible to viewers and acks.
 func (s *hubSession) accept(es []entry) {
 	for _, e := range es {
@@ -432,6 +437,9 @@ func (h *expiryHeap) Pop() any {
 // caller has authenticated, and supersedes the agent's link before. It does not
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
 // return ErrInvalidID or ErrClosed.
+//
+// The link lives until Run returns, Close is called or a newer one is made. A hub
+// does not end silent links: let the transport do so, by keep-alives or pings.
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
 }
@@ -440,7 +448,7 @@ func (h *Hub) ConnectAgent(agentID string) *Link {
 // caller has authenticated, and supersedes the viewer's link before: the id names
 // one instance of a viewer, such as a browser's tab, not its user. It does not
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
-// return ErrInvalidID or ErrClosed.
+// return ErrInvalidID or ErrClosed. It lives as an agent's link does.
 func (h *Hub) ConnectViewer(viewerID string) *Link {
 	return h.connectViewer(time.Now(), viewerID, false).Link
 }
@@ -483,7 +491,8 @@ func (s *hubSession) stats() (SessionStats, bool) {
 
 // Forget removes a session from the hub. Viewers go on waiting for it; an agent
 // that still has it opens it again, where HubConfig.Resume says or with what the
-// agent has not been acknowledged. It does not block.
+// agent has not been acknowledged. What a Commit that is running returns is
+// ignored. It does not block.
 func (h *Hub) Forget(sessionID string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -511,7 +520,7 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 	}
 }
 
-// Close ends all links and Items, which return ErrClosed, and forgets all
+// Close ends all links, which return ErrClosed, and all Items, and forgets all
 // sessions. It does not wait for callbacks; what a Commit that is running stores is
 // acknowledged when the agent finds the next hub. It always returns nil.
 func (h *Hub) Close() error {
@@ -545,11 +554,11 @@ func (h *Hub) Close() error {
 
 // HubStats is what a Hub holds and has seen.
 type HubStats struct {
-	Sessions      int
-	Agents        int    // links
-	Viewers       int    // links
-	StaleFrames   uint64 // payloads of another link, epoch or request, which changed nothing
-	RefusedFrames uint64 // payloads answered by an error
+	Sessions        int    // known, remembered ended ones included
+	Agents          int    // links
+	Viewers         int    // links, without those of Items
+	StalePayloads   uint64 // payloads of another link, epoch or request, which changed nothing
+	RefusedPayloads uint64 // payloads answered by an error
 }
 
 // Stats returns counts. It does not block.
@@ -562,6 +571,6 @@ func (h *Hub) Stats() HubStats {
 	defer h.mu.Unlock()
 	return HubStats{
 		Sessions: int(h.known.Load()), Agents: agents, Viewers: len(h.viewers),
-		StaleFrames: h.staleFrames.Load(), RefusedFrames: h.refusedFrames.Load(),
+		StalePayloads: h.stalePayloads.Load(), RefusedPayloads: h.refusedPayloads.Load(),
 	}
 }

@@ -35,7 +35,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 		h: h, agentID: agentID, id: h.mint.id(),
 		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
 	}
-	ha.Link = newLink(ha, &h.refusedFrames)
+	ha.Link = newLink(ha, &h.refusedPayloads)
 	if !validID(agentID) {
 		ha.fail(now, ErrInvalidID)
 		return ha
@@ -184,7 +184,7 @@ func (ha *hubAgent) current(now time.Time, link string) error {
 
 // staleLink counts a stale frame, and says so to the peer at most once a second.
 func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
-	h.staleFrames.Add(1)
+	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= time.Second {
 		*last = now
 		l.answer(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
@@ -466,7 +466,7 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 	return ha.enter(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
-// clipEntries drops what is not behind accepted.
+// clipEntries drops what is not after accepted.
 func clipEntries(es []entry, accepted uint64) []entry {
 	for len(es) > 0 && es[0].to <= accepted {
 		es = es[1:]

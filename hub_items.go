@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// Items yields what happens in one session to the hub's own process, behind a
+// Items yields what happens in one session to the hub's own process, after a
 // position: as a Viewer's Items does, older events that only the agent has
-// included. It blocks until there is something, and ends when ctx ends, after the
-// End item, when the Hub is closed, or with the one error that it yields. Any
+// included. It blocks until there is something, and ends without an error when ctx
+// ends, after the End item, or when the Hub is closed; otherwise with the one error
+// that it yields: ErrInvalidID, or a *ProtocolError such as replay_ahead. Any
 // number may run at once. Authorize is not asked.
 func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {

@@ -704,7 +704,7 @@ func TestHubStaleEpoch(t *testing.T) {
 		a.refused(a.batch("s", "e1", 1, 9), stale)
 		a.refused(a.batch("s", "e1", 4, 9), stale)
 		hubSaw(t, h, "s", itemTexts("s", "e2", 1, 3)...)
-		if n := h.Stats().RefusedFrames; n != 3 {
+		if n := h.Stats().RefusedPayloads; n != 3 {
 			t.Errorf("%d refused frames, want 3", n)
 		}
 	})
@@ -884,7 +884,7 @@ func TestHubStaleLink(t *testing.T) {
 		pass(1)
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
-		if st := h.Stats(); st.Sessions != 0 || st.StaleFrames != 5 || st.RefusedFrames != 0 {
+		if st := h.Stats(); st.Sessions != 0 || st.StalePayloads != 5 || st.RefusedPayloads != 0 {
 			t.Errorf("stats: %+v", st)
 		}
 		a.send(&HelloPayload{V: 1, Role: roleAgent})
@@ -936,13 +936,13 @@ func TestHubRefusesFrames(t *testing.T) {
 	a.send(a.batch(strings.Repeat("x", 128), "e1", 1, 1))
 }
 
-// RefusedFrames counts the payloads that were answered by an error, also those
+// RefusedPayloads counts the payloads that were answered by an error, also those
 // that no machine looked at.
 func TestHubCountsRefusedFrames(t *testing.T) {
 	h := NewHub(nil)
 	a := speakAgent(t, h, "agent")
 	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: codeMalformed})
-	if n := h.Stats().RefusedFrames; n != 1 {
+	if n := h.Stats().RefusedPayloads; n != 1 {
 		t.Errorf("%d refused frames, want 1", n)
 	}
 }

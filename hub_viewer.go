@@ -31,7 +31,7 @@ type hubViewer struct {
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
 	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
-	hv.Link = newLink(hv, &h.refusedFrames)
+	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
 	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
 	if !local && !validID(viewerID) {
@@ -292,7 +292,7 @@ type cursor struct {
 	pages   []page    // what came of it, to be handed out
 	lost    uint64    // the agent can't give what is up to here
 	since   time.Time // it waits for the agent since then; zero: it does not
-	asking  bool      // in the session's queue for a turn
+	inTurn  bool      // in the session's queue for a turn
 	granted bool      // its turn came
 }
 
@@ -587,7 +587,7 @@ func (c *cursor) grant() bool {
 	if c.granted {
 		return true
 	}
-	if c.asking {
+	if c.inTurn {
 		return false
 	}
 	s, hv := c.s, c.hv
@@ -603,8 +603,8 @@ func (c *cursor) grant() bool {
 		return false
 	}
 	if s.open >= s.h.cfg.MaxReplays {
-		c.asking = true
-		s.asking = append(s.asking, c)
+		c.inTurn = true
+		s.turns = append(s.turns, c)
 		return false
 	}
 	s.open++
@@ -616,9 +616,9 @@ func (c *cursor) grant() bool {
 func (c *cursor) ungrant() {
 	s := c.s
 	switch {
-	case c.asking:
-		c.asking = false
-		s.asking = without(s.asking, c)
+	case c.inTurn:
+		c.inTurn = false
+		s.turns = without(s.turns, c)
 		c.hv.freeSlot()
 	case c.granted:
 		c.granted = false
@@ -630,10 +630,10 @@ func (c *cursor) ungrant() {
 // passTurn gives the session's turn to the first that waits for it and can use it.
 // The request goes out here and now: the viewer's own link may be stuck.
 func (s *hubSession) passTurn() {
-	for len(s.asking) > 0 {
-		c := s.asking[0]
-		s.asking = slices.Delete(s.asking, 0, 1)
-		c.asking = false
+	for len(s.turns) > 0 {
+		c := s.turns[0]
+		s.turns = slices.Delete(s.turns, 0, 1)
+		c.inTurn = false
 		until := s.log.first() - 1
 		ha, greeted := s.h.agent(s.owner)
 		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
@@ -743,7 +743,7 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 	f := ha.fetches[p.RequestID]
 	ha.mu.Unlock()
 	if f == nil {
-		ha.h.staleFrames.Add(1)
+		ha.h.stalePayloads.Add(1)
 		return nil
 	}
 	es, err := entries(p.FirstSeq, p.Events, p.Gaps)
@@ -760,7 +760,7 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 	defer s.mu.Unlock()
 	switch {
 	case f.closed:
-		ha.h.staleFrames.Add(1)
+		ha.h.stalePayloads.Add(1)
 		return nil
 	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
 		return malformed("replay_batch: not what request %s asked for", p.RequestID)

@@ -306,7 +306,7 @@ func TestHubReplays(t *testing.T) {
 		other.want(other.batch("s", "e1", 21, 21))
 		other.wantIdle("a replay is for one viewer")
 		a.wantIdle("nothing is asked")
-		if n := h.Stats().StaleFrames; n != 2 {
+		if n := h.Stats().StalePayloads; n != 2 {
 			t.Errorf("%d stale frames, want 2", n)
 		}
 	})
@@ -367,7 +367,7 @@ func TestHubRefusesReplay(t *testing.T) {
 		v.wantIdle("nothing of it counts")
 		a.send(answerTo(r, 1, 15, true))
 		v.want(replayedTo(r, 1, 15), v.batch("s", "e1", 16, 20))
-		if n := h.Stats().StaleFrames; n != 2 {
+		if n := h.Stats().StalePayloads; n != 2 {
 			t.Errorf("%d stale frames, want 2", n)
 		}
 	})
@@ -404,8 +404,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		for _, v := range vs {
 			v.l.Close()
 		}
-		if s := h.lookup("s"); s.open != 0 || len(s.asking) != 0 || len(s.cursors) != 0 {
-			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, len(s.asking), len(s.cursors))
+		if s := h.lookup("s"); s.open != 0 || len(s.turns) != 0 || len(s.cursors) != 0 {
+			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, len(s.turns), len(s.cursors))
 		}
 		if n := len(h.agents["agent"].fetches); n != 0 {
 			t.Errorf("%d requests stay", n)

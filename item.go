@@ -20,7 +20,8 @@ type Item struct {
 }
 
 // Position is where a reader is that has dealt with the item: what to persist,
-// and to give to Viewer.Watch or Hub.Items in order to continue behind it.
+// and to give to Viewer.Watch or Hub.Items in order to continue after it. For a
+// Reset it is the new epoch and 0, for the end that of the last number.
 func (it Item) Position() Position { return Position{it.Epoch, it.seq} }
 
 // A Reset says that the session began a new life, usually because its agent

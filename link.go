@@ -34,7 +34,7 @@ const (
 	heartbeat  = 15 * time.Second
 	maxSilence = 3 * heartbeat
 
-	maxAnswers = 64              // refusals and the like waiting to be sent; more are dropped
+	maxAnswers = 64              // refusals waiting to be sent; more are dropped
 	lastWords  = 1 * time.Second // how long a failed link tries to tell the peer why
 )
 
@@ -116,7 +116,7 @@ func (l *Link) ready(t *task) {
 	l.mu.Lock()
 	l.enqueue(t)
 	l.mu.Unlock()
-	l.signal()
+	l.wakeNext()
 }
 
 func (l *Link) enqueue(t *task) {
@@ -147,7 +147,7 @@ func (l *Link) schedule(t *task, at time.Time) {
 	default:
 		return
 	}
-	l.signal()
+	l.wakeNext()
 }
 
 // forget takes t out, so that nothing holds what it belongs to.
@@ -184,18 +184,23 @@ func (l *Link) clear() {
 	l.timers = nil
 }
 
-// answer queues a payload that says something once.
+// answer queues a payload that says something once. If the peer reads nothing, it
+// may be lost, a refusal before anything else.
 func (l *Link) answer(p Payload) {
+	room := 2 * maxAnswers
+	if _, isError := p.(*ErrorPayload); isError {
+		room = maxAnswers
+	}
 	l.mu.Lock()
-	if l.err == nil && len(l.answers) < maxAnswers {
+	if l.err == nil && len(l.answers) < room {
 		l.answers = append(l.answers, p)
 	}
 	l.mu.Unlock()
-	l.signal()
+	l.wakeNext()
 }
 
-// signal wakes Next.
-func (l *Link) signal() {
+// wakeNext wakes Next.
+func (l *Link) wakeNext() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -217,7 +222,7 @@ func (l *Link) fail(now time.Time, err error) {
 	}
 	l.finish()
 	l.mu.Unlock()
-	l.signal()
+	l.wakeNext()
 	l.m.detach(now)
 }
 
@@ -246,7 +251,7 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 			p := l.answers[0]
 			l.answers[0] = nil
 			l.answers = l.answers[1:]
-			l.signal() // there may be more, for a call at the same time
+			l.wakeNext() // there may be more, for a call at the same time
 			return p, time.Time{}, nil
 		}
 		if l.err != nil {
@@ -273,8 +278,8 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 		p := t.owner.take(now)
 		l.mu.Lock()
 		if p != nil {
-			l.enqueue(t) // it may have more, behind the others
-			l.signal()
+			l.enqueue(t) // it may have more, after the others
+			l.wakeNext()
 			return p, time.Time{}, nil
 		}
 	}
@@ -373,7 +378,8 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 // ErrSuperseded, ErrClosed, ErrSilent, a fatal *ProtocolError or the error of a
 // Commit callback. When it returns, send and receive have returned, all goroutines
 // it started have ended and the link is closed. It does not reconnect: make a new
-// link, with a back-off of your own. Run a link once.
+// link, with a back-off of your own. Run a link once. An agent's or viewer's ends
+// with ErrSilent after 45 s without a word from the hub; a hub's does not.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
 	l.mu.Lock()
 	busy := l.running
@@ -448,8 +454,8 @@ func (l *Link) letSpeak(ctx context.Context) {
 }
 
 // Close makes the link dead: its calls return ErrClosed from then on, and a
-// running Run returns soon. It never blocks, and is safe to call at any time and
-// more than once. It does not close the transport. It always returns nil.
+// running Run returns soon. Payloads that were not sent yet are dropped. It never
+// blocks, and is safe to call at any time and more than once. It does not close the transport. It always returns nil.
 func (l *Link) Close() error {
 	l.fail(time.Now(), ErrClosed)
 	return nil

@@ -657,7 +657,7 @@ func TestLinkConcurrentNext(t *testing.T) {
 		m.enqueue(notes("a", false, 1))
 		m.enqueue(notes("b", false, 1))
 		m.mu.Unlock()
-		m.signal()
+		m.wakeNext()
 		synctest.Wait()
 		if len(got) != 2 {
 			t.Errorf("%d of 2 waiting calls were given a payload", len(got))

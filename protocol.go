@@ -44,17 +44,17 @@ type Payload interface {
 // HelloPayload is the first payload on every connection, from the agent or the
 // viewer (rule 3).
 type HelloPayload struct {
-	ViewerID string `json:"viewer_id"`
-	V        int    `json:"v"`    // version of the protocol: 1
-	Role     string `json:"role"` // "agent" or "viewer"
+	ViewerID string `json:"viewer_id"` // empty: the hub knows who connects
+	V        int    `json:"v"`         // version of the protocol: 1
+	Role     string `json:"role"`      // "agent" or "viewer"
 }
 
 // WelcomePayload is the hub's answer to a hello (rules 3 and 17).
 type WelcomePayload struct {
 	ViewerID string `json:"viewer_id"` // the viewer as the hub knows it; empty for an agent
-	V        int    `json:"v"`
-	Link     string `json:"link"`   // stands in every later frame that has the field
-	Window   int    `json:"window"` // events that an agent may number beyond the hub's ack
+	V        int    `json:"v"`         // version of the protocol: 1
+	Link     string `json:"link"`      // stands in every later frame that has the field
+	Window   int    `json:"window"`    // events that an agent may number beyond the hub's ack
 }
 
 // StatusPayload tells where sessions stand: from the agent when a link opens and
@@ -70,11 +70,11 @@ type StatusPayload struct {
 // SessionStatus is one session in a StatusPayload.
 type SessionStatus struct {
 	SessionID string `json:"session_id"`
-	Epoch     string `json:"epoch"`     // empty: the hub knows no such session (yet)
-	FirstSeq  uint64 `json:"first_seq"` // first number the sender's log still holds
-	HeadSeq   uint64 `json:"head_seq"`  // agent: last number published; hub: last number accepted
-	AckSeq    uint64 `json:"ack_seq"`   // agent: last number acknowledged; hub: last number handed to this link
-	Ended     bool   `json:"ended,omitempty"`
+	Epoch     string `json:"epoch"`                // empty: the hub knows no such session (yet)
+	FirstSeq  uint64 `json:"first_seq"`            // first number the sender's log still holds
+	HeadSeq   uint64 `json:"head_seq"`             // agent: last number published; hub: last number accepted
+	AckSeq    uint64 `json:"ack_seq"`              // agent: last number acknowledged; hub: last number handed to this link
+	Ended     bool   `json:"ended,omitempty"`      // HeadSeq is the session's last number
 	PrevEpoch string `json:"prev_epoch,omitempty"` // the epoch before, if the hub knows it
 	PrevSeq   uint64 `json:"prev_seq,omitempty"`   // last number accepted of it
 }
@@ -150,14 +150,14 @@ type ReplayBatchPayload struct {
 
 // ErrorPayload refuses something (rule 11). It is never answered by another.
 type ErrorPayload struct {
-	SessionID string `json:"session_id"`
-	ViewerID  string `json:"viewer_id"`
-	Code      string `json:"code"`
-	Message   string `json:"message,omitempty"` // for people, at most 256 bytes
-	Retryable bool   `json:"retryable,omitempty"`
-	RequestID string `json:"request_id,omitempty"`
-	Epoch     string `json:"epoch,omitempty"`
-	Seq       uint64 `json:"seq,omitempty"`
+	SessionID string `json:"session_id"`           // empty: not about one session
+	ViewerID  string `json:"viewer_id"`            // empty: not about one viewer
+	Code      string `json:"code"`                 // one of those in PROTOCOL.md
+	Message   string `json:"message,omitempty"`    // for people, at most 256 bytes
+	Retryable bool   `json:"retryable,omitempty"`  // the same may succeed later
+	RequestID string `json:"request_id,omitempty"` // the replay request it answers
+	Epoch     string `json:"epoch,omitempty"`      // what it is about, or the current one
+	Seq       uint64 `json:"seq,omitempty"`        // the event it is about, or 0
 }
 
 // An Event is one thing that happened in a session. Publish sets Seq, and Time
@@ -165,7 +165,8 @@ type ErrorPayload struct {
 //
 // Data is any JSON value; Bytes is for what is not JSON, such as raw terminal
 // output, and stands on the wire in base64. At most one of the two is set.
-// White space between JSON tokens is not kept.
+// White space between JSON tokens is not kept. Publish copies the bytes; those of
+// an Item are its reader's, those in a payload are read-only.
 type Event struct {
 	Seq   uint64          `json:"seq"`
 	Time  time.Time       `json:"time,omitzero"`

@@ -237,12 +237,9 @@ func (e *entry) event() Event {
 	return ev
 }
 
-// A draft is an event that has no number yet: its JSON, with room in front for
-// the number.
-type draft struct {
-	entry
-	room int // bytes free at the start of json
-}
+// A draft is an event that has no number yet: its JSON, with seqRoom bytes in
+// front for the number.
+type draft struct{ entry }
 
 const seqRoom = len(`{"seq":9007199254740991`)
 
@@ -255,7 +252,7 @@ func newDraft(ev *Event) (draft, error) {
 	if err != nil {
 		return draft{}, err
 	}
-	d := draft{room: seqRoom}
+	var d draft
 	d.json, d.lo, d.hi, d.typ = json, uint32(lo), uint32(hi), ev.Type
 	d.kind = isJSON
 	if len(ev.Bytes) > 0 {
@@ -278,7 +275,7 @@ func (d *draft) size() int { return len(d.json) }
 func (d *draft) number(seq uint64) entry {
 	var head [seqRoom]byte
 	h := appendEventHead(head[:0], seq)
-	start := d.room - len(h)
+	start := seqRoom - len(h)
 	copy(d.json[start:], h)
 	e := d.entry
 	e.from, e.to = seq, seq

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -74,8 +75,8 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 	return d
 }
 
-// endedTTL is how long an agent remembers a session whose end was acknowledged,
-// and the hub a session that its agent no longer has (rule 16).
+// endedTTL is how long an agent remembers a session whose end was acknowledged; the
+// hub keeps its events twice as long (rule 16).
 const endedTTL = 5 * time.Minute
 
 // A Streamer is an agent's side: it numbers the events of sessions, keeps them
@@ -91,8 +92,8 @@ type Streamer struct {
 	closed atomic.Bool // no more publishing
 	shut   atomic.Bool // no more links
 
-	staleFrames   atomic.Uint64
-	refusedFrames atomic.Uint64
+	stalePayloads   atomic.Uint64
+	refusedPayloads atomic.Uint64
 
 	mu       sync.RWMutex // protects the fields below; before any Session.mu
 	sessions map[string]*Session
@@ -109,7 +110,7 @@ type endedSession struct {
 }
 
 // NewStreamer returns a Streamer without sessions or links. A nil config means
-// the defaults.
+// the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
 	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
@@ -236,13 +237,15 @@ func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (ui
 // ID returns the session's id.
 func (s *Session) ID() string { return s.id }
 
-// Publish is Streamer.Publish for this session.
+// Publish is Streamer.Publish for this session, but returns ErrClosed once the
+// session was forgotten.
 func (s *Session) Publish(ctx context.Context, ev Event) (uint64, error) {
 	ev.End = false
 	return s.publish(ctx, ev)
 }
 
-// End is Streamer.End for this session.
+// End is Streamer.End for this session, but returns ErrClosed once the session was
+// forgotten.
 func (s *Session) End(ctx context.Context, ev Event) (uint64, error) {
 	ev.End = true
 	return s.publish(ctx, ev)
@@ -649,20 +652,20 @@ func (st *Streamer) wakeAll() {
 
 // StreamerStats is what a Streamer holds and has seen.
 type StreamerStats struct {
-	Sessions      int
-	PendingEvents int    // unacknowledged
-	PendingBytes  int    // of their JSON
-	Bytes         int    // of the JSON of all events held
-	Connected     bool   // a link was welcomed by the hub
-	StaleFrames   uint64 // payloads of another link or epoch, which changed nothing
-	RefusedFrames uint64 // payloads answered by an error
+	Sessions        int    // ended ones that are remembered included
+	PendingEvents   int    // unacknowledged
+	PendingBytes    int    // of their JSON
+	Bytes           int    // of the JSON of all events held
+	Connected       bool   // a link was welcomed by the hub
+	StalePayloads   uint64 // payloads of another link or epoch, which changed nothing
+	RefusedPayloads uint64 // payloads answered by an error
 }
 
 // Stats returns the sums over all sessions. It does not block, and takes time in
 // proportion to the number of sessions.
 func (st *Streamer) Stats() StreamerStats {
 	st.expire(time.Now())
-	out := StreamerStats{StaleFrames: st.staleFrames.Load(), RefusedFrames: st.refusedFrames.Load()}
+	out := StreamerStats{StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
 	st.mu.RLock()
 	al := st.link
 	st.mu.RUnlock()
@@ -709,11 +712,6 @@ func (s *Session) Stats() SessionStats {
 		Connected:     s.on != nil && s.on.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lost,
 	}
-	if len(s.progress) > 0 {
-		out.Progress = make(map[string]uint64, len(s.progress))
-		for id, seq := range s.progress {
-			out.Progress[id] = seq
-		}
-	}
+	out.Progress = maps.Clone(s.progress)
 	return out
 }

@@ -31,7 +31,7 @@ func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 
 func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st, awaiting: true, timer: timerFirst}
-	al.Link = newLink(al, &st.refusedFrames)
+	al.Link = newLink(al, &st.refusedPayloads)
 	al.hello = task{owner: takeFunc(al.takeHello), urgent: true}
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
@@ -174,7 +174,7 @@ func (al *agentLink) heard(now time.Time, link string) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	if al.id == "" || link != "" && link != al.id {
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 		return false
 	}
 	al.heardAt = now
@@ -191,7 +191,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.mu.Lock()
 	if !al.awaiting || al.helloAt.IsZero() || al.st.link != al {
 		al.mu.Unlock()
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 		return nil
 	}
 	al.awaiting, al.heardAt = false, now
@@ -244,7 +244,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	a := s.on
 	switch {
 	case a == nil || a.l != al || p.Epoch != s.epoch:
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 		return nil
 	case p.ViewerID != "":
 		s.noteProgress(p.ViewerID, p.UpToSeq)
@@ -286,13 +286,13 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	defer s.mu.Unlock()
 	a := s.on
 	if a == nil || a.l != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 		return nil
 	}
 	a.silent = false
 	switch {
 	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // news of before a Renew
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 	case p.Code == codeUnknownSession:
 		a.reopen()
 	case p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge):
@@ -473,7 +473,7 @@ func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 			Message: "ack beyond what was sent", fatal: true,
 		}
 	case a.opened && p.UpToSeq < s.acked:
-		s.st.staleFrames.Add(1) // old: later news came before it
+		s.st.stalePayloads.Add(1) // old: later news came before it
 		return nil
 	}
 	a.silent = false
@@ -565,7 +565,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	a := s.on
 	switch {
 	case a == nil || a.l != al:
-		al.st.staleFrames.Add(1)
+		al.st.stalePayloads.Add(1)
 		return nil
 	case p.Epoch != "" && p.Epoch != s.epoch:
 		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -524,7 +525,7 @@ func TestStreamerBasic(t *testing.T) {
 			SessionID: "bytes", FirstSeq: 1, LastSeq: 1, HeadSeq: 1,
 			Events: []Event{{Seq: 1, Type: "tty", Bytes: []byte("\x1b[1m\xff")}},
 		})
-		if got := st.Stats(); got.Sessions != 2 || got.PendingEvents != 1 || !got.Connected || got.StaleFrames+got.RefusedFrames != 0 {
+		if got := st.Stats(); got.Sessions != 2 || got.PendingEvents != 1 || !got.Connected || got.StalePayloads+got.RefusedPayloads != 0 {
 			t.Errorf("Stats() = %+v", got)
 		}
 	})
@@ -546,7 +547,7 @@ func TestStreamerAcking(t *testing.T) {
 			if s.Acked != test.acked || s.PendingEvents != int(5-test.acked) || s.PendingBytes != s.Bytes/5*s.PendingEvents {
 				t.Errorf("ack %d: %+v", test.ack, s)
 			}
-			if n := st.Stats().StaleFrames; n != test.stale {
+			if n := st.Stats().StalePayloads; n != test.stale {
 				t.Errorf("ack %d: %d stale frames, want %d", test.ack, n, test.stale)
 			}
 		}
@@ -737,7 +738,7 @@ func TestStreamerHello(t *testing.T) {
 		hub.wantIdle()
 		hub.ack("s", 1)
 		hub.want(agentBatch("s", 2, 3, 3))
-		if n := st.Stats().StaleFrames; n != 1 {
+		if n := st.Stats().StalePayloads; n != 1 {
 			t.Errorf("%d stale frames", n)
 		}
 	})
@@ -944,7 +945,7 @@ func TestStreamerStaleAcks(t *testing.T) {
 			&AckBatchPayload{SessionID: "s", UpToSeq: 99, Epoch: "other"},
 			&StatusPayload{Link: "other"},
 		)
-		if s, n := stats(t, st, "s"), st.Stats().StaleFrames; s.Acked != 0 || n != 4 {
+		if s, n := stats(t, st, "s"), st.Stats().StalePayloads; s.Acked != 0 || n != 4 {
 			t.Errorf("acked %d, %d stale frames", s.Acked, n)
 		}
 		hub.wantIdle()
@@ -985,7 +986,7 @@ func TestStreamerWindow(t *testing.T) {
 	for _, test := range []struct {
 		window int
 		sent   uint64
-	}{{0, 0}, {1, 1}, {4, 4}, {5, 5}, {6, 6}, {7, 6}, {MaxSeq, 6}} {
+	}{{0, 0}, {1, 1}, {4, 4}, {5, 5}, {6, 6}, {7, 6}, {math.MaxInt32, 6}} {
 		t.Run(fmt.Sprint(test.window), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				st := NewStreamer(nil)
@@ -1510,7 +1511,7 @@ func TestStreamerRefusedFrames(t *testing.T) {
 		hub.wantIdle()
 		hub.send(&ErrorPayload{Code: codeMalformed}, &ErrorPayload{Code: "news", SessionID: "s"}, &ErrorPayload{Code: "news", RequestID: "r"})
 		hub.wantIdle()
-		if n := st.Stats().RefusedFrames; n != 4 {
+		if n := st.Stats().RefusedPayloads; n != 4 {
 			t.Errorf("%d payloads were answered by an error, want 4", n)
 		}
 		for range 2 * maxAnswers { // the peer does not read: what waits is bounded

@@ -235,22 +235,28 @@ func lines(conn net.Conn) streamtest.Transport {
 	return streamtest.Transport{Send: send, Receive: receive, Close: conn.Close}
 }
 
-// TestTerminal streams the recording over TCP, in real time.
+// TestTerminal streams the recording in memory and over TCP, in real time, and
+// logs what each viewer saw.
 func TestTerminal(t *testing.T) {
 	rec, err := readRecording("testdata/shell-session.cast")
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Run("in memory", func(t *testing.T) { testTerminal(t, rec, pipe) })
+	t.Run("over TCP", func(t *testing.T) { testTerminal(t, rec, tcp(t)) })
+}
+
+func testTerminal(t *testing.T, rec recording, dial dialer) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	t.Logf("recording: %d events, %d bytes", len(rec.output), len(rec.text))
-	screens, cuts, err := play(ctx, rec, tcp(t))
+	t.Logf("recording: %d events, %d bytes, sha256 %.8x", len(rec.output), len(rec.text), sha256.Sum256([]byte(rec.text)))
+	screens, cuts, err := play(ctx, rec, dial)
 	t.Logf("agent:     cut off %d times", cuts)
 	if err != nil || cuts < 10 {
 		t.Errorf("the agent ended with %v after %d cuts", err, cuts)
 	}
 	for i, s := range screens {
-		t.Logf("viewer %d:  %v, cut off %d times", i+1, s, s.cuts)
+		t.Logf("%-10s %v, cut off %d times", viewerNames[i], s, s.cuts)
 		if s.events != len(rec.output) || s.gaps != 0 || s.text.String() != rec.text {
 			t.Errorf("viewer %d saw %v; the recording has %d events and %d bytes", i, s, len(rec.output), len(rec.text))
 		}
@@ -259,6 +265,8 @@ func TestTerminal(t *testing.T) {
 		}
 	}
 }
+
+var viewerNames = []string{"early:", "late:", "resumed:"}
 
 // TestTransports shows that what the library's own transports promise is so.
 func TestTransports(t *testing.T) {

@@ -40,9 +40,9 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 //
 // All methods are safe for concurrent use; Items runs once at a time.
 type Viewer struct {
-	cfg           ViewerConfig
-	staleFrames   atomic.Uint64
-	refusedFrames atomic.Uint64
+	cfg             ViewerConfig
+	stalePayloads   atomic.Uint64
+	refusedPayloads atomic.Uint64
 
 	mu      sync.Mutex // protects the fields below; before the locks of a link
 	watches map[string]*watch
@@ -65,7 +65,7 @@ type watch struct {
 	handled  Position
 	ended    bool   // its end, or the error that ended it, was received
 	missed   string // the epoch whose beginning showed that the one before is incomplete
-	on       *asking
+	on       *watchLink
 }
 
 // queued is an item, or an error, that waits for Items.
@@ -79,12 +79,12 @@ type queued struct {
 const itemBytes = 64 // what an item counts beside its data
 
 // NewViewer returns a Viewer without watches or links. A nil config means the
-// defaults.
+// defaults; cfg is copied.
 func NewViewer(cfg *ViewerConfig) *Viewer {
 	return &Viewer{cfg: cfg.withDefaults(), watches: make(map[string]*watch)}
 }
 
-// Watch begins to watch a session behind a position: the zero Position for its
+// Watch begins to watch a session after a position: the zero Position for its
 // first event, or what Position or Item.Position returned, also in another process.
 // The session need not exist yet. It does not block and needs no connection.
 // Errors: ErrInvalidID, ErrTooMany, ErrClosed, and ErrBusy if the session is
@@ -254,12 +254,12 @@ func (v *Viewer) Close() error {
 
 // ViewerStats is what a Viewer holds and has seen.
 type ViewerStats struct {
-	Watches       int    // ended ones included, until Unwatch
-	Items         int    // that wait for Items
-	Bytes         int    // what they count against ViewerConfig.BufferBytes
-	Connected     bool   // a link was welcomed by the hub
-	StaleFrames   uint64 // payloads of another link, epoch, viewer or watch, which changed nothing
-	RefusedFrames uint64 // payloads answered by an error
+	Watches         int    // ended ones included, until Unwatch
+	Items           int    // that wait for Items
+	Bytes           int    // what they count against ViewerConfig.BufferBytes
+	Connected       bool   // a link was welcomed by the hub
+	StalePayloads   uint64 // payloads of another link, epoch, viewer or watch, which changed nothing
+	RefusedPayloads uint64 // payloads answered by an error
 }
 
 // Stats returns what the Viewer holds now. It does not block.
@@ -268,7 +268,7 @@ func (v *Viewer) Stats() ViewerStats {
 	defer v.mu.Unlock()
 	return ViewerStats{
 		Watches: len(v.watches), Items: len(v.queue), Bytes: v.bytes, Connected: v.link != nil && v.link.id != "",
-		StaleFrames: v.staleFrames.Load(), RefusedFrames: v.refusedFrames.Load(),
+		StalePayloads: v.stalePayloads.Load(), RefusedPayloads: v.refusedPayloads.Load(),
 	}
 }
 
@@ -297,7 +297,7 @@ func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 
 func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v, awaiting: true, timer: timerFirst}
-	vl.Link = newLink(vl, &v.refusedFrames)
+	vl.Link = newLink(vl, &v.refusedPayloads)
 	vl.hello = task{owner: takeFunc(vl.takeHello), urgent: true}
 	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
 	v.mu.Lock()
@@ -404,7 +404,7 @@ func (vl *viewerLink) gone() error {
 // this viewer.
 func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
 	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
-		vl.v.staleFrames.Add(1)
+		vl.v.stalePayloads.Add(1)
 		return false
 	}
 	vl.heardAt = now
@@ -417,7 +417,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
 	if !vl.awaiting || vl.helloAt.IsZero() {
-		vl.v.staleFrames.Add(1)
+		vl.v.stalePayloads.Add(1)
 		return nil
 	}
 	vl.awaiting, vl.heardAt = false, now
@@ -438,7 +438,7 @@ func (vl *viewerLink) attach(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
-	a := &asking{w: w, vl: vl, timer: timerFirst, want: true}
+	a := &watchLink{w: w, vl: vl, timer: timerFirst, want: true}
 	a.task = task{owner: a, urgent: true}
 	w.on = a
 	vl.ready(&a.task)
@@ -452,7 +452,7 @@ func (vl *viewerLink) stop(sessionID string) {
 func (vl *viewerLink) find(sessionID string) *watch {
 	w := vl.v.watches[sessionID]
 	if w == nil || w.on == nil || w.on.vl != vl {
-		vl.v.staleFrames.Add(1)
+		vl.v.stalePayloads.Add(1)
 		vl.stop(sessionID)
 		return nil
 	}
@@ -466,7 +466,7 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 		return nil
 	}
 	if epoch != w.epoch {
-		vl.v.staleFrames.Add(1)
+		vl.v.stalePayloads.Add(1)
 		return nil
 	}
 	w.on.heardAt = now
@@ -616,7 +616,7 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 	}
 	w := vl.v.watches[p.SessionID]
 	if w == nil || w.on == nil || w.on.vl != vl {
-		vl.v.staleFrames.Add(1)
+		vl.v.stalePayloads.Add(1)
 		return nil
 	}
 	w.on.heardAt = now
@@ -638,8 +638,8 @@ func (v *Viewer) sorted() []*watch {
 	return out
 }
 
-// asking is one watch on one link: whether the hub is to be asked for it.
-type asking struct {
+// A watchLink is one watch on one link: whether the hub is to be asked for it.
+type watchLink struct {
 	task
 	w  *watch
 	vl *viewerLink
@@ -652,7 +652,7 @@ type asking struct {
 }
 
 // again asks once more from what was received, unless an answer is awaited.
-func (a *asking) again() {
+func (a *watchLink) again() {
 	if !a.asked {
 		a.want = true
 		a.vl.ready(&a.task)
@@ -660,13 +660,13 @@ func (a *asking) again() {
 }
 
 // progress takes note that what was asked for comes.
-func (a *asking) progress() {
+func (a *watchLink) progress() {
 	a.asked, a.timer = false, timerFirst
 }
 
 // take asks: when something is missing, when no answer came, or when nothing was
 // heard of the session for two periods (rules 13 and 14).
-func (a *asking) take(now time.Time) Payload {
+func (a *watchLink) take(now time.Time) Payload {
 	a.vl.v.mu.Lock()
 	defer a.vl.v.mu.Unlock()
 	w := a.w

@@ -752,7 +752,7 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 		everyone.viewer = ""
 		h.send(everyone.batch("s", "e1", 1, 1))
 		has(t, v, "s e1 1")
-		if n := v.staleFrames.Load(); n != 8 {
+		if n := v.stalePayloads.Load(); n != 8 {
 			t.Errorf("%d stale frames, want 8", n)
 		}
 		for _, p := range []Payload{h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1)} {
@@ -821,7 +821,7 @@ func TestViewerSupersedes(t *testing.T) {
 	old.send(old.status(stands("s", "e1", 1, 3, 0)), old.batch("s", "e1", 1, 1))
 	h := speakHub(t, v)
 	h.want(h.watch("s", "e1", 1))
-	stale := v.staleFrames.Load()
+	stale := v.stalePayloads.Load()
 	old.wantDead(ErrSuperseded)
 	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: codeForbidden, SessionID: "s"}} {
 		if err := old.l.Handle(t.Context(), p); err != ErrSuperseded {
@@ -829,7 +829,7 @@ func TestViewerSupersedes(t *testing.T) {
 		}
 	}
 	old.l.Close()
-	if n := v.staleFrames.Load(); n != stale {
+	if n := v.stalePayloads.Load(); n != stale {
 		t.Error("a dead link counts")
 	}
 	h.send(h.batch("s", "e1", 2, 2))
