@@ -339,7 +339,7 @@ func pagesEndExactly(t *testing.T) {
 		if n > 0 {
 			st = gvstream.NewStreamer(nil)
 			publish(t, st, "s", n)
-			h = answer(t, st, gvstream.MaxSeq)
+			h = answer(t, st, math.MaxInt32)
 			ps := ready(h.link)
 			equal(t, fmt.Sprint("payloads for ", n), len(ps), 1+(n+255)/256)
 		}
@@ -632,7 +632,7 @@ func sessionsTakeTurns(t *testing.T) {
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: many})
 	publish(t, st, "a", many)
 	publish(t, st, "b", 1)
-	h := answer(t, st, gvstream.MaxSeq)
+	h := answer(t, st, math.MaxInt32)
 	sent := ready(h.link)
 	equal(t, "b behind one batch of a", say(sent[1:3]...), "batch a 1..256; batch b 1")
 	for _, p := range sent[1:] {
@@ -667,7 +667,7 @@ func acksPassReplays(t *testing.T) {
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "a", 1000)
 	publish(t, st, "b", 10)
-	h := answer(t, st, gvstream.MaxSeq)
+	h := answer(t, st, math.MaxInt32)
 	h.says()
 	noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
 	equal(t, "a replays", say(next(h.link)), "replayed a 1..100")
@@ -711,7 +711,7 @@ func batchBytes(t *testing.T) {
 				t.Errorf("%d events in %d bytes", len(events), len(line))
 			}
 		}
-		h := answer(t, st, gvstream.MaxSeq)
+		h := answer(t, st, math.MaxInt32)
 		live, replayed := 0, 0
 		for _, p := range ready(h.link)[1:] {
 			b := p.(*gvstream.EventBatchPayload)
