@@ -522,3 +522,31 @@ func ExampleErrorPayload() {
 	fmt.Println(string(text))
 	// Output: {"type":"error","payload":{"session_id":"build-42","viewer_id":"","code":"forbidden","message":"not allowed"}}
 }
+
+// For a dashboard, at a viewer. An item that the loop has not dealt with yet still
+// waits.
+func ExampleViewerStats() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, viewer := gvstream.NewHub(nil), gvstream.NewViewer(nil)
+	show := func() {
+		stats := viewer.Stats()
+		fmt.Println("watches", stats.Watches, "items", stats.Items, "connected", stats.Connected)
+	}
+	viewer.Watch("build-42", gvstream.Position{})
+	show()
+	startBuild(ctx, hub)
+	connect(ctx, hub.ConnectViewer("tab-1"), viewer.Connect())
+	for item := range viewer.Items(ctx) {
+		if item.End {
+			show()
+			break
+		}
+	}
+	viewer.Unwatch("build-42")
+	show()
+	// Output:
+	// watches 1 items 0 connected false
+	// watches 1 items 1 connected true
+	// watches 0 items 0 connected true
+}

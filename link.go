@@ -107,6 +107,56 @@ type takeFunc func(now time.Time) Payload
 
 func (f takeFunc) take(now time.Time) Payload { return f(now) }
 
+// A greeter says hello on a link, again on the timer until it is welcomed, and once
+// more when the hub does not know the link (rule 3). The lock of the link's machine
+// protects it.
+type greeter struct {
+	task
+	l    *Link
+	mu   sync.Locker
+	role string
+
+	awaiting bool          // a hello waits for its welcome
+	at       time.Time     // when to say it again; zero: not said yet
+	timer    time.Duration // until then
+}
+
+// start says hello, unless a welcome is awaited already.
+func (g *greeter) start() {
+	if !g.awaiting {
+		g.awaiting, g.at, g.timer = true, time.Time{}, timerFirst
+		g.l.ready(&g.task)
+	}
+}
+
+// welcomed reports whether a welcome is one that was asked for.
+func (g *greeter) welcomed() bool {
+	ok := g.awaiting && !g.at.IsZero()
+	g.awaiting = g.awaiting && !ok
+	return ok
+}
+
+func (g *greeter) take(now time.Time) Payload {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case !g.awaiting:
+		return nil
+	case now.Before(g.at):
+		g.l.schedule(&g.task, g.at)
+		return nil
+	}
+	g.at = now.Add(g.timer)
+	g.timer = backoff(g.timer)
+	return &HelloPayload{V: version, Role: g.role}
+}
+
+func newGreeter(l *Link, mu sync.Locker, role string) *greeter {
+	g := &greeter{l: l, mu: mu, role: role}
+	g.task = task{owner: g, urgent: true}
+	return g
+}
+
 func newLink(m machine, refused *atomic.Uint64) *Link {
 	return &Link{m: m, refused: refused, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }

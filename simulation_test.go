@@ -12,8 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-const simSteps = 500
-
 // TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n
 // runs n of them, and GVSTREAM_SIM_SEED=s runs one again and tells it.
 func TestSimulation(t *testing.T) {

@@ -11,17 +11,15 @@ type agentLink struct {
 	*Link
 	st *Streamer
 
-	hello, status, beat task
+	hello        *greeter
+	status, beat task
 
-	mu       sync.Mutex // protects the fields below; a leaf but for Link's own
-	id       string     // the hub's name of the link; empty before the welcome
-	window   uint64
-	awaiting bool          // a hello waits for its welcome
-	helloAt  time.Time     // when to say hello again
-	timer    time.Duration // between hellos
-	beatAt   time.Time     // when to give the next sign of life
-	heardAt  time.Time
-	list     []*attachment // to be named in the next status
+	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
+	id      string     // the hub's name of the link; empty before the welcome
+	window  uint64
+	beatAt  time.Time // when to give the next sign of life
+	heardAt time.Time
+	list    []*attachment // to be named in the next status
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -30,9 +28,9 @@ type agentLink struct {
 func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 
 func (st *Streamer) connect(now time.Time) *agentLink {
-	al := &agentLink{st: st, awaiting: true, timer: timerFirst}
+	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
-	al.hello = task{owner: takeFunc(al.takeHello), urgent: true}
+	al.hello = newGreeter(al.Link, &al.mu, roleAgent)
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
 	st.mu.Lock()
@@ -48,7 +46,9 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
-	al.ready(&al.hello)
+	al.mu.Lock()
+	al.hello.start()
+	al.mu.Unlock()
 	return al
 }
 
@@ -71,22 +71,6 @@ func (al *agentLink) detach(time.Time) {
 		}
 		s.mu.Unlock()
 	}
-}
-
-// takeHello says hello, again on the timer, until welcomed (rule 3).
-func (al *agentLink) takeHello(now time.Time) Payload {
-	al.mu.Lock()
-	defer al.mu.Unlock()
-	if !al.awaiting {
-		return nil
-	}
-	if now.Before(al.helloAt) {
-		al.schedule(&al.hello, al.helloAt)
-		return nil
-	}
-	al.helloAt = now.Add(al.timer)
-	al.timer = backoff(al.timer)
-	return &HelloPayload{V: version, Role: roleAgent}
 }
 
 // takeStatus names the listed sessions, at most 256 a payload (rules 5 and 9).
@@ -189,12 +173,12 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if !al.awaiting || al.helloAt.IsZero() || al.st.link != al {
+	if al.st.link != al || !al.hello.welcomed() {
 		al.mu.Unlock()
 		al.st.stalePayloads.Add(1)
 		return nil
 	}
-	al.awaiting, al.heardAt = false, now
+	al.heardAt = now
 	if al.id == p.Link { // welcomed once more: nothing was lost
 		al.mu.Unlock()
 		return nil
@@ -269,7 +253,9 @@ func (s *Session) noteProgress(viewerID string, seq uint64) {
 func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
-		al.helloAgain()
+		al.mu.Lock()
+		al.hello.start()
+		al.mu.Unlock()
 		return nil
 	case p.Code == codeVersion:
 		err := p.protocolError()
@@ -308,15 +294,6 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		s.changed.broadcast()
 	}
 	return nil
-}
-
-func (al *agentLink) helloAgain() {
-	al.mu.Lock()
-	defer al.mu.Unlock()
-	if !al.awaiting {
-		al.awaiting, al.helloAt, al.timer = true, time.Time{}, timerFirst
-		al.ready(&al.hello)
-	}
 }
 
 // An attachment is one session on one link: the state that ends with the link.

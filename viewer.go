@@ -278,13 +278,11 @@ type viewerLink struct {
 	*Link
 	v *Viewer
 
-	hello, beat task
+	hello *greeter
+	beat  task
 
 	id       string // the hub's name of the link; empty before the welcome
 	viewerID string // the hub's name of the viewer
-	awaiting bool
-	helloAt  time.Time
-	timer    time.Duration
 	heardAt  time.Time
 	holding  int  // payloads that wait for room: the silence is our own
 	held     bool // and one that did
@@ -296,9 +294,9 @@ type viewerLink struct {
 func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 
 func (v *Viewer) connect(now time.Time) *viewerLink {
-	vl := &viewerLink{v: v, awaiting: true, timer: timerFirst}
+	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
-	vl.hello = task{owner: takeFunc(vl.takeHello), urgent: true}
+	vl.hello = newGreeter(vl.Link, &v.mu, roleViewer)
 	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
@@ -313,7 +311,9 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
-	vl.ready(&vl.hello)
+	v.mu.Lock()
+	vl.hello.start()
+	v.mu.Unlock()
 	return vl
 }
 
@@ -330,21 +330,6 @@ func (vl *viewerLink) detach(time.Time) {
 		}
 	}
 	v.room.broadcast() // who waits for room on this link, waits no longer
-}
-
-func (vl *viewerLink) takeHello(now time.Time) Payload {
-	vl.v.mu.Lock()
-	defer vl.v.mu.Unlock()
-	if !vl.awaiting {
-		return nil
-	}
-	if now.Before(vl.helloAt) {
-		vl.schedule(&vl.hello, vl.helloAt)
-		return nil
-	}
-	vl.helloAt = now.Add(vl.timer)
-	vl.timer = backoff(vl.timer)
-	return &HelloPayload{V: version, Role: roleViewer}
 }
 
 // takeBeat ends a link on which the hub has been silent: it names every watch
@@ -416,11 +401,11 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
-	if !vl.awaiting || vl.helloAt.IsZero() {
+	if !vl.hello.welcomed() {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	vl.awaiting, vl.heardAt = false, now
+	vl.heardAt = now
 	if vl.id == p.Link {
 		return nil
 	}
@@ -602,10 +587,7 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayload) error {
 	switch {
 	case p.Code == codeStaleLink:
-		if !vl.awaiting {
-			vl.awaiting, vl.helloAt, vl.timer = true, time.Time{}, timerFirst
-			vl.ready(&vl.hello)
-		}
+		vl.hello.start()
 		return nil
 	case p.Code == codeVersion:
 		err := p.protocolError()

@@ -1,0 +1,5 @@
+//go:build !race
+
+package gvstream
+
+const simSteps = 500
