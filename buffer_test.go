@@ -18,6 +18,7 @@ func ringNumbers(r *ring) []uint64 {
 
 // TestRing does the same things to a ring and to a slice.
 func TestRing(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(30) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		var r ring

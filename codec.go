@@ -67,18 +67,24 @@ func Unmarshal(data []byte) (Payload, error) {
 	if !utf8.Valid(data) {
 		return nil, malformed("frame: not valid UTF-8")
 	}
+	p, err := decode(data)
+	if err == nil {
+		return p, nil
+	}
+	_, err.unanswered = p.(*ErrorPayload) // an error is never answered by an error (rule 11)
+	return nil, err
+}
+
+func decode(data []byte) (Payload, *ProtocolError) {
 	d := &decoder{scanner: scanner{b: data}}
 	p, typ := d.envelope()
 	switch {
 	case d.err != nil:
-		return nil, d.err
+		return p, d.err
 	case p == nil:
 		return nil, &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
 	}
-	if err := p.check(); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return p, p.check()
 }
 
 // newPayload returns an empty payload of a type, or nil.

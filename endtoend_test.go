@@ -16,6 +16,7 @@ import (
 // drop, repeat, reorder and delay payloads and break: every viewer is shown every
 // event once and in order.
 func TestEndToEnd(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()

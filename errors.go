@@ -79,7 +79,8 @@ type ProtocolError struct {
 	Epoch     string // the epoch it is about, or the current one
 	Seq       uint64 // the event it is about, or 0
 
-	fatal bool // the link fails (rule 6)
+	fatal      bool // the link fails (rule 6)
+	unanswered bool // the peer is not told
 }
 
 // Error names the code, the session, epoch and number as far as they are known.

@@ -410,11 +410,12 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	}
 	defer s.mu.Unlock()
 	o, accepted := s.on, s.log.head
+	if s.ended && p.LastSeq > accepted {
+		return refusal(codeEnded, s.id, "the session ended at %d", accepted)
+	}
 	s.head = max(s.head, p.HeadSeq)
 	s.listed = now
 	switch {
-	case s.ended && p.LastSeq > accepted:
-		return refusal(codeEnded, s.id, "the session ended at %d", accepted)
 	case p.FirstSeq > accepted+1:
 		o.nack(now)
 		return nil
@@ -427,7 +428,7 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		if err := ha.commit(ctx, s, p.Epoch, es); err != nil {
 			return err
 		}
-		if s.gone || s.epoch != p.Epoch || s.log.head != accepted {
+		if s.gone || s.epoch != p.Epoch {
 			return nil // forgotten while Commit ran
 		}
 		s.accept(es)

@@ -400,6 +400,7 @@ func (c *cursor) ahead() *ProtocolError {
 // refuse ends the watch. The session's lock is held, so the cursor goes when its
 // turn comes.
 func (c *cursor) refuse(err *ProtocolError) {
+	c.hv.refused.Add(1)
 	c.hv.answer(err.Payload())
 	c.hv.mu.Lock()
 	if c.hv.cursors[c.s.id] == c {

@@ -315,6 +315,7 @@ func TestHubReplays(t *testing.T) {
 // Rule 12: at most 500 events are asked for at a time, and more when the viewer's
 // link has taken them.
 func TestHubReplaysInPieces(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
 		a := speakAgent(t, h, "agent")

@@ -118,6 +118,7 @@ func testLinesBothWays(t *testing.T, a, b net.Conn) {
 }
 
 func TestLinesReceive(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("broken")
 	tooLong := fmt.Sprintf("gvstream: malformed: frame: a line of more than %d bytes", maxLine)
 	for name, c := range map[string]struct {

@@ -475,6 +475,7 @@ func (l *Link) receiveLoop(ctx context.Context, receive ReceiveFunc) error {
 		p, err := receive(ctx)
 		var refused *ProtocolError
 		switch {
+		case errors.As(err, &refused) && refused.unanswered:
 		case errors.As(err, &refused):
 			l.refuse(time.Now(), refused)
 		case err != nil:

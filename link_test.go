@@ -740,3 +740,21 @@ func TestLinkRunWholeWay(t *testing.T) {
 		cancel()
 	})
 }
+
+// An error is never answered by an error, not even one that can't be read (rule 11).
+func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
+	for _, line := range []string{
+		`{"type":"error","payload":{"code":""}}`,
+		`{"type":"error","payload":{"code":7}}`,
+		`{"type":"error","payload":{"code":"x","seq":-1}}`,
+	} {
+		_, err := Unmarshal([]byte(line))
+		var refused *ProtocolError
+		if !errors.As(err, &refused) || !refused.unanswered {
+			t.Errorf("%s: %v is to be answered", line, err)
+		}
+	}
+	if _, err := Unmarshal([]byte(`{"type":"hello","payload":{"v":-1}}`)); err.(*ProtocolError).unanswered {
+		t.Errorf("%v is not to be answered", err)
+	}
+}

@@ -278,6 +278,7 @@ func TestHubReplayTooLarge(t *testing.T) {
 
 // TestBudgetReserve: a reservation that does not fit makes no other fail.
 func TestBudgetReserve(t *testing.T) {
+	t.Parallel()
 	b := &budget{max: 100}
 	b.used.Store(90)
 	var wg sync.WaitGroup

@@ -167,6 +167,7 @@ func TestLog(t *testing.T) {
 // TestLogTrim: nothing pending is evicted, and what is acknowledged only as far as
 // the limits ask (rule 10).
 func TestLogTrim(t *testing.T) {
+	t.Parallel()
 	const count = 8
 	size := len(testEntry(1).json)
 	for acked := range uint64(count + 1) {
@@ -211,6 +212,7 @@ func TestLogTrimGaps(t *testing.T) {
 // TestLogLose turns each event of each log into a gap, with the same and with
 // other reasons beside it: neighbours merge if the reasons are the same.
 func TestLogLose(t *testing.T) {
+	t.Parallel()
 	reasons := []Reason{ReasonDropped, ReasonRejected}
 	for count := 1; count <= 5; count++ {
 		for pattern := range 1 << (2 * count) { // for each number: an event, or lost by one of two reasons
@@ -400,6 +402,7 @@ func TestReadGaps(t *testing.T) {
 // TestReadBytes: a batch's JSON stays within 256 KiB whatever the events' sizes,
 // and one larger event travels alone (rule 7).
 func TestReadBytes(t *testing.T) {
+	t.Parallel()
 	rnd := rand.New(rand.NewPCG(3, 3))
 	for _, most := range []int{10, 3000, 400_000} {
 		l := &log{}

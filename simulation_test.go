@@ -15,6 +15,7 @@ import (
 // TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n
 // runs n of them, and GVSTREAM_SIM_SEED=s runs one again and tells it.
 func TestSimulation(t *testing.T) {
+	t.Parallel()
 	runs := 500
 	if n, err := strconv.Atoi(os.Getenv("GVSTREAM_SIM_RUNS")); err == nil {
 		runs = n

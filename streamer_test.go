@@ -1945,6 +1945,7 @@ func TestStreamerReplayBusy(t *testing.T) {
 // TestStreamerReplayBig: an answer to a request with a limit ends after about 1 MiB,
 // and its batches stay within 256 KiB (rule 12).
 func TestStreamerReplayBig(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := playHub(t, st)
@@ -2217,6 +2218,7 @@ func TestStreamerClose(t *testing.T) {
 
 // TestStreamerUnacked yields what the hub has not acknowledged, copied.
 func TestStreamerUnacked(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := playHubWindow(t, st, 1000)
@@ -2395,6 +2397,7 @@ func TestStreamerRun(t *testing.T) {
 
 // TestStreamerConcurrent: whoever publishes, numbers are 1 to n, each once (rule 1).
 func TestStreamerConcurrent(t *testing.T) {
+	t.Parallel()
 	const publishers, each = 64, 1000
 	bubble(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxPendingEvents: 5000})

@@ -270,6 +270,7 @@ var viewerNames = []string{"early:", "late:", "resumed:"}
 
 // TestTransports shows that what the library's own transports promise is so.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	t.Run("pipe", func(t *testing.T) {
 		t.Parallel()
 		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) { return pipe() })
