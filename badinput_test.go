@@ -541,6 +541,7 @@ func badForViewer() (out []badLine) {
 // Rule 11: a line that is wrong in whatever way is answered by one error and
 // changes nothing, and the next line is as good as ever.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	for _, role := range []struct {
 		name  string
 		start func(t *testing.T) *farEnd

@@ -12,6 +12,7 @@ import (
 // An agent that answers with more events than a request may still get is refused,
 // and nothing of it reaches the viewer (rule 12).
 func TestBoundsReplayLimit(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
 		a := speakAgent(t, h, "agent")
@@ -39,6 +40,7 @@ func TestBoundsReplayLimit(t *testing.T) {
 // The hub holds about 1 MiB of an agent's answer: what comes after that is ignored,
 // and asked for again when the viewer has taken what there is (rule 12).
 func TestBoundsReplayBytes(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
 		a := speakAgent(t, h, "agent")

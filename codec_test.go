@@ -151,6 +151,7 @@ func jsonEncode(p Payload) ([]byte, error) {
 }
 
 func TestAgreesWithEncodingJSON(t *testing.T) {
+	t.Parallel()
 	payloads := wireSamples()
 	for _, p := range wireSamples() { // and with every field empty
 		payloads = append(payloads, reflect.New(reflect.TypeOf(p).Elem()).Interface().(Payload))
@@ -192,6 +193,7 @@ func TestAgreesWithEncodingJSON(t *testing.T) {
 }
 
 func TestUnmarshalRefuses(t *testing.T) {
+	t.Parallel()
 	for i, c := range hostileFrames {
 		in := hostileFrame(t, c.typ, c.old, c.new)
 		p, err := Unmarshal(in)

@@ -39,6 +39,7 @@ const helloLine = `{"type":"hello","payload":{"viewer_id":"","v":1,"role":"agent
 func padded(n int) string { return helloLine + strings.Repeat(" ", n-len(helloLine)) }
 
 func TestLinesPipe(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()
 		testLinesBothWays(t, a, b)
@@ -46,6 +47,7 @@ func TestLinesPipe(t *testing.T) {
 }
 
 func TestLinesTCP(t *testing.T) {
+	t.Parallel()
 	a, b := tcpPair(t)
 	testLinesBothWays(t, a, b)
 }
@@ -202,6 +204,7 @@ func TestLinesLongLineIsNotStored(t *testing.T) {
 
 // A connection that becomes quiet gives back what a large frame needed.
 func TestLinesShrinks(t *testing.T) {
+	t.Parallel()
 	r := &lineReceiver{r: strings.NewReader(padded(maxLine) + "\n" + strings.Repeat(helloLine+"\n", 3)), closer: closer{end: func() {}}}
 	for range 4 {
 		if _, err := r.receive(t.Context()); err != nil {
@@ -267,6 +270,7 @@ func TestLinesSendFraming(t *testing.T) {
 }
 
 func TestLinesSendTooLarge(t *testing.T) {
+	t.Parallel()
 	overhead, err := Marshal(batchOfData(`""`))
 	if err != nil {
 		t.Fatal(err)
