@@ -3,6 +3,9 @@ package gvstream
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 )
 
 // Errors that a caller may want to decide on. All are returned as they are or
@@ -71,7 +74,7 @@ const (
 // agent then turns that event into a gap instead of sending it again (rule 11).
 type ProtocolError struct {
 	Code      string // one of the codes in PROTOCOL.md
-	Message   string // for people: may quote what the peer sent, at most 256 bytes
+	Message   string // for people, at most 256 bytes; a peer's own words, perhaps: Error quotes them
 	Retryable bool   // the same may succeed later
 	SessionID string // empty if it is not about one session
 	ViewerID  string // empty if it is not about one viewer
@@ -83,9 +86,10 @@ type ProtocolError struct {
 	unanswered bool // the peer is not told
 }
 
-// Error names the code, the session, epoch and number as far as they are known.
+// Error names the code, the session, epoch and number as far as they are known. It
+// is one line: text of a peer that does not print is quoted, Message's too.
 func (e *ProtocolError) Error() string {
-	s := "gvstream: " + e.Code
+	s := "gvstream: " + quoted(e.Code)
 	if e.SessionID != "" {
 		s += fmt.Sprintf(" session=%q", e.SessionID)
 	}
@@ -96,9 +100,18 @@ func (e *ProtocolError) Error() string {
 		s += fmt.Sprintf(" seq=%d", e.Seq)
 	}
 	if e.Message != "" {
-		s += ": " + e.Message
+		s += ": " + quoted(e.Message)
 	}
 	return s
+}
+
+// quoted is a text as it may stand in a log, whoever said it: without line feeds,
+// and without what a terminal obeys.
+func quoted(s string) string {
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return s
+	}
+	return strconv.Quote(s)
 }
 
 // Payload returns the error payload that tells the peer. It is for callers that
@@ -106,7 +119,7 @@ func (e *ProtocolError) Error() string {
 // answer by themselves.
 func (e *ProtocolError) Payload() *ErrorPayload {
 	return &ErrorPayload{
-		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: e.Message,
+		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: clip(e.Message),
 		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq,
 	}
 }
@@ -133,9 +146,10 @@ func refusal(code, sessionID, format string, args ...any) *ProtocolError {
 // maxMessage is the longest text of an error payload, in bytes.
 const maxMessage = 256
 
-// clip shortens a message that quotes a peer.
+// clip makes a text one that an error payload may have: a caller's or a peer's
+// words may be in it.
 func clip(s string) string {
-	if len(s) <= maxMessage {
+	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= maxMessage {
 		return s
 	}
 	n := maxMessage
