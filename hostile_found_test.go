@@ -1,8 +1,11 @@
 package gvstream
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"unicode"
 	"unicode/utf8"
 )
@@ -45,6 +48,78 @@ func TestErrorMessageOfAnyBytes(t *testing.T) {
 			t.Errorf("%.10q: %v", text, err)
 		}
 	}
+}
+
+// Gaps that followed events made a batch longer than a batch may be.
+func TestBatchBytesWithGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		b := a.batch("s", "e1", 1, 1)
+		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", pageBytes-200) + `"`)
+		for seq := uint64(2); seq < 2+maxBatchGaps; seq++ {
+			b.Gaps = append(b.Gaps, Gap{seq, seq, Reason(strings.Repeat(string(rune('a'+seq%2)), 32))})
+			b.LastSeq, b.HeadSeq = seq, seq
+		}
+		a.send(b)
+		v.send(v.watch("s", "", 0))
+		last := uint64(0)
+		for p := v.next(); p != nil; p = v.next() {
+			line, err := Marshal(p)
+			if err != nil || len(line) > maxBatchBytes {
+				t.Errorf("a %s of %d bytes, %v", p.payloadType(), len(line), err)
+			}
+			if b, ok := p.(*EventBatchPayload); ok {
+				last = b.LastSeq
+			}
+		}
+		if last != b.LastSeq {
+			t.Errorf("the viewer got up to %d of %d", last, b.LastSeq)
+		}
+	})
+}
+
+// An agent's answer with as many gaps as it may have, and events that the hub
+// refuses, became a batch with more gaps than one may have: the viewer refused it
+// and asked for ever.
+func TestReplayGapsOfRefusedEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxEventBytes: 1000, LogEvents: 5})
+		a.feed("s", "e1", 21, 700)
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		r, ok := a.next().(*ReplayRequestPayload)
+		if !ok {
+			t.Fatal("no request")
+		}
+		b := answerTo(r, 1, 0, true)
+		large := json.RawMessage(`"` + strings.Repeat("x", 1000) + `"`)
+		for seq := uint64(1); seq <= 600; seq++ {
+			if seq%6 == 0 {
+				b.Events = append(b.Events, Event{Seq: seq, Data: large})
+			} else {
+				b.Gaps = append(b.Gaps, Gap{seq, seq, Reason("r" + fmt.Sprint(seq%2))})
+			}
+		}
+		b.LastSeq = 600
+		a.send(b)
+		next := uint64(1)
+		for p := v.next(); p != nil; p = v.next() {
+			if err := p.check(); err != nil {
+				t.Fatalf("the hub said what no viewer takes: %v", err)
+			}
+			if b, ok := p.(*ReplayBatchPayload); ok {
+				if b.FirstSeq != next {
+					t.Errorf("%d follows %d", b.FirstSeq, next-1)
+				}
+				next = b.LastSeq + 1
+			}
+		}
+		if next != 601 {
+			t.Errorf("the viewer got up to %d", next-1)
+		}
+	})
 }
 
 // printable reports whether a text can stand in a log line as it is.

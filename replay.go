@@ -171,7 +171,7 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, size int) {
 	for ; start+n < l.ring.n; n++ {
 		e := l.ring.at(start + n)
 		switch {
-		case e.from > until || gaps == maxBatchGaps-1:
+		case e.from > until || gaps == maxBatchGaps-1 || e.gap() && events > 0 && used+gapBytes > s.bytes:
 			return n, size
 		case e.gap():
 			used += gapBytes
@@ -319,7 +319,7 @@ func asPage(first uint64, es []entry) page {
 func asPages(es []entry) []page {
 	var out []page
 	for n := 0; len(es) > 0; es, n = es[n:], 0 {
-		for bytes := 0; n < len(es) && (n == 0 || bytes+len(es[n].json)+gapBytes <= pageBytes); n++ {
+		for bytes := 0; n < min(len(es), maxBatchGaps) && (n == 0 || bytes+len(es[n].json)+gapBytes <= pageBytes); n++ {
 			bytes += len(es[n].json) + gapBytes
 		}
 		out = append(out, asPage(es[0].from, es[:n]))
