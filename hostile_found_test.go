@@ -2,10 +2,12 @@ package gvstream
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -118,6 +120,44 @@ func TestReplayGapsOfRefusedEvents(t *testing.T) {
 		}
 		if next != 601 {
 			t.Errorf("the viewer got up to %d", next-1)
+		}
+	})
+}
+
+// MaxAgentSessions counted what was open on the link. An agent that connected again
+// and again, each time with other sessions, filled the hub's MaxSessions, and no
+// other agent could open one.
+func TestAgentFillsHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxSessions: 50, MaxAgentSessions: 10, SessionTTL: time.Hour})
+		opened := 0
+		for i := range 10 {
+			greedy := speakAgent(t, h, "greedy")
+			for j := range 10 {
+				err := greedy.l.Handle(t.Context(), greedy.batch(fmt.Sprint("s", i, "-", j), "e1", 1, 1))
+				if err == nil {
+					opened++
+				} else if refused := (*ProtocolError)(nil); !errors.As(err, &refused) || refused.Code != codeOverloaded || !refused.Retryable {
+					t.Fatalf("refused with %v", err)
+				}
+			}
+		}
+		if opened != 10 || h.Stats().Sessions != 10 {
+			t.Errorf("%d sessions opened, the hub has %d; one agent may have 10", opened, h.Stats().Sessions)
+		}
+		modest := speakAgent(t, h, "modest")
+		modest.send(modest.batch("theirs", "e1", 1, 1))
+		again := speakAgent(t, h, "greedy")
+		again.send(again.status(entryOf("s0-0", "e1", 1, 1, 1))) // what it has, it may open again
+		again.want(again.ack("s0-0", "e1", 1))
+		h.Forget("s0-0")
+		again.send(again.batch("another", "e1", 1, 1)) // and there is room for one more
+		pass(2 * time.Hour)
+		again.l.Close()
+		pass(2 * time.Hour)
+		h.Stats()
+		if n := len(h.owned); n != 1 {
+			t.Errorf("%d agents are counted: %v", n, h.owned)
 		}
 	})
 }

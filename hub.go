@@ -51,8 +51,9 @@ type HubConfig struct {
 	// MaxSessions is the number of sessions of all agents. If zero, 100,000. If
 	// negative, none.
 	MaxSessions int
-	// MaxAgentSessions is the number of sessions open on one agent's link. If
-	// zero, 10,000. If negative, none.
+	// MaxAgentSessions is the number of sessions of one agent: those open on its
+	// link, and those that SessionTTL keeps while it is away. If zero, 10,000. If
+	// negative, none.
 	MaxAgentSessions int
 	// MaxWatches is the number of sessions watched over one viewer's link. If
 	// zero, 100. If negative, none.
@@ -116,8 +117,9 @@ type Hub struct {
 	locals   map[*hubViewer]bool // the cursors of Items
 	closed   bool
 
-	agentsMu sync.Mutex // protects the field below; a leaf
+	agentsMu sync.Mutex // protects the fields below; a leaf
 	agents   map[string]*hubAgent
+	owned    map[string]int // sessions that count against an agent's limit
 
 	expiryMu sync.Mutex // protects the field below; a leaf
 	expiry   expiryHeap
@@ -130,6 +132,7 @@ func NewHub(cfg *HubConfig) *Hub {
 		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process,
 		sessions: make(map[string]*hubSession),
 		agents:   make(map[string]*hubAgent),
+		owned:    make(map[string]int),
 		viewers:  make(map[string]*hubViewer),
 		locals:   make(map[*hubViewer]bool),
 	}
@@ -144,6 +147,7 @@ type hubSession struct {
 	mu       sync.Mutex // protects the fields below; before the locks of a link
 	gone     bool       // no longer in the hub's map
 	owner    string     // the agent it belongs to (rule 4)
+	counted  bool       // against that agent's limit
 	epoch    string     // empty: unknown to the hub
 	log      log        // its head is what is accepted
 	head     uint64     // last number the agent is known to have
@@ -300,11 +304,38 @@ func (s *hubSession) forgetEpochs() {
 	if s.on != nil {
 		s.on.close()
 	}
-	s.owner, s.epoch, s.log, s.head, s.endSeq, s.ended = "", "", log{}, 0, 0, false
+	s.belongTo("")
+	s.epoch, s.log, s.head, s.endSeq, s.ended = "", log{}, 0, 0, false
 	s.prev, s.prevID, s.prevSeq, s.on = nil, "", 0, nil
 	for _, c := range s.cursors {
 		c.restart(c.epoch, c.seq)
 		c.tell()
+	}
+}
+
+// belongTo makes an agent the owner, against whose limit the session counts.
+func (s *hubSession) belongTo(agentID string) {
+	s.uncount()
+	s.owner = agentID
+	if agentID == "" {
+		return
+	}
+	s.counted = true
+	s.h.agentsMu.Lock()
+	s.h.owned[agentID]++
+	s.h.agentsMu.Unlock()
+}
+
+// uncount takes the session off its owner's limit.
+func (s *hubSession) uncount() {
+	if !s.counted {
+		return
+	}
+	s.counted = false
+	s.h.agentsMu.Lock()
+	defer s.h.agentsMu.Unlock()
+	if s.h.owned[s.owner]--; s.h.owned[s.owner] == 0 {
+		delete(s.h.owned, s.owner)
 	}
 }
 
@@ -351,6 +382,7 @@ func (s *hubSession) age(now time.Time) (remove bool) {
 			s.on.close()
 			s.on, s.away = nil, now
 		}
+		s.uncount()
 		if !s.listed.Add(2*endedTTL + ttl).After(now) {
 			return true
 		}

@@ -329,12 +329,12 @@ func (ha *hubAgent) claims(ctx context.Context, s *hubSession) bool {
 
 // full refuses a session beyond the limits.
 func (ha *hubAgent) full(s *hubSession) error {
-	if s.on != nil && s.on.ha == ha {
+	if s.counted && s.owner == ha.agentID {
 		return nil
 	}
-	ha.mu.Lock()
-	n := len(ha.sessions)
-	ha.mu.Unlock()
+	ha.h.agentsMu.Lock()
+	n := ha.h.owned[ha.agentID]
+	ha.h.agentsMu.Unlock()
 	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
@@ -393,7 +393,8 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 	if s.on != nil {
 		s.on.close()
 	}
-	s.owner, s.on = ha.agentID, o
+	s.belongTo(ha.agentID)
+	s.on = o
 	s.wakeAll()
 	return nil
 }
