@@ -162,6 +162,65 @@ func TestAgentFillsHub(t *testing.T) {
 	})
 }
 
+// An agent that answers no replay request kept the slots of a viewer's link: the
+// request was given up, and made again before those that waited had their turn. The
+// viewer's watches of other agents' sessions got nothing, for ever.
+func TestSilentAgentKeepsNoSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: 5})
+		silent, honest := speakAgent(t, h, "silent"), speakAgent(t, h, "honest")
+		v := speakViewer(t, h, "tab")
+		for i := range 6 {
+			silent.feed(fmt.Sprint("quiet", i), "e1", 1, 20)
+			v.send(v.watch(fmt.Sprint("quiet", i), "", 0))
+		}
+		honest.feed("s", "e1", 1, 20)
+		v.send(v.watch("s", "", 0))
+		start := time.Now()
+		for time.Since(start) < 10*time.Minute {
+			for p := v.next(); p != nil; p = v.next() {
+				if b, ok := p.(*EventBatchPayload); ok && b.SessionID == "s" {
+					if d := time.Since(start); d > time.Minute {
+						t.Errorf("served after %v", d)
+					}
+					return
+				}
+			}
+			for p := honest.next(); p != nil; p = honest.next() {
+				if r, ok := p.(*ReplayRequestPayload); ok {
+					honest.send(answerTo(r, r.AfterSeq+1, r.UntilSeq, true))
+				}
+			}
+			silent.drain()
+			pass(time.Second)
+		}
+		t.Error("an honest agent's session got nothing in ten minutes")
+	})
+}
+
+// An agent that answers a request with empty batches, none of them the last, kept its
+// turn for ever.
+func TestEmptyAnswersKeepNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		r := a.asked("s", "tab", "e1", 0, 15)
+		for range 3 {
+			pass(14 * time.Second)
+			a.l.Handle(t.Context(), answerTo(r, 1, 0, false))
+			v.drain()
+		}
+		for p := a.next(); p != nil; p = a.next() {
+			if again, ok := p.(*ReplayRequestPayload); ok && again.RequestID != r.RequestID {
+				return
+			}
+		}
+		t.Error("still the first request after 42 s without an event")
+	})
+}
+
 // printable reports whether a text can stand in a log line as it is.
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) })

@@ -288,12 +288,13 @@ type cursor struct {
 	idle  bool // it has everything: in the session's list
 	ended bool // it was told of the end
 
-	fetch   *fetch    // its open replay request, or nil
-	pages   []page    // what came of it, to be handed out
-	lost    uint64    // the agent can't give what is up to here
-	since   time.Time // it waits for the agent since then; zero: it does not
-	inTurn  bool      // in the session's queue for a turn
-	granted bool      // its turn came
+	fetch   *fetch        // its open replay request, or nil
+	timer   time.Duration // of the next one; zero: timerFirst
+	pages   []page        // what came of it, to be handed out
+	lost    uint64        // the agent can't give what is up to here
+	since   time.Time     // it waits for the agent since then; zero: it does not
+	inTurn  bool          // in the session's queue for a turn
+	granted bool          // its turn came
 }
 
 // place puts the cursor on a session, unless that was removed meanwhile.
@@ -342,7 +343,7 @@ func (c *cursor) restart(epoch string, seq uint64) {
 	c.dropFetch()
 	c.ungrant()
 	c.epoch, c.seq = epoch, seq
-	c.pages, c.lost, c.ended, c.since = nil, 0, false, time.Time{}
+	c.pages, c.lost, c.ended, c.since, c.timer = nil, 0, false, time.Time{}, 0
 	c.hv.ready(&c.task)
 }
 
@@ -551,17 +552,22 @@ func (c *cursor) older(now time.Time, l *log) *page {
 
 // ask sends a replay request to the agent, when it is the cursor's turn.
 func (c *cursor) ask(ha *hubAgent, until uint64) {
-	timer := timerFirst
-	if c.fetch != nil { // unanswered: again, under a new id
-		timer = c.fetch.timer
-		if !c.fetch.closed {
-			timer = backoff(timer)
+	if f := c.fetch; f != nil { // unanswered: again, under a new id
+		c.timer = f.timer
+		if !f.closed {
+			c.timer = backoff(f.timer)
 		}
+		others := c.hv.othersWait()
 		c.dropFetch()
+		if others { // they have their turn first
+			c.hv.ready(&c.task)
+			return
+		}
 	}
 	if !c.grant() {
 		return
 	}
+	timer := max(c.timer, timerFirst)
 	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
 	f.task = task{owner: f, urgent: true}
 	c.granted = false // the fetch has the turn from here on
@@ -646,6 +652,13 @@ func (s *hubSession) passTurn() {
 		c.hv.ready(&c.task)
 	}
 	s.open--
+}
+
+// othersWait reports whether a cursor waits for a slot of the link.
+func (hv *hubViewer) othersWait() bool {
+	hv.mu.Lock()
+	defer hv.mu.Unlock()
+	return len(hv.waiting) > 0
 }
 
 // freeSlot gives a slot of the link back, and has those that wait try again.
@@ -764,9 +777,9 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 		ha.h.stalePayloads.Add(1)
 		return nil
 	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
-		return malformed("replay_batch: not what request %s asked for", p.RequestID)
+		return malformed("replay_batch: not what request %q asked for", p.RequestID)
 	case p.LastSeq > f.until || len(p.Events) > f.left:
-		return malformed("replay_batch: more than request %s asked for", p.RequestID)
+		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
 	f.accept(now, p, es)
 	return nil
@@ -779,8 +792,9 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, es []entry) {
 		f.pause(now, time.Second)
 		return
 	}
-	f.due = now.Add(f.timer)
 	for _, pg := range asPages(clipEntries(es, f.next-1)) {
+		f.due = now.Add(f.timer) // an answer without news is none
+		c.timer = 0
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		f.next = pg.last + 1
