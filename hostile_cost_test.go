@@ -1,0 +1,442 @@
+package gvstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What a hostile peer can make others spend. SECURITY.md quotes the figures.
+
+// Hundred thousand payloads about sessions that there are not leave nothing: no
+// entry in any map or slice, no byte of the heap, no goroutine.
+func TestFloodLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rounds, kinds = 6_250, 16
+		st, w := NewStreamer(nil), NewViewer(nil)
+		h := NewHub(&HubConfig{MaxAgentSessions: 1, LogEvents: 5, Window: 4})
+		publishN(t, st, "s", 3)
+		w.Watch("s", Position{})
+		hub := &speaker{t: t, l: st.Connect(), id: "l1"} // a hostile one
+		hub.drain()
+		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+		hub2 := speakHub(t, w)
+		agent := speakAgent(t, h, "agent")
+		agent.feed("s", "e1", 1, 20)
+		viewer := speakViewer(t, h, "tab")
+		viewer.send(viewer.watch("s", "", 0))
+		flood := func(n int) {
+			for i := range n {
+				id := fmt.Sprint("none", i)
+				for _, p := range []Payload{
+					&AckBatchPayload{SessionID: id, Epoch: "e1", Link: "l1", UpToSeq: uint64(i)},
+					&AckBatchPayload{SessionID: id, ViewerID: id, Epoch: "e1", Link: "l1", UpToSeq: uint64(i)},
+					&ReplayRequestPayload{SessionID: id, ViewerID: id, RequestID: id},
+					&ErrorPayload{Code: codeEventRejected, SessionID: id, Seq: uint64(i)},
+				} {
+					hub.l.Handle(t.Context(), p)
+				}
+				for _, p := range []Payload{
+					hub2.status(stands(id, "e1", 1, 9, 0)), hub2.batch(id, "e1", 1, 1),
+					answerTo(request(id, "tab", id, "e1", 0, 1), 1, 1, true),
+					&ErrorPayload{Code: codeForbidden, SessionID: id},
+				} {
+					hub2.l.Handle(t.Context(), p)
+				}
+				for _, p := range []Payload{
+					agent.status(entryOf(id, "e1", 1, 0, 9)), agent.batch(id, "e1", 1, 1), agent.batch(id, "e1", 2, 2),
+					answerTo(request(id, "tab", id, "e1", 0, 1), 1, 1, true),
+					&ErrorPayload{Code: codeUnknownSession, SessionID: id, RequestID: id},
+				} {
+					agent.l.Handle(t.Context(), p)
+				}
+				for _, p := range []Payload{viewer.watch(id, "", 0), viewer.stop(id), &ErrorPayload{Code: codeForbidden, SessionID: id}} {
+					viewer.l.Handle(t.Context(), p)
+				}
+				if i%16 == 0 {
+					for _, s := range []*speaker{hub, hub2, agent, viewer} {
+						s.drain()
+					}
+				}
+			}
+			for _, s := range []*speaker{hub, hub2, agent, viewer} {
+				s.drain()
+			}
+		}
+		state := func() any {
+			var sessions []SessionStats
+			for s := range h.Sessions() {
+				sessions = append(sessions, s)
+			}
+			return []any{footprint(st, h, w), sessions, stats(t, st, "s"), h.Stats().Sessions, st.Stats().Sessions, w.Stats().Watches}
+		}
+		flood(50) // pools and buffers have what they need
+		before, goroutines, heap := state(), runtime.NumGoroutine(), heapBytes()
+		flood(rounds)
+		if diff := cmp.Diff(before, state()); diff != "" {
+			t.Errorf("-before +after %d payloads\n%s", rounds*kinds, diff)
+		}
+		if grown := heapBytes() - heap; grown > 64<<10 {
+			t.Errorf("the heap grew by %d bytes in %d payloads", grown, rounds*kinds)
+		}
+		if n := runtime.NumGoroutine(); n != goroutines {
+			t.Errorf("%d goroutines, %d before", n, goroutines)
+		}
+		runtime.KeepAlive([]any{st, h, w, hub, hub2, agent, viewer})
+	})
+}
+
+func heapBytes() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// The same from a peer that reads no answers: what waits for it is bounded.
+func TestFloodUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, w := NewStreamer(nil), NewViewer(nil)
+		h := NewHub(nil)
+		w.Watch("s", Position{})
+		hub := &speaker{t: t, l: st.Connect(), id: "l1"}
+		hub.drain()
+		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+		hub2, agent, viewer := speakHub(t, w), speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		for i := range 5000 {
+			id := fmt.Sprint("none", i)
+			hub.l.Handle(t.Context(), hub.ack(id, "e1", 1))
+			hub.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: id, RequestID: id})
+			hub2.l.Handle(t.Context(), hub2.batch(id, "e1", 1, 1))
+			agent.l.Handle(t.Context(), agent.batch(id, "e1", 2, 2))
+			agent.l.Handle(t.Context(), agent.status())
+			agent.l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleAgent})
+			viewer.l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+			viewer.l.Handle(t.Context(), viewer.watch(id, "", 0))
+		}
+		for name, l := range map[string]*Link{"agent": hub.l, "viewer": hub2.l, "hub of agent": agent.l, "hub of viewer": viewer.l} {
+			if n := len(l.answers); n > 2*maxAnswers || n < maxAnswers {
+				t.Errorf("%s: %d answers wait", name, n)
+			}
+			refusals := 0
+			for _, p := range l.answers {
+				if _, ok := p.(*ErrorPayload); ok {
+					refusals++
+				}
+			}
+			if refusals > maxAnswers {
+				t.Errorf("%s: %d refusals wait", name, refusals)
+			}
+		}
+		if n := len(h.viewers["tab"].cursors); n != h.cfg.MaxWatches {
+			t.Errorf("%d watches", n)
+		}
+	})
+}
+
+// size is how long a payload is on the wire.
+func size(t *testing.T, p Payload) int {
+	t.Helper()
+	line, err := Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(line) + 1
+}
+
+// checked is a payload of ours as a peer takes it, and its size.
+func checked(t *testing.T, p Payload) int {
+	t.Helper()
+	line, err := Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unmarshal(line); err != nil {
+		t.Errorf("the link said what no peer takes: %v", err)
+	}
+	return len(line)
+}
+
+// longID is an id that is as long on the wire as one can be.
+func longID(i int) string { return fmt.Sprintf(`%s%03d`, strings.Repeat(`"`, maxID-3), i) }
+
+// Each answer is within the limits of its kind, just at them where that is possible,
+// with ids that need twice their length.
+func TestAnswersKeepLimits(t *testing.T) {
+	t.Parallel()
+	const replayRequestBytes = maxReplayBytes
+	for name, e := range map[string]Event{
+		"tiny":          {},
+		"small":         {Type: strings.Repeat(`"`, maxID), Data: json.RawMessage(`"` + strings.Repeat("x", 500) + `"`)},
+		"2.5 KiB":       {Data: json.RawMessage(`"` + strings.Repeat("x", 2500) + `"`)},
+		"2.6 KiB":       {Bytes: []byte(strings.Repeat("x", 1990))},
+		"a third":       {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes/3-60) + `"`)},
+		"a whole batch": {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes-100) + `"`)},
+		"more":          {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes+1) + `"`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { answersKeepLimits(t, e, replayRequestBytes) })
+		})
+	}
+}
+
+func answersKeepLimits(t *testing.T, e Event, most int) {
+	st := NewStreamer(&StreamerConfig{MaxPendingBytes: 256 << 20, ReplayBytes: 256 << 20, Overflow: DropOldest})
+	id := longID(0)
+	n := 700
+	if len(e.Data) > 100_000 {
+		n = 20
+	}
+	for range n {
+		if _, err := st.Publish(t.Context(), id, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := NewHub(&HubConfig{LogEvents: 5, Window: 1 << 20})
+	a, b := st.Connect(), h.ConnectAgent(longID(1))
+	v := speakViewer(t, h, longID(2))
+	v.send(v.watch(id, "", 0))
+	answered, events := 0, 0 // to the request that is open
+	within := func(p Payload) {
+		size, list, gaps := checked(t, p), []Event(nil), []Gap(nil)
+		limit := maxBatchEvents
+		switch p := p.(type) {
+		case *EventBatchPayload:
+			list, gaps = p.Events, p.Gaps
+		case *ReplayBatchPayload:
+			list, gaps, limit = p.Events, p.Gaps, maxReplayPage
+		default:
+			if size > 2<<10 {
+				t.Errorf("a %s of %d bytes", p.payloadType(), size)
+			}
+		}
+		if len(list) > limit || len(gaps) > maxBatchGaps || size > maxBatchBytes && len(list) > 1 {
+			t.Errorf("a %s of %d events, %d gaps, %d bytes", p.payloadType(), len(list), len(gaps), size)
+		}
+	}
+	for range 10_000 {
+		moved := false
+		if p, _ := a.Next(endedContext); p != nil {
+			moved = true
+			within(p)
+			if r, ok := p.(*ReplayBatchPayload); ok {
+				answered += checked(t, p)
+				if events += len(r.Events); events > maxReplay || answered > most+maxBatchBytes+2*len(e.Data)+2*len(e.Bytes) {
+					t.Errorf("%d events, %d bytes for one request", events, answered)
+				}
+			}
+			b.Handle(context.Background(), p)
+		}
+		if p, _ := b.Next(endedContext); p != nil {
+			moved = true
+			within(p)
+			if _, ok := p.(*ReplayRequestPayload); ok {
+				answered, events = 0, 0
+			}
+			a.Handle(context.Background(), p)
+		}
+		if p := v.next(); p != nil {
+			moved = true
+			within(p)
+			if b, ok := p.(*EventBatchPayload); ok && b.LastSeq == uint64(n) {
+				return
+			}
+		}
+		if !moved {
+			pass(time.Second)
+		}
+	}
+	t.Error("the viewer did not get all of it")
+}
+
+// A status names 256 sessions at the most and stays far below a line, whatever their
+// ids are.
+func TestStatusKeepsLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, h := NewStreamer(nil), NewHub(&HubConfig{MaxWatches: 600})
+		for i := range 600 {
+			publishN(t, st, longID(i), 1)
+		}
+		a, v := st.Connect(), speakViewer(t, h, longID(1))
+		a.Next(endedContext)
+		a.Handle(t.Context(), &WelcomePayload{V: 1, Link: longID(0)})
+		for i := range 600 {
+			v.send(v.watch(longID(i), "", 0))
+		}
+		for name, l := range map[string]*Link{"agent": a, "hub": v.l} {
+			sessions, payloads := 0, 0
+			for sessions < 600 {
+				p, err := l.Next(endedContext)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, ok := p.(*StatusPayload)
+				if !ok {
+					continue
+				}
+				payloads++
+				sessions += len(s.Sessions)
+				if n := checked(t, s); len(s.Sessions) > maxStatus || n > 128<<10 {
+					t.Errorf("%s: a status of %d sessions, %d bytes", name, len(s.Sessions), n)
+				}
+			}
+			if sessions != 600 || payloads != 3 {
+				t.Errorf("%s: %d sessions in %d statuses, want 600 in 3", name, sessions, payloads)
+			}
+		}
+	})
+}
+
+// Every error payload is at most 256 bytes of text, whatever it quotes.
+func TestErrorsKeepLimits(t *testing.T) {
+	long := strings.Repeat("\u2028", 40) + "x"
+	for _, say := range []struct {
+		kind string
+		p    Payload
+	}{
+		{"hub of agent", &ReplayBatchPayload{SessionID: "s", RequestID: long, Epoch: "e", FirstSeq: 1}},
+		{"hub of agent", &HelloPayload{V: 1, Role: strings.Repeat("\u2028", 1000)}},
+		{"hub of agent", &HelloPayload{V: -1 << 31, Role: "agent"}},
+		{"hub of viewer", &WatchPayload{SessionID: long, ViewerID: "other"}},
+		{"hub of viewer", &WatchPayload{SessionID: "secret"}},
+		{"agent", &ReplayRequestPayload{SessionID: long, RequestID: long}},
+		{"agent", &ReplayRequestPayload{SessionID: "s", RequestID: long, AfterSeq: MaxSeq + 1, UntilSeq: MaxSeq + 2}},
+	} {
+		for _, kind := range victims {
+			if kind.name != say.kind {
+				continue
+			}
+			synctest.Test(t, func(t *testing.T) {
+				v := kind.start(t)
+				if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
+					v.l.m.(*hubAgent).fetches[r.RequestID] = v.l.m.(*hubAgent).fetches[v.request.RequestID]
+				}
+				if err := v.l.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
+					t.Errorf("%s: error %q", payloadText(say.p), err)
+				}
+				for _, p := range v.rest() {
+					e, ok := p.(*ErrorPayload)
+					if !ok || len(e.Message) > maxMessage || !printable(e.Message) {
+						t.Errorf("%s: answered by %s", payloadText(say.p), payloadText(p))
+					}
+					checked(t, p)
+				}
+			})
+		}
+	}
+	for _, c := range hostileFrames {
+		frame := hostileFrame(t, c.typ, c.old, c.new)
+		_, err := Unmarshal(frame)
+		refused := err.(*ProtocolError)
+		if n := len(refused.Payload().Message); n > maxMessage || !printable(err.Error()) || !printable(refused.Payload().Message) {
+			t.Errorf("%.100q: %d bytes of %q", frame, n, err)
+		}
+	}
+	if _, err := Unmarshal([]byte(`{"type":"` + strings.Repeat(`\u2028\n`, 5000) + `","payload":0}`)); err == nil || len(err.Error()) > maxMessage+30 || !printable(err.Error()) {
+		t.Errorf("a type of line feeds: %q", err)
+	}
+}
+
+// What comes out for what goes in, at once and by everybody, to whoever it goes. The
+// events of a session that the peer may see count as what he asked for.
+func TestAmplification(t *testing.T) {
+	type in struct {
+		name   string
+		kind   string
+		line   func(v *victim) []byte
+		factor float64 // bytes out for a byte in, at the most
+		bytes  int     // or as many bytes, where the input is a few bytes long
+	}
+	of := func(p func(v *victim) Payload) func(v *victim) []byte {
+		return func(v *victim) []byte {
+			line, err := Marshal(p(v))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return line
+		}
+	}
+	text := func(line string) func(v *victim) []byte { return func(*victim) []byte { return []byte(line) } }
+	many := func(f func(v *victim, id string) SessionStatus) func(v *victim) []byte {
+		return of(func(v *victim) Payload {
+			p := v.status()
+			for i := range maxStatus {
+				p.Sessions = append(p.Sessions, f(v, fmt.Sprintf("%c%c", 'a'+i/16, 'a'+i%16)))
+			}
+			return p
+		})
+	}
+	for _, in := range []in{
+		{"a byte", "hub of agent", text("x"), 0, 250},
+		{"an object", "hub of agent", text("{}"), 0, 250},
+		{"an unknown type", "hub of viewer", text(`{"type":"` + strings.Repeat(`\n`, 500) + `"}`), 0, 400},
+		{"hello of an agent", "hub of agent", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "agent"} }), 2, 0},
+		{"hello of a viewer", "hub of viewer", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "viewer"} }), 2, 0},
+		{"hello of another version", "hub of agent", of(func(*victim) Payload { return &HelloPayload{V: 2, Role: "agent"} }), 3, 0},
+		{"an empty status", "hub of agent", of(func(v *victim) Payload { return v.status() }), 1.1, 0},
+		{"a status of 256 sessions, too many", "hub of agent", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id, Epoch: "e"} }), 1.5, 0},
+		{"the same session 256 times", "hub of agent", many(func(*victim, string) SessionStatus { return SessionStatus{SessionID: "s", Epoch: "e1"} }), 1.1, 0},
+		{"a batch of an unknown session", "hub of agent", of(func(v *victim) Payload { return v.batch("t", "e1", 2, 2) }), 1.1, 0},
+		{"a batch with a hole before it", "hub of agent", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1.1, 0},
+		{"a batch that is known", "hub of agent", of(func(v *victim) Payload { return v.batch("s", "e1", 1, 1) }), 1.1, 0},
+		{"a replay nobody asked for", "hub of agent", of(func(v *victim) Payload { return answerTo(request("s", "v", "r", "e1", 0, 1), 1, 1, true) }), 0, 1},
+		{"a watch of nobody", "hub of viewer", of(func(v *victim) Payload { return v.watch("nobody", "", 0) }), 2.5, 0},
+		{"a watch of a secret", "hub of viewer", of(func(v *victim) Payload { return v.watch("secret", "", 0) }), 2, 0},
+		{"a watch from ahead", "hub of viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 99) }), 2.5, 0},
+		{"a watch too many", "hub of viewer", of(func(v *victim) Payload { return v.watch("t", "", 0) }), 2.5, 0},
+		{"a stop", "hub of viewer", of(func(v *victim) Payload { return v.stop("nobody") }), 0, 1},
+		{"a watch of what the viewer has", "hub of viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 5) }), 2.5, 0},
+		{"an ack of an unknown session", "agent", of(func(v *victim) Payload { return v.ack("t", "e1", 1) }), 1.5, 0},
+		{"an ack beyond what was sent", "agent", of(func(v *victim) Payload { return v.ack("s", v.epoch, 9) }), 2, 0},
+		{"a replay of an unknown session", "agent", of(func(*victim) Payload { return request("t", "v", "r", "", 0, 0) }), 1.5, 0},
+		{"a second welcome", "agent", of(func(*victim) Payload { return &WelcomePayload{V: 1, Link: "l9"} }), 0, 1},
+		{"stale_link", "agent", of(func(*victim) Payload { return &ErrorPayload{Code: codeStaleLink} }), 1, 0},
+		{"a status of 256 sessions, not watched", "viewer", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id} }), 2, 0},
+		{"a batch of what is not watched", "viewer", of(func(v *victim) Payload { return v.batch("t", "e1", 1, 1) }), 1, 0},
+		{"a batch behind a hole", "viewer", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1, 0},
+	} {
+		t.Run(in.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				for _, kind := range victims {
+					if kind.name != in.kind {
+						continue
+					}
+					v := kind.start(t)
+					line := in.line(v)
+					said := v.hears(line)
+					for range 9 { // again and again, it is no more each time
+						said = max(said, v.hears(line))
+					}
+					most := max(in.bytes, int(in.factor*float64(len(line))))
+					t.Logf("%d bytes in, %d out, %.1f times", len(line), said, float64(said)/float64(len(line)))
+					if said > most {
+						t.Errorf("%d bytes in, %d out, at most %d", len(line), said, most)
+					}
+				}
+			})
+		})
+	}
+}
+
+// hears has the link take a line, and returns how many bytes it says.
+func (v *victim) hears(line []byte) (said int) {
+	p, err := Unmarshal(line)
+	if refused := (*ProtocolError)(nil); errors.As(err, &refused) {
+		v.l.refuse(time.Now(), refused)
+	} else {
+		v.l.Handle(v.t.Context(), p)
+	}
+	for _, p := range v.rest() {
+		said += size(v.t, p)
+	}
+	return said
+}
