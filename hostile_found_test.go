@@ -225,3 +225,52 @@ func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) })
 }
+
+// A viewer that watched again and again, each time from elsewhere, had the hub ask the
+// agent each time: for a hundred bytes of its own the agent sent a page of up to
+// 256 KiB, as often as the viewer liked.
+func TestViewerCausesFewReplays(t *testing.T) {
+	for _, how := range []string{"watch", "stop and watch"} {
+		synctest.Test(t, func(t *testing.T) {
+			h, agent := smallHub(t, HubConfig{})
+			agent.feed("r", "e1", 1, 20)
+			evil, honest := speakViewer(t, h, "evil"), speakViewer(t, h, "honest")
+			requests := 0
+			count := func() {
+				for p := agent.next(); p != nil; p = agent.next() {
+					if r, ok := p.(*ReplayRequestPayload); ok && r.ViewerID == "evil" {
+						requests++
+					}
+				}
+			}
+			const seconds = 10
+			for range seconds {
+				for i := range uint64(300) {
+					if how != "watch" {
+						evil.send(evil.stop("s"))
+					}
+					evil.send(evil.watch("s", "e1", i%10))
+					evil.drain()
+					count()
+				}
+				pass(time.Second)
+			}
+			if most := 4 * (seconds + 1); requests > most || requests < seconds {
+				t.Errorf("%s: %d requests in %d s, want up to %d", how, requests, seconds, most)
+			}
+			evil.drain()
+			count()
+			honest.send(honest.watch("s", "", 0))
+			honest.drain()
+			if agent.next().(*ReplayRequestPayload).ViewerID != "honest" {
+				t.Error("another viewer has to wait")
+			}
+			evil.send(evil.stop("s"), evil.watch("r", "", 0))
+			pass(time.Second)
+			evil.drain()
+			if agent.next().(*ReplayRequestPayload).ViewerID != "evil" {
+				t.Error("it does not get its next replay after a second")
+			}
+		})
+	}
+}

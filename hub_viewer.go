@@ -24,9 +24,10 @@ type hubViewer struct {
 	cursors map[string]*cursor // by session
 	due     []*cursor          // to be named in the next status
 	beatAt  time.Time
-	slots   int       // replay requests open for this link
-	waiting []*cursor // for a slot
-	revoked int       // calls of Revoke
+	slots   int         // replay requests open for this link, and given up in the last second
+	waiting []*cursor   // for a slot
+	givenUp []time.Time // when slots of requests that the viewer gave up are free again
+	revoked int         // calls of Revoke
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
@@ -89,7 +90,7 @@ func (hv *hubViewer) dispatch(ctx context.Context, now time.Time, p Payload) err
 		if err := hv.current(now); err != nil {
 			return err
 		}
-		return hv.watch(ctx, p)
+		return hv.watch(ctx, now, p)
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
@@ -124,11 +125,12 @@ func (hv *hubViewer) current(now time.Time) error {
 }
 
 // watch places a cursor, and answers by a status or an error (rule 13).
-func (hv *hubViewer) watch(ctx context.Context, p *WatchPayload) error {
+func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
 		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
+		hv.giveUp(now, p.SessionID)
 		hv.unwatch(p.SessionID)
 		return nil
 	}
@@ -144,6 +146,7 @@ func (hv *hubViewer) watch(ctx context.Context, p *WatchPayload) error {
 		if hv.revocations() != revoked {
 			continue // what was allowed may be so no longer
 		}
+		hv.giveUp(now, p.SessionID)
 		c.s.mu.Lock()
 		defer c.s.mu.Unlock()
 		if !c.gone {
@@ -152,6 +155,27 @@ func (hv *hubViewer) watch(ctx context.Context, p *WatchPayload) error {
 		}
 		return nil
 	}
+}
+
+// giveUp has the slot of a request that the viewer gives up stay taken for a second:
+// its agent may be sending what nobody wants any more (rule 12).
+func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
+	hv.mu.Lock()
+	c := hv.cursors[sessionID]
+	hv.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.fetch == nil || c.fetch.closed || !c.fetch.sent {
+		return
+	}
+	hv.mu.Lock()
+	hv.slots++
+	hv.givenUp = append(hv.givenUp, now.Add(time.Second))
+	hv.mu.Unlock()
+	c.dropFetch()
 }
 
 func (hv *hubViewer) revocations() int {
@@ -532,7 +556,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
-		c.ask(ha, until)
+		c.ask(now, ha, until)
 		return nil
 	}
 	if c.since.IsZero() {
@@ -551,7 +575,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 }
 
 // ask sends a replay request to the agent, when it is the cursor's turn.
-func (c *cursor) ask(ha *hubAgent, until uint64) {
+func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 	if f := c.fetch; f != nil { // unanswered: again, under a new id
 		c.timer = f.timer
 		if !f.closed {
@@ -564,9 +588,13 @@ func (c *cursor) ask(ha *hubAgent, until uint64) {
 			return
 		}
 	}
-	if !c.grant() {
-		return
+	if c.grant(now) {
+		c.request(ha, until)
 	}
+}
+
+// request sends the request, in the turn that the cursor was granted.
+func (c *cursor) request(ha *hubAgent, until uint64) {
 	timer := max(c.timer, timerFirst)
 	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
 	f.task = task{owner: f, urgent: true}
@@ -590,7 +618,7 @@ func (c *cursor) ask(ha *hubAgent, until uint64) {
 
 // grant takes a turn at asking, of the session's and of the link's, or queues for
 // one.
-func (c *cursor) grant() bool {
+func (c *cursor) grant(now time.Time) bool {
 	if c.granted {
 		return true
 	}
@@ -599,7 +627,14 @@ func (c *cursor) grant() bool {
 	}
 	s, hv := c.s, c.hv
 	hv.mu.Lock()
+	for len(hv.givenUp) > 0 && !now.Before(hv.givenUp[0]) {
+		hv.givenUp = hv.givenUp[1:]
+		hv.slots--
+	}
 	free := hv.slots < s.h.cfg.MaxViewerReplays
+	if !free && len(hv.givenUp) > 0 {
+		hv.schedule(&c.task, hv.givenUp[0])
+	}
 	if free {
 		hv.slots++
 	} else if !slices.Contains(hv.waiting, c) {
@@ -645,7 +680,7 @@ func (s *hubSession) passTurn() {
 		ha, greeted := s.h.agent(s.owner)
 		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
 			c.granted = true
-			c.ask(ha, until)
+			c.request(ha, until)
 			return
 		}
 		c.hv.freeSlot()

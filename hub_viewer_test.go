@@ -443,6 +443,9 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 		a.wantIdle("four are open")
 		v.send(v.stop("s0"), v.stop("s5")) // s5 waits
 		v.drain()
+		a.wantIdle("s0 was given up just now")
+		pass(time.Second)
+		v.drain()
 		a.asked("s6", "tab", "e1", 0, 15)
 		v.l.Close()
 		if s := h.lookup("s6"); s.open != 1 {
