@@ -1,0 +1,413 @@
+package gvstream
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The fuzz targets of the machines turn bytes into a conversation: each byte is a
+// choice of what happens next, of what a hostile peer says, or of what the caller
+// does. After every step the invariants are checked; at the end an honest peer
+// connects, and everything has to work.
+
+// choices are the bytes of a fuzz input. When they are used up, each choice is 0.
+type choices struct {
+	b []byte
+}
+
+const maxChoices = 400 // bounds what one input costs
+
+func newChoices(b []byte) *choices { return &choices{b[:min(len(b), maxChoices)]} }
+
+func (c *choices) left() bool { return len(c.b) > 0 }
+
+func (c *choices) next() int {
+	if len(c.b) == 0 {
+		return 0
+	}
+	n := c.b[0]
+	c.b = c.b[1:]
+	return int(n)
+}
+
+// of returns a number from 0 to n-1.
+func (c *choices) of(n int) int { return c.next() % n }
+
+// one returns one of a list.
+func one[T any](c *choices, list []T) T { return list[c.of(len(list))] }
+
+// addScripts seeds a target with conversations, and with some by chance.
+func addScripts(f *testing.F, honest ...[]byte) {
+	for _, script := range honest {
+		f.Add(script)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 8 {
+		b := make([]byte, 300)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		f.Add(b)
+	}
+}
+
+// counting is a source of bits for a minter: each id is another one.
+type counting struct{ n uint64 }
+
+func (r *counting) Read(p []byte) (int, error) {
+	for i := 0; i < len(p); i += 8 {
+		var b [8]byte
+		r.n++
+		binary.BigEndian.PutUint64(b[:], r.n)
+		copy(p[i:], b[:])
+	}
+	return len(p), nil
+}
+
+func countingMinter() *minter { return &minter{random: new(counting)} }
+
+var fuzzStart = time.UnixMilli(1_700_000_000_000)
+
+// pass moves a clock.
+func (c *choices) pass(now time.Time) time.Time {
+	return now.Add(one(c, []time.Duration{
+		time.Millisecond, 300 * time.Millisecond, time.Second, 16 * time.Second, 40 * time.Second,
+		6 * time.Minute, 11 * time.Minute, 2 * time.Hour, -time.Second,
+	}))
+}
+
+// A forger says what a hostile peer may say: payloads whose fields are taken from
+// small pools, so that many are nearly right.
+type forger struct {
+	c        *choices
+	sessions []string
+	viewers  []string
+	links    []string
+	requests []string
+	epochs   []string
+	numbers  []uint64
+	given    []Payload // what was said before, to be said again, altered
+}
+
+// Ids and epochs that stand in every pool.
+var (
+	oddIDs     = []string{"", "\x00", "unknown", "\xff", strings.Repeat("i", maxID), strings.Repeat("i", maxID+1)}
+	oddEpochs  = []string{"", "0", "zz", "e\x00", strings.Repeat("z", maxEpoch), strings.Repeat("z", maxEpoch+1)}
+	oddNumbers = []uint64{0, 1, 2, 3, MaxSeq - 1, MaxSeq, MaxSeq + 1, MaxSeq + 2, 1 << 62, 1<<64 - 1}
+	fuzzCodes  = []string{
+		codeMalformed, codeUnknownType, codeUnexpected, codeStaleLink, codeStaleEpoch, codeForbidden, codeUnknownSession,
+		codeAckBeyondSent, codeReplayAhead, codeReplayBusy, codeEventRejected, codeEventTooLarge, codeEnded, codeOverloaded,
+		codeLimit, "later", "", "\n", codeVersion,
+	}
+)
+
+// pool takes an entry of likely three times in four, and one of odd otherwise.
+func pool[T any](c *choices, likely, odd []T) T {
+	b := c.next()
+	if b < 192 && len(likely) > 0 {
+		return likely[b%len(likely)]
+	}
+	return odd[b%len(odd)]
+}
+
+func (g *forger) session() string { return pool(g.c, g.sessions, oddIDs) }
+func (g *forger) viewer() string  { return pool(g.c, g.viewers, oddIDs) }
+func (g *forger) link() string    { return pool(g.c, g.links, oddIDs) }
+func (g *forger) request() string { return pool(g.c, g.requests, oddIDs) }
+func (g *forger) epoch() string   { return pool(g.c, g.epochs, oddEpochs) }
+func (g *forger) flag() bool      { return g.c.next()%2 == 1 }
+
+func (g *forger) number() uint64 {
+	n := pool(g.c, g.numbers, oddNumbers)
+	switch g.c.of(4) {
+	case 1:
+		return n + 1
+	case 2:
+		return n - 1
+	}
+	return n
+}
+
+// payload makes one of any type.
+func (g *forger) payload() Payload {
+	c := g.c
+	switch c.of(10) {
+	case 0:
+		return &HelloPayload{g.viewer(), one(c, []int{1, 1, 2, 0, -1}), one(c, []string{roleAgent, roleViewer, "", "boss"})}
+	case 1:
+		return &WelcomePayload{g.viewer(), one(c, []int{1, 1, 1, 2, 0}), g.link(), one(c, []int{256, 4, 1, 0, -1, 1 << 30})}
+	case 2:
+		p := &StatusPayload{ViewerID: g.viewer(), Link: g.link(), More: g.flag()}
+		for range c.of(4) {
+			p.Sessions = append(p.Sessions, g.entry())
+		}
+		return p
+	case 3, 4:
+		first := g.number()
+		events, gaps, last := g.tiles(first)
+		return &EventBatchPayload{
+			SessionID: g.session(), ViewerID: g.viewer(), Epoch: g.epoch(), Link: g.link(),
+			FirstSeq: first, LastSeq: last, HeadSeq: max(last, g.number()), Events: events, Gaps: gaps,
+		}
+	case 5:
+		return &AckBatchPayload{g.session(), g.viewer(), g.epoch(), g.link(), g.number(), g.flag()}
+	case 6:
+		return &WatchPayload{g.session(), g.viewer(), g.epoch(), g.number(), g.flag()}
+	case 7:
+		return &ReplayRequestPayload{g.session(), g.viewer(), g.request(), g.epoch(), g.number(), g.number(), one(c, []int{0, 1, 5, 500, -1})}
+	case 8:
+		first := g.number()
+		events, gaps, last := g.tiles(first)
+		return &ReplayBatchPayload{
+			SessionID: g.session(), ViewerID: g.viewer(), RequestID: g.request(), Epoch: g.epoch(),
+			FirstSeq: first, LastSeq: last, UntilSeq: max(last, g.number()), AvailableFrom: g.number(), Done: g.flag(), Events: events, Gaps: gaps,
+		}
+	}
+	return &ErrorPayload{g.session(), g.viewer(), one(c, fuzzCodes), "because", g.flag(), g.request(), g.epoch(), g.number()}
+}
+
+func (g *forger) entry() SessionStatus {
+	head := g.number()
+	return SessionStatus{g.session(), g.epoch(), min(g.number(), head+1), head, min(g.number(), head), g.flag(), g.epoch(), g.number()}
+}
+
+// tiles makes the events and gaps of a batch that begins at first: mostly such that
+// fit.
+func (g *forger) tiles(first uint64) ([]Event, []Gap, uint64) {
+	c := g.c
+	shape := make([]byte, c.of(6))
+	for i := range shape {
+		shape[i] = byte(c.next())
+	}
+	ev := Event{Type: "out", Data: one(c, fuzzData), End: c.of(8) == 1}
+	return tiles(first, shape, ev, one(c, []Reason{ReasonDropped, ReasonEvicted, "later", ""}))
+}
+
+var fuzzData = []json.RawMessage{
+	json.RawMessage(`1`), nil, json.RawMessage(`{ "a": [1] }`), json.RawMessage(`{`), json.RawMessage("\"\xff\""),
+	json.RawMessage(`"` + strings.Repeat("x", 300) + `"`),
+}
+
+// remember keeps a payload to be said again.
+func (g *forger) remember(p Payload) {
+	if len(g.given) == 16 {
+		copy(g.given, g.given[1:])
+		g.given = g.given[:15]
+	}
+	g.given = append(g.given, p)
+}
+
+// again says something of before again: as it was, or with one field altered.
+func (g *forger) again() Payload {
+	if len(g.given) == 0 {
+		return g.payload()
+	}
+	switch p := one(g.c, g.given).(type) {
+	case *HelloPayload:
+		q := *p
+		alter(g, &q.V, 1)
+		return &q
+	case *WelcomePayload:
+		q := *p
+		g.alterText(&q.Link, g.link)
+		g.alterText(&q.ViewerID, g.viewer)
+		return &q
+	case *StatusPayload:
+		q := *p
+		q.Sessions = append([]SessionStatus(nil), p.Sessions...)
+		g.alterText(&q.Link, g.link)
+		for i := range q.Sessions {
+			s := &q.Sessions[i]
+			g.alterText(&s.Epoch, g.epoch)
+			g.alterNumber(&s.HeadSeq)
+			g.alterNumber(&s.AckSeq)
+			s.Ended = s.Ended != (g.c.of(8) == 1)
+		}
+		return &q
+	case *EventBatchPayload:
+		q := *p
+		g.alterText(&q.Epoch, g.epoch)
+		g.alterText(&q.Link, g.link)
+		g.alterNumber(&q.HeadSeq)
+		g.alterNumber(&q.FirstSeq)
+		return &q
+	case *AckBatchPayload:
+		q := *p
+		g.alterText(&q.Epoch, g.epoch)
+		g.alterText(&q.Link, g.link)
+		g.alterText(&q.ViewerID, g.viewer)
+		g.alterNumber(&q.UpToSeq)
+		q.Nack = q.Nack != (g.c.of(4) == 1)
+		return &q
+	case *WatchPayload:
+		q := *p
+		g.alterText(&q.Epoch, g.epoch)
+		g.alterNumber(&q.AfterSeq)
+		return &q
+	case *ReplayRequestPayload:
+		q := *p
+		g.alterText(&q.RequestID, g.request)
+		g.alterNumber(&q.UntilSeq)
+		g.alterNumber(&q.AfterSeq)
+		return &q
+	case *ReplayBatchPayload:
+		q := *p
+		g.alterText(&q.RequestID, g.request)
+		g.alterText(&q.ViewerID, g.viewer)
+		g.alterText(&q.Epoch, g.epoch)
+		g.alterNumber(&q.UntilSeq)
+		q.Done = q.Done != (g.c.of(4) == 1)
+		return &q
+	case *ErrorPayload:
+		q := *p
+		g.alterNumber(&q.Seq)
+		q.Retryable = q.Retryable != (g.c.of(4) == 1)
+		return &q
+	}
+	return nil // no payload at all
+}
+
+func alter[T any](g *forger, p *T, v T) {
+	if g.c.of(8) == 1 {
+		*p = v
+	}
+}
+
+func (g *forger) alterText(p *string, text func() string) {
+	if g.c.of(8) == 1 {
+		*p = text()
+	}
+}
+
+func (g *forger) alterNumber(p *uint64) {
+	if g.c.of(8) == 1 {
+		*p = g.number()
+	}
+}
+
+// hostile is the next thing that a hostile peer says.
+func (g *forger) hostile() Payload {
+	if g.c.of(3) == 1 {
+		return g.again()
+	}
+	return g.payload()
+}
+
+// A machineTest is what the targets of the machines share.
+type machineTest struct {
+	*testing.T
+	c   *choices
+	g   *forger
+	now time.Time
+	buf []byte
+}
+
+func newMachineTest(t *testing.T, script []byte) *machineTest {
+	c := newChoices(script)
+	return &machineTest{T: t, c: c, g: &forger{c: c}, now: fuzzStart}
+}
+
+// sound fails the test if something is wrong.
+func (m *machineTest) sound(fault string) {
+	m.Helper()
+	if fault != "" {
+		m.Fatal(fault)
+	}
+}
+
+// takes hands a payload to a link. It checks that what is refused leaves the link
+// alive unless that is fatal, and that an error is not answered by an error.
+func (m *machineTest) takes(l *Link, p Payload) error {
+	m.Helper()
+	before := errorsIn(l.answers)
+	dead := l.failure()
+	ctx := context.Background()
+	if _, ok := l.m.(*viewerLink); ok {
+		ctx = endedContext // it does not wait for room
+	}
+	err := l.handle(ctx, m.now, p)
+	if _, ok := p.(*ErrorPayload); ok && errorsIn(l.answers) > before {
+		m.Fatalf("an error was answered by an error: %s", brief(l.answers[len(l.answers)-1]))
+	}
+	switch refused, ok := err.(*ProtocolError); {
+	case dead != nil && err == nil:
+		m.Fatal("a dead link takes payloads")
+	case dead == nil && ok && !refused.fatal && l.failure() != nil:
+		m.Fatalf("the link died of %v", err)
+	case ok && refused.Payload().check() != nil:
+		m.Fatalf("refused in a way that nobody may say: %v", err)
+	case ok && refused.fatal && refused.Code != codeVersion && refused.Code != codeAckBeyondSent:
+		m.Fatalf("fatal: %v", err)
+	}
+	return err
+}
+
+// says returns the next payload of a link, or nil. It must be one that a peer may
+// say, and no longer than the wire allows.
+func (m *machineTest) says(l *Link) Payload {
+	m.Helper()
+	p, _, _ := l.next(m.now)
+	if p == nil {
+		return nil
+	}
+	if refused := p.check(); refused != nil {
+		m.Fatalf("says %s: %v", brief(p), refused)
+	}
+	line, err := Append(m.buf[:0], p)
+	if err != nil {
+		m.Fatalf("says %s: %v", brief(p), err)
+	}
+	m.buf = line
+	if len(line) > maxBatchBytes && (len(payloadEvents(p)) != 1 || len(line) > maxLine) {
+		m.Fatalf("says %d bytes: %s", len(line), brief(p))
+	}
+	return p
+}
+
+// carry has two honest links talk until both are silent, and time pass in between.
+func (m *machineTest) carry(pairs ...[2]*Link) {
+	m.Helper()
+	for range 12 {
+		for range 2000 {
+			moved := false
+			for _, pair := range pairs {
+				for i := range pair {
+					if p := m.says(pair[i]); p != nil {
+						moved = true
+						if err := m.takes(pair[1-i], p); isMalformed(err) {
+							m.Fatalf("an honest peer says %s: %v", brief(p), err)
+						}
+					}
+				}
+			}
+			if !moved {
+				break
+			}
+		}
+		m.now = m.now.Add(ackDelay)
+	}
+}
+
+func isMalformed(err error) bool {
+	refused, ok := err.(*ProtocolError)
+	return ok && refused.Code == codeMalformed
+}
+
+// offer publishes without waiting.
+func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, error) {
+	s, err := st.session(now, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	d, err := s.draft(func() time.Time { return now }, &ev)
+	if err != nil {
+		return s, 0, err
+	}
+	seq, _, err := s.offer(&d)
+	return s, seq, err
+}
