@@ -34,6 +34,7 @@ type agentTest struct {
 	links []*agentLink // the last is the newest
 
 	published map[simKey][]string // by number
+	handed    map[simKey]uint64   // the highest number that was handed out
 	asked     map[string]bool     // request and viewer ids
 	acks      map[*attachment]uint64
 	rejected  bool // the hub has refused an event
@@ -55,7 +56,7 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 	}
 	w := &agentTest{
 		machineTest: m, st: NewStreamer(&cfg), published: make(map[simKey][]string),
-		asked: make(map[string]bool), acks: make(map[*attachment]uint64),
+		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*attachment]uint64),
 	}
 	w.st.mint = countingMinter()
 	w.st.sizes = sizes{batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplay}
@@ -102,6 +103,11 @@ func FuzzStreamer(f *testing.F) {
 		for w.c.left() {
 			w.step()
 			w.check()
+			for id, s := range w.st.sessions {
+				if sent := w.handed[simKey{id, s.epoch}]; s.maxSent != sent {
+					t.Fatalf("rule 6: %s: sent %d, but says %d", id, sent, s.maxSent)
+				}
+			}
 		}
 		w.settle()
 	})
@@ -317,6 +323,8 @@ func (w *agentTest) says() {
 			w.Fatalf("rule 7: %s beyond ack %d and window %d", brief(p), s.acked, s.on.window)
 		}
 		w.truthful(p.SessionID, p.Epoch, p.Events, p.Gaps)
+		k := simKey{p.SessionID, p.Epoch}
+		w.handed[k] = max(w.handed[k], p.LastSeq)
 	case *ReplayBatchPayload:
 		if !w.asked[p.RequestID+" "+p.ViewerID] {
 			w.Fatalf("S11: nobody asked for %s", brief(p))
