@@ -363,6 +363,7 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 		case <-fire:
 		case <-l.done:
 		case <-ctx.Done():
+			l.wakeNext() // another call may have to look at the clock in this one's place
 			return nil, context.Cause(ctx)
 		}
 	}

@@ -758,3 +758,31 @@ func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 		t.Errorf("%v is not to be answered", err)
 	}
 }
+
+// TestLinkNextLeavesTimer: of two calls only the one that was woken last may know when
+// the link is due. If its ctx ends, the other one has to look.
+func TestLinkNextLeavesTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newScript()
+		got := make(chan Payload, 2)
+		next := func(ctx context.Context) {
+			if p, err := m.Next(ctx); err == nil {
+				got <- p
+			}
+		}
+		first, cancel := context.WithCancel(t.Context())
+		go next(first)
+		synctest.Wait()
+		go next(t.Context())
+		synctest.Wait()
+		m.schedule(notes("a", false, 1), time.Now().Add(time.Minute))
+		synctest.Wait()
+		cancel()
+		pass(time.Minute)
+		synctest.Wait()
+		if len(got) != 1 {
+			t.Error("the call that stayed missed the timer")
+		}
+		m.Close()
+	})
+}
