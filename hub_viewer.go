@@ -739,7 +739,16 @@ func (f *fetch) take(now time.Time) Payload {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.closed || f.sent {
+	switch {
+	case f.closed:
+		return nil
+	case f.sent && now.Before(f.due):
+		f.ha.schedule(&f.task, f.due)
+		return nil
+	case f.sent: // unanswered, and the viewer's own link may be stuck
+		f.timer = backoff(f.timer)
+		f.close()
+		f.c.hv.ready(&f.c.task)
 		return nil
 	}
 	f.sent = true

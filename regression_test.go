@@ -579,3 +579,34 @@ func TestHubRejectsGap(t *testing.T) {
 		}
 	})
 }
+
+// TestHubStuckViewerRequestLost: a request that is lost gives its turn back on the timer, also if
+// the viewer's link is stuck: no later request was made, since only that link asked again.
+func TestHubStuckViewerRequestLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxReplays: 1})
+		stuck, v := speakViewer(t, h, "v1"), speakViewer(t, h, "v2")
+		stuck.send(stuck.watch("s", "", 0))
+		stuck.want(stuck.status(stands("s", "e1", 16, 20, 0)))
+		stuck.wantIdle("the agent is asked")
+		a.asked("s", "v1", "e1", 0, 15) // and does not get it; v1's connection takes nothing any more
+		v.send(v.watch("s", "", 0))
+		v.want(v.status(stands("s", "e1", 16, 20, 0)))
+		v.wantIdle("it waits for its turn")
+		pass(timerFirst)
+		r := a.asked("s", "v2", "e1", 0, 15)
+		a.send(answerTo(r, 1, 15, true))
+		v.want(v.status(stands("s", "e1", 16, 20, 0)), replayedTo(r, 1, 15), v.batch("s", "e1", 16, 20))
+
+		stuck.drain() // it has come loose, and asks again; the timer has doubled
+		a.asked("s", "v1", "e1", 0, 15)
+		pass(2*timerFirst - 1)
+		stuck.drain()
+		a.wantIdle("a request is under way")
+		pass(1)
+		stuck.drain()
+		r = a.asked("s", "v1", "e1", 0, 15)
+		a.send(answerTo(r, 1, 15, true))
+		stuck.want(replayedTo(r, 1, 15), stuck.batch("s", "e1", 16, 20))
+	})
+}
