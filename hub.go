@@ -541,14 +541,8 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
 	hv := h.viewers[viewerID]
 	h.mu.Unlock()
-	if hv == nil {
-		return
-	}
-	hv.mu.Lock()
-	hv.revoked++
-	hv.mu.Unlock()
-	if c := hv.unwatch(sessionID); c != nil {
-		hv.answer(refusal(codeForbidden, sessionID, "revoked").Payload())
+	if hv != nil {
+		hv.revoke(sessionID)
 	}
 }
 

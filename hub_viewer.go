@@ -27,7 +27,7 @@ type hubViewer struct {
 	slots   int         // replay requests open for this link, and given up in the last second
 	waiting []*cursor   // for a slot
 	givenUp []time.Time // when slots of requests that the viewer gave up are free again
-	revoked int         // calls of Revoke
+	asks    []*ask      // calls of Authorize that are running
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
@@ -134,27 +134,18 @@ func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) 
 		hv.unwatch(p.SessionID)
 		return nil
 	}
-	for {
-		revoked := hv.revocations()
-		if err := hv.authorize(ctx, p.SessionID); err != nil {
-			return err
-		}
-		c, err := hv.cursor(p.SessionID)
+	for range 2 { // once more if Revoke came meanwhile
+		c, err := hv.admit(ctx, p.SessionID)
 		if err != nil {
 			return err
 		}
-		if hv.revocations() != revoked {
-			continue // what was allowed may be so no longer
+		if c != nil {
+			hv.giveUp(now, p.SessionID)
+			c.start(p.Epoch, p.AfterSeq)
+			return nil
 		}
-		hv.giveUp(now, p.SessionID)
-		c.s.mu.Lock()
-		defer c.s.mu.Unlock()
-		if !c.gone {
-			c.restart(p.Epoch, p.AfterSeq)
-			c.tell()
-		}
-		return nil
 	}
+	return refusal(codeForbidden, p.SessionID, "revoked")
 }
 
 // giveUp has the slot of a request that the viewer gives up stay taken for a second:
@@ -178,10 +169,45 @@ func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
 	c.dropFetch()
 }
 
-func (hv *hubViewer) revocations() int {
+// An ask is a call of Authorize that is running.
+type ask struct {
+	sessionID string
+	revoked   bool // Revoke came meanwhile: what is allowed now may be so no longer
+}
+
+// admit returns the link's cursor on a session if the viewer may watch it, or
+// neither cursor nor error if its watch was revoked meanwhile.
+func (hv *hubViewer) admit(ctx context.Context, sessionID string) (*cursor, error) {
+	a := &ask{sessionID: sessionID}
 	hv.mu.Lock()
-	defer hv.mu.Unlock()
-	return hv.revoked
+	hv.asks = append(hv.asks, a)
+	hv.mu.Unlock()
+	var c *cursor
+	err := hv.authorize(ctx, sessionID)
+	if err == nil {
+		c, err = hv.cursor(sessionID)
+	}
+	hv.mu.Lock()
+	hv.asks = slices.DeleteFunc(hv.asks, func(b *ask) bool { return a == b })
+	revoked := a.revoked
+	hv.mu.Unlock()
+	if revoked {
+		hv.unwatch(sessionID)
+		return nil, err
+	}
+	return c, err
+}
+
+// revoke ends the watch of a session, and tells the viewer.
+func (hv *hubViewer) revoke(sessionID string) {
+	hv.mu.Lock()
+	for _, a := range hv.asks {
+		a.revoked = a.revoked || a.sessionID == sessionID
+	}
+	hv.mu.Unlock()
+	if c := hv.unwatch(sessionID); c != nil {
+		hv.answer(refusal(codeForbidden, sessionID, "revoked").Payload())
+	}
 }
 
 // authorize asks whether the viewer may watch, and ends its watch if not.
@@ -369,6 +395,16 @@ func (c *cursor) restart(epoch string, seq uint64) {
 	c.epoch, c.seq = epoch, seq
 	c.pages, c.lost, c.ended, c.since, c.timer = nil, 0, false, time.Time{}, 0
 	c.hv.ready(&c.task)
+}
+
+// start is restart for a watch, which is answered.
+func (c *cursor) start(epoch string, seq uint64) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if !c.gone {
+		c.restart(epoch, seq)
+		c.tell()
+	}
 }
 
 // tell has the viewer told where the session stands, before anything else of it.

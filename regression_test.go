@@ -610,3 +610,35 @@ func TestHubStuckViewerRequestLost(t *testing.T) {
 		stuck.want(replayedTo(r, 1, 15), stuck.batch("s", "e1", 16, 20))
 	})
 }
+
+// TestHubAuthorizeRevokes: Authorize may call anything back. One that revokes another watch of
+// its viewer, so that it has one at a time, was asked again for ever: any Revoke counted.
+func TestHubAuthorizeRevokes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h *Hub
+		revokes, asked := "", 0
+		h = NewHub(&HubConfig{Authorize: func(_ context.Context, viewer, _ string) error {
+			if asked++; asked > 10 {
+				return errors.New("asked for ever")
+			}
+			h.Revoke(viewer, revokes)
+			return nil
+		}})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("r", "", 0))
+		v.want(v.status(stands("r", "", 0, 0, 0)))
+		revokes = "r"
+		v.send(v.watch("s", "", 0))
+		v.want(&ErrorPayload{Code: codeForbidden, SessionID: "r"}, v.status(stands("s", "", 0, 0, 0)))
+		if asked != 2 {
+			t.Errorf("asked %d times for two watches", asked)
+		}
+		// Allowed and revoked in one: asked once more, and no is the answer.
+		revokes, asked = "q", 0
+		v.refused(v.watch("q", "", 0), &ErrorPayload{Code: codeForbidden, SessionID: "q"})
+		v.wantIdle("refused")
+		if n := len(h.viewers["tab"].cursors); asked != 2 || n != 1 {
+			t.Errorf("asked %d times, %d watches", asked, n)
+		}
+	})
+}
