@@ -1040,9 +1040,9 @@ func nothingLeftBehind(t *testing.T) {
 		} {
 			near, far := streamtest.Pipe()
 			var run sync.WaitGroup
-			run.Go(func() { ends[1].Run(sg.ctx, far.Send, far.Receive); far.Close() })
+			run.Go(func() { ends[1].Run(t.Context(), far.Send, far.Receive); far.Close() })
 			sends := 0
-			ctx, cancel := context.WithTimeout(sg.ctx, time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // all of them take more than the stage's hour
 			err := ends[0].Run(ctx, func(ctx context.Context, p gvstream.Payload) error {
 				if sends++; sends > i%3 {
 					return broken
