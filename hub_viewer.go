@@ -236,8 +236,8 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, hv.failure()
 	case c != nil:
 		return c, nil
-	case n >= hv.h.cfg.MaxWatches && !hv.local:
-		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", hv.h.cfg.MaxWatches)
+	case hv.full(n):
+		return nil, hv.tooMany(sessionID)
 	}
 	c = &cursor{hv: hv}
 	c.task.owner = c
@@ -245,7 +245,8 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 	}
 	hv.mu.Lock()
 	other := hv.cursors[sessionID]
-	if dead = hv.cursors == nil; !dead && other == nil {
+	full := hv.full(len(hv.cursors))
+	if dead = hv.cursors == nil; !dead && !full && other == nil {
 		hv.cursors[sessionID] = c
 	}
 	hv.mu.Unlock()
@@ -256,8 +257,19 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 	case other != nil: // a call at the same time was first
 		c.remove()
 		return other, nil
+	case full: // or calls for others
+		c.remove()
+		return nil, hv.tooMany(sessionID)
 	}
 	return c, nil
+}
+
+func (hv *hubViewer) full(watches int) bool {
+	return watches >= hv.h.cfg.MaxWatches && !hv.local
+}
+
+func (hv *hubViewer) tooMany(sessionID string) error {
+	return refusal(codeLimit, sessionID, "a link has at most %d watches", hv.h.cfg.MaxWatches)
 }
 
 // unwatch removes the link's cursor on a session, and returns it if there was one.

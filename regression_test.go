@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -641,4 +642,25 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 			t.Errorf("asked %d times, %d watches", asked, n)
 		}
 	})
+}
+
+// TestHubMaxWatchesAtOnce: calls of Handle at the same time can't pass the limit together.
+func TestHubMaxWatchesAtOnce(t *testing.T) {
+	for range 50 {
+		h := NewHub(&HubConfig{MaxWatches: 2})
+		v := speakViewer(t, h, "tab")
+		var refused atomic.Int32
+		var calls sync.WaitGroup
+		for i := range 16 {
+			calls.Go(func() {
+				if v.l.Handle(t.Context(), v.watch(fmt.Sprint("s", i), "", 0)) != nil {
+					refused.Add(1)
+				}
+			})
+		}
+		calls.Wait()
+		if n := len(h.viewers["tab"].cursors); n != 2 || refused.Load() != 14 || len(h.sessions) != 2 {
+			t.Fatalf("%d watches, %d refused, %d sessions", n, refused.Load(), len(h.sessions))
+		}
+	}
 }
