@@ -14,7 +14,7 @@ import (
 // A HubConfig holds the callbacks and limits of a Hub. A nil config is all
 // defaults. Callbacks are called without locks and may call anything back; they
 // must return when ctx ends. Several may run at once, but for one session only one
-// of Claim, Resume and Commit at a time.
+// of Resume and Commit at a time.
 type HubConfig struct {
 	// Authorize says whether a viewer may watch a session, on every watch and
 	// each time one resumes; an error refuses it. It is asked whether or not the
@@ -36,7 +36,7 @@ type HubConfig struct {
 	// was acknowledged (rule 5).
 	Resume func(ctx context.Context, sessionID, epoch string) (uint64, error)
 	// Claim says whether an agent may take over a session that belongs to
-	// another agent. If nil, none may (rule 4).
+	// another agent. That one goes on meanwhile. If nil, none may (rule 4).
 	Claim func(ctx context.Context, agentID, sessionID, ownerID string) bool
 
 	// LogEvents is how many of the most recent events of a session the hub

@@ -270,8 +270,10 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 	if err := ha.failure(); err != nil {
 		return err
 	}
-	if s.owner != "" && s.owner != ha.agentID && !ha.claims(ctx, s) {
-		return refusal(codeForbidden, s.id, "the session belongs to another agent")
+	if allowed, err := ha.claims(ctx, s); err != nil {
+		return err
+	} else if !allowed {
+		return notYours(s.id)
 	}
 	if s.gone {
 		return nil
@@ -315,16 +317,27 @@ func (s *hubSession) staleEpoch(epoch string) error {
 	return err
 }
 
-func (ha *hubAgent) claims(ctx context.Context, s *hubSession) bool {
-	if ha.h.cfg.Claim == nil {
-		return false
+// claims reports whether the agent has the session, or may take it over. The lock is
+// free meanwhile, and no callback runs when it is taken again.
+func (ha *hubAgent) claims(ctx context.Context, s *hubSession) (bool, error) {
+	if s.owner == "" || s.owner == ha.agentID {
+		return true, nil
 	}
-	owner, allowed := s.owner, false
-	s.call(ctx, ha, func(ctx context.Context) error {
-		allowed = ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
-		return nil
-	})
-	return allowed && (s.owner == owner || s.owner == "")
+	if ha.h.cfg.Claim == nil {
+		return false, nil
+	}
+	owner := s.owner
+	s.mu.Unlock() // not as call does: the owner's batches don't wait for it
+	allowed := ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
+	if err := s.lock(ctx, ha); err != nil {
+		s.mu.Lock()
+		return false, err
+	}
+	return allowed && (s.owner == owner || s.owner == ""), nil
+}
+
+func notYours(sessionID string) error {
+	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
 }
 
 // full refuses a session beyond the limits.
@@ -451,9 +464,11 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 		if s.on != nil && s.on.ha == ha && s.epoch == p.Epoch {
 			return s, nil
 		}
-		err := s.staleEpoch(p.Epoch)
-		if s.owner != "" && s.owner != ha.agentID && ha.h.cfg.Claim == nil {
-			err = refusal(codeForbidden, s.id, "the session belongs to another agent")
+		var err error
+		if s.owner == "" || s.owner == ha.agentID {
+			err = s.staleEpoch(p.Epoch)
+		} else if ha.h.cfg.Claim == nil { // else it may be claimed
+			err = notYours(s.id)
 		}
 		s.mu.Unlock()
 		if err != nil {

@@ -664,3 +664,54 @@ func TestHubMaxWatchesAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestHubClaimHoldsUpNobody: an agent that asks for another's session, again and again, held up
+// the owner's batches for as long as Claim took, and with them all its sessions.
+func TestHubClaimHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan bool)
+		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return <-answer }})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a.feed("s", "e1", 1, 3)
+		claim := func() <-chan error {
+			return start(func() error { return b.l.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 5))) })
+		}
+		claimed := claim()
+		synctest.Wait()
+		fed := start(func() error { return a.l.Handle(t.Context(), a.batch("s", "e1", 4, 4)) })
+		wantReturned(t, fed, nil)
+		answer <- false
+		synctest.Wait()
+		if err := <-claimed; err == nil {
+			t.Error("not refused")
+		}
+		b.want(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
+
+		claimed = claim() // allowed, but meanwhile the session is gone and another's
+		synctest.Wait()
+		h.Forget("s")
+		c := speakAgent(t, h, "c")
+		c.feed("s", "e1", 1, 2)
+		answer <- true
+		synctest.Wait()
+		answer <- true // so it is asked again, about that one
+		wantReturned(t, claimed, nil)
+		b.want(b.ack("s", "e1", 2))
+		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// TestHubClaimIsAskedFirst: who may not have a session is not told its epoch, by which it would
+// take its own for an old one.
+func TestHubClaimIsAskedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return false }})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a.feed("s", "e2", 1, 3)
+		b.refused(b.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.refused(b.batch("s", "e1", 2, 2), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		b.refused(b.status(entryOf("s", "e1", 1, 0, 2)), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+	})
+}
