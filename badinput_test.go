@@ -491,11 +491,11 @@ func badForHubOfAgent() (out []badLine) {
 		badLine{name: "older epoch", line: set(batch, "epoch", `"e0"`), want: &ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "e1"}},
 		badLine{name: "later epoch, not from its start", line: set(batch, "epoch", `"e2"`), want: &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e2"}},
 		badLine{name: "unknown session", line: set(batch, "session_id", `"t"`), want: &ErrorPayload{Code: codeUnknownSession, SessionID: "t", Epoch: "e1"}},
-		badLine{name: "another's session", line: set(batch, "session_id", `"theirs"`), want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs"}},
+		badLine{name: "another's session", line: set(batch, "session_id", `"theirs"`), want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}},
 		badLine{name: "another's session from its start", line: set(batchLine(1, 4, seqs(1, 2, 3, 4), ""), "session_id", `"theirs"`),
-			want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs"}},
-		badLine{name: "status of another's session", line: set(status, "session_id", `"theirs"`), want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs"}},
-		badLine{name: "after the end", line: set(batchLine(3, 3, seqs(3), ""), "session_id", `"ended"`), want: &ErrorPayload{Code: codeEnded, SessionID: "ended"}},
+			want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}},
+		badLine{name: "status of another's session", line: set(status, "session_id", `"theirs"`), want: &ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}},
+		badLine{name: "after the end", line: set(batchLine(3, 3, seqs(3), ""), "session_id", `"ended"`), want: &ErrorPayload{Code: codeEnded, SessionID: "ended", Epoch: "e1"}},
 		badLine{name: "event too large", heads: true, ack: 3, line: large, want: &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 4}, then: func(f *farEnd) {
 			f.say(batchLine(4, 5, seqs(5), gapText(4, 4)))
 			f.acked("s", 5)

@@ -260,8 +260,17 @@ func (ha *hubAgent) enter(ctx context.Context, now time.Time, e SessionStatus) (
 		}
 		s.mu.Unlock()
 		ha.h.release(s)
-		return nil, err
+		return nil, ofEpoch(err, e.Epoch)
 	}
+}
+
+// ofEpoch has a refusal say which life of the session it is about, if it names no
+// other: the agent may have renewed it meanwhile.
+func ofEpoch(err error, epoch string) error {
+	if refused, ok := err.(*ProtocolError); ok && refused.Epoch == "" {
+		refused.Epoch = epoch
+	}
+	return err
 }
 
 // admit checks the agent's right to the session and the epoch, and opens it on
@@ -425,7 +434,7 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	defer s.mu.Unlock()
 	o, accepted := s.on, s.log.head
 	if s.ended && p.LastSeq > accepted {
-		return refusal(codeEnded, s.id, "the session ended at %d", accepted)
+		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
 	}
 	s.head = max(s.head, p.HeadSeq)
 	s.listed = now
@@ -468,7 +477,7 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 		if s.owner == "" || s.owner == ha.agentID {
 			err = s.staleEpoch(p.Epoch)
 		} else if ha.h.cfg.Claim == nil { // else it may be claimed
-			err = notYours(s.id)
+			err = ofEpoch(notYours(s.id), p.Epoch)
 		}
 		s.mu.Unlock()
 		if err != nil {

@@ -161,7 +161,7 @@ func TestHubStatusOfManyKinds(t *testing.T) {
 		t.Error("no error")
 	}
 	a.want(
-		&ErrorPayload{Code: codeForbidden, SessionID: "theirs"}, &ErrorPayload{Code: codeForbidden, SessionID: "too"},
+		&ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}, &ErrorPayload{Code: codeForbidden, SessionID: "too", Epoch: "e1"},
 		a.ack("mine", "e1", 0),
 	)
 }
@@ -567,9 +567,9 @@ func TestHubResume(t *testing.T) {
 		a.send(a.status(entryOf("zero", "e1", 1, 3, 9)))
 		a.want(a.ack("zero", "e1", 0))
 		fail = errors.New("store is down")
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		fail, position = nil, MaxSeq+1
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		if h.lookup("r") != nil || h.Stats().Sessions != 2 {
 			t.Error("a session that was refused stays")
 		}
@@ -648,6 +648,7 @@ func TestHubOwner(t *testing.T) {
 		a.feed("s", "e1", 1, 3)
 		forbidden := &ErrorPayload{Code: codeForbidden, SessionID: "s"}
 		for _, epoch := range []string{"e0", "e1", "e2"} {
+			forbidden.Epoch = epoch
 			b.refused(b.status(entryOf("s", epoch, 1, 0, 9)), forbidden)
 			b.refused(b.batch("s", epoch, 1, 9), forbidden)
 			b.refused(b.batch("s", epoch, 4, 9), forbidden)
@@ -671,16 +672,16 @@ func TestHubClaim(t *testing.T) {
 		}})
 		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
-		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e2"})
 		a.feed("s", "e1", 4, 4)
 		allow = true
 		b.send(b.status(entryOf("s", "e1", 1, 0, 5)))
 		b.want(b.ack("s", "e1", 4))
 		allow = false
 		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 		b.feed("s", "e1", 5, 5)
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 5)...)
 		if want := []string{"b s a", "b s a", "b s a", "a s b"}; !slices.Equal(want, asked) {
@@ -720,9 +721,9 @@ func TestHubEpochAhead(t *testing.T) {
 		}
 		first, last, beyond := epoch(0), epoch(24*time.Hour), epoch(24*time.Hour+time.Millisecond)
 		a.send(a.batch("s", first, 1, 1))
-		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
-		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
-		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "r"})
+		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: beyond})
+		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: beyond})
+		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "r", Epoch: beyond})
 		if h.lookup("r") != nil || statOf(t, h, "s").Epoch != first {
 			t.Error("a refused epoch left something")
 		}
@@ -817,7 +818,7 @@ func TestHubEnd(t *testing.T) {
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeEnded, SessionID: "s"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeEnded, SessionID: "s", Epoch: "e1"})
 		a.send(a.last("s", "e1", 3)) // a duplicate is none of that
 		a.want(a.ack("s", "e1", 3))
 		if !statOf(t, h, "s").Ended {
@@ -852,7 +853,7 @@ func TestHubMaxSessions(t *testing.T) {
 			h := NewHub(cfg)
 			a := speakAgent(t, h, "agent")
 			a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1))
-			overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s3", Retryable: true}
+			overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s3", Epoch: "e1", Retryable: true}
 			a.refused(a.status(entryOf("s3", "e1", 1, 0, 1)), overloaded)
 			a.refused(a.batch("s3", "e1", 1, 1), overloaded)
 			if n := len(h.sessions); n != 2 || h.Stats().Sessions != 2 {
@@ -864,7 +865,7 @@ func TestHubMaxSessions(t *testing.T) {
 		}
 		none := NewHub(&HubConfig{MaxSessions: -1})
 		a := speakAgent(t, none, "agent")
-		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
+		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 	})
 }
 

@@ -685,7 +685,7 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 		if err := <-claimed; err == nil {
 			t.Error("not refused")
 		}
-		b.want(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.want(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 
 		claimed = claim() // allowed, but meanwhile the session is gone and another's
 		synctest.Wait()
@@ -710,8 +710,58 @@ func TestHubClaimIsAskedFirst(t *testing.T) {
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return false }})
 		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
 		a.feed("s", "e2", 1, 3)
-		b.refused(b.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.refused(b.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e1", 2, 2), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		b.refused(b.status(entryOf("s", "e1", 1, 0, 2)), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		b.refused(b.status(entryOf("s", "e1", 1, 0, 2)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+	})
+}
+
+// TestHubRefusesOneLife: an agent's status and batch are refused both, so that its caller may renew
+// the session between the two answers. The second one stopped the new life.
+func TestHubRefusesOneLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, st := NewHub(nil), NewStreamer(nil)
+		other := speakAgent(t, h, "other")
+		other.feed("s", "e1", 1, 1)
+		st.Publish(t.Context(), "s", Event{})
+		a, b := st.Connect(), h.ConnectAgent("agent")
+		answers := make(chan Payload, 10)
+		exchange := func() { // all that either has to say, but the hub's refusals
+			for {
+				p, _ := a.Next(endedContext)
+				if p != nil {
+					b.Handle(t.Context(), p)
+				}
+				q, _ := b.Next(endedContext)
+				if e, ok := q.(*ErrorPayload); ok && e.Code == codeForbidden {
+					answers <- q
+				} else if q != nil {
+					a.Handle(t.Context(), q)
+				}
+				if p == nil && q == nil {
+					return
+				}
+			}
+		}
+		exchange()
+		if n := len(answers); n != 2 {
+			t.Fatalf("%d refusals, want those of a status and a batch", n)
+		}
+		a.Handle(t.Context(), <-answers)
+		if err := st.Flush(t.Context()); err == nil {
+			t.Fatal("not stopped")
+		}
+		h.Forget("s") // and the other agent is gone: it may have it now
+		if err := st.Renew("s"); err != nil {
+			t.Fatal(err)
+		}
+		a.Handle(t.Context(), <-answers)
+		if _, err := st.Publish(t.Context(), "s", Event{}); err != nil {
+			t.Errorf("stopped by what was said of the life before: %v", err)
+		}
+		exchange()
+		if st := statOf(t, h, "s"); st.AgentID != "agent" || st.Acked != 1 {
+			t.Errorf("session: %+v", st)
+		}
 	})
 }
