@@ -436,11 +436,11 @@ func (h *Hub) expire(now time.Time) {
 	}
 }
 
-// remove takes the session out of the hub, or leaves it to those who watch it.
-// Both locks are held.
+// remove takes the session out of the hub, or leaves it to those who watch it and to
+// the callback that runs for it, so that no other can begin. Both locks are held.
 func (h *Hub) remove(s *hubSession) {
 	s.forgetEpochs()
-	if len(s.cursors) == 0 {
+	if len(s.cursors) == 0 && s.busy == nil {
 		s.gone = true
 		delete(h.sessions, s.id)
 	}

@@ -431,7 +431,7 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	if err != nil {
 		return err
 	}
-	defer s.mu.Unlock()
+	defer s.leave()
 	o, accepted := s.on, s.log.head
 	if s.ended && p.LastSeq > accepted {
 		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
@@ -462,6 +462,15 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		o.ackNow()
 	}
 	return tooLarge
+}
+
+// leave unlocks the session, and lets it go if it was forgotten while Commit ran.
+func (s *hubSession) leave() {
+	forgotten := s.epoch == ""
+	s.mu.Unlock()
+	if forgotten {
+		s.h.release(s)
+	}
 }
 
 // find returns the session of a batch, open on this link and locked.

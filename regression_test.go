@@ -765,3 +765,49 @@ func TestHubRefusesOneLife(t *testing.T) {
 		}
 	})
 }
+
+// TestHubForgetDuringCommitThenOpen: a session that is forgotten while Commit runs for it can be
+// opened again on the agent's next link, but one call at a time is the rule: Resume asked the store
+// that Commit was writing to.
+func TestHubForgetDuringCommitThenOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stored, writing, written := uint64(0), false, make(chan bool)
+		h := NewHub(&HubConfig{
+			Resume: func(context.Context, string, string) (uint64, error) {
+				if writing {
+					t.Error("Resume while Commit runs")
+				}
+				return stored, nil
+			},
+			Commit: func(_ context.Context, _, _ string, items []Item) error {
+				writing = true
+				<-written
+				writing, stored = false, items[len(items)-1].Position().Seq
+				return nil
+			},
+		})
+		old := speakAgent(t, h, "agent")
+		first := start(func() error { return old.l.Handle(t.Context(), old.batch("s", "e1", 1, 3)) })
+		synctest.Wait()
+		a := speakAgent(t, h, "agent")
+		h.Forget("s")
+		second := start(func() error { return a.l.Handle(t.Context(), a.status(entryOf("s", "e1", 1, 0, 3))) })
+		wantWaiting(t, second)
+		written <- true
+		wantReturned(t, first, nil)
+		wantReturned(t, second, nil)
+		a.want(a.ack("s", "e1", 3))
+		if n := h.Stats().Sessions; n != 1 || len(h.sessions) != 1 {
+			t.Errorf("%d sessions, %d held", n, len(h.sessions))
+		}
+
+		third := start(func() error { return a.l.Handle(t.Context(), a.batch("s", "e1", 4, 4)) })
+		synctest.Wait()
+		h.Close()
+		written <- true
+		wantReturned(t, third, nil)
+		if n := h.Stats().Sessions; n != 0 || len(h.sessions) != 0 {
+			t.Errorf("closed: %d sessions, %d held", n, len(h.sessions))
+		}
+	})
+}
