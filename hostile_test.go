@@ -294,9 +294,12 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		p.Events, p.Gaps = nil, []Gap{{from, to, ReasonDropped}}
 	}
 	at := func(off uint64) string { return fmt.Sprint(n + off) }
-	forbidden := `gvstream: forbidden session="theirs": the session belongs to another agent`
+	inAYear := process.encode(uint64(time.Now().Add(8760 * time.Hour).UnixMilli()))
+	forbidden := func(epoch string) string {
+		return fmt.Sprintf("gvstream: forbidden session=%q epoch=%q: the session belongs to another agent", "theirs", epoch)
+	}
 	stale := `gvstream: stale_epoch session="s" epoch="e1": the session has a later epoch`
-	full := `gvstream: overloaded session="new": too many sessions`
+	full := `gvstream: overloaded session="new" epoch="e1": too many sessions`
 	return []hostile{
 		{"nothing", nil, "gvstream: malformed: no payload", nil, false},
 		{"a welcome", &WelcomePayload{V: 1, Link: "l"}, "gvstream: unexpected: a hub takes no welcome from an agent", nil, false},
@@ -327,31 +330,31 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		{"status: epoch before with 64 bits", entry(func(s *SessionStatus) { s.PrevSeq = math.MaxUint64 }), "gvstream: malformed: status: numbers out of order", nil, false},
 		{"status of an older epoch", entry(func(s *SessionStatus) { s.Epoch = "e0" }), stale, nil, false},
 		{"status of a prefix of the epoch", entry(func(s *SessionStatus) { s.Epoch = "e" }), stale, nil, false},
-		{"status of another's session", entry(func(s *SessionStatus) { s.SessionID = "theirs" }), forbidden, nil, false},
-		{"status of another's session in a later epoch", entry(func(s *SessionStatus) { s.SessionID, s.Epoch = "theirs", "z" }), forbidden, nil, false},
+		{"status of another's session", entry(func(s *SessionStatus) { s.SessionID = "theirs" }), forbidden("e1"), nil, false},
+		{"status of another's session in a later epoch", entry(func(s *SessionStatus) { s.SessionID, s.Epoch = "theirs", "z" }), forbidden("z"), nil, false},
 		{"status of an epoch in a year", entry(func(s *SessionStatus) {
-			s.SessionID, s.Epoch = "new", process.encode(uint64(time.Now().Add(8760*time.Hour).UnixMilli()))
+			s.SessionID, s.Epoch = "new", inAYear
 		}),
-			`gvstream: forbidden session="new": the epoch is too far ahead of the hub's clock`, nil, false},
+			fmt.Sprintf("gvstream: forbidden session=%q epoch=%q: the epoch is too far ahead of the hub's clock", "new", inAYear), nil, false},
 		{"status of one session too many", entry(func(s *SessionStatus) { s.SessionID = "new" }), full, nil, false},
 
 		{"batch of another link", batch(func(p *EventBatchPayload) { p.Link = "l0" }), "", &ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true}, false},
-		{"batch of another's session", batch(func(p *EventBatchPayload) { p.SessionID = "theirs" }), forbidden, nil, false},
-		{"batch of another's session from the start", v.batch("theirs", "e1", 1, 9), forbidden, nil, false},
-		{"batch of another's session in a later epoch", v.batch("theirs", "e2", 1, 9), forbidden, nil, false},
+		{"batch of another's session", batch(func(p *EventBatchPayload) { p.SessionID = "theirs" }), forbidden("e1"), nil, false},
+		{"batch of another's session from the start", v.batch("theirs", "e1", 1, 9), forbidden("e1"), nil, false},
+		{"batch of another's session in a later epoch", v.batch("theirs", "e2", 1, 9), forbidden("e2"), nil, false},
 		{"batch of an older epoch", batch(func(p *EventBatchPayload) { p.Epoch = "e0" }), stale, nil, false},
 		{"batch of an older epoch from the start", v.batch("s", "e0", 1, 2), stale, nil, false},
 		{"batch of a later epoch, not from its start", batch(func(p *EventBatchPayload) { p.Epoch = "e2" }), `gvstream: unknown_session session="s" epoch="e2": not open on this link`, nil, false},
 		{"batch of an unknown session", batch(func(p *EventBatchPayload) { p.SessionID = "new" }), `gvstream: unknown_session session="new" epoch="e1": not open on this link`, nil, false},
 		{"batch of one session too many", v.batch("new", "e1", 1, 2), full, nil, false},
-		{"batch behind the end", v.batch("ended", "e1", 2, 2), `gvstream: session_ended session="ended": the session ended at 1`, nil, false},
+		{"batch behind the end", v.batch("ended", "e1", 2, 2), `gvstream: session_ended session="ended" epoch="e1": the session ended at 1`, nil, false},
 		{"gap behind the end", batch(func(p *EventBatchPayload) {
 			p.SessionID, p.FirstSeq, p.LastSeq = "ended", 2, most
 			p.HeadSeq = most
 			gap(p, 2, most)
 		}),
-			`gvstream: session_ended session="ended": the session ended at 1`, nil, false},
-		{"a second end", v.last("ended", "e1", 2), `gvstream: session_ended session="ended": the session ended at 1`, nil, false},
+			`gvstream: session_ended session="ended" epoch="e1": the session ended at 1`, nil, false},
+		{"a second end", v.last("ended", "e1", 2), `gvstream: session_ended session="ended" epoch="e1": the session ended at 1`, nil, false},
 		{"batch of no session", batch(func(p *EventBatchPayload) { p.SessionID = "" }), "gvstream: malformed: event_batch: bad session_id", nil, false},
 		{"batch of a session in bytes", batch(func(p *EventBatchPayload) { p.SessionID = "\xc3" }), "gvstream: malformed: event_batch: bad session_id", nil, false},
 		{"batch for a bad viewer", batch(func(p *EventBatchPayload) { p.ViewerID = "\x1b[31m" }), "gvstream: malformed: event_batch: bad viewer_id", nil, false},
