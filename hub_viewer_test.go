@@ -741,7 +741,7 @@ func TestHubWatchAndStopWithoutReading(t *testing.T) {
 		if n := len(hv.due); n > 200 {
 			t.Errorf("%d answers wait for a viewer that reads nothing", n)
 		}
-		if n := len(hv.Link.bulk.tasks); n > 200 {
+		if n := hv.Link.bulk.len(); n > 200 {
 			t.Errorf("%d tasks wait for a viewer that reads nothing", n)
 		}
 		v.send(v.watch("s", "", 0))

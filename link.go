@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,10 +62,10 @@ type Link struct {
 	wake    chan struct{}  // one slot: Next has something to look at
 	done    chan struct{}  // closed when the link is dead and has said so
 
-	mu      sync.Mutex // protects the fields below
-	answers []Payload  // said first, in order
-	urgent  queue      // acks, statuses, requests: before events (rule 7)
-	bulk    queue      // sessions, cursors and replays: in turn
+	mu      sync.Mutex   // protects the fields below
+	answers []Payload    // said first, in order
+	urgent  queue[*task] // acks, statuses, requests: before events (rule 7)
+	bulk    queue[*task] // sessions, cursors and replays: in turn
 	timers  timerHeap
 	err     error // why the link is dead, or nil
 	running bool
@@ -91,9 +90,9 @@ type task struct {
 	owner  taker
 	urgent bool
 
-	queued bool      // in a queue of its link
-	due    time.Time // zero, or when it is to be asked again: it is in the heap
-	index  int       // in the heap
+	place place[*task] // in a queue of its link
+	due   time.Time    // zero, or when it is to be asked again: it is in the heap
+	index int          // in the heap
 }
 
 // A taker makes a task's next payload, or returns nil. It is called without any
@@ -171,14 +170,12 @@ func (l *Link) ready(t *task) {
 
 func (l *Link) enqueue(t *task) {
 	switch {
-	case t.queued || l.err != nil:
-		return
+	case l.err != nil:
 	case t.urgent:
-		l.urgent.push(t)
+		l.urgent.push(&t.place, t)
 	default:
-		l.bulk.push(t)
+		l.bulk.push(&t.place, t)
 	}
-	t.queued = true
 }
 
 // schedule asks t again at the given time, or earlier. A task that is asked too
@@ -211,22 +208,14 @@ func (l *Link) forget(t *task) {
 		heap.Remove(&l.timers, t.index)
 		t.due = time.Time{}
 	}
-	if t.queued {
-		l.urgent.remove(t)
-		l.bulk.remove(t)
-		t.queued = false
-	}
+	t.place.leave()
 }
 
 // clear takes all tasks out.
 func (l *Link) clear() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for t := l.urgent.pop(); t != nil; t = l.urgent.pop() {
-		t.queued = false
-	}
-	for t := l.bulk.pop(); t != nil; t = l.bulk.pop() {
-		t.queued = false
+	for l.urgent.pop() != nil || l.bulk.pop() != nil {
 	}
 	for _, t := range l.timers {
 		t.due = time.Time{}
@@ -266,7 +255,7 @@ func (l *Link) fail(now time.Time, err error) {
 		return
 	}
 	l.err = err
-	l.urgent, l.bulk, l.timers = queue{}, queue{}, nil
+	l.urgent, l.bulk, l.timers = queue[*task]{}, queue[*task]{}, nil
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) {
 		l.answers = nil
 	}
@@ -323,7 +312,6 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 			}
 			return nil, time.Time{}, nil
 		}
-		t.queued = false
 		l.mu.Unlock()
 		p := t.owner.take(now)
 		l.mu.Lock()
@@ -513,36 +501,58 @@ func (l *Link) Close() error {
 	return nil
 }
 
-// A queue is a first-in first-out queue of tasks.
-type queue struct {
-	tasks []*task
-	head  int
+// A queue is a first-in first-out queue of pointers. It allocates nothing, and a
+// place in it is given up at the same cost however many wait.
+type queue[T any] struct{ first, last *place[T] }
+
+// A place is what stands in a queue: a field of what waits, for each queue that it
+// may wait in. The queue's lock protects it.
+type place[T any] struct {
+	in         *queue[T] // or nil
+	of         T
+	prev, next *place[T]
 }
 
-func (q *queue) push(t *task) {
-	if q.head > 32 && q.head*2 > len(q.tasks) { // mostly taken: move the rest down
-		n := copy(q.tasks, q.tasks[q.head:])
-		clear(q.tasks[n:])
-		q.tasks, q.head = q.tasks[:n], 0
+// push puts v at the end, in the place p, unless it has that place already.
+func (q *queue[T]) push(p *place[T], v T) {
+	if p.in != nil {
+		return
 	}
-	q.tasks = append(q.tasks, t)
+	*p = place[T]{in: q, of: v, prev: q.last}
+	if q.last == nil {
+		q.first = p
+	} else {
+		q.last.next = p
+	}
+	q.last = p
 }
 
-func (q *queue) pop() *task {
-	if q.head == len(q.tasks) {
-		q.tasks, q.head = q.tasks[:0], 0
-		return nil
+// pop takes out the first, or returns a zero T.
+func (q *queue[T]) pop() (v T) {
+	if p := q.first; p != nil {
+		v = p.of
+		p.leave()
 	}
-	t := q.tasks[q.head]
-	q.tasks[q.head] = nil
-	q.head++
-	return t
+	return v
 }
 
-func (q *queue) remove(t *task) {
-	if i := slices.Index(q.tasks[q.head:], t); i >= 0 {
-		q.tasks = slices.Delete(q.tasks, q.head+i, q.head+i+1)
+// leave gives the place up, if it is one.
+func (p *place[T]) leave() {
+	q := p.in
+	if q == nil {
+		return
 	}
+	if p.prev == nil {
+		q.first = p.next
+	} else {
+		p.prev.next = p.next
+	}
+	if p.next == nil {
+		q.last = p.prev
+	} else {
+		p.next.prev = p.prev
+	}
+	*p = place[T]{}
 }
 
 // A timerHeap holds tasks by the time they are due.

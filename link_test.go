@@ -620,23 +620,40 @@ func TestLinkTurns(t *testing.T) {
 	}
 }
 
-// The queue moves its rest down, and keeps the order.
+// A queue keeps the order of those that are left, whoever leaves it.
 func TestLinkQueueOrder(t *testing.T) {
-	var q queue
-	var want, got []*task
-	for i := range 1000 {
-		tk := &task{}
-		want = append(want, tk)
-		q.push(tk)
-		if i%3 != 0 {
-			got = append(got, q.pop())
+	var q queue[*int]
+	places := make([]place[*int], 1000)
+	var want, got []*int
+	for i := range places {
+		v := &i
+		q.push(&places[i], v)
+		q.push(&places[i], v) // has its place
+		if i%2 == 0 {
+			want = append(want, v)
 		}
 	}
-	for tk := q.pop(); tk != nil; tk = q.pop() {
-		got = append(got, tk)
+	for _, i := range []int{999, 1, 501, 499} { // the last, and some between
+		places[i].leave()
+		places[i].leave() // has none
+	}
+	for i := 3; i < 999; i += 2 {
+		places[i].leave()
+	}
+	if n := q.len(); n != 500 {
+		t.Errorf("%d wait, want 500", n)
+	}
+	places[0].leave() // the first
+	want = want[1:]
+	for v := q.pop(); v != nil; v = q.pop() {
+		got = append(got, v)
 	}
 	if !slices.Equal(want, got) {
 		t.Error("order lost")
+	}
+	q.push(&places[7], want[0]) // it begins anew
+	if v := q.pop(); v != want[0] || q.pop() != nil || q.len() != 0 {
+		t.Error("an emptied queue has no more use")
 	}
 }
 
@@ -785,4 +802,11 @@ func TestLinkNextLeavesTimer(t *testing.T) {
 		}
 		m.Close()
 	})
+}
+
+func (q *queue[T]) len() (n int) {
+	for p := q.first; p != nil; p = p.next {
+		n++
+	}
+	return n
 }
