@@ -144,27 +144,27 @@ type hubSession struct {
 	h  *Hub
 	id string
 
-	mu       sync.Mutex // protects the fields below; before the locks of a link
-	gone     bool       // no longer in the hub's map
-	owner    string     // the agent it belongs to (rule 4)
-	counted  bool       // against that agent's limit
-	epoch    string     // empty: unknown to the hub
-	log      log        // its head is what is accepted
-	head     uint64     // last number the agent is known to have
-	endSeq   uint64     // the number of the end, once the agent said so
-	ended    bool       // the end was accepted
-	prev     *pastEpoch // the log of the epoch before, for a while (rule 15)
-	prevID   string     // that epoch, or empty
-	prevSeq  uint64     // last number accepted of it
-	on       *opening   // on the owner's current link, or nil
-	away     time.Time  // when the owner's link was lost
-	listed   time.Time  // when the agent last spoke of it
-	busy     *busy      // the callback that is running for it
-	cursors  []*cursor  // of all viewers
-	idle     []*cursor  // of those that have everything
-	turns    []*cursor  // of those that wait for their turn to ask the agent
-	open     int        // replay requests open at the agent
-	expireAt time.Time  // in the hub's heap; zero: not there
+	mu       sync.Mutex     // protects the fields below; before the locks of a link
+	gone     bool           // no longer in the hub's map
+	owner    string         // the agent it belongs to (rule 4)
+	counted  bool           // against that agent's limit
+	epoch    string         // empty: unknown to the hub
+	log      log            // its head is what is accepted
+	head     uint64         // last number the agent is known to have
+	endSeq   uint64         // the number of the end, once the agent said so
+	ended    bool           // the end was accepted
+	prev     *pastEpoch     // the log of the epoch before, for a while (rule 15)
+	prevID   string         // that epoch, or empty
+	prevSeq  uint64         // last number accepted of it
+	on       *opening       // on the owner's current link, or nil
+	away     time.Time      // when the owner's link was lost
+	listed   time.Time      // when the agent last spoke of it
+	busy     *busy          // the callback that is running for it
+	cursors  []*cursor      // of all viewers; first those that wait for the next event
+	idle     int            // how many those are
+	turns    queue[*cursor] // of those that wait for their turn to ask the agent
+	open     int            // replay requests open at the agent
+	expireAt time.Time      // in the hub's heap; zero: not there
 }
 
 // pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
@@ -275,12 +275,10 @@ func (s *hubSession) accept(es []entry) {
 	s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	s.head = max(s.head, s.log.head)
 	s.noteEnd()
-	for i, c := range s.idle {
-		c.idle = false
+	for _, c := range s.cursors[:s.idle] {
 		c.hv.ready(&c.task)
-		s.idle[i] = nil
 	}
-	s.idle = s.idle[:0]
+	s.idle = 0
 }
 
 func (s *hubSession) noteEnd() {

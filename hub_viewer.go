@@ -22,12 +22,12 @@ type hubViewer struct {
 	greeted bool
 	staleAt time.Time
 	cursors map[string]*cursor // by session
-	due     []*cursor          // to be named in the next status
+	due     queue[*cursor]     // to be named in the next status
 	beatAt  time.Time
-	slots   int         // replay requests open for this link, and given up in the last second
-	waiting []*cursor   // for a slot
-	givenUp []time.Time // when slots of requests that the viewer gave up are free again
-	asks    []*ask      // calls of Authorize that are running
+	slots   int            // replay requests open for this link, and given up in the last second
+	waiting queue[*cursor] // for a slot
+	givenUp []time.Time    // when slots of requests that the viewer gave up are free again
+	asks    []*ask         // calls of Authorize that are running
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
@@ -286,25 +286,22 @@ func (hv *hubViewer) unwatch(sessionID string) *cursor {
 
 // takeStatus says where the watched sessions stand.
 func (hv *hubViewer) takeStatus(time.Time) Payload {
-	for {
+	p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
+	for len(p.Sessions) < maxStatus {
 		hv.mu.Lock()
-		n := min(len(hv.due), maxStatus)
-		batch := hv.due[:n:n]
-		hv.due = hv.due[n:]
+		c := hv.due.pop()
 		hv.mu.Unlock()
-		p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
-		for _, c := range batch {
-			if st, ok := c.describe(); ok {
-				p.Sessions = append(p.Sessions, st)
-			}
+		if c == nil {
+			break
 		}
-		if n == 0 {
-			return nil
-		}
-		if len(p.Sessions) > 0 {
-			return p
+		if st, ok := c.describe(); ok {
+			p.Sessions = append(p.Sessions, st)
 		}
 	}
+	if len(p.Sessions) == 0 {
+		return nil
+	}
+	return p
 }
 
 // takeBeat names all watches in one status, every 15 s.
@@ -342,12 +339,12 @@ type cursor struct {
 	task
 	hv *hubViewer
 	s  *hubSession
+	at int // in the session's cursors
 
 	epoch string // empty: from the first event of whatever epoch there is
 	seq   uint64 // handed out up to here
 	gone  bool
 	due   bool // a status comes first
-	idle  bool // it has everything: in the session's list
 	ended bool // it was told of the end
 
 	fetch   *fetch        // its open replay request, or nil
@@ -355,8 +352,11 @@ type cursor struct {
 	pages   []page        // what came of it, to be handed out
 	lost    uint64        // the agent can't give what is up to here
 	since   time.Time     // it waits for the agent since then; zero: it does not
-	inTurn  bool          // in the session's queue for a turn
 	granted bool          // its turn came
+
+	turn place[*cursor] // in the session's queue for a turn
+	slot place[*cursor] // in the link's queue for a slot; the link's lock protects it
+	news place[*cursor] // in the link's queue for a status; so it does this
 }
 
 // place puts the cursor on a session, unless that was removed meanwhile.
@@ -366,7 +366,7 @@ func (c *cursor) place(s *hubSession) bool {
 	if s.gone {
 		return false
 	}
-	c.s = s
+	c.s, c.at = s, len(s.cursors)
 	s.cursors = append(s.cursors, c)
 	return true
 }
@@ -381,23 +381,34 @@ func (c *cursor) remove() {
 	}
 	c.restart("", 0)
 	c.gone = true
-	s.cursors = without(s.cursors, c)
-	s.idle = without(s.idle, c)
+	s.drop(c)
 	s.watchClock()
 	s.mu.Unlock()
 	c.hv.mu.Lock()
-	c.hv.due = without(c.hv.due, c)
-	c.hv.waiting = without(c.hv.waiting, c)
+	c.news.leave()
+	c.slot.leave()
 	c.hv.mu.Unlock()
 	c.hv.forget(&c.task)
+	c.hv.offerSlot()
 	c.s.h.release(s)
 }
 
-func without(cs []*cursor, c *cursor) []*cursor {
-	if i := slices.Index(cs, c); i >= 0 {
-		return slices.Delete(cs, i, i+1)
+// drop takes a cursor out.
+func (s *hubSession) drop(c *cursor) {
+	if c.at < s.idle {
+		s.idle--
+		s.swap(c.at, s.idle)
 	}
-	return cs
+	last := len(s.cursors) - 1
+	s.swap(c.at, last)
+	s.cursors[last] = nil
+	s.cursors = s.cursors[:last]
+}
+
+func (s *hubSession) swap(i, j int) {
+	cs := s.cursors
+	cs[i], cs[j] = cs[j], cs[i]
+	cs[i].at, cs[j].at = i, j
 }
 
 // restart puts the cursor at a position.
@@ -426,7 +437,7 @@ func (c *cursor) tell() {
 	}
 	c.due = true
 	c.hv.mu.Lock()
-	c.hv.due = append(c.hv.due, c)
+	c.hv.due.push(&c.news, c)
 	c.hv.mu.Unlock()
 	c.hv.ready(&c.hv.status)
 }
@@ -479,11 +490,11 @@ func (c *cursor) refuse(err *ProtocolError) {
 	if c.hv.cursors[c.s.id] == c {
 		delete(c.hv.cursors, c.s.id)
 	}
+	c.slot.leave()
 	c.hv.mu.Unlock()
 	c.restart("", 0)
 	c.gone = true
-	c.s.cursors = without(c.s.cursors, c)
-	c.s.idle = without(c.s.idle, c)
+	c.s.drop(c)
 	c.s.watchClock()
 }
 
@@ -505,6 +516,7 @@ func (c *cursor) settle() *log {
 // take hands out what comes next in the session: a piece of the hub's log, a piece
 // that the agent replayed, or a gap.
 func (c *cursor) take(now time.Time) Payload {
+	defer c.hv.offerSlot()
 	s := c.s
 	s.mu.Lock()
 	if c.gone || c.due || s.epoch == "" {
@@ -549,10 +561,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	s := c.s
 	switch {
 	case c.seq >= l.head:
-		if !c.idle {
-			c.idle = true
-			s.idle = append(s.idle, c)
-		}
+		c.rest()
 		if s.ended && !c.ended {
 			c.ended = true
 			c.tell()
@@ -573,6 +582,14 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 		c.seq = p.last
 	}
 	return p, replayed
+}
+
+// rest puts the cursor among those that wait for the next event.
+func (c *cursor) rest() {
+	if s := c.s; c.at >= s.idle {
+		s.swap(c.at, s.idle)
+		s.idle++
+	}
 }
 
 // older deals with what is older than the hub's log: it asks the agent, waits, or
@@ -670,7 +687,7 @@ func (c *cursor) grant(now time.Time) bool {
 	if c.granted {
 		return true
 	}
-	if c.inTurn {
+	if c.turn.in != nil {
 		return false
 	}
 	s, hv := c.s, c.hv
@@ -685,16 +702,16 @@ func (c *cursor) grant(now time.Time) bool {
 	}
 	if free {
 		hv.slots++
-	} else if !slices.Contains(hv.waiting, c) {
-		hv.waiting = append(hv.waiting, c)
+		c.slot.leave()
+	} else {
+		hv.waiting.push(&c.slot, c)
 	}
 	hv.mu.Unlock()
 	if !free {
 		return false
 	}
 	if s.open >= s.h.cfg.MaxReplays {
-		c.inTurn = true
-		s.turns = append(s.turns, c)
+		s.turns.push(&c.turn, c)
 		return false
 	}
 	s.open++
@@ -706,9 +723,8 @@ func (c *cursor) grant(now time.Time) bool {
 func (c *cursor) ungrant() {
 	s := c.s
 	switch {
-	case c.inTurn:
-		c.inTurn = false
-		s.turns = without(s.turns, c)
+	case c.turn.in != nil:
+		c.turn.leave()
 		c.hv.freeSlot()
 	case c.granted:
 		c.granted = false
@@ -720,10 +736,7 @@ func (c *cursor) ungrant() {
 // passTurn gives the session's turn to the first that waits for it and can use it.
 // The request goes out here and now: the viewer's own link may be stuck.
 func (s *hubSession) passTurn() {
-	for len(s.turns) > 0 {
-		c := s.turns[0]
-		s.turns = slices.Delete(s.turns, 0, 1)
-		c.inTurn = false
+	for c := s.turns.pop(); c != nil; c = s.turns.pop() {
 		until := s.log.first() - 1
 		ha, greeted := s.h.agent(s.owner)
 		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
@@ -741,17 +754,27 @@ func (s *hubSession) passTurn() {
 func (hv *hubViewer) othersWait() bool {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
-	return len(hv.waiting) > 0
+	return hv.waiting.first != nil
 }
 
-// freeSlot gives a slot of the link back, and has those that wait try again.
+// freeSlot gives a slot of the link back.
 func (hv *hubViewer) freeSlot() {
 	hv.mu.Lock()
 	hv.slots--
-	waiting := hv.waiting
-	hv.waiting = nil
 	hv.mu.Unlock()
-	for _, c := range waiting {
+	hv.offerSlot()
+}
+
+// offerSlot has the first that waits for a slot try again, if one is free. Who was
+// offered one may need it no more, so this is called after each try.
+func (hv *hubViewer) offerSlot() {
+	hv.mu.Lock()
+	var c *cursor
+	if hv.slots < hv.h.cfg.MaxViewerReplays {
+		c = hv.waiting.pop()
+	}
+	hv.mu.Unlock()
+	if c != nil {
 		hv.ready(&c.task)
 	}
 }

@@ -405,8 +405,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		for _, v := range vs {
 			v.l.Close()
 		}
-		if s := h.lookup("s"); s.open != 0 || len(s.turns) != 0 || len(s.cursors) != 0 {
-			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, len(s.turns), len(s.cursors))
+		if s := h.lookup("s"); s.open != 0 || s.turns.len() != 0 || len(s.cursors) != 0 {
+			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, s.turns.len(), len(s.cursors))
 		}
 		if n := len(h.agents["agent"].fetches); n != 0 {
 			t.Errorf("%d requests stay", n)
@@ -738,7 +738,7 @@ func TestHubWatchAndStopWithoutReading(t *testing.T) {
 			v.send(v.watch("r", "", 0), v.stop("r"))
 		}
 		hv := h.viewers["tab"]
-		if n := len(hv.due); n > 200 {
+		if n := hv.due.len(); n > 200 {
 			t.Errorf("%d answers wait for a viewer that reads nothing", n)
 		}
 		if n := hv.Link.bulk.len(); n > 200 {

@@ -93,7 +93,7 @@ func linkFault(l *Link) string {
 			return "a timer is out of place"
 		}
 	}
-	if l.err != nil && len(l.timers)+len(l.urgent.tasks)+len(l.bulk.tasks) > 0 {
+	if l.err != nil && (len(l.timers) > 0 || l.urgent.first != nil || l.bulk.first != nil) {
 		return "a dead link holds tasks"
 	}
 	return ""
@@ -160,7 +160,7 @@ func hubSessionFault(s *hubSession) string {
 			turns++
 		}
 	}
-	if turns != s.open || s.open > cfg.MaxReplays || len(s.idle) > len(s.cursors) || len(s.turns) > len(s.cursors) {
+	if turns != s.open || s.open > cfg.MaxReplays || s.idle > len(s.cursors) || s.turns.len() > len(s.cursors) {
 		return fmt.Sprintf("S10: %d requests count as %d of %d", turns, s.open, cfg.MaxReplays)
 	}
 	return ""
@@ -205,12 +205,12 @@ func hubAgentFault(ha *hubAgent) string {
 }
 
 func hubViewerFault(hv *hubViewer) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || len(hv.due) > len(hv.cursors) || len(hv.waiting) > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), len(hv.due), len(hv.waiting))
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.len() > len(hv.cursors) || hv.waiting.len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.len(), hv.waiting.len())
 	}
 	slots := 0
 	for _, c := range hv.cursors {
-		if c.granted || c.inTurn || c.fetch != nil && !c.fetch.closed {
+		if c.granted || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
 			slots++
 		}
 	}

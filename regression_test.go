@@ -216,7 +216,7 @@ func TestHubWaitingGivenUp(t *testing.T) {
 			}
 			v.send(v.stop("r"))
 		}
-		if n := len(h.viewers["tab"].waiting); n > 10 {
+		if n := h.viewers["tab"].waiting.len(); n > 10 {
 			t.Errorf("%d cursors wait for a slot, the link has %d", n, len(h.viewers["tab"].cursors))
 		}
 	})
