@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -101,5 +102,23 @@ func TestGrowthSlots(t *testing.T) {
 	}
 	if woken > 3*n {
 		t.Errorf("%d wake-ups for %d replays", woken, n)
+	}
+}
+
+// The hub's clock holds a session once, and none that is gone: it kept each that
+// Forget removed for an hour.
+func TestGrowthHubExpiry(t *testing.T) {
+	sc := newLoadScene(t, nil, nil)
+	for i := range 1000 {
+		id := fmt.Sprint("s", i%2)
+		sc.publish(id)
+		sc.connect()
+		sc.later(time.Second)
+		sc.agent.fail(sc.now, ErrClosed) // its absence has a deadline
+		sc.hub.fail(sc.now, ErrClosed)
+		sc.h.Forget(id)
+	}
+	if n := len(sc.h.expiry); n > 1 {
+		t.Errorf("the clock of a hub with %d sessions has %d deadlines", len(sc.h.sessions), n)
 	}
 }

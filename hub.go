@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"context"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -121,7 +122,7 @@ type Hub struct {
 	agents   map[string]*hubAgent
 	owned    map[string]int // sessions that count against an agent's limit
 
-	expiryMu sync.Mutex // protects the field below; a leaf
+	expiryMu sync.Mutex // protects the field below and each session's expiry; a leaf
 	expiry   expiryHeap
 }
 
@@ -144,27 +145,28 @@ type hubSession struct {
 	h  *Hub
 	id string
 
-	mu       sync.Mutex     // protects the fields below; before the locks of a link
-	gone     bool           // no longer in the hub's map
-	owner    string         // the agent it belongs to (rule 4)
-	counted  bool           // against that agent's limit
-	epoch    string         // empty: unknown to the hub
-	log      log            // its head is what is accepted
-	head     uint64         // last number the agent is known to have
-	endSeq   uint64         // the number of the end, once the agent said so
-	ended    bool           // the end was accepted
-	prev     *pastEpoch     // the log of the epoch before, for a while (rule 15)
-	prevID   string         // that epoch, or empty
-	prevSeq  uint64         // last number accepted of it
-	on       *opening       // on the owner's current link, or nil
-	away     time.Time      // when the owner's link was lost
-	listed   time.Time      // when the agent last spoke of it
-	busy     *busy          // the callback that is running for it
-	cursors  []*cursor      // of all viewers; first those that wait for the next event
-	idle     int            // how many those are
-	turns    queue[*cursor] // of those that wait for their turn to ask the agent
-	open     int            // replay requests open at the agent
-	expireAt time.Time      // in the hub's heap; zero: not there
+	mu      sync.Mutex     // protects the fields below; before the locks of a link
+	gone    bool           // no longer in the hub's map
+	owner   string         // the agent it belongs to (rule 4)
+	counted bool           // against that agent's limit
+	epoch   string         // empty: unknown to the hub
+	log     log            // its head is what is accepted
+	head    uint64         // last number the agent is known to have
+	endSeq  uint64         // the number of the end, once the agent said so
+	ended   bool           // the end was accepted
+	prev    *pastEpoch     // the log of the epoch before, for a while (rule 15)
+	prevID  string         // that epoch, or empty
+	prevSeq uint64         // last number accepted of it
+	on      *opening       // on the owner's current link, or nil
+	away    time.Time      // when the owner's link was lost
+	listed  time.Time      // when the agent last spoke of it
+	busy    *busy          // the callback that is running for it
+	cursors []*cursor      // of all viewers; first those that wait for the next event
+	idle    int            // how many those are
+	turns   queue[*cursor] // of those that wait for their turn to ask the agent
+	open    int            // replay requests open at the agent
+
+	expiry // the lock of the hub's heap protects it
 }
 
 // pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
@@ -209,8 +211,7 @@ func (h *Hub) release(s *hubSession) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch == "" && len(s.cursors) == 0 && s.busy == nil && !s.gone {
-		s.gone = true
-		delete(h.sessions, s.id)
+		h.drop(s)
 	}
 }
 
@@ -391,45 +392,49 @@ func (s *hubSession) age(now time.Time) (remove bool) {
 // watchClock puts the session's next deadline into the hub's heap, unless an
 // earlier one is there. The session's lock is held.
 func (s *hubSession) watchClock() {
-	at := s.deadline()
-	if at.IsZero() || !s.expireAt.IsZero() && !at.Before(s.expireAt) {
-		return
+	if at := s.deadline(); !at.IsZero() {
+		s.h.expireAt(s, at)
 	}
-	s.expireAt = at
-	s.h.expireLater(s)
 }
 
-func (h *Hub) expireLater(s *hubSession) {
+func (h *Hub) expireAt(s *hubSession, at time.Time) {
 	h.expiryMu.Lock()
-	heap.Push(&h.expiry, expiry{s.expireAt, s})
-	h.expiryMu.Unlock()
+	defer h.expiryMu.Unlock()
+	switch {
+	case s.due.IsZero():
+		s.due = at
+		heap.Push(&h.expiry, s)
+	case at.Before(s.due):
+		s.due = at
+		heap.Fix(&h.expiry, s.index)
+	}
+}
+
+// nextExpired takes the next session out of the heap whose deadline has passed.
+func (h *Hub) nextExpired(now time.Time) *hubSession {
+	h.expiryMu.Lock()
+	defer h.expiryMu.Unlock()
+	if len(h.expiry) == 0 || h.expiry[0].due.After(now) {
+		return nil
+	}
+	return heap.Pop(&h.expiry).(*hubSession)
 }
 
 // expire does what time does to the sessions: any call may bring it about.
 func (h *Hub) expire(now time.Time) {
-	for {
-		h.expiryMu.Lock()
-		if len(h.expiry) == 0 || h.expiry[0].at.After(now) {
-			h.expiryMu.Unlock()
-			return
-		}
-		e := heap.Pop(&h.expiry).(expiry)
-		h.expiryMu.Unlock()
+	for s := h.nextExpired(now); s != nil; s = h.nextExpired(now) {
 		h.mu.Lock()
-		e.s.mu.Lock()
-		if !e.s.gone && e.s.expireAt.Equal(e.at) {
-			e.s.expireAt = time.Time{}
-			switch {
-			case e.s.busy != nil:
-				e.s.expireAt = now.Add(time.Minute)
-				h.expireLater(e.s)
-			case e.s.age(now):
-				h.remove(e.s)
-			default:
-				e.s.watchClock()
-			}
+		s.mu.Lock()
+		switch {
+		case s.gone:
+		case s.busy != nil:
+			h.expireAt(s, now.Add(time.Minute))
+		case s.age(now):
+			h.remove(s)
+		default:
+			s.watchClock()
 		}
-		e.s.mu.Unlock()
+		s.mu.Unlock()
 		h.mu.Unlock()
 	}
 }
@@ -439,28 +444,48 @@ func (h *Hub) expire(now time.Time) {
 func (h *Hub) remove(s *hubSession) {
 	s.forgetEpochs()
 	if len(s.cursors) == 0 && s.busy == nil {
-		s.gone = true
-		delete(h.sessions, s.id)
+		h.drop(s)
 	}
 }
 
-type expiry struct {
-	at time.Time
-	s  *hubSession
+// drop takes the session out of the hub and off its clock. Both locks are held.
+func (h *Hub) drop(s *hubSession) {
+	s.gone = true
+	delete(h.sessions, s.id)
+	h.expiryMu.Lock()
+	defer h.expiryMu.Unlock()
+	if !s.due.IsZero() {
+		heap.Remove(&h.expiry, s.index)
+	}
 }
 
-type expiryHeap []expiry
+// An expiry is a session's place in the hub's heap.
+type expiry struct {
+	due   time.Time // zero: it is not there
+	index int
+}
+
+// An expiryHeap holds sessions by the time of their next deadline.
+type expiryHeap []*hubSession
 
 func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
-func (h expiryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *expiryHeap) Push(x any)        { *h = append(*h, x.(expiry)) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h expiryHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+func (h *expiryHeap) Push(x any) {
+	s := x.(*hubSession)
+	s.index = len(*h)
+	*h = append(*h, s)
+}
 func (h *expiryHeap) Pop() any {
 	old := *h
-	x := old[len(old)-1]
-	old[len(old)-1] = expiry{}
+	s := old[len(old)-1]
+	s.due = time.Time{}
+	old[len(old)-1] = nil
 	*h = old[:len(old)-1]
-	return x
+	return s
 }
 
 // ConnectAgent makes the link of a new connection from an agent, whose id the
@@ -498,11 +523,8 @@ func (h *Hub) Sessions() iter.Seq[SessionStats] {
 
 func (h *Hub) all() []*hubSession {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	out := make([]*hubSession, 0, len(h.sessions))
-	for _, s := range h.sessions {
-		out = append(out, s)
-	}
+	out := slices.Collect(maps.Values(h.sessions))
+	h.mu.Unlock()
 	slices.SortFunc(out, compareIDs)
 	return out
 }
