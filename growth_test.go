@@ -2,10 +2,67 @@ package gvstream
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+	"weak"
 )
+
+// allocated is the bytes that f allocates.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// idleScene has n sessions with one event each, all acknowledged.
+func idleScene(t *testing.T, n int) *loadScene {
+	sc := newLoadScene(t, &HubConfig{MaxSessions: n, MaxAgentSessions: n}, &StreamerConfig{MaxSessions: n})
+	for _, id := range loadIDs(n) {
+		sc.publish(id)
+	}
+	sc.connect()
+	sc.later(time.Minute)
+	return sc
+}
+
+// A sign of life costs in proportion to the sessions that have something
+// unacknowledged; it listed and sorted all of them.
+func TestGrowthHeartbeat(t *testing.T) {
+	sc := idleScene(t, 500)
+	if n := allocated(func() { sc.later(heartbeat) }); n > 1500 {
+		t.Errorf("a heartbeat of idle sessions allocates %d bytes", n)
+	}
+	var named []string
+	sc.see = func(p Payload) {
+		if p, ok := p.(*StatusPayload); ok {
+			for _, s := range p.Sessions {
+				named = append(named, s.SessionID)
+			}
+		}
+	}
+	for _, id := range []string{"session-000007", "session-000400"} {
+		sc.publish(id)
+	}
+	for range 2 {
+		sc.next(sc.agent) // the batches are lost
+	}
+	sc.now = sc.now.Add(heartbeat)
+	sc.pass(sc.agent, sc.hub)
+	if want := []string{"session-000007", "session-000400"}; !slices.Equal(named, want) {
+		t.Errorf("the heartbeat named %q, want %q", named, want)
+	}
+	sc.later(time.Second)
+	sc.wantAccepted(named, 2)
+	named = nil
+	sc.later(2 * heartbeat)
+	if named != nil {
+		t.Errorf("heartbeats named %q when all was acknowledged", named)
+	}
+}
 
 // A viewer that leaves costs the same however many stay: all after it moved up.
 func TestGrowthViewersLeave(t *testing.T) {
@@ -103,6 +160,36 @@ func TestGrowthSlots(t *testing.T) {
 	if woken > 3*n {
 		t.Errorf("%d wake-ups for %d replays", woken, n)
 	}
+}
+
+// What was forgotten is free, while its link lives on: lists that had been taken
+// from held on to what was taken, and the hub's clock to sessions until their time.
+func TestForgottenIsFree(t *testing.T) {
+	const n = 300
+	sc := idleScene(t, n)
+	var agents []weak.Pointer[Session]
+	var hubs []weak.Pointer[hubSession]
+	for _, id := range loadIDs(n) {
+		agents = append(agents, weak.Make(sc.st.lookup(id)))
+		hubs = append(hubs, weak.Make(sc.h.lookup(id)))
+		sc.st.Forget(id)
+		sc.h.Forget(id)
+	}
+	runtime.GC()
+	held := [2]int{}
+	for i := range agents {
+		if agents[i].Value() != nil {
+			held[0]++
+		}
+		if hubs[i].Value() != nil {
+			held[1]++
+		}
+	}
+	// The stack of this test may hold the last ones.
+	if held[0] > 3 || held[1] > 3 {
+		t.Errorf("%d sessions are held at the agent and %d at the hub, which were forgotten", held[0], held[1])
+	}
+	runtime.KeepAlive(sc)
 }
 
 // The hub's clock holds a session once, and none that is gone: it kept each that

@@ -185,17 +185,14 @@ func (st *Streamer) lookup(id string) *Session {
 // all returns the sessions in the order of their ids.
 func (st *Streamer) all() []*Session {
 	st.mu.RLock()
-	defer st.mu.RUnlock()
-	return st.sorted()
+	out := slices.Collect(maps.Values(st.sessions))
+	st.mu.RUnlock()
+	sortSessions(out)
+	return out
 }
 
-func (st *Streamer) sorted() []*Session {
-	out := make([]*Session, 0, len(st.sessions))
-	for _, s := range st.sessions {
-		out = append(out, s)
-	}
-	slices.SortFunc(out, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
-	return out
+func sortSessions(ss []*Session) {
+	slices.SortFunc(ss, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
 }
 
 // Publish appends an event to a session, which is created on first use, and

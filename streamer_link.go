@@ -2,6 +2,8 @@ package gvstream
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -20,6 +22,7 @@ type agentLink struct {
 	beatAt  time.Time // when to give the next sign of life
 	heardAt time.Time
 	list    []*attachment // to be named in the next status
+	unacked []*attachment // that may have something unacknowledged
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -79,7 +82,9 @@ func (al *agentLink) takeStatus(now time.Time) Payload {
 		al.mu.Lock()
 		n := min(len(al.list), maxStatus)
 		batch := al.list[:n:n]
-		al.list = al.list[n:]
+		if al.list = al.list[n:]; len(al.list) == 0 {
+			al.list = nil // a slice of none still holds them all
+		}
 		p := &StatusPayload{Link: al.id, More: len(al.list) > 0}
 		al.mu.Unlock()
 		for _, a := range batch {
@@ -114,19 +119,44 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 		return nil
 	}
 	al.st.expire(now)
-	listed := false
-	for _, s := range al.st.all() {
-		s.mu.Lock()
-		if a := s.on; a != nil && a.l == al && s.acked < s.log.head && s.stopped == nil {
-			a.announce()
-			listed = true
-		}
-		s.mu.Unlock()
-	}
-	if listed {
+	if al.announceUnacked() {
 		return nil
 	}
 	return &StatusPayload{Link: id}
+}
+
+// announceUnacked lists the sessions that have something unacknowledged, and
+// reports whether there are any. Sessions that have not cost it nothing.
+func (al *agentLink) announceUnacked() bool {
+	al.mu.Lock()
+	as := al.unacked
+	al.unacked = nil
+	al.mu.Unlock()
+	as = slices.DeleteFunc(as, func(a *attachment) bool {
+		s := a.s
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if a.unacked = s.on == a && s.acked < s.log.head && s.stopped == nil; a.unacked {
+			a.announce()
+		}
+		return !a.unacked
+	})
+	al.mu.Lock()
+	al.unacked = append(as, al.unacked...)
+	al.mu.Unlock()
+	return len(as) > 0
+}
+
+// noteUnacked has the next sign of life name the session, if it is not acknowledged
+// until then. The session's lock is held.
+func (a *attachment) noteUnacked() {
+	if a.unacked || a.s.acked >= a.s.log.head {
+		return
+	}
+	a.unacked = true
+	a.l.mu.Lock()
+	a.l.unacked = append(a.l.unacked, a)
+	a.l.mu.Unlock()
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
@@ -187,9 +217,11 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.beatAt = now.Add(heartbeat)
 	al.schedule(&al.beat, al.beatAt)
-	al.list = nil
+	al.list, al.unacked = nil, nil
 	al.mu.Unlock()
-	for _, s := range al.st.sorted() {
+	sessions := slices.Collect(maps.Values(al.st.sessions))
+	sortSessions(sessions)
+	for _, s := range sessions {
 		if a := al.attach(s); a != nil {
 			s.mu.Lock()
 			a.announce()
@@ -312,6 +344,7 @@ type attachment struct {
 	sent    uint64 // last number handed out; put back to acked to send again
 	top     uint64 // highest number handed out on this link
 	listed  bool   // in the link's list for the next status
+	unacked bool   // in the link's list for the next sign of life
 
 	timer    time.Duration
 	resendAt time.Time // when to send again what is not acknowledged; zero: nothing is
@@ -369,6 +402,7 @@ func (a *attachment) take(now time.Time) Payload {
 		a.l.fail(now, ErrSilent)
 		return nil
 	}
+	a.noteUnacked()
 	if !a.opened && !a.pioneer || a.sent >= s.log.head {
 		s.mu.Unlock()
 		return nil
