@@ -209,3 +209,48 @@ func TestGrowthHubExpiry(t *testing.T) {
 		t.Errorf("the clock of a hub with %d sessions has %d deadlines", len(sc.h.sessions), n)
 	}
 }
+
+// An end that is acknowledged again and again is to be forgotten once: a hub that
+// took its acks back made the agent's list of ended sessions grow.
+func TestGrowthEnded(t *testing.T) {
+	st := NewStreamer(nil)
+	if _, err := st.End(t.Context(), "s", Event{}); err != nil {
+		t.Fatal(err)
+	}
+	s := st.lookup("s")
+	now := time.Now()
+	link := func() {
+		al := st.connect(now)
+		for _, p := range []Payload{
+			nil,
+			&WelcomePayload{V: version, Link: "l", Window: 256},
+			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 0},
+			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 1},
+		} {
+			if p != nil {
+				if err := al.handle(endedContext, now, p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
+			}
+		}
+	}
+	for range 100 {
+		link()
+	}
+	if n := len(st.ended); n != 1 {
+		t.Errorf("one session is to be forgotten %d times", n)
+	}
+	// What was acknowledged later is forgotten later.
+	now = now.Add(endedTTL - time.Second)
+	link()
+	now = now.Add(2 * time.Second)
+	if st.expire(now); st.lookup("s") == nil {
+		t.Error("forgotten by its first acknowledgement")
+	}
+	now = now.Add(endedTTL - 2*time.Second)
+	if st.expire(now); st.lookup("s") != nil {
+		t.Error("not forgotten in time")
+	}
+}

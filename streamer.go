@@ -103,7 +103,8 @@ type Streamer struct {
 	ended   []endedSession
 }
 
-// endedSession is when a session is to be forgotten; they stand in that order.
+// endedSession is when a session is to be forgotten, or looked at again; they stand
+// in that order.
 type endedSession struct {
 	s  *Session
 	at time.Time
@@ -138,6 +139,7 @@ type Session struct {
 	aged          bool        // offered to the budget
 	age           age         // the budget's lock protects it
 	overAt        time.Time   // when to forget it, once its end is acknowledged
+	over          bool        // it stands in the Streamer's list of those
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
 	changed       signal
@@ -435,8 +437,12 @@ func (s *Session) moveBack(to uint64) {
 	s.acked, s.overAt = to, time.Time{}
 }
 
-// forgetLater notes a session whose end was acknowledged.
+// forgetLater notes a session whose end was acknowledged, unless it is noted.
 func (st *Streamer) forgetLater(s *Session) {
+	if s.over {
+		return
+	}
+	s.over = true
 	st.endedMu.Lock()
 	defer st.endedMu.Unlock()
 	st.ended = append(st.ended, endedSession{s, s.overAt})
@@ -452,9 +458,17 @@ func (st *Streamer) expire(now time.Time) {
 		}
 		s := st.ended[0].s
 		st.ended[0] = endedSession{}
-		st.ended = st.ended[1:]
+		if st.ended = st.ended[1:]; len(st.ended) == 0 {
+			st.ended = nil // a slice of none still holds them all
+		}
 		st.endedMu.Unlock()
-		st.remove(s, func() bool { return !s.overAt.IsZero() && !s.overAt.After(now) })
+		st.remove(s, func() bool {
+			s.over = false
+			if s.overAt.After(now) { // its end was acknowledged once more
+				st.forgetLater(s)
+			}
+			return !s.over && !s.overAt.IsZero()
+		})
 	}
 }
 
