@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 	"weak"
@@ -252,5 +253,169 @@ func TestGrowthEnded(t *testing.T) {
 	now = now.Add(endedTTL - 2*time.Second)
 	if st.expire(now); st.lookup("s") != nil {
 		t.Error("not forgotten in time")
+	}
+}
+
+// ackAll plays the hub: it takes what the agent sends, and acknowledges it.
+func ackAll(b *testing.B, al *agentLink, now time.Time) {
+	for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
+		if p, ok := p.(*EventBatchPayload); ok {
+			ack := &AckBatchPayload{SessionID: p.SessionID, Epoch: p.Epoch, Link: p.Link, UpToSeq: p.LastSeq}
+			if err := al.handle(endedContext, now, ack); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// benchAgent is an agent with n sessions of one acknowledged event each.
+func benchAgent(b *testing.B, n int) (*Streamer, *agentLink, []string, time.Time) {
+	st := NewStreamer(&StreamerConfig{MaxSessions: n, ReplayEvents: 8})
+	ids, now := loadIDs(n), time.Now()
+	al := benchLink(b, st, now)
+	for _, id := range ids {
+		if _, err := st.Publish(b.Context(), id, benchEvent); err != nil {
+			b.Fatal(err)
+		}
+	}
+	ackAll(b, al, now)
+	return st, al, ids, now
+}
+
+func benchLink(b *testing.B, st *Streamer, now time.Time) *agentLink {
+	al := st.connect(now)
+	al.next(now) // hello
+	if err := al.handle(endedContext, now, &WelcomePayload{V: version, Link: "l", Window: MaxSeq}); err != nil {
+		b.Fatal(err)
+	}
+	return al
+}
+
+var benchEvent = Event{Type: "out", Data: []byte(strconv.Quote(fmt.Sprintf("%0250d", 1)))}
+
+// benchSessions runs f with agents of very many sessions. At most 1,000 of those are
+// used, so that what can grow is the work; in "100000-all" it is also what the
+// processor's cache misses.
+func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time)) {
+	for _, c := range []struct {
+		name        string
+		there, used int
+	}{{"1", 1, 1}, {"1000", 1000, 1000}, {"100000", 100_000, 1000}, {"100000-all", 100_000, 100_000}} {
+		b.Run(c.name, func(b *testing.B) {
+			st, al, ids, now := benchAgent(b, c.there)
+			used := make([]string, max(c.used, 1000)) // a round, with one event each
+			for i := range used {
+				used[i] = ids[i%c.used*(c.there/c.used)]
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			f(b, st, al, used, now)
+		})
+	}
+}
+
+// What an event costs to publish, against the number of sessions.
+func BenchmarkPublishSessions(b *testing.B) {
+	benchSessions(b, func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time) {
+		for i := range b.N {
+			if i%len(ids) == len(ids)-1 {
+				b.StopTimer()
+				ackAll(b, al, now)
+				b.StartTimer()
+			}
+			if _, err := st.Publish(b.Context(), ids[i%len(ids)], benchEvent); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// What an ack of one event costs, against the number of sessions.
+func BenchmarkAckSessions(b *testing.B) {
+	benchSessions(b, func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time) {
+		acks := make([]AckBatchPayload, len(ids))
+		for i := range b.N {
+			if i%len(ids) == 0 {
+				b.StopTimer()
+				for j, id := range ids {
+					seq, err := st.Publish(b.Context(), id, benchEvent)
+					if err != nil {
+						b.Fatal(err)
+					}
+					acks[j] = AckBatchPayload{SessionID: id, Epoch: st.lookup(id).epoch, Link: "l", UpToSeq: seq}
+				}
+				for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
+				}
+				b.StartTimer()
+			}
+			if err := al.handle(endedContext, now, &acks[i%len(ids)]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// What a page of 100 events costs to replay, against how deep in the log it lies.
+func BenchmarkReplayPage(b *testing.B) {
+	for _, depth := range []uint64{0, 500, 900} {
+		b.Run(fmt.Sprint("depth=", depth), func(b *testing.B) {
+			st, now := NewStreamer(nil), time.Now()
+			al := benchLink(b, st, now)
+			for range 1000 {
+				if _, err := st.Publish(b.Context(), "s", benchEvent); err != nil {
+					b.Fatal(err)
+				}
+			}
+			ackAll(b, al, now)
+			ask := &ReplayRequestPayload{SessionID: "s", RequestID: "r", AfterSeq: depth, Limit: 100}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				if err := al.handle(endedContext, now, ask); err != nil {
+					b.Fatal(err)
+				}
+				p, _, _ := al.next(now)
+				if p, ok := p.(*ReplayBatchPayload); !ok || len(p.Events) != 100 || p.FirstSeq != depth+1 {
+					b.Fatalf("got %s", payloadText(p))
+				}
+			}
+		})
+	}
+}
+
+// What a reconnect costs until everything is sent again, against what is pending.
+// An event of those costs the same however many there are.
+func BenchmarkReconnect(b *testing.B) {
+	for _, pending := range []int{0, 1000, 8000} {
+		b.Run(fmt.Sprint("pending=", pending), func(b *testing.B) {
+			st, now := NewStreamer(nil), time.Now()
+			s, err := st.Session("s")
+			if err != nil {
+				b.Fatal(err)
+			}
+			for range pending {
+				if _, err := s.Publish(b.Context(), benchEvent); err != nil {
+					b.Fatal(err)
+				}
+			}
+			ack := &AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l"}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				al, sent := benchLink(b, st, now), 0
+				if err := al.handle(endedContext, now, ack); err != nil {
+					b.Fatal(err)
+				}
+				for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
+					if p, ok := p.(*EventBatchPayload); ok {
+						sent += len(p.Events)
+					}
+				}
+				if sent != pending {
+					b.Fatalf("%d events were sent again, want %d", sent, pending)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(max(pending, 1)), "ns/event")
+		})
 	}
 }
