@@ -16,7 +16,7 @@ type hubViewer struct {
 	local    bool
 	id       string // of the link
 
-	status, beat task
+	status, beat, refund task
 
 	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
 	greeted bool
@@ -24,7 +24,7 @@ type hubViewer struct {
 	cursors map[string]*cursor // by session
 	due     queue[*cursor]     // to be named in the next status
 	beatAt  time.Time
-	slots   int            // replay requests open for this link, and given up in the last second
+	slots   int            // replay requests open for this link, offered to a cursor, and given up in the last second
 	waiting queue[*cursor] // for a slot
 	givenUp []time.Time    // when slots of requests that the viewer gave up are free again
 	asks    []*ask         // calls of Authorize that are running
@@ -35,6 +35,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
 	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
+	hv.refund = task{owner: takeFunc(hv.takeRefund), urgent: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, ErrInvalidID)
 		return hv
@@ -165,8 +166,26 @@ func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
 	hv.mu.Lock()
 	hv.slots++
 	hv.givenUp = append(hv.givenUp, now.Add(time.Second))
+	hv.schedule(&hv.refund, hv.givenUp[0])
 	hv.mu.Unlock()
 	c.dropFetch()
+}
+
+// takeRefund frees the slots that were given up for a second.
+func (hv *hubViewer) takeRefund(now time.Time) Payload {
+	hv.mu.Lock()
+	n := 0
+	for n < len(hv.givenUp) && !now.Before(hv.givenUp[n]) {
+		n++
+	}
+	if hv.givenUp = hv.givenUp[n:]; len(hv.givenUp) > 0 {
+		hv.schedule(&hv.refund, hv.givenUp[0])
+	}
+	hv.mu.Unlock()
+	for range n {
+		hv.freeSlot()
+	}
+	return nil
 }
 
 // An ask is a call of Authorize that is running.
@@ -355,8 +374,10 @@ type cursor struct {
 	granted bool          // its turn came
 
 	turn place[*cursor] // in the session's queue for a turn
-	slot place[*cursor] // in the link's queue for a slot; the link's lock protects it
-	news place[*cursor] // in the link's queue for a status; so it does this
+	// The link's lock protects these.
+	slot    place[*cursor] // in the link's queue for a slot
+	offered bool           // a slot is kept for it
+	news    place[*cursor] // in the link's queue for a status
 }
 
 // place puts the cursor on a session, unless that was removed meanwhile.
@@ -387,6 +408,7 @@ func (c *cursor) remove() {
 	c.hv.mu.Lock()
 	c.news.leave()
 	c.slot.leave()
+	c.leaveSlot()
 	c.hv.mu.Unlock()
 	c.hv.forget(&c.task)
 	c.hv.offerSlot()
@@ -491,7 +513,9 @@ func (c *cursor) refuse(err *ProtocolError) {
 		delete(c.hv.cursors, c.s.id)
 	}
 	c.slot.leave()
+	c.leaveSlot()
 	c.hv.mu.Unlock()
+	c.hv.offerSlot()
 	c.restart("", 0)
 	c.gone = true
 	c.s.drop(c)
@@ -516,7 +540,7 @@ func (c *cursor) settle() *log {
 // take hands out what comes next in the session: a piece of the hub's log, a piece
 // that the agent replayed, or a gap.
 func (c *cursor) take(now time.Time) Payload {
-	defer c.hv.offerSlot()
+	defer c.passSlot()
 	s := c.s
 	s.mu.Lock()
 	if c.gone || c.due || s.epoch == "" {
@@ -621,7 +645,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
-		c.ask(now, ha, until)
+		c.ask(ha, until)
 		return nil
 	}
 	if c.since.IsZero() {
@@ -640,7 +664,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 }
 
 // ask sends a replay request to the agent, when it is the cursor's turn.
-func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
+func (c *cursor) ask(ha *hubAgent, until uint64) {
 	if f := c.fetch; f != nil { // unanswered: again, under a new id
 		c.timer = f.timer
 		if !f.closed {
@@ -653,7 +677,7 @@ func (c *cursor) ask(now time.Time, ha *hubAgent, until uint64) {
 			return
 		}
 	}
-	if c.grant(now) {
+	if c.grant() {
 		c.request(ha, until)
 	}
 }
@@ -683,7 +707,7 @@ func (c *cursor) request(ha *hubAgent, until uint64) {
 
 // grant takes a turn at asking, of the session's and of the link's, or queues for
 // one.
-func (c *cursor) grant(now time.Time) bool {
+func (c *cursor) grant() bool {
 	if c.granted {
 		return true
 	}
@@ -692,20 +716,15 @@ func (c *cursor) grant(now time.Time) bool {
 	}
 	s, hv := c.s, c.hv
 	hv.mu.Lock()
-	for len(hv.givenUp) > 0 && !now.Before(hv.givenUp[0]) {
-		hv.givenUp = hv.givenUp[1:]
-		hv.slots--
-	}
-	free := hv.slots < s.h.cfg.MaxViewerReplays
-	if !free && len(hv.givenUp) > 0 {
-		hv.schedule(&c.task, hv.givenUp[0])
-	}
-	if free {
+	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays
+	switch {
+	case !free:
+		hv.waiting.push(&c.slot, c)
+	case !c.offered:
 		hv.slots++
 		c.slot.leave()
-	} else {
-		hv.waiting.push(&c.slot, c)
 	}
+	c.offered = false
 	hv.mu.Unlock()
 	if !free {
 		return false
@@ -757,6 +776,22 @@ func (hv *hubViewer) othersWait() bool {
 	return hv.waiting.first != nil
 }
 
+// passSlot offers the next what the cursor was offered and did not use.
+func (c *cursor) passSlot() {
+	c.hv.mu.Lock()
+	c.leaveSlot()
+	c.hv.mu.Unlock()
+	c.hv.offerSlot()
+}
+
+// leaveSlot gives back the slot that is kept for the cursor. The link's lock is held.
+func (c *cursor) leaveSlot() {
+	if c.offered {
+		c.offered = false
+		c.hv.slots--
+	}
+}
+
 // freeSlot gives a slot of the link back.
 func (hv *hubViewer) freeSlot() {
 	hv.mu.Lock()
@@ -765,13 +800,16 @@ func (hv *hubViewer) freeSlot() {
 	hv.offerSlot()
 }
 
-// offerSlot has the first that waits for a slot try again, if one is free. Who was
-// offered one may need it no more, so this is called after each try.
+// offerSlot keeps a free slot for the first that waits for one, and has it try again.
 func (hv *hubViewer) offerSlot() {
 	hv.mu.Lock()
 	var c *cursor
 	if hv.slots < hv.h.cfg.MaxViewerReplays {
 		c = hv.waiting.pop()
+	}
+	if c != nil {
+		hv.slots++
+		c.offered = true
 	}
 	hv.mu.Unlock()
 	if c != nil {

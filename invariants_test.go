@@ -210,11 +210,11 @@ func hubViewerFault(hv *hubViewer) string {
 	}
 	slots := 0
 	for _, c := range hv.cursors {
-		if c.granted || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
+		if c.offered || c.granted || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
 			slots++
 		}
 	}
-	if slots != hv.slots || hv.slots > hv.h.cfg.MaxViewerReplays {
+	if slots+len(hv.givenUp) != hv.slots || hv.slots > hv.h.cfg.MaxViewerReplays {
 		return fmt.Sprintf("S10: %d requests count as %d of %d", slots, hv.slots, hv.h.cfg.MaxViewerReplays)
 	}
 	return linkFault(hv.Link)
