@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"testing"
@@ -439,4 +440,144 @@ func (v *victim) hears(line []byte) (said int) {
 		said += size(v.t, p)
 	}
 	return said
+}
+
+// What a hub says reaches the log by errors of Publish, Flush, Close, Run and Items: in
+// one line, and without what a terminal obeys.
+func TestHubsWordsInErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const words = "\n2026-11-25 INFO all is well\x1b[2J"
+		says := &ErrorPayload{Code: codeForbidden, SessionID: "s", Message: words}
+		st, v := NewStreamer(nil), NewViewer(nil)
+		publishN(t, st, "s", 1)
+		v.Watch("s", Position{})
+		a, w := &speaker{t: t, l: st.Connect(), id: "l1"}, speakHub(t, v)
+		a.drain()
+		a.send(&WelcomePayload{V: 1, Link: "l1"}, says)
+		w.send(says)
+		_, publish := st.Publish(t.Context(), "s", Event{})
+		errs := map[string]error{"Publish": publish, "Flush": st.Flush(t.Context()), "Close": st.Close(t.Context())}
+		for _, err := range v.Items(endedContext) {
+			errs["Items"] = err
+		}
+		err := v.Connect().Run(t.Context(), blockedSend, func(context.Context) (Payload, error) {
+			return &ErrorPayload{Code: codeVersion, Message: words}, nil
+		})
+		errs["Run"] = err
+		for name, err := range errs {
+			if err == nil || !printable(err.Error()) || !strings.Contains(err.Error(), `\n2026`) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if len(errs) != 5 {
+			t.Errorf("%d errors", len(errs))
+		}
+	})
+}
+
+// A frame costs time in proportion to its length, whatever is in it: one of sixteen
+// times the length costs about sixteen times as much. What grows with the square of
+// the length would cost 256 times as much.
+func TestTimeOfFrames(t *testing.T) {
+	header := strings.TrimSuffix(batchOf(1, MaxSeq, ""), "]}}")
+	for name, frame := range map[string]func(fill func(string) string) string{
+		"nested values": func(fill func(string) string) string { return `{"x":[` + fill(deep(400)+",") + `0],"type":"none"}` },
+		"open brackets": func(fill func(string) string) string { return `{"x":` + fill(`[`) },
+		"tiny values":   func(fill func(string) string) string { return `{"x":[` + fill(`0,`) + `0],"type":"none"}` },
+		"tiny events":   func(fill func(string) string) string { return header + fill(`{},`) + `{}]}}` },
+		"data of an event": func(fill func(string) string) string {
+			return header + `{"seq":1,"data":[` + fill(`{"a":[]},`) + `0]}]}}`
+		},
+		"large numbers": func(fill func(string) string) string {
+			return `{"type":"ack_batch","payload":{"up_to_seq":` + fill("9") + `}}`
+		},
+		"large fractions": func(fill func(string) string) string { return `{"x":1.` + fill("9") + `e99,"type":"none"}` },
+		"equal keys": func(fill func(string) string) string {
+			return `{"type":"status","payload":{` + fill(`"k":0,`) + `"k":0}}`
+		},
+		"different keys": func(fill func(string) string) string {
+			return `{"type":"status","payload":{` + fill(`"sessions_and_more":0,"k":0,`) + `"k":0}}`
+		},
+		"escaped keys": func(fill func(string) string) string {
+			return `{"type":"status","payload":{` + fill(`"\u0073":0,`) + `"k":0}}`
+		},
+		"escapes": func(fill func(string) string) string {
+			return `{"type":"error","payload":{"message":"` + fill(`\ud83d\ude00`) + `"}}`
+		},
+		"broken escapes": func(fill func(string) string) string {
+			return `{"type":"error","payload":{"message":"` + fill(`\ud83d`) + `"}}`
+		},
+		"backslashes": func(fill func(string) string) string { return `{"type":"` + fill(`\\`) },
+		"white space": func(fill func(string) string) string { return `{` + fill(" \n") },
+		"base64": func(fill func(string) string) string {
+			return header + `{"seq":1,"data_base64":"` + fill(`AA\n==`) + `"}]}}`
+		},
+		"a long string": func(fill func(string) string) string {
+			return `{"type":"error","payload":{"message":"` + fill("é") + `"}}`
+		},
+		"no UTF-8": func(fill func(string) string) string { return fill("é") + "\xff" },
+	} {
+		const n = 32 << 10
+		frames := [2][]byte{}
+		for i, size := range []int{n, 16 * n} {
+			frames[i] = []byte(frame(func(s string) string { return strings.Repeat(s, size/len(s)) }))
+		}
+		grows(t, name, func(i int) { Unmarshal(frames[i]) })
+	}
+}
+
+// A line costs time in proportion to its length in however small pieces it comes, and
+// if it never ends.
+func TestTimeOfLines(t *testing.T) {
+	for name, line := range map[string]func(size int) string{
+		"in pieces":    func(size int) string { return strings.Repeat("x", size) + "\n" },
+		"empty lines":  func(size int) string { return strings.Repeat("\n", size) },
+		"without end":  func(size int) string { return strings.Repeat("x", 8*size) },
+		"many objects": func(size int) string { return strings.Repeat("{}\n", size/3) },
+	} {
+		const n = 32 << 10
+		lines := [2]string{line(n), line(16 * n)}
+		grows(t, name, func(i int) {
+			_, receive := Lines(&crumbs{rest: lines[i]})
+			for err := error(nil); ; {
+				if _, err = receive(t.Context()); err != nil && !errors.As(err, new(*ProtocolError)) {
+					return
+				}
+			}
+		})
+	}
+}
+
+// crumbs are a stream that comes in small pieces.
+type crumbs struct{ rest string }
+
+func (c *crumbs) Read(p []byte) (int, error) {
+	if c.rest == "" {
+		return 0, io.EOF
+	}
+	n := copy(p, c.rest[:min(len(c.rest), 64)])
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+func (*crumbs) Write(p []byte) (int, error) { return len(p), nil }
+func (*crumbs) Close() error                { return nil }
+
+// grows fails if run(1), which has sixteen times as much to do as run(0), is never seen
+// to take less than 64 times as long. Whoever else uses the machine can only make a
+// single try too slow.
+func grows(t *testing.T, name string, run func(i int)) {
+	t.Helper()
+	least := [2]time.Duration{time.Hour, time.Hour}
+	for range 100 {
+		for i := range least {
+			start := time.Now()
+			run(i)
+			least[i] = min(least[i], time.Since(start))
+		}
+		if least[1] < 64*least[0] {
+			return
+		}
+	}
+	t.Errorf("%s: %v, and %v for sixteen times as much", name, least[0], least[1])
 }
