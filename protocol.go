@@ -451,7 +451,7 @@ func validID(s string) bool {
 			continue
 		}
 		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 || r >= 0x80 && r <= 0x9f {
+		if r == utf8.RuneError && n == 1 || r <= 0x9f { // no text, or a control character
 			return false
 		}
 		i += n
