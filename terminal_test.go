@@ -75,20 +75,23 @@ func pipe() (near, far streamtest.Transport) {
 }
 
 // stay keeps a connection up until ctx ends: when it breaks, it makes the next.
-// Each time cut can be sent to, the connection that is up is cut.
+// Each time cut can be sent to, the connection that is up is cut. Its near end's
+// context ends with it: a link that waits for a slow reader looks at no transport.
 func stay(ctx context.Context, dial dialer, connect, accept func() *gvstream.Link, cut <-chan struct{}) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	for ctx.Err() == nil {
 		near, far := dial()
+		up, hangUp := context.WithCancel(ctx)
 		broken := make(chan struct{})
 		running.Go(func() { accept().Run(ctx, far.Send, far.Receive); far.Close() })
-		running.Go(func() { connect().Run(ctx, near.Send, near.Receive); close(broken) })
+		running.Go(func() { connect().Run(up, near.Send, near.Receive); close(broken) })
 		select {
 		case <-cut:
 		case <-broken:
 		}
 		near.Close()
+		hangUp()
 		<-broken
 	}
 }
