@@ -1162,3 +1162,99 @@ func TestHubCloseDuringCommit(t *testing.T) {
 		}
 	})
 }
+
+// A session that was forgotten while an agent waited for it is a new one.
+func TestHubForgetsWhileAnotherWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
+		old := speakAgent(t, h, "agent")
+		go old.l.Handle(context.Background(), old.batch("s", "e1", 1, 3))
+		synctest.Wait()
+		a := speakAgent(t, h, "agent")
+		done := make(chan error)
+		go func() { done <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 2, 3))) }()
+		synctest.Wait()
+		h.Forget("s")
+		release <- true
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		a.want(a.ack("s", "e1", 2)) // the agent's own count: the hub has no other
+		if st := statOf(t, h, "s"); st.Acked != 2 || st.Events != 0 || !st.Connected {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// A batch waits for the Commit of the one before as long as its ctx does.
+func TestHubBatchWaitEndsWithCtx(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
+		a := speakAgent(t, h, "agent")
+		done := make(chan error)
+		go func() { done <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := a.l.Handle(ctx, a.batch("s", "e1", 4, 5)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Handle: %v", err)
+		}
+		release <- true
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 3)) // nothing of the second batch, and the link lives
+	})
+}
+
+// A link that dies while Claim lets it in leaves the session to its owner, who is
+// away from then on if he was.
+func TestHubLinkClosedDuringClaim(t *testing.T) {
+	for name, away := range map[string]bool{"the owner is there": false, "the owner is away": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var b *speaker
+				h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return b.l.Close() == nil }})
+				a := speakAgent(t, h, "a")
+				b = speakAgent(t, h, "b")
+				a.feed("s", "e1", 1, 3)
+				if away {
+					a.l.Close()
+				}
+				pass(50 * time.Minute)
+				if err := b.l.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 3))); err != ErrClosed {
+					t.Errorf("Handle: %v", err)
+				}
+				if st := statOf(t, h, "s"); st.AgentID != "a" || st.Connected == away {
+					t.Errorf("session: %+v", st)
+				}
+				pass(time.Hour - 1)
+				statOf(t, h, "s")
+				pass(1)
+				if n := h.Stats().Sessions; (n == 0) != away {
+					t.Errorf("%d sessions after an hour", n)
+				}
+			})
+		})
+	}
+}
+
+// The ack of a session is not said on a link that has lost it.
+func TestHubAckOfLostSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return true }})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a.send(a.batch("s", "e1", 1, 3))
+		o := h.lookup("s").on
+		b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
+		pass(ackDelay)
+		a.wantIdle("the session is another's")
+		if p := o.take(time.Now()); p != nil { // asked just before
+			t.Errorf("a lost session says %s", payloadText(p))
+		}
+		b.want(b.ack("s", "e1", 3))
+	})
+}

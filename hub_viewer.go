@@ -246,49 +246,34 @@ func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
 }
 
 // cursor returns the link's cursor on a session, which is made if there is none.
+// It holds all three locks, so that neither the session nor the link goes away
+// meanwhile.
 func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
+	h := hv.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[sessionID]
+	if s == nil {
+		s = &hubSession{h: h, id: sessionID}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	hv.mu.Lock()
-	c, n, dead := hv.cursors[sessionID], len(hv.cursors), hv.cursors == nil
-	hv.mu.Unlock()
-	switch {
-	case dead:
+	defer hv.mu.Unlock()
+	switch c := hv.cursors[sessionID]; {
+	case hv.cursors == nil:
 		return nil, hv.failure()
 	case c != nil:
 		return c, nil
-	case hv.full(n):
-		return nil, hv.tooMany(sessionID)
+	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
+		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
-	c = &cursor{hv: hv}
+	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
 	c.task.owner = c
-	for !c.place(hv.h.hold(sessionID)) {
-	}
-	hv.mu.Lock()
-	other := hv.cursors[sessionID]
-	full := hv.full(len(hv.cursors))
-	if dead = hv.cursors == nil; !dead && !full && other == nil {
-		hv.cursors[sessionID] = c
-	}
-	hv.mu.Unlock()
-	switch {
-	case dead: // the link died meanwhile
-		c.remove()
-		return nil, hv.failure()
-	case other != nil: // a call at the same time was first
-		c.remove()
-		return other, nil
-	case full: // or calls for others
-		c.remove()
-		return nil, hv.tooMany(sessionID)
-	}
+	h.sessions[sessionID] = s
+	hv.cursors[sessionID] = c
+	s.cursors = append(s.cursors, c)
 	return c, nil
-}
-
-func (hv *hubViewer) full(watches int) bool {
-	return watches >= hv.h.cfg.MaxWatches && !hv.local
-}
-
-func (hv *hubViewer) tooMany(sessionID string) error {
-	return refusal(codeLimit, sessionID, "a link has at most %d watches", hv.h.cfg.MaxWatches)
 }
 
 // unwatch removes the link's cursor on a session, and returns it if there was one.
@@ -380,23 +365,11 @@ type cursor struct {
 	news    place[*cursor] // in the link's queue for a status
 }
 
-// place puts the cursor on a session, unless that was removed meanwhile.
-func (c *cursor) place(s *hubSession) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.gone {
-		return false
-	}
-	c.s, c.at = s, len(s.cursors)
-	s.cursors = append(s.cursors, c)
-	return true
-}
-
 // remove takes the cursor off its session.
 func (c *cursor) remove() {
 	s := c.s
 	s.mu.Lock()
-	if c.gone {
+	if c.gone { // refused just before its link died
 		s.mu.Unlock()
 		return
 	}
@@ -436,7 +409,7 @@ func (s *hubSession) swap(i, j int) {
 // restart puts the cursor at a position.
 func (c *cursor) restart(epoch string, seq uint64) {
 	c.dropFetch()
-	c.ungrant()
+	c.leaveQueue()
 	c.epoch, c.seq = epoch, seq
 	c.pages, c.lost, c.ended, c.since, c.timer = nil, 0, false, time.Time{}, 0
 	c.hv.ready(&c.task)
@@ -624,7 +597,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	gap := func(to uint64, reason Reason) *page {
 		c.since = time.Time{}
 		c.dropFetch()
-		c.ungrant()
+		c.leaveQueue()
 		p := asPage(c.seq+1, []entry{gapEntry(c.seq+1, to, reason)})
 		return &p
 	}
@@ -738,16 +711,10 @@ func (c *cursor) grant() bool {
 	return true
 }
 
-// ungrant gives the turn back, or the place in the queue for it.
-func (c *cursor) ungrant() {
-	s := c.s
-	switch {
-	case c.turn.in != nil:
+// leaveQueue gives up the cursor's place in the queue for a turn.
+func (c *cursor) leaveQueue() {
+	if c.turn.in != nil {
 		c.turn.leave()
-		c.hv.freeSlot()
-	case c.granted:
-		c.granted = false
-		s.passTurn()
 		c.hv.freeSlot()
 	}
 }

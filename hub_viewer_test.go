@@ -994,3 +994,94 @@ func TestHubItemsAtOnce(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// Rule 13: a position that the session turns out never to have reached is refused
+// when its agent comes.
+func TestHubWatchAheadOfLateAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "e2", 5))
+		v.want(v.status(stands("s", "", 0, 0, 0)))
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 3)
+		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
+		v.wantIdle("the watch is over")
+		if n := len(h.viewers["tab"].cursors); n != 0 {
+			t.Errorf("%d watches stay", n)
+		}
+		if n := h.Stats().RefusedPayloads; n != 1 {
+			t.Errorf("%d refusals, want 1", n)
+		}
+	})
+}
+
+// A watch is over at once, also for a status that is just being made, and however
+// often it is ended.
+func TestHubWatchEndsTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a.feed("s", "e1", 1, 3)
+		v.send(v.watch("s", "", 0))
+		c := h.viewers["tab"].cursors["s"]
+		v.send(v.stop("s"))
+		if st, ok := c.describe(); ok {
+			t.Errorf("a watch that is over is described as %+v", st)
+		}
+		c.remove()
+		v.wantIdle("stopped")
+		if st := statOf(t, h, "s"); st.Viewers != 0 {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// Rule 12: a request that could not be made because the agent's link just died is
+// made on its next one, and takes up no turn until then.
+func TestHubReplayAgentJustAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.want(v.status(stands("s", "e1", 16, 20, 0)))
+		ha, _ := h.agent("agent")
+		a.l.Close()
+		s := h.lookup("s")
+		s.mu.Lock()
+		s.cursors[0].ask(ha, 15)
+		s.mu.Unlock()
+		if n := h.viewers["tab"].slots; s.open != 0 || n != 0 {
+			t.Errorf("%d and %d turns are taken", s.open, n)
+		}
+		v.wantIdle("the agent may come back")
+		a = speakAgent(t, h, "agent")
+		a.send(a.status(entryOf("s", "e1", 1, 20, 20)))
+		v.wantIdle("the agent is asked")
+		a.want(a.ack("s", "e1", 20))
+		a.send(answerTo(a.asked("s", "tab", "e1", 0, 15), 1, 15, true))
+		v.drain()
+	})
+}
+
+// Hub.Items tells why it ended, if neither the loop nor the hub wanted it to.
+func TestHubItemsLinkFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		got := make(chan []error)
+		go func() {
+			var errs []error
+			for _, err := range h.Items(t.Context(), "s", Position{}) {
+				errs = append(errs, err)
+			}
+			got <- errs
+		}()
+		synctest.Wait()
+		for hv := range h.locals {
+			hv.fail(time.Now(), ErrSilent)
+		}
+		if errs := <-got; len(errs) != 1 || errs[0] != ErrSilent {
+			t.Errorf("Items yielded %v", errs)
+		}
+	})
+}

@@ -2337,6 +2337,32 @@ func TestStreamerSuperseded(t *testing.T) {
 	})
 }
 
+// TestStreamerHandlesNothingOnOlderLink: a payload that was on its way into a link
+// when it died changes nothing but a counter (S6).
+func TestStreamerHandlesNothingOnOlderLink(t *testing.T) {
+	st, hub := ackedStreamer(t, nil, 3)
+	publishN(t, st, "s", 1)
+	al, epoch := st.link, stats(t, st, "s").Epoch
+	hub.want(agentBatch("s", 4, 4, 4))
+	hub.link.Close()
+	for i, p := range []Payload{
+		&AckBatchPayload{SessionID: "s", Epoch: epoch, Link: hub.id, UpToSeq: 4},
+		&ReplayRequestPayload{SessionID: "s", RequestID: "r", Epoch: epoch},
+		&ErrorPayload{SessionID: "s", Code: codeForbidden, Epoch: epoch},
+		&WelcomePayload{V: version, Link: "new"},
+	} {
+		if err := al.handle(t.Context(), time.Now(), p); err != nil {
+			t.Errorf("%s: %v", told(p), err)
+		}
+		if n := st.Stats().StalePayloads; n != uint64(i+1) {
+			t.Errorf("%s: %d stale payloads, want %d", told(p), n, i+1)
+		}
+	}
+	if s := stats(t, st, "s"); s.Acked != 3 || s.PendingEvents != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestStreamerRun: Run says hello, handles, and returns why it ended.
 func TestStreamerRun(t *testing.T) {
 	cut := errors.New("cut")

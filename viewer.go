@@ -379,10 +379,7 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 
 // gone says why the link is no longer the Viewer's.
 func (vl *viewerLink) gone() error {
-	if err := vl.failure(); err != nil {
-		return err
-	}
-	return ErrSuperseded
+	return cmp.Or(vl.failure(), ErrSuperseded)
 }
 
 // heard takes note of a frame and reports whether it is one of this link and for

@@ -577,6 +577,21 @@ func TestViewerEndBufferFullCtxEnds(t *testing.T) {
 	has(t, v, "s e1 end")
 }
 
+// A reset whose wait was ended comes with the next status, and nothing of the new
+// epoch before it.
+func TestViewerResetBufferFullCtxEnds(t *testing.T) {
+	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+	h.send(h.status(stands("s", "e1", 1, 1, 0)), h.batch("s", "e1", 1, 1))
+	if err := h.l.Handle(endedContext, h.status(stands("s", "e2", 1, 2, 0))); err == nil {
+		t.Error("there was room")
+	}
+	h.send(h.batch("s", "e2", 1, 2))
+	has(t, v, "s e1 1")
+	h.send(h.status(stands("s", "e2", 1, 2, 0)))
+	has(t, v, "s e2 reset from e1 1, prev  0")
+	isAt(t, v, "s", "e2", 0)
+}
+
 // What waits for room ends with the link, the watch and the Viewer.
 func TestViewerBufferFullWaitEnds(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -872,4 +887,38 @@ func TestViewerCloseInBody(t *testing.T) {
 		t.Errorf("%d items", n)
 	}
 	isAt(t, v, "s", "e1", 1)
+}
+
+// A payload that was on its way into a link when the next one was made changes
+// nothing (rule 3).
+func TestViewerHandlesNothingOnOlderLink(t *testing.T) {
+	v := NewViewer(nil)
+	if err := v.Watch("s", Position{}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	old := v.connect(now)
+	v.connect(now)
+	if err := old.handle(t.Context(), now, &WelcomePayload{V: 1, Link: "old"}); err != ErrSuperseded {
+		t.Errorf("the older link's machine: %v", err)
+	}
+	if old.id != "" || v.Stats().Connected {
+		t.Error("it was welcomed")
+	}
+}
+
+// A watch that ended while its link was about to ask for it is not asked for.
+func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	a := v.watches["s"].on
+	h.send(h.status(stands("s", "e1", 1, 5, 5)))
+	if !a.want {
+		t.Fatal("nothing is to be asked")
+	}
+	v.Unwatch("s")
+	if p := a.take(time.Now()); p != nil {
+		t.Errorf("got %s", payloadText(p))
+	}
+	h.want(h.stop("s"))
+	h.wantIdle("the watch is over")
 }
