@@ -153,7 +153,7 @@ func clip(s string) string {
 		return s
 	}
 	n := maxMessage
-	for n > 0 && s[n]&0xc0 == 0x80 { // not inside a rune
+	for !utf8.RuneStart(s[n]) { // not inside a character
 		n--
 	}
 	return s[:n]

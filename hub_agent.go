@@ -301,9 +301,6 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		if err != nil {
 			return err
 		}
-		if s.gone {
-			return nil
-		}
 		if err := ha.failure(); err != nil {
 			return err
 		}
@@ -451,7 +448,7 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		if err := ha.commit(ctx, s, p.Epoch, es); err != nil {
 			return err
 		}
-		if s.gone || s.epoch != p.Epoch {
+		if s.epoch != p.Epoch {
 			return nil // forgotten while Commit ran
 		}
 		s.accept(es)

@@ -1210,6 +1210,40 @@ func TestHubBatchWaitEndsWithCtx(t *testing.T) {
 	})
 }
 
+// Who claims a session waits for what its owner has the hub commit, as long as its
+// ctx does.
+func TestHubClaimWaitEndsWithCtx(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		h := NewHub(&HubConfig{
+			Claim:  func(context.Context, string, string, string) bool { <-release; return true },
+			Commit: func(context.Context, string, string, []Item) error { <-release; return nil },
+		})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+		a.want(a.ack("s", "e1", 0))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		claimed, committed := make(chan error), make(chan error)
+		go func() { claimed <- b.l.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) }()
+		synctest.Wait()
+		go func() { committed <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
+		synctest.Wait()
+		release <- true // Claim, which came first
+		if err := <-claimed; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the claim: %v", err)
+		}
+		release <- true
+		if err := <-committed; err != nil {
+			t.Error(err)
+		}
+		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Acked != 3 {
+			t.Errorf("session: %+v", st)
+		}
+		b.wantIdle("nobody refused anything")
+	})
+}
+
 // A link that dies while Claim lets it in leaves the session to its owner, who is
 // away from then on if he was.
 func TestHubLinkClosedDuringClaim(t *testing.T) {

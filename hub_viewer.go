@@ -681,9 +681,6 @@ func (c *cursor) request(ha *hubAgent, until uint64) {
 // grant takes a turn at asking, of the session's and of the link's, or queues for
 // one.
 func (c *cursor) grant() bool {
-	if c.granted {
-		return true
-	}
 	if c.turn.in != nil {
 		return false
 	}
@@ -889,12 +886,17 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 			es[i] = gapEntry(es[i].from, es[i].to, ReasonRejected)
 		}
 	}
+	return f.answered(now, p, es)
+}
+
+// answered takes an answer unless the request is no longer open, or it is not one.
+func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, es []entry) *ProtocolError {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case f.closed:
-		ha.h.stalePayloads.Add(1)
+		s.h.stalePayloads.Add(1)
 		return nil
 	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
 		return malformed("replay_batch: not what request %q asked for", p.RequestID)

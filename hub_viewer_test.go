@@ -1085,3 +1085,27 @@ func TestHubItemsLinkFails(t *testing.T) {
 		}
 	})
 }
+
+// A request that is given up while it is being made or answered is neither.
+func TestHubReplayGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		f := h.lookup("s").cursors[0].fetch
+		r := a.asked("s", "tab", "e1", 0, 15)
+		v.send(v.stop("s"))
+		if p := f.take(time.Now()); p != nil {
+			t.Errorf("made: %s", payloadText(p))
+		}
+		if err := f.answered(time.Now(), answerTo(r, 1, 15, true), nil); err != nil {
+			t.Error(err)
+		}
+		if n := h.Stats().StalePayloads; n != 1 {
+			t.Errorf("%d stale payloads, want 1", n)
+		}
+		v.wantIdle("stopped")
+		a.wantIdle("nothing is asked")
+	})
+}
