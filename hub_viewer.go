@@ -351,12 +351,11 @@ type cursor struct {
 	due   bool // a status comes first
 	ended bool // it was told of the end
 
-	fetch   *fetch        // its open replay request, or nil
-	timer   time.Duration // of the next one; zero: timerFirst
-	pages   []page        // what came of it, to be handed out
-	lost    uint64        // the agent can't give what is up to here
-	since   time.Time     // it waits for the agent since then; zero: it does not
-	granted bool          // its turn came
+	fetch *fetch        // its open replay request, or nil
+	timer time.Duration // of the next one; zero: timerFirst
+	pages []page        // what came of it, to be handed out
+	lost  uint64        // the agent can't give what is up to here
+	since time.Time     // it waits for the agent since then; zero: it does not
 
 	turn place[*cursor] // in the session's queue for a turn
 	// The link's lock protects these.
@@ -660,7 +659,6 @@ func (c *cursor) request(ha *hubAgent, until uint64) {
 	timer := max(c.timer, timerFirst)
 	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
 	f.task = task{owner: f, urgent: true}
-	c.granted = false // the fetch has the turn from here on
 	c.fetch = f
 	ha.mu.Lock()
 	dead := ha.fetches == nil
@@ -704,7 +702,6 @@ func (c *cursor) grant() bool {
 		return false
 	}
 	s.open++
-	c.granted = true
 	return true
 }
 
@@ -723,7 +720,6 @@ func (s *hubSession) passTurn() {
 		until := s.log.first() - 1
 		ha, greeted := s.h.agent(s.owner)
 		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
-			c.granted = true
 			c.request(ha, until)
 			return
 		}

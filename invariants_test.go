@@ -156,7 +156,7 @@ func hubSessionFault(s *hubSession) string {
 		if f := cursorFault(c); f != "" {
 			return c.hv.viewerID + ": " + f
 		}
-		if c.granted || c.fetch != nil && !c.fetch.closed {
+		if c.fetch != nil && !c.fetch.closed {
 			turns++
 		}
 	}
@@ -210,7 +210,7 @@ func hubViewerFault(hv *hubViewer) string {
 	}
 	slots := 0
 	for _, c := range hv.cursors {
-		if c.offered || c.granted || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
+		if c.offered || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
 			slots++
 		}
 	}

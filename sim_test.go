@@ -855,7 +855,7 @@ func (w *simWorld) check() {
 		}
 		turns := 0
 		for _, c := range s.cursors {
-			if c.granted || c.fetch != nil && !c.fetch.closed {
+			if c.fetch != nil && !c.fetch.closed {
 				turns++
 			}
 			n := 0
