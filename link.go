@@ -83,6 +83,12 @@ type machine interface {
 	detach(now time.Time)
 }
 
+// A listener is a machine that takes a silent peer for gone (rule 9): an agent's or
+// viewer's.
+type listener interface {
+	silent(now time.Time) bool
+}
+
 // A task is something on a link that may have a payload to send: a session, a
 // cursor, a replay, a heartbeat. Being asked in vain costs it nothing, so whoever
 // changes its state just calls ready.
@@ -247,7 +253,7 @@ func (l *Link) wakeNext() {
 }
 
 // fail makes the link dead. What was to be said to the peer is still said, unless
-// the link was superseded or closed.
+// the link was superseded or closed, or the peer is gone.
 func (l *Link) fail(now time.Time, err error) {
 	l.mu.Lock()
 	if l.err != nil {
@@ -256,7 +262,7 @@ func (l *Link) fail(now time.Time, err error) {
 	}
 	l.err = err
 	l.urgent, l.bulk, l.timers = queue[*task]{}, queue[*task]{}, nil
-	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) {
+	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.answers = nil
 	}
 	l.finish()
@@ -432,19 +438,37 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.sendLoop(ctx, send) })
 	g.Go(func() error { return l.receiveLoop(ctx, receive) })
-	g.Go(func() error { // a stuck send or receive must not outlive the link
-		select {
-		case <-l.done:
-			return l.failure()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	})
+	g.Go(func() error { return l.watch(ctx) })
 	err := g.Wait()
 	if caller.Err() != nil && errors.Is(err, caller.Err()) {
 		return context.Cause(caller) // send and receive know only ctx.Err
 	}
 	return err
+}
+
+// watch returns when the link has died, so that a stuck send or receive does not
+// outlive it. While send is stuck, nobody calls Next, which looks at the clock
+// otherwise: then the link dies of the peer's silence here.
+func (l *Link) watch(ctx context.Context) error {
+	m, listens := l.m.(listener)
+	var tick <-chan time.Time
+	if listens {
+		ticker := time.NewTicker(heartbeat)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	for {
+		select {
+		case <-l.done:
+			return l.failure()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case now := <-tick:
+			if m.silent(now) {
+				l.fail(now, ErrSilent)
+			}
+		}
+	}
 }
 
 func (l *Link) sendLoop(ctx context.Context, send SendFunc) error {

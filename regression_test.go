@@ -811,3 +811,54 @@ func TestHubForgetDuringCommitThenOpen(t *testing.T) {
 		}
 	})
 }
+
+// TestLinkSilentWhileSendIsStuck: a connection that is half open takes what fits its buffers, and
+// then nothing. Whether the peer is silent was looked at between sends only, so Run stood in one
+// for as long as the transport did (rule 9).
+func TestLinkSilentWhileSendIsStuck(t *testing.T) {
+	connect := map[string]func() *Link{
+		"agent": func() *Link {
+			st := NewStreamer(nil)
+			publishN(t, st, "s", 1)
+			return st.Connect()
+		},
+		"viewer": func() *Link {
+			v := NewViewer(nil)
+			v.Watch("s", Position{})
+			return v.Connect()
+		},
+	}
+	for role, connect := range connect {
+		t.Run(role, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, near, far := connect(), make(chan Payload, 3), make(chan Payload)
+				ended := start(func() error {
+					return l.Run(t.Context(), func(ctx context.Context, p Payload) error {
+						select {
+						case near <- p:
+							return nil
+						case <-ctx.Done():
+							return ctx.Err()
+						}
+					}, func(ctx context.Context) (Payload, error) {
+						select {
+						case p := <-far:
+							return p, nil
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						}
+					})
+				})
+				synctest.Wait() // hello is said
+				far <- &WelcomePayload{V: 1, Link: "l1", Window: 256}
+				for range 5 { // to be answered, if anything could be sent
+					far <- &HelloPayload{V: 1, Role: role}
+				}
+				pass(maxSilence - 1)
+				wantWaiting(t, ended)
+				pass(heartbeat)
+				wantReturned(t, ended, ErrSilent)
+			})
+		})
+	}
+}

@@ -105,7 +105,7 @@ func (al *agentLink) takeStatus(now time.Time) Payload {
 // unacknowledged, or an empty one (rule 9). It ends a link that has been silent.
 func (al *agentLink) takeBeat(now time.Time) Payload {
 	al.mu.Lock()
-	id, heardAt, due := al.id, al.heardAt, !now.Before(al.beatAt)
+	id, due := al.id, !now.Before(al.beatAt)
 	if due {
 		al.beatAt = now.Add(heartbeat)
 	}
@@ -114,7 +114,7 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 	if !due {
 		return nil
 	}
-	if now.Sub(heardAt) >= maxSilence {
+	if al.silent(now) {
 		al.fail(now, ErrSilent)
 		return nil
 	}
@@ -157,6 +157,13 @@ func (a *attachment) noteUnacked() {
 	a.l.mu.Lock()
 	a.l.unacked = append(a.l.unacked, a)
 	a.l.mu.Unlock()
+}
+
+// silent reports whether the hub has said nothing for so long that it must be gone.
+func (al *agentLink) silent(now time.Time) bool {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	return al.id != "" && now.Sub(al.heardAt) >= maxSilence
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {

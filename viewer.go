@@ -335,17 +335,24 @@ func (vl *viewerLink) detach(time.Time) {
 // takeBeat ends a link on which the hub has been silent: it names every watch
 // every 15 s.
 func (vl *viewerLink) takeBeat(now time.Time) Payload {
+	if vl.silent(now) {
+		vl.fail(now, ErrSilent)
+		return nil
+	}
 	vl.v.mu.Lock()
+	vl.schedule(&vl.beat, vl.heardAt.Add(maxSilence))
+	vl.v.mu.Unlock()
+	return nil
+}
+
+// silent reports whether the hub has said nothing for so long that it must be gone.
+func (vl *viewerLink) silent(now time.Time) bool {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
 	if vl.held || vl.holding > 0 {
 		vl.held, vl.heardAt = false, now
 	}
-	silent := now.Sub(vl.heardAt) >= maxSilence
-	vl.schedule(&vl.beat, vl.heardAt.Add(maxSilence))
-	vl.v.mu.Unlock()
-	if silent {
-		vl.fail(now, ErrSilent)
-	}
-	return nil
+	return vl.id != "" && now.Sub(vl.heardAt) >= maxSilence
 }
 
 func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
