@@ -928,6 +928,20 @@ func TestStreamerAckedEarly(t *testing.T) {
 	})
 }
 
+// TestStreamerFirstAckAgain: on a link on which nothing was sent, the first ack may
+// come again, as the answer to each sign of life does (rule 6).
+func TestStreamerFirstAckAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st, _ := ackedStreamer(t, nil, 3)
+		hub := reopenHub(t, st, map[string]uint64{"s": 3})
+		hub.ack("s", 3)
+		publishN(t, st, "s", 1)
+		hub.want(agentBatch("s", 4, 4, 4))
+		hub.ack("s", 3)
+		hub.ack("s", 4)
+	})
+}
+
 // TestStreamerStaleAcks: acks of another link or epoch, or before the welcome, are
 // counted and nothing else (rule 3).
 func TestStreamerStaleAcks(t *testing.T) {
