@@ -28,8 +28,10 @@ type HubConfig struct {
 	// reconnect is the retry. So the same items may come again: store, in one
 	// transaction, only what is above the last number stored in that epoch, of
 	// a gap too. A *ProtocolError with Code "event_rejected" and Seq instead
-	// refuses that one event for good. If nil, accepted events live in the hub's
-	// memory only (rule 8).
+	// refuses that one event for good. The items and their bytes are Commit's to
+	// keep. The agent hears nothing while it waits, and takes a hub that is silent
+	// for 45 s for gone: a slower store never gets past its first batch. If nil,
+	// accepted events live in the hub's memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
 	// Resume says up to which number the caller's store holds a session that the
 	// hub does not know in that epoch: 0 if none. An error is answered to the

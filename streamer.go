@@ -505,7 +505,10 @@ func (s *Session) drop() {
 
 // Forget removes a session with everything it holds, acknowledged or not. Waiting
 // calls return; a handle of it returns ErrClosed. An event published later begins
-// a new life of the session, in a greater epoch. It does not block.
+// a new life of the session, in a greater epoch. The hub is not told: to it, the
+// session stands idle, and counts against its limits, until HubConfig.SessionTTL
+// after the link is lost. One that has ended is better left to be forgotten by
+// itself. It does not block.
 func (st *Streamer) Forget(sessionID string) {
 	if s := st.lookup(sessionID); s != nil {
 		st.remove(s, func() bool { return true })
