@@ -1467,7 +1467,7 @@ func TestStreamerRejected(t *testing.T) {
 				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 4, ReasonRejected}))
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4}) // said twice
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 1}) // acknowledged
-				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 6}) // never sent
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 6}) // never published
 				hub.wantIdle()
 				if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 2 {
 					t.Errorf("%+v", s)
@@ -1475,6 +1475,8 @@ func TestStreamerRejected(t *testing.T) {
 				publishN(t, st, "s", 3) // there is room again
 				hub.ack("s", 2)
 				hub.want(agentBatch("s", 6, 6, 8))
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 7}) // published, and not sent
+				hub.wantIdle()
 				hub.nack("s", 2)
 				hub.want(agentBatch("s", 3, 6, 8, Gap{3, 4, ReasonRejected}))
 			})
