@@ -50,7 +50,9 @@ type StreamerConfig struct {
 	MaxEventBytes int
 	// MaxTotalBytes is the bytes of events' JSON of all sessions together. Over
 	// it, acknowledged events of any session, oldest first, are evicted before
-	// Overflow applies. If zero or negative, there is no such limit.
+	// Overflow applies. DropOldest drops events of its own session only, and
+	// returns ErrPendingFull where that is not enough. If zero or negative, there
+	// is no such limit.
 	MaxTotalBytes int
 	// MaxReplays is the number of replay requests a session answers at a time.
 	// If zero, 8. If negative, none.
