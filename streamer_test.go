@@ -1124,6 +1124,22 @@ func TestStreamerNack(t *testing.T) {
 	})
 }
 
+// TestStreamerAckAfterNack: an ack above what is to be sent again moves that up (S4).
+func TestStreamerAckAfterNack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := playHub(t, st)
+		publishN(t, st, "s", 5)
+		hub.want(agentBatch("s", 1, 5, 5))
+		hub.nack("s", 2)
+		hub.ack("s", 4) // what was taken for lost had been on its way
+		hub.want(agentBatch("s", 5, 5, 5))
+		hub.nack("s", 4) // once more: nothing is left between
+		hub.ack("s", 5)
+		hub.wantIdle()
+	})
+}
+
 // TestStreamerResendTimer: what is not acknowledged goes again after 15 s, twice as
 // long each time, up to 2 min; an ack that moves puts the timer back (rule 9).
 func TestStreamerResendTimer(t *testing.T) {
