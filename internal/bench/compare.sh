@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Runs the benchmarks and prints one line for each job and size:
+#
+#   job size gvstream_ns peer peer_ns floor_ns peer/gvstream gvstream/floor allocs
+#
+# Medians of all runs. The peer is the fastest one; '-' where there is none. A job
+# like Publish-checked is another form of gvstream in the job Publish, beside the
+# same peers. For Memory, all figures are bytes of heap a session. Lines that begin
+# with # are none of these.
+#
+#   -short      three runs, in under five minutes
+#   -runs n     so many runs; 10 if not given
+#   -job regex  only jobs whose name matches, such as 'Publish|Replay'
+#   -cpu        compare the CPU time of the process instead of the time that passed
+#   -md         print Markdown tables
+#   -raw file   keep the output of the benchmarks there
+#   -from file  run nothing, and compare what -raw has kept
+set -euo pipefail
+cd "$(dirname "$0")"
+
+runs=10 benchtime=300ms job=. unit=ns/op md=0 raw='' from=''
+while [ $# -gt 0 ]; do
+	case $1 in
+	-short) runs=3 benchtime=20ms ;;
+	-runs) runs=$2 && shift ;;
+	-job) job=$2 && shift ;;
+	-cpu) unit=cpu-ns/op ;;
+	-md) md=1 ;;
+	-raw) raw=$2 && shift ;;
+	-from) from=$2 && shift ;;
+	*) sed -n 's/^# \{0,1\}//p' "$0" | sed 1d >&2 && exit 2 ;;
+	esac
+	shift
+done
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+if [ -z "$from" ]; then
+	from=${raw:-$tmp/raw}
+	go test -c -o "$tmp/bench" .
+	jobs=$("$tmp/bench" -test.list '^Benchmark' | grep -E "^Benchmark.*($job)" || true)
+	[ -n "$jobs" ] || { echo "no job matches $job" >&2 && exit 2; }
+	procs=$(nproc)
+	echo "# $(go version | cut -d' ' -f3-), $procs processors, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1), $(date -u +%F)" >"$from"
+	# The whole set again and again, so that a change of the machine's mood meets all.
+	# What a session takes is the same every time: it is taken once.
+	for run in $(seq "$runs"); do
+		[ "$run" = 1 ] || jobs=$(grep -v '^BenchmarkMemory$' <<<"$jobs" || true)
+		[ -z "$jobs" ] || "$tmp/bench" -test.run '^$' -test.bench "^($(paste -sd'|' <<<"$jobs"))\$" \
+			-test.benchtime "$benchtime" -test.cpu "$procs" -test.timeout 2h >>"$from"
+		echo "# run $run of $runs, $benchtime each, load $(cut -d' ' -f1 /proc/loadavg)" | tee -a "$from" >&2
+	done
+fi
+
+awk -v unit="$unit" -v md="$md" '
+function median(list,    n, v, i, j, x) {
+	n = split(list, v, " ")
+	for (i = 2; i <= n; i++) {
+		x = v[i] + 0
+		for (j = i - 1; j > 0 && v[j] + 0 > x; j--) v[j + 1] = v[j]
+		v[j + 1] = x
+	}
+	return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
+}
+function figure(x) { return x == "" ? "-" : sprintf(x < 100 ? "%.3g" : "%.0f", x) }
+function ratio(a, b) { return a == "" || b == "" || b == 0 ? "-" : sprintf(a / b < 100 ? "%.2f" : "%.0f", a / b) }
+function line(job, size, row,    k, form, i, name, x, own, peer, best, floor) {
+	form = substr(row, 9) # behind gvstream
+	own = median(time[job, row, size])
+	for (i = 1; i <= rows[job]; i++) {
+		name = rowname[job, i]
+		if (name ~ /^gvstream/ || !((job, name, size) in time)) continue
+		x = median(time[job, name, size])
+		if (name == "floor") floor = x
+		else if (form == "-checked" && name ~ /sonicfast$/) continue # it does not check
+		else if (best == "" || x < best) { best = x; peer = name }
+	}
+	k = "%s %s %s %s %s %s %s %s %s\n"
+	if (md) k = "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n"
+	printf k, job form, size, figure(own), peer == "" ? "-" : peer, figure(best), figure(floor), ratio(best, own), ratio(own, floor),
+		(job, row, size) in allocs ? figure(median(allocs[job, row, size])) : "-"
+}
+/^# run/ { procsline = $0; next }
+/^#/ { print; match($0, /[0-9]+ processors/); procs = substr($0, RSTART) + 0; next }
+/^Benchmark/ && NF > 3 {
+	name = $1
+	sub(/^Benchmark/, "", name)
+	if (procs > 1) sub("-" procs "$", "", name)
+	split(name, part, "/")
+	job = part[1]; row = part[2]; size = part[3]
+	if (!(job in rows)) { jobs[++njobs] = job; rows[job] = 0; sizes[job] = 0 }
+	if (!((job, row) in seenrow)) { seenrow[job, row] = 1; rowname[job, ++rows[job]] = row }
+	if (!((job, size) in seensize)) { seensize[job, size] = 1; sizename[job, ++sizes[job]] = size }
+	for (i = 3; i < NF; i += 2) {
+		if ($(i + 1) == (job == "Memory" ? "B/session" : unit)) time[job, row, size] = time[job, row, size] " " $i
+		if ($(i + 1) == "allocs/op" && job != "Memory") allocs[job, row, size] = allocs[job, row, size] " " $i
+	}
+}
+/^(FAIL|---|panic)/ { print "# " $0; failed = 1 }
+END {
+	if (procsline) print "# last" substr(procsline, 2)
+	head = "job size gvstream_ns peer peer_ns floor_ns peer/gvstream gvstream/floor allocs"
+	if (md) { gsub(" ", " | ", head); print "\n| " head " |\n|---|---|--:|---|--:|--:|--:|--:|--:|" }
+	else print "# " head
+	for (j = 1; j <= njobs; j++)
+		for (r = 1; r <= rows[jobs[j]]; r++)
+			if (rowname[jobs[j], r] ~ /^gvstream/)
+				for (s = 1; s <= sizes[jobs[j]]; s++)
+					if ((jobs[j], rowname[jobs[j], r], sizename[jobs[j], s]) in time)
+						line(jobs[j], sizename[jobs[j], s], rowname[jobs[j], r])
+	exit failed
+}' "$from"
