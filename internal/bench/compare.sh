@@ -38,7 +38,7 @@ trap 'rm -rf "$tmp"' EXIT
 if [ -z "$from" ]; then
 	from=${raw:-$tmp/raw}
 	go test -c -o "$tmp/bench" .
-	jobs=$("$tmp/bench" -test.list '^Benchmark' | grep -E "^Benchmark.*($job)" || true)
+	jobs=$("$tmp/bench" -test.list '^Benchmark' | grep -E "^Benchmark.*($job)" | grep -v Instructions || true)
 	[ -n "$jobs" ] || { echo "no job matches $job" >&2 && exit 2; }
 	procs=$(nproc)
 	echo "# $(go version | cut -d' ' -f3-), $procs processors, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1), $(date -u +%F)" >"$from"
@@ -47,7 +47,8 @@ if [ -z "$from" ]; then
 	for run in $(seq "$runs"); do
 		[ "$run" = 1 ] || jobs=$(grep -v '^BenchmarkMemory$' <<<"$jobs" || true)
 		[ -z "$jobs" ] || "$tmp/bench" -test.run '^$' -test.bench "^($(paste -sd'|' <<<"$jobs"))\$" \
-			-test.benchtime "$benchtime" -test.cpu "$procs" -test.timeout 2h >>"$from"
+			-test.benchtime "$benchtime" -test.cpu "$procs" -test.timeout 2h >>"$from" 2>&1 ||
+			echo "# a benchmark failed: see below" >&2
 		echo "# run $run of $runs, $benchtime each, load $(cut -d' ' -f1 /proc/loadavg)" | tee -a "$from" >&2
 	done
 fi
