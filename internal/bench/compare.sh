@@ -12,13 +12,14 @@
 #   -runs n     so many runs; 10 if not given
 #   -job regex  only jobs whose name matches, such as 'Publish|Replay'
 #   -cpu        compare the CPU time of the process instead of the time that passed
-#   -md         print Markdown tables
+#   -md         print a Markdown table
+#   -readme     put that table into README.md instead
 #   -raw file   keep the output of the benchmarks there
 #   -from file  run nothing, and compare what -raw has kept
 set -euo pipefail
 cd "$(dirname "$0")"
 
-runs=10 benchtime=300ms job=. unit=ns/op md=0 raw='' from=''
+runs=10 benchtime=300ms job=. unit=ns/op md=0 readme=0 raw='' from=''
 while [ $# -gt 0 ]; do
 	case $1 in
 	-short) runs=3 benchtime=20ms ;;
@@ -26,6 +27,7 @@ while [ $# -gt 0 ]; do
 	-job) job=$2 && shift ;;
 	-cpu) unit=cpu-ns/op ;;
 	-md) md=1 ;;
+	-readme) md=1 readme=1 ;;
 	-raw) raw=$2 && shift ;;
 	-from) from=$2 && shift ;;
 	*) sed -n 's/^# \{0,1\}//p' "$0" | sed 1d >&2 && exit 2 ;;
@@ -53,7 +55,9 @@ if [ -z "$from" ]; then
 	done
 fi
 
-awk -v unit="$unit" -v md="$md" '
+summary() { awk -v unit="$unit" -v md="$md" "$program" "$from"; }
+
+program='
 function median(list,    n, v, i, j, x) {
 	n = split(list, v, " ")
 	for (i = 2; i <= n; i++) {
@@ -82,7 +86,7 @@ function line(job, size, row,    k, form, i, name, x, own, peer, best, floor) {
 		(job, row, size) in allocs ? figure(median(allocs[job, row, size])) : "-"
 }
 /^# run/ { procsline = $0; next }
-/^#/ { print; match($0, /[0-9]+ processors/); procs = substr($0, RSTART) + 0; next }
+/^#/ { print md ? substr($0, 3) : $0; match($0, /[0-9]+ processors/); procs = substr($0, RSTART) + 0; next }
 /^Benchmark/ && NF > 3 {
 	name = $1
 	sub(/^Benchmark/, "", name)
@@ -99,7 +103,7 @@ function line(job, size, row,    k, form, i, name, x, own, peer, best, floor) {
 }
 /^(FAIL|---|panic)/ { print "# " $0; failed = 1 }
 END {
-	if (procsline) print "# last" substr(procsline, 2)
+	if (procsline) print (md ? "\nLast" : "# last") substr(procsline, 2) (unit == "ns/op" ? "" : ". CPU time.")
 	head = "job size gvstream_ns peer peer_ns floor_ns peer/gvstream gvstream/floor allocs"
 	if (md) { gsub(" ", " | ", head); print "\n| " head " |\n|---|---|--:|---|--:|--:|--:|--:|--:|" }
 	else print "# " head
@@ -110,4 +114,14 @@ END {
 					if ((jobs[j], rowname[jobs[j], r], sizename[jobs[j], s]) in time)
 						line(jobs[j], sizename[jobs[j], s], rowname[jobs[j], r])
 	exit failed
-}' "$from"
+}'
+if [ "$readme" = 0 ]; then
+	summary
+else
+	summary >"$tmp/table" || { cat "$tmp/table" >&2 && exit 1; }
+	awk -v table="$tmp/table" '
+	/^<!-- end/ { while ((getline row < table) > 0) print row; inside = 0 }
+	!inside { print }
+	/^<!-- begin/ { inside = 1 }' README.md >"$tmp/readme"
+	cp "$tmp/readme" README.md
+fi

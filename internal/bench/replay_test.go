@@ -37,7 +37,7 @@ func (a *agent) ask(after uint64) {
 // connection. An operation is all 1,000. The floor is a copy of that many bytes.
 //
 // gvstream, slice and mapring make JSON frames of 100 events. So does centrifuge,
-// by its own encoder, without times and types. go-sse and MCP write one SSE
+// by its own encoder, without types. go-sse and MCP write one SSE
 // message an event; a message is flushed alone, which costs nothing here.
 func BenchmarkReplay(b *testing.B) {
 	for _, size := range payloads {
