@@ -372,7 +372,7 @@ func (m *machineTest) says(l *Link) Payload {
 // carry has two honest links talk until both are silent, and time pass in between.
 func (m *machineTest) carry(pairs ...[2]*Link) {
 	m.Helper()
-	for range 12 {
+	for range 4 { // an ack is held back for a while
 		for range 2000 {
 			moved := false
 			for _, pair := range pairs {
