@@ -140,7 +140,6 @@ func (w *hubTest) read() {
 
 // mayGo: what the hub says to a viewer is for that viewer, on its link.
 func (w *hubTest) mayGo(hv *hubViewer, p Payload) {
-	w.Helper()
 	ok := true
 	switch p := p.(type) {
 	case *WelcomePayload:
@@ -170,7 +169,6 @@ func (w *hubTest) noteAccepted() {
 }
 
 func (w *hubTest) check() {
-	w.Helper()
 	w.sound(hubFault(w.h))
 	w.sound(viewerFault(w.v))
 	w.noteAccepted()
@@ -212,9 +210,8 @@ func (w *hubTest) settle(agentID string) {
 	}
 	agent := [2]*Link{st.connect(w.now).Link, w.h.connectAgent(w.now, agentID).Link}
 	w.connectViewer()
-	w.carry(agent, [2]*Link{w.up.Link, w.down.Link})
+	w.carry(w.read, agent, [2]*Link{w.up.Link, w.down.Link})
 	w.check()
-	w.read()
 	if s := st.lookup(id); s.acked != 5 {
 		w.Fatalf("L1: %s: acked %d of 5, stopped: %v", id, s.acked, s.stopped)
 	}
@@ -785,7 +782,6 @@ func (w *hubViewerTest) saysTo(hv *hubViewer) {
 }
 
 func (w *hubViewerTest) served(hv *hubViewer, id, epoch string, first, last uint64) {
-	w.Helper()
 	at, ok := w.places[hv][id]
 	if !ok || id == "c" {
 		w.Fatalf("S11: %s is served %s, which it does not watch", hv.viewerID, id)
@@ -821,8 +817,7 @@ func (w *hubViewerTest) settleViewers() {
 	for range 4 { // a cursor without the hub's last word gives up after ReplayWait
 		w.reconnect()
 		w.connectViewer()
-		w.carry([2]*Link{w.agent.Link, w.side.Link}, [2]*Link{w.up.Link, w.down.Link})
-		w.read()
+		w.carry(w.read, [2]*Link{w.agent.Link, w.side.Link}, [2]*Link{w.up.Link, w.down.Link})
 		w.check()
 		if w.unrest() == "" {
 			return

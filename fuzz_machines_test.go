@@ -323,7 +323,6 @@ func (m *machineTest) sound(fault string) {
 // takes hands a payload to a link. It checks that what is refused leaves the link
 // alive unless that is fatal, and that an error is not answered by an error.
 func (m *machineTest) takes(l *Link, p Payload) error {
-	m.Helper()
 	before := errorsIn(l.answers)
 	dead := l.failure()
 	ctx := context.Background()
@@ -350,7 +349,6 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 // says returns the next payload of a link, or nil. It must be one that a peer may
 // say, and no longer than the wire allows.
 func (m *machineTest) says(l *Link) Payload {
-	m.Helper()
 	p, _, _ := l.next(m.now)
 	if p == nil {
 		return nil
@@ -369,9 +367,9 @@ func (m *machineTest) says(l *Link) Payload {
 	return p
 }
 
-// carry has two honest links talk until both are silent, and time pass in between.
-func (m *machineTest) carry(pairs ...[2]*Link) {
-	m.Helper()
+// carry has pairs of honest links talk until all are silent, and time pass in between.
+// After each round it calls read.
+func (m *machineTest) carry(read func(), pairs ...[2]*Link) {
 	for range 4 { // an ack is held back for a while
 		for range 2000 {
 			moved := false
@@ -385,7 +383,7 @@ func (m *machineTest) carry(pairs ...[2]*Link) {
 					}
 				}
 			}
-			if !moved {
+			if read(); !moved {
 				break
 			}
 		}

@@ -350,7 +350,6 @@ func (w *agentTest) stands(al *agentLink, p *StatusPayload) {
 
 // truthful: S2 and S3.
 func (w *agentTest) truthful(id, epoch string, events []Event, gaps []Gap) {
-	w.Helper()
 	all := w.published[simKey{id, epoch}]
 	for i := range events {
 		if seq := events[i].Seq; seq > uint64(len(all)) || content(&events[i]) != all[seq-1] {
@@ -385,7 +384,6 @@ func (w *agentTest) looksBack(id string) {
 }
 
 func (w *agentTest) check() {
-	w.Helper()
 	w.sound(streamerFault(w.st))
 	for _, s := range w.st.sessions {
 		o := s.on
@@ -412,7 +410,7 @@ func (w *agentTest) settle() {
 			w.st.Forget(s.id)
 		}
 	}
-	w.carry(pair())
+	w.carry(func() {}, pair())
 	w.check()
 	w.rests(h)
 	for _, id := range agentSessions[:2] {
@@ -424,7 +422,7 @@ func (w *agentTest) settle() {
 			w.Fatalf("publish: %v", err)
 		}
 	}
-	w.carry(pair())
+	w.carry(func() {}, pair())
 	w.check()
 	w.rests(h)
 }
