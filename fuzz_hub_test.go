@@ -705,16 +705,19 @@ func (w *hubViewerTest) link() *hubViewer {
 	return w.links[max(0, n-1-back)]
 }
 
-// isWatched: a position that is likely one of the session.
+// isWatched: a position that is likely one of the session; or a watch for somebody else.
 func (w *hubViewerTest) isWatched() {
 	c := w.c
-	hv, id, zero, after := w.link(), one(c, hubSessions), c.of(2) == 0, uint64(c.of(32))
+	hv, id, kind, after := w.link(), one(c, hubSessions), c.of(8), uint64(c.of(32))
 	if hv == nil {
 		return
 	}
 	p := &WatchPayload{SessionID: id, ViewerID: hv.viewerID}
-	if s := w.h.sessions[id]; s != nil && s.epoch != "" && !zero {
+	if s := w.h.sessions[id]; s != nil && s.epoch != "" && kind%2 == 1 {
 		p.Epoch, p.AfterSeq = s.epoch, after
+	}
+	if kind == 7 {
+		p.ViewerID = "honest"
 	}
 	w.hears(hv, p)
 }

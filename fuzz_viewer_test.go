@@ -149,7 +149,7 @@ func (w *viewerTest) isTold() {
 }
 
 // isServed: what comes next in a session, live or replayed; or a part of it that is
-// known already, or comes after a hole, or ends the session.
+// known already, comes after a hole, ends the session or is of another epoch.
 func (w *viewerTest) isServed() {
 	c := w.c
 	x, kind, n, odd := w.v.watches[one(c, hubSessions)], c.of(2), uint64(c.of(12)), c.of(8)
@@ -167,6 +167,10 @@ func (w *viewerTest) isServed() {
 	if first+n > MaxSeq-2 {
 		return
 	}
+	epoch := x.epoch
+	if odd == 6 {
+		epoch = one(c, fuzzEpochs)
+	}
 	var events []Event
 	var gaps []Gap
 	last := first + n
@@ -177,9 +181,9 @@ func (w *viewerTest) isServed() {
 		gaps, events = []Gap{{first, last, ReasonEvicted}}, nil
 	}
 	if kind == 0 {
-		w.given(&EventBatchPayload{SessionID: x.id, ViewerID: "me", Epoch: x.epoch, Link: vl.id, FirstSeq: first, LastSeq: last, HeadSeq: last, Events: events, Gaps: gaps})
+		w.given(&EventBatchPayload{SessionID: x.id, ViewerID: "me", Epoch: epoch, Link: vl.id, FirstSeq: first, LastSeq: last, HeadSeq: last, Events: events, Gaps: gaps})
 	} else {
-		w.given(&ReplayBatchPayload{SessionID: x.id, ViewerID: "me", RequestID: "r", Epoch: x.epoch, FirstSeq: first, LastSeq: last, UntilSeq: last, Events: events, Gaps: gaps})
+		w.given(&ReplayBatchPayload{SessionID: x.id, ViewerID: "me", RequestID: "r", Epoch: epoch, FirstSeq: first, LastSeq: last, UntilSeq: last, Events: events, Gaps: gaps})
 	}
 }
 
