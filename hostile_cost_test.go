@@ -581,3 +581,107 @@ func grows(t *testing.T, name string, run func(i int)) {
 	}
 	t.Errorf("%s: %v, and %v for sixteen times as much", name, least[0], least[1])
 }
+
+// An agent that sends gaps only, of changing reasons so that none merges with the one
+// before, fills no log.
+func TestGapsKeepLimits(t *testing.T) {
+	h := NewHub(&HubConfig{LogEvents: 100})
+	a := speakAgent(t, h, "agent")
+	first := uint64(1)
+	for range 20 {
+		b := a.lost("s", "e1", first, first+maxBatchGaps-1, "a")
+		b.Gaps = nil
+		for range maxBatchGaps {
+			b.Gaps = append(b.Gaps, Gap{first, first, Reason("r" + fmt.Sprint(first%2))})
+			first++
+		}
+		a.send(b)
+		if n := h.lookup("s").log.ring.n; n > 201 {
+			t.Fatalf("%d gaps in a log of 100 events", n)
+		}
+	}
+	if st := statOf(t, h, "s"); st.Acked != first-1 || st.Bytes != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// An agent that begins epoch after epoch has two logs of a session at the hub, and
+// one that comes and goes has one entry in the hub's clock.
+func TestEpochsKeepLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		held := func() map[string]int { return footprint(h) }
+		var before map[string]int
+		for i := range 300 {
+			a := speakAgent(t, h, "agent")
+			v := speakViewer(t, h, "tab")
+			a.send(a.batch("s", fmt.Sprintf("e%03d", i), 1, 50))
+			a.send(a.last("ended", fmt.Sprintf("e%03d", i), 1))
+			v.send(v.watch("s", "", 0), v.watch("nobody", "", 0))
+			v.drain()
+			a.drain()
+			a.l.Close()
+			v.l.Close()
+			pass(time.Second)
+			if i == 2 {
+				before = held()
+			}
+		}
+		if n := len(h.expiry); n > 8 {
+			t.Errorf("%d entries in the hub's clock for two sessions", n)
+		}
+		now := held()
+		before["Hub.expiry"], now["Hub.expiry"] = 0, 0
+		if diff := cmp.Diff(before, now); diff != "" {
+			t.Errorf("-after three lives +after 300\n%s", diff)
+		}
+	})
+}
+
+// A hub has its agent say where all of its sessions stand once for each welcome that
+// the agent asked for, and send what it holds once for each replay that it is asked
+// for: not more, and no more than eight at a time.
+func TestAmplificationOfHub(t *testing.T) {
+	st := NewStreamer(nil)
+	const sessions = 100
+	for i := range sessions {
+		publishN(t, st, fmt.Sprintf("s%02d", i), 1)
+	}
+	h := &speaker{t: t, l: st.Connect()}
+	h.drain()
+	for i := range 20 {
+		in := size(t, &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
+		for range 10 { // but for the first of them nobody waits
+			h.send(&WelcomePayload{V: 1, Link: fmt.Sprint("l", i)}, &ErrorPayload{Code: codeStaleLink}, &ErrorPayload{Code: codeStaleLink})
+			in += size(t, &ErrorPayload{Code: codeStaleLink})
+		}
+		out := 0
+		for _, p := range h.drain() {
+			out += size(t, p)
+		}
+		if out > 150*sessions || out < 50*sessions {
+			t.Errorf("welcome %d: %d bytes in, %d out for %d sessions", i, in, out, sessions)
+		}
+	}
+	h.id = "l19"
+	epoch := stats(t, st, "s00").Epoch
+	h.send(h.ack("s00", epoch, 0))
+	publishN(t, st, "s00", 900)
+	h.drain()
+	for i := range 100 {
+		h.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)})
+		h.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)}) // twice
+	}
+	replayed, busy := 0, 0
+	for _, p := range h.drain() {
+		switch p := p.(type) {
+		case *ReplayBatchPayload:
+			replayed += len(p.Events)
+		case *ErrorPayload:
+			busy++
+		}
+	}
+	if replayed != 8*901 || busy != maxAnswers {
+		t.Errorf("%d events and %d refusals for 100 requests of 901", replayed, busy)
+	}
+}
