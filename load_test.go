@@ -476,46 +476,74 @@ func TestLoadResume(t *testing.T) {
 	wantAtRest(t, hs, s)
 
 	// And again, but they leave while most wait for their turn.
-	for i := range vs {
-		vs[i].l.fail(sc.now, ErrClosed)
-		vs[i] = sc.viewer("s", i, after)
-	}
-	for range 20 {
-		sc.pass(sc.agent, sc.hub)
-		sc.pass(sc.hub, sc.agent)
-		for _, v := range vs {
-			v.take(sc)
+	again := func() {
+		for i := range vs {
+			vs[i].l.fail(sc.now, ErrClosed)
+			vs[i] = sc.viewer("s", i, after)
 		}
+		sc.drain(vs) // until they have to wait
 	}
-	Measure(t, "a viewer leaves that waits for its turn", n, func() {
+	leave := func() {
 		for _, v := range vs {
 			v.l.fail(sc.now, ErrClosed)
 		}
-	})
-	sc.flow()
+		sc.flow()
+	}
+	again()
+	Measure(t, "a viewer leaves that waits for its turn", n, leave)
 	wantAtRest(t, hs, s)
+
+	// And again, but they stand still when their turn has come: each holds one
+	// request's worth, and none holds up one that reads on.
+	again()
+	before = heapInUse()
+	Measure(t, "replay to a viewer that stands still", n, sc.flow)
+	held := resumed{}
+	for _, c := range hs.cursors {
+		held.add(c)
+	}
+	t.Logf("%d events (%d bytes) held for %d viewers; heap %+d KB",
+		held.events, held.bytes, n, (int(heapInUse())-int(before))/1000)
+	if held.events != n*hs.h.sizes.replay || hs.open != 0 {
+		t.Errorf("%d events are held for %d viewers, and %d requests are open", held.events, n, hs.open)
+	}
+	one := sc.viewer("s", n, after)
+	for one.take(sc) || sc.pass(sc.hub, sc.agent) || sc.pass(sc.agent, sc.hub) {
+	}
+	sc.wantAt([]*loadViewer{one}, events)
+	leave()
+	wantAtRest(t, hs, s)
+	if left := int(heapInUse()) - int(before); left > 64<<10 {
+		t.Errorf("%d bytes are left of viewers that stood still", left)
+	}
+	runtime.KeepAlive(sc)
 }
 
 // resumed is the most that hub and agent have held for viewers that resume.
 type resumed struct{ open, running, events, bytes int }
 
 func (r *resumed) look(t *testing.T, hs *hubSession, s *Session) {
-	events, bytes := 0, 0
+	now := resumed{}
 	for _, c := range hs.cursors {
-		for i := range c.pages {
-			events += c.pages[i].events
-			bytes += c.pages[i].bytes
-		}
+		now.add(c)
 	}
 	r.open, r.running = max(r.open, hs.open), max(r.running, len(s.on.replays))
-	r.events, r.bytes = max(r.events, events), max(r.bytes, bytes)
+	r.events, r.bytes = max(r.events, now.events), max(r.bytes, now.bytes)
 	limit := hs.h.cfg.MaxReplays
 	if hs.open > limit || len(s.on.replays) > limit {
 		t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.open, len(s.on.replays), limit)
 	}
 	// Each request's worth is handed out as it comes, so the next ones find room.
-	if held := 2 * limit * hs.h.sizes.replay; events > held {
-		t.Fatalf("the hub holds %d events for its viewers, want at most %d", events, held)
+	if held := 2 * limit * hs.h.sizes.replay; now.events > held {
+		t.Fatalf("the hub holds %d events for its viewers, want at most %d", now.events, held)
+	}
+}
+
+// add counts what is held for a cursor.
+func (r *resumed) add(c *cursor) {
+	for i := range c.pages {
+		r.events += c.pages[i].events
+		r.bytes += c.pages[i].bytes
 	}
 }
 
