@@ -12,6 +12,7 @@
 #   -runs n     so many runs; 10 if not given
 #   -job regex  only jobs whose name matches, such as 'Publish|Replay'
 #   -cpu        compare the CPU time of the process instead of the time that passed
+#   -all        print a line for each peer, instead of the fastest one's
 #   -md         print a Markdown table
 #   -readme     put that table into README.md instead
 #   -raw file   keep the output of the benchmarks there
@@ -19,13 +20,14 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-runs=10 benchtime=300ms job=. unit=ns/op md=0 readme=0 raw='' from=''
+runs=10 benchtime=300ms job=. unit=ns/op all=0 md=0 readme=0 raw='' from=''
 while [ $# -gt 0 ]; do
 	case $1 in
 	-short) runs=3 benchtime=20ms ;;
 	-runs) runs=$2 && shift ;;
 	-job) job=$2 && shift ;;
 	-cpu) unit=cpu-ns/op ;;
+	-all) all=1 ;;
 	-md) md=1 ;;
 	-readme) md=1 readme=1 ;;
 	-raw) raw=$2 && shift ;;
@@ -55,7 +57,7 @@ if [ -z "$from" ]; then
 	done
 fi
 
-summary() { awk -v unit="$unit" -v md="$md" "$program" "$from"; }
+summary() { awk -v unit="$unit" -v all="$all" -v md="$md" "$program" "$from"; }
 
 program='
 function median(list,    n, v, i, j, x) {
@@ -69,21 +71,24 @@ function median(list,    n, v, i, j, x) {
 }
 function figure(x) { return x == "" ? "-" : sprintf(x < 100 ? "%.3g" : "%.0f", x) }
 function ratio(a, b) { return a == "" || b == "" || b == 0 ? "-" : sprintf(a / b < 100 ? "%.2f" : "%.0f", a / b) }
-function line(job, size, row,    k, form, i, name, x, own, peer, best, floor) {
-	form = substr(row, 9) # behind gvstream
+function line(job, size, row, peer, theirs, floor,    own, format) {
 	own = median(time[job, row, size])
+	format = "%s %s %s %s %s %s %s %s %s\n"
+	if (md) format = "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n"
+	printf format, job substr(row, 9), size, figure(own), peer == "" ? "-" : peer, figure(theirs), figure(floor), ratio(theirs, own),
+		ratio(own, floor), (job, row, size) in allocs ? figure(median(allocs[job, row, size])) : "-"
+}
+function lines(job, size, row,    i, name, x, peer, best, floor) {
+	if ((job, "floor", size) in time) floor = median(time[job, "floor", size])
 	for (i = 1; i <= rows[job]; i++) {
 		name = rowname[job, i]
-		if (name ~ /^gvstream/ || !((job, name, size) in time)) continue
+		if (name ~ /^(gvstream|floor)/ || !((job, name, size) in time)) continue
+		if (row ~ /-checked$/ && name ~ /sonicfast$/) continue # it does not check
 		x = median(time[job, name, size])
-		if (name == "floor") floor = x
-		else if (form == "-checked" && name ~ /sonicfast$/) continue # it does not check
-		else if (best == "" || x < best) { best = x; peer = name }
+		if (all) line(job, size, row, name, x, floor)
+		if (best == "" || x < best) { best = x; peer = name }
 	}
-	k = "%s %s %s %s %s %s %s %s %s\n"
-	if (md) k = "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n"
-	printf k, job form, size, figure(own), peer == "" ? "-" : peer, figure(best), figure(floor), ratio(best, own), ratio(own, floor),
-		(job, row, size) in allocs ? figure(median(allocs[job, row, size])) : "-"
+	if (!all || peer == "") line(job, size, row, peer, best, floor)
 }
 /^# run/ { procsline = $0; next }
 /^#/ { print md ? substr($0, 3) : $0; match($0, /[0-9]+ processors/); procs = substr($0, RSTART) + 0; next }
@@ -112,7 +117,7 @@ END {
 			if (rowname[jobs[j], r] ~ /^gvstream/)
 				for (s = 1; s <= sizes[jobs[j]]; s++)
 					if ((jobs[j], rowname[jobs[j], r], sizename[jobs[j], s]) in time)
-						line(jobs[j], sizename[jobs[j], s], rowname[jobs[j], r])
+						lines(jobs[j], sizename[jobs[j], s], rowname[jobs[j], r])
 	exit failed
 }'
 if [ "$readme" = 0 ]; then

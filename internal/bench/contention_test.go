@@ -1,9 +1,9 @@
 package bench
 
 import (
+	"context"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/vibetools/gvstream"
@@ -72,10 +72,10 @@ func benchDuringReplay(b *testing.B, replaying bool) {
 	}
 	a.handOut()
 	a.ack(a.sent)
-	var stop atomic.Bool
+	ctx, stop := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	replays := 0
-	work.Go(func() { replays = a.serve(replaying, &stop) })
+	work.Go(func() { replays = a.serve(ctx, replaying) })
 	n := 0
 	m := start(b, 1)
 	for b.Loop() {
@@ -83,7 +83,7 @@ func benchDuringReplay(b *testing.B, replaying bool) {
 		n++
 	}
 	m.done()
-	stop.Store(true)
+	stop()
 	work.Wait()
 	want(b, "published", a.s.Stats().Head, uint64(history+n))
 	if replaying {
@@ -93,11 +93,11 @@ func benchDuringReplay(b *testing.B, replaying bool) {
 }
 
 // serve is a hub's half of a link that acknowledges each batch, and asks for a
-// replay whenever the one before is done.
-func (a *agent) serve(replaying bool, stop *atomic.Bool) (replays int) {
+// replay whenever the one before is done, until ctx ends.
+func (a *agent) serve(ctx context.Context, replaying bool) (replays int) {
 	var buf []byte
 	open := false
-	for !stop.Load() {
+	for ctx.Err() == nil {
 		if replaying && !open {
 			replays++
 			a.handle(&gvstream.ReplayRequestPayload{
@@ -105,13 +105,14 @@ func (a *agent) serve(replaying bool, stop *atomic.Bool) (replays int) {
 			})
 			open = true
 		}
-		p := a.next()
-		if p == nil {
-			continue
+		p, err := a.link.Next(ctx)
+		if err != nil {
+			break
 		}
-		var err error
 		buf, err = gvstream.Append(buf[:0], p)
-		must(a.tb, err)
+		if err != nil {
+			a.tb.Error(err)
+		}
 		switch p := p.(type) {
 		case *gvstream.EventBatchPayload:
 			a.ack(p.LastSeq)
