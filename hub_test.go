@@ -563,6 +563,10 @@ func TestHubResume(t *testing.T) {
 		a.want(a.ack("s", "e1", 7))
 		a.send(a.status(entryOf("s", "e1", 1, 3, 9))) // known by now
 		a.want(a.ack("s", "e1", 7))
+		position = MaxSeq
+		a.send(a.status(entryOf("full", "e1", 1, 3, 9)))
+		a.want(a.ack("full", "e1", MaxSeq))
+		h.Forget("full")
 		position = 0
 		a.send(a.status(entryOf("zero", "e1", 1, 3, 9)))
 		a.want(a.ack("zero", "e1", 0))
@@ -576,7 +580,7 @@ func TestHubResume(t *testing.T) {
 		fail, position = nil, 2
 		a.send(a.status(entryOf("s", "e2", 1, 0, 2)))
 		a.want(a.ack("s", "e2", 2))
-		want := []string{"s e1", "zero e1", "r e1", "r e1", "s e2"}
+		want := []string{"s e1", "full e1", "zero e1", "r e1", "r e1", "s e2"}
 		if diff := cmp.Diff(want, asked); diff != "" {
 			t.Errorf("asked: -want +got\n%s", diff)
 		}
@@ -1040,6 +1044,110 @@ func TestHubSessionTTLVariants(t *testing.T) {
 	})
 }
 
+// Rule 16: whoever watches a session when its time comes, keeps it, with its events.
+// When the last has left, what was due happens at once.
+func TestHubExpiryOfWatched(t *testing.T) {
+	t.Run("its agent is away", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := NewHub(nil)
+			a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+			a.feed("s", "e1", 1, 3)
+			a.l.Close()
+			pass(50 * time.Minute)
+			v.send(v.watch("s", "", 0))
+			pass(time.Hour)
+			if st := statOf(t, h, "s"); st.Events != 3 {
+				t.Errorf("session: %+v", st)
+			}
+			v.l.Close()
+			if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
+				t.Error("not forgotten")
+			}
+		})
+	})
+	t.Run("it has ended", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := NewHub(nil)
+			a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+			start := time.Now()
+			a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
+			pass(endedTTL)
+			v.send(v.watch("s", "", 0))
+			pass(2 * endedTTL)
+			if st := statOf(t, h, "s"); st.Events != 3 || !st.Connected {
+				t.Errorf("session: %+v", st)
+			}
+			v.l.Close()
+			h.Stats()
+			if st := statOf(t, h, "s"); st.Events != 0 || st.Connected {
+				t.Errorf("session: %+v", st)
+			}
+			pass(time.Until(start.Add(2*endedTTL + time.Hour - 1)))
+			if st := statOf(t, h, "s"); !st.Ended || st.Acked != 3 {
+				t.Errorf("session: %+v", st)
+			}
+			pass(1)
+			if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
+				t.Error("not forgotten")
+			}
+		})
+	})
+}
+
+// Rules 15 and 16: what becomes of a session is not hurried by the log of its epoch
+// before, whose time comes first.
+func TestHubExpiryOfPastEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 3)
+		adopted := time.Now()
+		a.send(a.batch("s", "e2", 1, 2), a.last("s", "e2", 3))
+		past := func() bool { h.Stats(); return h.lookup("s").prev != nil }
+		pass(time.Until(adopted.Add(pastEpochTTL - 1)))
+		if !past() {
+			t.Error("the log of the epoch before went too early")
+		}
+		pass(1)
+		if past() {
+			t.Error("the log of the epoch before stays")
+		}
+		if st := statOf(t, h, "s"); st.Events != 3 {
+			t.Errorf("session: %+v", st)
+		}
+		pass(time.Until(adopted.Add(2*endedTTL - 1)))
+		if st := statOf(t, h, "s"); st.Events != 3 || !st.Connected {
+			t.Errorf("session: %+v", st)
+		}
+		pass(1)
+		if st := statOf(t, h, "s"); st.Events != 0 || st.Connected {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// A deadline that has become another one is dropped when it comes, so that a session
+// with a long and varied life has few of them.
+func TestHubExpiryHeapIsShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		for i := range 50 {
+			a := speakAgent(t, h, "agent")
+			a.send(a.batch("s", fmt.Sprintf("e%02d", i), 1, 1)) // the epoch before goes in 5 min
+			a.l.Close()                                         // and all in an hour
+			pass(40 * time.Minute)
+			h.Stats()
+		}
+		if n := len(h.expiry); n > 4 {
+			t.Errorf("%d deadlines of one session", n)
+		}
+		pass(time.Hour)
+		if h.Stats().Sessions != 0 || len(h.expiry) != 0 {
+			t.Errorf("%d deadlines of no session", len(h.expiry))
+		}
+	})
+}
+
 // A session whose time has come while a callback runs for it is left alone until
 // the callback is done. Whoever looks meanwhile must not spin. This can't be in a
 // bubble, whose time would stand still.
@@ -1182,6 +1290,49 @@ func TestHubForgetsWhileAnotherWaits(t *testing.T) {
 		}
 		a.want(a.ack("s", "e1", 2)) // the agent's own count: the hub has no other
 		if st := statOf(t, h, "s"); st.Acked != 2 || st.Events != 0 || !st.Connected {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// Rule 8: only a newer link of the same agent has a Commit told to stop, not what
+// comes on its own link, nor another agent.
+func TestHubCommitIsNotCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release, done := make(chan bool), make(chan error, 2)
+		h := NewHub(&HubConfig{
+			Claim: func(context.Context, string, string, string) bool { return true },
+			Commit: func(ctx context.Context, _, _ string, _ []Item) error {
+				select {
+				case <-release:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+		})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		handle := func(s *speaker, p Payload) {
+			go func() { done <- s.l.Handle(context.Background(), p) }()
+			synctest.Wait()
+		}
+		handle(a, a.batch("s", "e1", 1, 3))
+		handle(a, a.batch("s", "e1", 1, 3))
+		release <- true
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Errorf("beside a payload of its own link: %v", err)
+			}
+		}
+		handle(a, a.batch("s", "e1", 4, 5))
+		handle(b, b.status(entryOf("s", "e1", 1, 0, 5)))
+		release <- true
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Errorf("beside a claim: %v", err)
+			}
+		}
+		if st := statOf(t, h, "s"); st.AgentID != "b" || st.Acked != 5 {
 			t.Errorf("session: %+v", st)
 		}
 	})
