@@ -343,7 +343,7 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 			return p, err
 		}
 		var fire <-chan time.Time
-		if !at.IsZero() {
+		if !at.IsZero() && ctx.Err() == nil { // whoever only asks needs no timer
 			if timer == nil {
 				timer = time.NewTimer(at.Sub(now))
 				defer timer.Stop()

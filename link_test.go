@@ -810,3 +810,13 @@ func (q *queue[T]) len() (n int) {
 	}
 	return n
 }
+
+// Whoever polls with a context that has ended pays for no timer.
+func TestLinkPollAllocatesNothing(t *testing.T) {
+	m := newScript()
+	defer m.Close()
+	m.schedule(notes("a", false, 1), time.Now().Add(time.Hour))
+	if n := testing.AllocsPerRun(100, func() { m.Next(endedContext) }); n != 0 {
+		t.Errorf("%v allocations a poll", n)
+	}
+}
