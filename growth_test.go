@@ -169,6 +169,42 @@ func TestGrowthSlots(t *testing.T) {
 	}
 }
 
+// A cursor that was offered a slot and needs it no more passes it on: those that wait
+// behind it would wait for ever.
+func TestSlotPassedOn(t *testing.T) {
+	sc := newLoadScene(t, &HubConfig{LogEvents: 1, MaxViewerReplays: 1}, nil)
+	sc.connect()
+	ids := loadIDs(3)
+	for range 3 {
+		for _, id := range ids {
+			sc.publish(id)
+		}
+	}
+	sc.later(time.Second)
+	l := sc.h.connectViewer(sc.now, "tab", false).Link
+	sc.handle(l, &HelloPayload{V: version, Role: roleViewer})
+	replayed := make(map[string]bool)
+	drain := func() {
+		for p := sc.next(l); p != nil; p = sc.next(l) {
+			if p, ok := p.(*ReplayBatchPayload); ok {
+				replayed[p.SessionID] = true
+			}
+		}
+	}
+	for _, id := range ids {
+		sc.handle(l, &WatchPayload{SessionID: id})
+		drain() // the first is asked for
+	}
+	sc.flow() // and answered: the second is offered the slot, and has moved on
+	sc.handle(l, &WatchPayload{SessionID: ids[1], Epoch: sc.h.lookup(ids[1]).epoch, AfterSeq: 3})
+	drain()
+	sc.flow()
+	drain()
+	if !replayed[ids[0]] || replayed[ids[1]] || !replayed[ids[2]] {
+		t.Errorf("replayed: %v, want the first and the last", replayed)
+	}
+}
+
 // What was forgotten is free, while its link lives on: lists that had been taken
 // from held on to what was taken, and the hub's clock to sessions until their time.
 func TestForgottenIsFree(t *testing.T) {
