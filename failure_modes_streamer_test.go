@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -228,7 +228,7 @@ func everythingAtOnce(t *testing.T) {
 						t.Errorf("publish: %v", err)
 					}
 				}
-				time.Sleep(time.Millisecond)
+				pass(time.Millisecond)
 			}
 		})
 	}
@@ -291,7 +291,7 @@ func closedTwice(t *testing.T) {
 
 	// A viewer goes away at the moment at which it is thrown out.
 	hub = gvstream.NewHub(nil)
-	for range 200 {
+	for range 1000 {
 		h := callViewer(t, hub, "tab")
 		noError(t, h.watch("s", gvstream.Position{}))
 		work.Go(func() { hub.Revoke("tab", "s") })
@@ -533,7 +533,7 @@ func holesInBatches(t *testing.T) {
 	noError(t, a.batch("s", epoch1, 7))
 	equal(t, "after a hole", a.says(), "nack s 5")
 	noError(t, a.batch("s", epoch1, 3, 4, 5, 6, 7))
-	time.Sleep(time.Second)
+	pass(time.Second)
 	equal(t, "after it was filled", a.says(), "ack s 7")
 	v := newViewer(t, "s", gvstream.Position{})
 	sc := &scene{T: t, hub: hub}
@@ -605,6 +605,26 @@ func storeFails(t *testing.T) {
 	equal(t, "acks", say(w.down...), "welcome; ack s 2; ack s 5")
 	equal(t, "stored", disk.tell("s"), "1..5")
 	equal(t, "kept in the end", unacked(st, "s"), "")
+
+	// All five come in one batch. It is stored whole or not at all, so that nothing of
+	// it is acknowledged.
+	disk.fails = func(items []gvstream.Item) error {
+		if len(items) == 5 {
+			return errors.New("disk full")
+		}
+		return nil
+	}
+	publish(t, st, "t", 5)
+	sc.flow()
+	equal(t, "what the hub's side ended with", strings.Join(w.errs, ";"), "gvstream: commit: disk full")
+	equal(t, "accepted", accepted(sc.hub, "t"), 0)
+	equal(t, "kept", unacked(st, "t"), "1..5")
+	w.cut()
+	disk.fails = nil
+	sc.agent("a", st)
+	sc.acked()
+	equal(t, "stored", disk.tell("t"), "1..5")
+	equal(t, "kept in the end", unacked(st, "t"), "")
 }
 
 func heldIsNotAccepted(t *testing.T) {
@@ -636,7 +656,7 @@ func heldIsNotAccepted(t *testing.T) {
 	var commit sync.WaitGroup
 	commit.Go(func() { handle(w.far, b) })
 	synctest.Wait()
-	time.Sleep(time.Second)
+	pass(time.Second)
 	equal(t, "the hub's acks", say(ready(w.far)...), "")
 	equal(t, "accepted", accepted(sc.hub, "s"), 10)
 	close(stuck)
@@ -666,7 +686,7 @@ func quietAgent(t *testing.T) {
 }
 
 func burstOverOneEvent(t *testing.T) {
-	// A burst of thousands of events that nobody needs goes over one that matters.
+	// A burst of ten thousand events that nobody needs goes over one that matters.
 	// With a policy that drops, either the one is still there or it lies in a gap
 	// that says so.
 	for _, first := range []bool{true, false} {
@@ -674,15 +694,15 @@ func burstOverOneEvent(t *testing.T) {
 		if first {
 			publish(t, st, "s", 1) // the one that matters
 		}
-		publish(t, st, "s", 3000)
+		publish(t, st, "s", 10_000)
 		if !first {
 			publish(t, st, "s", 1)
 		}
-		equal(t, "lost", stats(t, st, "s").Lost, 2901)
+		equal(t, "lost", stats(t, st, "s").Lost, 9901)
 		sc := newScene(t, nil)
 		sc.agent("a", st)
 		sc.acked()
-		equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "gap 1..2901 dropped, 2902..3001")
+		equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "gap 1..9901 dropped, 9902..10001")
 	}
 }
 
@@ -742,7 +762,7 @@ func closeWaitsForAcks(t *testing.T) {
 	equal(t, "sent", h.says(), "status s 100 acked 0; batch s 1..100")
 	var late sync.WaitGroup
 	late.Go(func() {
-		time.Sleep(500 * time.Millisecond)
+		pass(500 * time.Millisecond)
 		h.ack("s", 100)
 	})
 	start := time.Now()
@@ -822,48 +842,89 @@ func lateCleanup(t *testing.T) {
 }
 
 func oneWinner(t *testing.T) {
-	// Ten connections are made at once. One stays, nine end, superseded at their own
-	// side or before that at the hub's, and the hub gets everything once.
-	var disk store
-	sg := newStage(t, &gvstream.HubConfig{Commit: disk.commit})
-	st := gvstream.NewStreamer(nil)
+	// Ten connections are made at once, at an agent and at a hub. One stays on either
+	// side, nine are superseded, and the one that stays sends everything once. Ten
+	// more, one right after the other and before anything of the old is cleaned up,
+	// end in the same way.
+	st, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
 	publish(t, st, "s", 5)
-	var ended, batches atomic.Int32
-	for range 10 {
-		sg.tasks.Go(func() {
-			near, far := streamtest.Pipe()
-			defer near.Close()
-			sg.tasks.Go(func() { sg.hub.ConnectAgent("a").Run(sg.ctx, far.Send, far.Receive); far.Close() })
-			err := st.Connect().Run(sg.ctx, func(ctx context.Context, p gvstream.Payload) error {
-				if strings.HasPrefix(say(p), "batch") {
-					batches.Add(1)
+	for range 2 {
+		var superseded, alive [2]atomic.Int32
+		var work, gone sync.WaitGroup
+		ctx, stop := context.WithCancel(context.Background())
+		winner := make(chan *gvstream.Link, 10)
+		for range 10 {
+			work.Go(func() {
+				for side, link := range []*gvstream.Link{st.Connect(), hub.ConnectAgent("a")} {
+					if side == 0 {
+						winner <- link
+					}
+					gone.Go(func() {
+						alive[side].Add(1)
+						_, err := link.Next(ctx)
+						for err == nil { // its hello
+							_, err = link.Next(ctx)
+						}
+						alive[side].Add(-1)
+						if err == gvstream.ErrSuperseded {
+							superseded[side].Add(1)
+						}
+					})
 				}
-				return near.Send(ctx, p)
-			}, near.Receive)
-			if err == gvstream.ErrSuperseded || err == io.EOF || err == io.ErrClosedPipe {
-				ended.Add(1)
-			}
-		})
-	}
-	synctest.Wait()
-	// Each side has its own order of the ten: they are pairs only by chance. If the
-	// last ones aren't, both break, and the caller connects again.
-	if ended.Load() == 10 {
-		sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+			})
+		}
+		work.Wait()
 		synctest.Wait()
-	} else {
-		equal(t, "links that ended", ended.Load(), 9)
+		for side, who := range []string{"agent", "hub"} {
+			equal(t, who+": superseded", superseded[side].Load(), 9)
+			equal(t, who+": alive", alive[side].Load(), 1)
+		}
+		stop()
+		gone.Wait()
+		close(winner)
+		var said []string
+		for link := range winner {
+			noMoreThanDead(t, handle(link, &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
+			noMoreThanDead(t, handle(link, &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
+			if all := say(ready(link)...); all != "" {
+				said = append(said, all)
+			}
+		}
+		equal(t, "said by all ten", strings.Join(said, " | "), "status s 5 acked 0; batch s 1..5")
 	}
+
+	var disk store
+	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit})
+	for range 10 {
+		sc.agent("a", st)
+	}
+	sc.acked()
 	equal(t, "stored", disk.tell("s"), "1..5")
-	sg.close()
+	equal(t, "links", sc.hub.Stats().Agents, 1)
+}
+
+// noMoreThanDead fails the test for an error other than that the link is superseded.
+func noMoreThanDead(t *testing.T, err error) {
+	t.Helper()
+	if err != gvstream.ErrSuperseded {
+		noError(t, err)
+	}
 }
 
 func endedGivesBack(t *testing.T) {
-	// Many sessions end and time passes. Agent and hub hold nothing of them.
-	const sessions, events = 200, 10
+	// A thousand sessions end, a viewer has watched some of them, and time passes.
+	// Agent, hub and viewer hold nothing of them, and the memory is free again.
+	const sessions, events, watched = 1000, 10, 100
+	before := heap()
 	sc := newScene(t, &gvstream.HubConfig{SessionTTL: time.Hour})
 	st := gvstream.NewStreamer(nil)
-	sc.agent("a", st)
+	sc.agent("a", st).shared = true
+	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
+	for i := range watched {
+		noError(t, v.Watch(fmt.Sprint("s", i), gvstream.Position{}))
+	}
+	w := sc.viewer("tab", v)
+	w.shared = true
 	for i := range sessions {
 		id := fmt.Sprint("s", i)
 		for range events {
@@ -874,7 +935,19 @@ func endedGivesBack(t *testing.T) {
 		noError(t, err)
 	}
 	sc.acked()
-	equal(t, "sessions at both", fmt.Sprint(st.Stats().Sessions, sc.hub.Stats().Sessions), "200 200")
+	equal(t, "sessions at both", fmt.Sprint(st.Stats().Sessions, sc.hub.Stats().Sessions), "1000 1000")
+	if held := heap() - before; held < 2*sessions*events<<10 {
+		t.Errorf("only %d bytes are held: this shows nothing", held)
+	}
+	equal(t, "items", len(readItems(t, v)), watched*(events+2))
+	w.forget()
+	for _, w := range sc.wires {
+		w.forget()
+	}
+	for i := range watched {
+		equal(t, "watches of an ended session", hubStats(sc.hub, fmt.Sprint("s", i)).Viewers, 0)
+		v.Unwatch(fmt.Sprint("s", i))
+	}
 	sc.later(5 * time.Minute)
 	equal(t, "what the agent holds", st.Stats(), gvstream.StreamerStats{Connected: true})
 	sc.later(5 * time.Minute)
@@ -885,6 +958,14 @@ func endedGivesBack(t *testing.T) {
 	equal(t, "bytes that the hub holds", held, 0)
 	sc.later(time.Hour)
 	equal(t, "sessions at the hub", sc.hub.Stats().Sessions, 0)
+	equal(t, "what the viewer holds", v.Stats(), gvstream.ViewerStats{Connected: true})
+	for _, w := range sc.wires {
+		w.forget()
+	}
+	if grown := heap() - before; grown > 10<<20 {
+		t.Errorf("the heap grew by %d bytes", grown)
+	}
+	runtime.KeepAlive([]any{sc, st, v})
 }
 
 func pendingFullRejects(t *testing.T) {
@@ -960,10 +1041,10 @@ func pendingFullBlocks(t *testing.T) {
 func numbersUnderContention(t *testing.T) {
 	// Sixty-four goroutines publish at once. The numbers are 1 to the last without a
 	// hole, each goroutine's grow, and what is kept, sent and stored is in their order.
-	const publishers, each = 64, 100
+	const publishers, each = 64, 1000
 	var disk store
 	sg := newStage(t, &gvstream.HubConfig{Commit: disk.commit})
-	st := gvstream.NewStreamer(nil)
+	st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingEvents: publishers * each})
 	got := make([][]uint64, publishers)
 	var work sync.WaitGroup
 	for g := range publishers {
@@ -986,7 +1067,7 @@ func numbersUnderContention(t *testing.T) {
 		}
 	}
 	equal(t, "numbers", len(who), publishers*each)
-	equal(t, "kept", unacked(st, "s"), "1..6400")
+	equal(t, "kept", unacked(st, "s"), "1..64000")
 
 	var last uint64
 	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), func(p gvstream.Payload) {
@@ -999,7 +1080,7 @@ func numbersUnderContention(t *testing.T) {
 	})
 	noError(t, st.Flush(context.Background()))
 	sg.close()
-	equal(t, "stored", disk.tell("s"), "1..6400")
+	equal(t, "stored", disk.tell("s"), "1..64000")
 	for i, it := range disk.items["s"] {
 		equal(t, fmt.Sprint("data of ", i+1), string(it.Event.Data), who[uint64(i+1)])
 	}
@@ -1269,7 +1350,7 @@ func idleSessions(t *testing.T) {
 	equal(t, "known after four hours", known(), "attached watched")
 	equal(t, "kept by the agent that is away", unacked(away, "watched"), "2")
 	vw.cut()
-	time.Sleep(time.Second)
+	pass(time.Second)
 	equal(t, "known when the viewer has left", known(), "attached")
 }
 
@@ -1288,11 +1369,11 @@ func fewAcks(t *testing.T) {
 			t.Fatalf("%d are pending", pending)
 		}
 		sc.flow()
-		time.Sleep(time.Millisecond)
+		pass(time.Millisecond)
 	}
 	last := time.Now().Add(-time.Millisecond)
 	for st.Stats().PendingEvents > 0 {
-		time.Sleep(time.Millisecond)
+		pass(time.Millisecond)
 		sc.flow()
 	}
 	if wait := time.Since(last); wait > 250*time.Millisecond {
