@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -272,5 +273,24 @@ func TestViewerCausesFewReplays(t *testing.T) {
 				t.Error("it does not get its next replay after a second")
 			}
 		})
+	}
+}
+
+// Where there is a Claim, an agent that sent a batch of another agent's session in a
+// small epoch was told the session's epoch, before anybody was asked. The epoch that
+// it hears of is its own.
+func TestBatchTellsNoEpochOfOthers(t *testing.T) {
+	asked := 0
+	h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { asked++; return false }})
+	owner, thief := speakAgent(t, h, "owner"), speakAgent(t, h, "thief")
+	owner.send(owner.batch("s", "e5", 1, 3))
+	thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+	thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+	thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+	if asked != 2 {
+		t.Errorf("Claim was asked %d times, want 2", asked)
+	}
+	if st := statOf(t, h, "s"); st.AgentID != "owner" || st.Acked != 3 {
+		t.Errorf("%+v", st)
 	}
 }
