@@ -195,7 +195,7 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 	id := longID(0)
 	n := 520
 	if len(e.Data) > 50_000 {
-		n = 40
+		n = 16
 	}
 	for range n {
 		if _, err := st.Publish(t.Context(), id, e); err != nil {
