@@ -887,7 +887,7 @@ func TestHubStaleLink(t *testing.T) {
 		a.send(a.batch("s", "e1", 1, 1))
 		a.wantIdle("not a second yet")
 		pass(1)
-		a.send(a.batch("s", "e1", 1, 1))
+		a.send(&ReplayBatchPayload{SessionID: "s", RequestID: "r1", Epoch: "e1", FirstSeq: 1}) // names no link
 		a.want(stale)
 		if st := h.Stats(); st.Sessions != 0 || st.StalePayloads != 5 || st.RefusedPayloads != 0 {
 			t.Errorf("stats: %+v", st)
