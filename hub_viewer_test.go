@@ -1109,3 +1109,31 @@ func TestHubReplayGivenUp(t *testing.T) {
 		a.wantIdle("nothing is asked")
 	})
 }
+
+// What a viewer gives up, and what its agent's link takes at the same time, are one
+// thing or the other. It is the race detector that looks.
+func TestHubFetchAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		var both sync.WaitGroup
+		both.Go(func() {
+			for range 100 {
+				for range 3 {
+					a.l.Next(endedContext)
+				}
+				pass(time.Second)
+			}
+		})
+		both.Go(func() {
+			for range 100 {
+				v.l.Handle(t.Context(), v.watch("s", "", 0))
+				for range 3 {
+					v.l.Next(endedContext)
+				}
+				pass(time.Second)
+			}
+		})
+		both.Wait()
+	})
+}
