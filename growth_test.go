@@ -327,7 +327,7 @@ func benchAgent(b *testing.B, n int) (*Streamer, *agentLink, []string, time.Time
 func benchLink(b *testing.B, st *Streamer, now time.Time) *agentLink {
 	al := st.connect(now)
 	al.next(now) // hello
-	if err := al.handle(endedContext, now, &WelcomePayload{V: version, Link: "l", Window: MaxSeq}); err != nil {
+	if err := al.handle(endedContext, now, &WelcomePayload{V: version, Link: "l", Window: math.MaxInt32}); err != nil {
 		b.Fatal(err)
 	}
 	return al
