@@ -246,22 +246,29 @@ func (ha *hubAgent) enter(ctx context.Context, now time.Time, e SessionStatus) (
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err
 		}
-		if s.gone {
-			s.mu.Unlock()
-			continue
-		}
-		err := ha.admit(ctx, now, s, e)
-		if err == nil && s.gone { // forgotten while a callback ran
-			s.mu.Unlock()
-			continue
-		}
-		if err == nil {
+		open, err := ha.tryEnter(ctx, now, s, e)
+		switch {
+		case err != nil:
+			ha.h.release(s)
+			return nil, ofEpoch(err, e.Epoch)
+		case open:
 			return s, nil
 		}
-		s.mu.Unlock()
-		ha.h.release(s)
-		return nil, ofEpoch(err, e.Epoch)
 	}
+}
+
+// tryEnter lets the agent into a locked session, which stays locked if that opened
+// it: not if the session was forgotten meanwhile, nor after a callback's panic.
+func (ha *hubAgent) tryEnter(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) (open bool, err error) {
+	defer func() {
+		if !open {
+			s.mu.Unlock()
+		}
+	}()
+	if !s.gone {
+		err = ha.admit(ctx, now, s, e)
+	}
+	return err == nil && !s.gone, err
 }
 
 // ofEpoch has a refusal say which life of the session it is about, if it names no

@@ -862,3 +862,58 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 		})
 	}
 }
+
+// A ctx whose cause is ErrClosed, say of a group in which a link ended so, ended a
+// Publish that waited for room: it was taken for a session that was forgotten, and
+// tried again for ever.
+func TestPublishEndsWithCauseErrClosed(t *testing.T) {
+	st := NewStreamer(&StreamerConfig{MaxPendingEvents: 1})
+	publishN(t, st, "s", 1)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrClosed)
+	if seq, err := st.Publish(ctx, "s", Event{Type: "out"}); seq != 0 || err != ErrClosed {
+		t.Errorf("published %d, %v", seq, err)
+	}
+}
+
+// A panic in a callback left the session locked: whoever recovers, as net/http does,
+// found the next payload about it waiting for ever.
+func TestHubCallbackPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trouble := true
+		h := NewHub(&HubConfig{
+			Resume: func(context.Context, string, string) (uint64, error) {
+				if trouble {
+					panic("store")
+				}
+				return 0, nil
+			},
+			Commit: func(context.Context, string, string, []Item) error {
+				if trouble {
+					panic("store")
+				}
+				return nil
+			},
+		})
+		a := speakAgent(t, h, "agent")
+		panics := func(p Payload) {
+			t.Helper()
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic")
+				}
+			}()
+			a.l.Handle(t.Context(), p)
+		}
+		panics(a.status(entryOf("s", "e1", 1, 0, 3)))
+		trouble = false
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+		a.want(a.ack("s", "e1", 0))
+		trouble = true
+		panics(a.batch("s", "e1", 1, 3))
+		trouble = false
+		a.send(a.batch("s", "e1", 1, 3))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 3))
+	})
+}

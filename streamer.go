@@ -229,7 +229,7 @@ func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (ui
 		if err != nil {
 			return 0, err
 		}
-		if seq, err := f(s); err != ErrClosed || st.closed.Load() {
+		if seq, err := f(s); err != ErrClosed || st.lookup(id) == s { // the cause of a ctx may be ErrClosed too
 			return seq, err
 		}
 	}
