@@ -10,8 +10,8 @@ import (
 // A budget is the bytes that the sessions of one Streamer share. Over it,
 // acknowledged events are evicted, the oldest of all sessions first.
 type budget struct {
-	max  int64 // 0: no limit
-	used atomic.Int64
+	max  int64        // 0: no limit
+	used atomic.Int64 // counted only if there is a limit
 
 	mu    sync.Mutex // protects the fields below, and Session's age; a leaf
 	aged  ageHeap
@@ -20,9 +20,12 @@ type budget struct {
 
 // reserve takes n bytes if there are that many.
 func (b *budget) reserve(n int) bool {
+	if b.max == 0 {
+		return true
+	}
 	for {
 		used := b.used.Load()
-		if b.max > 0 && used+int64(n) > b.max {
+		if used+int64(n) > b.max {
 			return false
 		}
 		if b.used.CompareAndSwap(used, used+int64(n)) {
@@ -32,15 +35,13 @@ func (b *budget) reserve(n int) bool {
 }
 
 func (b *budget) release(n int) {
-	if n == 0 {
+	if n == 0 || b.max == 0 {
 		return
 	}
 	b.used.Add(int64(-n))
-	if b.max > 0 {
-		b.mu.Lock()
-		b.freed.broadcast()
-		b.mu.Unlock()
-	}
+	b.mu.Lock()
+	b.freed.broadcast()
+	b.mu.Unlock()
 }
 
 // wait returns a channel that is closed when bytes are released.

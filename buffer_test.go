@@ -1,17 +1,17 @@
 package gvstream
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 )
 
 // ringNumbers are the numbers in the ring, front first.
 func ringNumbers(r *ring) []uint64 {
 	out := []uint64{}
 	for i := range r.n {
-		out = append(out, r.at(i).from)
+		out = append(out, r.at(i).to)
 	}
 	return out
 }
@@ -28,10 +28,10 @@ func TestRing(t *testing.T) {
 			n := step + 1
 			switch c := rnd.IntN(10); {
 			case c < grow && rnd.IntN(3) == 0:
-				r.pushFront(entry{from: n, json: []byte("x")})
+				r.pushFront(slot{to: n})
 				model = append([]uint64{n}, model...)
 			case c < grow:
-				r.pushBack(entry{from: n, json: []byte("x")})
+				r.pushBack(slot{to: n})
 				model = append(model, n)
 			case len(model) == 0:
 			case rnd.IntN(2) == 0:
@@ -45,21 +45,8 @@ func TestRing(t *testing.T) {
 			if got := ringNumbers(&r); !slices.Equal(got, model) {
 				t.Fatalf("seed %d, step %d: %v, want %v", seed, step, got, model)
 			}
-			if held := ringHolds(&r); held != r.n {
-				t.Fatalf("seed %d, step %d: %d slots hold bytes of %d entries", seed, step, held, r.n)
-			}
 		}
 	}
-}
-
-// ringHolds counts the slots that keep bytes alive.
-func ringHolds(r *ring) (n int) {
-	for i := range r.slots {
-		if r.slots[i].json != nil {
-			n++
-		}
-	}
-	return n
 }
 
 // TestRingBounds looks just before, at and after each size of the ring.
@@ -70,13 +57,13 @@ func TestRingBounds(t *testing.T) {
 		for start := range 5 { // where in the slots the first entry is
 			var r ring
 			for i := range start {
-				r.pushBack(entry{from: uint64(i)})
+				r.pushBack(slot{to: uint64(i)})
 			}
 			for range start {
 				r.popFront()
 			}
 			for i := range test.entries {
-				r.pushBack(entry{from: uint64(i)})
+				r.pushBack(slot{to: uint64(i)})
 			}
 			if want := max(test.slots, min(start, 1)*4); r.n != test.entries || len(r.slots) != want {
 				t.Errorf("start %d: %d entries in %d slots, want %d in %d", start, r.n, len(r.slots), test.entries, want)
@@ -91,20 +78,94 @@ func TestRingBounds(t *testing.T) {
 	}
 }
 
-func TestEntryTime(t *testing.T) {
-	for _, at := range []time.Time{
-		{},
-		time.Unix(0, 0).UTC(),
-		time.Date(1, 1, 1, 0, 0, 0, 1, time.UTC),
-		time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC),
-	} {
-		d, err := newDraft(&Event{Time: at})
-		if err != nil {
+// TestStore: bytes stay as they were put until their slot is freed, and as they were
+// lent forever; what is free is given back.
+func TestStore(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		var st store
+		var slots []slot
+		var texts [][]byte
+		held := 0
+		lent, was := [][]byte{}, [][]byte{}
+		for step := range 2000 {
+			switch c := rnd.IntN(20); {
+			case c < 9:
+				text := bytes.Repeat([]byte{byte(step)}, 1+rnd.IntN([]int{20, 2000, 9000}[seed%3]))
+				var s slot
+				if c == 0 {
+					st.note(&s, string(text))
+				} else {
+					chunk := st.room(len(text), held)
+					off := len(chunk.b)
+					chunk.b = append(chunk.b, text...)
+					st.put(&s, st.last(), off, len(text))
+				}
+				slots, texts, held = append(slots, s), append(texts, text), held+len(text)
+			case c == 9 && len(slots) > 1 && len(lent) < 100:
+				b := st.lend(slots[0].chunk, slots[1].chunk)
+				lent, was = append(lent, b...), append(was, cloneAll(b)...)
+			case len(slots) > 0:
+				i := 0
+				if c > 16 {
+					i = rnd.IntN(len(slots))
+				}
+				held -= len(texts[i])
+				st.free(&slots[i], held)
+				slots, texts = slices.Delete(slots, i, i+1), slices.Delete(texts, i, i+1)
+			}
+			for i := range slots {
+				if !bytes.Equal(st.bytes(&slots[i]), texts[i]) {
+					t.Fatalf("seed %d, step %d: slot %d changed", seed, step, i)
+				}
+			}
+		}
+		for i := range lent {
+			if !bytes.Equal(lent[i], was[i]) {
+				t.Fatalf("seed %d: lent bytes changed", seed)
+			}
+		}
+		for i := range slots {
+			st.free(&slots[i], 0)
+		}
+		if len(st.chunks) != 0 || cap(st.spare) > minChunk {
+			t.Errorf("seed %d: an empty store keeps %d chunks and %d bytes", seed, len(st.chunks), cap(st.spare))
+		}
+	}
+}
+
+func cloneAll(bs [][]byte) (out [][]byte) {
+	for _, b := range bs {
+		out = append(out, bytes.Clone(b))
+	}
+	return out
+}
+
+// TestStoreReuses: a log that evicts as much as it takes needs no more memory.
+func TestStoreReuses(t *testing.T) {
+	for _, size := range []int{10, 300, 3000, 20_000} {
+		l := &log{}
+		d := draft{ev: &Event{Bytes: make([]byte, size)}}
+		if err := d.check(); err != nil {
 			t.Fatal(err)
 		}
-		e := d.number(1)
-		if got := e.time(); !got.Equal(at) || got.Location() != time.UTC || got.IsZero() != at.IsZero() {
-			t.Errorf("time() = %v, want %v", got, at)
+		cycle := func() {
+			l.publish(&d)
+			l.trim(l.head, 100, 1<<30)
+		}
+		for range 1000 {
+			cycle()
+		}
+		if n := testing.AllocsPerRun(1000, cycle); n > 0 {
+			t.Errorf("%d bytes: %v allocations an event", size, n)
+		}
+		held := 0
+		for _, c := range l.store.chunks {
+			held += cap(c.b)
+		}
+		if most := l.bytes*5/4 + 2*maxChunk; held > most {
+			t.Errorf("%d bytes: %d bytes of memory for %d of events", size, held, l.bytes)
 		}
 	}
 }

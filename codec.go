@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -18,6 +19,9 @@ import (
 
 // maxDepth is how deep the data of an event, or a field that we ignore, may nest.
 const maxDepth = 500
+
+// maxFrame is the bytes of a frame, and of one batch's events: what slots can tell.
+const maxFrame = math.MaxInt32
 
 // Marshal returns the JSON envelope of p, {"type":"ack_batch","payload":{…}}, on
 // one line without a newline. It means what encoding/json makes of p; times are
@@ -64,6 +68,9 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 // Every error is a *ProtocolError with code "malformed", or "unknown_type" for a
 // type that this version does not know: answer it, and go on (rule 11).
 func Unmarshal(data []byte) (Payload, error) {
+	if len(data) > maxFrame {
+		return nil, malformed("frame: more than %d bytes", maxFrame)
+	}
 	if !utf8.Valid(data) {
 		return nil, malformed("frame: not valid UTF-8")
 	}
@@ -76,11 +83,15 @@ func Unmarshal(data []byte) (Payload, error) {
 }
 
 func decode(data []byte) (Payload, *ProtocolError) {
-	d := &decoder{scanner: scanner{b: data}}
+	d := decoders.Get().(*decoder)
+	d.scanner.b = data
 	p, typ := d.envelope()
+	err := d.err
+	*d = decoder{memo: d.memo}
+	decoders.Put(d)
 	switch {
-	case d.err != nil:
-		return p, d.err
+	case err != nil:
+		return p, err
 	case p == nil:
 		return nil, &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
 	}
@@ -315,12 +326,12 @@ func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int)
 	case w.d == nil && len(*p) == 0, !w.at("events"):
 		return
 	case w.d != nil:
-		*p = w.d.events(more, limit)
+		*p = w.d.events(made, more, limit)
 		return
 	}
 	w.out = append(w.out, '[')
 	if made.isOf(*p) {
-		w.out = append(w.out, made.json...)
+		w.out = made.appendTo(w.out)
 	} else {
 		w.eachEvent(*p)
 	}
@@ -329,106 +340,32 @@ func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int)
 
 func (w *walker) eachEvent(events []Event) {
 	for i := range events {
+		d := draft{ev: &events[i]}
+		if err := d.check(); err != nil {
+			w.err = &eventError{events[i].Seq, err}
+			return
+		}
 		if i > 0 {
 			w.out = append(w.out, ',')
 		}
-		out, _, _, err := appendEventTail(appendEventHead(w.out, events[i].Seq), &events[i])
-		if err != nil {
-			w.err = fmt.Errorf("event %d: %w", events[i].Seq, err)
-			return
-		}
-		w.out = out
+		w.out, _ = d.appendTo(w.out, events[i].Seq)
 	}
 }
 
-// encodedEvents is the JSON of a batch's events, made when they were published
-// and copied with them, so that a resend or a replay encodes nothing again.
-type encodedEvents struct {
-	json   []byte  // the events' JSON objects, separated by commas; nil: there is none
-	events []Event // what it is the JSON of: shares Data and Bytes with the payload's events
-}
-
-// isOf reports whether the JSON still is that of events: a caller between Next
-// and the wire may have put other events, or other bytes, into the payload.
-func (m *encodedEvents) isOf(events []Event) bool {
-	if m.json == nil || len(m.events) != len(events) {
-		return false
-	}
-	for i := range events {
-		a, b := &m.events[i], &events[i]
-		if a.Seq != b.Seq || a.Time != b.Time || a.Type != b.Type || a.End != b.End ||
-			!sameBytes(a.Data, b.Data) || !sameBytes(a.Bytes, b.Bytes) {
-			return false
-		}
-	}
-	return true
-}
-
-// sameBytes reports whether a and b are the same memory.
-func sameBytes(a, b []byte) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
-}
-
-// appendEventHead appends `{"seq":N`.
-func appendEventHead(dst []byte, seq uint64) []byte {
-	return strconv.AppendUint(append(dst, `{"seq":`...), seq, 10)
-}
-
-// appendEventTail appends what follows the seq in the JSON of an event, closing
-// brace included. It wraps ErrInvalidData, and returns dst as it was, if e can't
-// be told. out[dataLo:dataHi] is the value of Data, or the base64 text of Bytes
-// without its quotes; 0, 0 if there is neither.
-func appendEventTail(dst []byte, e *Event) (out []byte, dataLo, dataHi int, err error) {
-	if err := e.checkFields(); err != nil {
-		return dst, 0, 0, err
-	}
-	out = dst
-	if !e.Time.IsZero() {
-		t := e.Time.UTC()
-		if t.Year() < 0 || t.Year() > 9999 {
-			return dst, 0, 0, fmt.Errorf("%w: year %d", ErrInvalidData, t.Year())
-		}
-		out = append(out, `,"time":"`...)
-		out = append(t.AppendFormat(out, "2006-01-02T15:04:05.999999999Z"), '"')
-	}
-	if e.Type != "" {
-		out = appendString(append(out, `,"type":`...), e.Type)
-	}
-	switch {
-	case len(e.Data) > 0:
-		out = append(out, `,"data":`...)
-		dataLo = len(out)
-		if out, err = appendJSON(out, e.Data); err != nil {
-			return dst, 0, 0, err
-		}
-		dataHi = len(out)
-	case len(e.Bytes) > 0:
-		out = append(out, `,"data_base64":"`...)
-		dataLo = len(out)
-		out = base64.StdEncoding.AppendEncode(out, e.Bytes)
-		dataHi = len(out)
-		out = append(out, '"')
-	}
-	if e.End {
-		out = append(out, `,"end":true`...)
-	}
-	return append(out, '}'), dataLo, dataHi, nil
-}
-
-// appendJSON appends the JSON value in src without insignificant white space. It
-// wraps ErrInvalidData, and returns dst as it was, if src is not exactly one JSON
-// value in valid UTF-8, nested at most maxDepth deep.
-func appendJSON(dst, src []byte) ([]byte, error) {
+// checkJSON reports how many bytes of white space stand between the tokens of src.
+// It wraps ErrInvalidData if src is not exactly one JSON value in valid UTF-8,
+// nested at most maxDepth deep.
+func checkJSON(src []byte) (spaces int, err error) {
 	if !utf8.Valid(src) {
-		return dst, fmt.Errorf("%w: data: not valid UTF-8", ErrInvalidData)
+		return 0, fmt.Errorf("%w: data: not valid UTF-8", ErrInvalidData)
 	}
 	s := scanner{b: src}
 	s.skip(0)
 	s.end()
 	if s.err != nil {
-		return dst, fmt.Errorf("%w: data: %s", ErrInvalidData, s.err.Message)
+		return 0, fmt.Errorf("%w: data: %s", ErrInvalidData, s.err.Message)
 	}
-	return appendCompact(dst, src, s.spaces), nil
+	return s.spaces, nil
 }
 
 // appendCompact appends valid JSON without the white space, so many bytes of it,
@@ -498,13 +435,17 @@ func appendString(dst []byte, s string) []byte {
 	return append(append(dst, s[from:]...), '"')
 }
 
+// decoders hold what they remember from one frame to the next: ids, types and
+// times come again.
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
 // A decoder reads the frames of the protocol. The first failure stays in err and
 // moves it to the end of the input, so that every loop comes to its end.
 type decoder struct {
 	scanner
-	field string    // being read, for messages
-	arena int       // bytes that the events' data needs
-	words [8]string // texts seen before: types and reasons repeat
+	memo
+	field string // being read, for messages
+	arena int    // bytes that the events' data needs
 }
 
 // envelope returns the payload, or nil and the type if that is unknown.
@@ -575,8 +516,11 @@ func decodeList[T any](d *decoder, limit int) (list []T) {
 	return list
 }
 
-// events reads the events of a batch, about more+1 of them.
-func (d *decoder) events(more uint64, limit int) (events []Event) {
+// events reads the events of a batch, about more+1 of them. If they stand in the
+// frame just as we write them, their JSON is kept in made.
+func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []Event) {
+	spaces, plain := d.spaces, true
+	start := 0
 	for next := d.firstItem(); next; next = d.nextItem() {
 		switch {
 		case len(events) == limit:
@@ -585,14 +529,105 @@ func (d *decoder) events(more uint64, limit int) (events []Event) {
 		case events == nil: // at least 10 bytes each, `{"seq":1},`
 			n := min(more, uint64(limit-1), uint64(len(d.b)-d.i)/10)
 			events = make([]Event, 0, n+1)
+			made.slots = make([]slot, 0, n+1)
+			start = d.i
 		}
 		events = append(events, Event{})
-		d.event(&events[len(events)-1])
+		e, s := &events[len(events)-1], slot{off: uint32(d.i - start)}
+		if at := d.i; !plain || !d.plainEvent(e, &s) {
+			plain, d.i, *e = false, at, Event{}
+			d.event(e)
+		}
+		made.slots = append(made.slots, s)
 	}
-	if d.err == nil {
+	switch {
+	case d.err != nil || events == nil:
+		return events
+	case !plain || d.spaces != spaces:
+		*made = encodedEvents{}
 		d.own(events)
+	default:
+		made.chunks = [][]byte{append([]byte(nil), d.b[start:d.i-1]...)}
+		made.checked = true
+		d.rebase(made, events)
 	}
 	return events
+}
+
+// rebase moves the events from the frame to the copy of their JSON.
+func (d *decoder) rebase(made *encodedEvents, events []Event) {
+	made.sum = sumOf(events)
+	inBytes := made.values(events)
+	if inBytes == 0 || made.decodeBytes(events, inBytes) == nil {
+		return
+	}
+	made.values(events)
+	d.own(events)
+	*made = encodedEvents{}
+}
+
+// plainEvent reads an event that is written as we write it, and reports false if it
+// is not. Its Data and Bytes are what stands in the frame, as with event.
+func (d *decoder) plainEvent(e *Event, s *slot) bool {
+	start := d.i
+	if !d.skipText(headSeq) || d.i == len(d.b) || d.b[d.i]-'0' > 9 {
+		return false
+	}
+	d.field = "seq"
+	e.Seq = d.number(MaxSeq)
+	if d.skipText(headTime) && !d.plainTime(&e.Time, s) {
+		return false
+	}
+	if d.skipText(headType) {
+		d.i-- // its quote
+		d.field = "type"
+		if e.Type = d.text(); d.escaped || e.Type == "" || len(e.Type) > maxID {
+			return false
+		}
+	}
+	s.to, s.kind = e.Seq, isJSON
+	switch {
+	case d.skipText(headData):
+		s.data = uint16(d.i - start)
+		from, spaces := d.i, d.spaces
+		d.skip(0)
+		e.Data = d.b[from:d.i]
+		d.arena += len(e.Data) - (d.spaces - spaces)
+	case d.skipText(head64):
+		s.kind, s.data = isBytes, uint16(d.i-start)
+		d.i--
+		if e.Bytes = d.str(); d.escaped || len(e.Bytes) == 0 {
+			return false
+		}
+		d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+	}
+	if d.skipText(tailEnd) {
+		e.End = true
+		s.kind |= isEnd
+	}
+	s.size = uint32(d.i + 1 - start)
+	return d.skipText(`}`)
+}
+
+// plainTime reads a time that is written as we write it, without its first quote.
+func (d *decoder) plainTime(t *time.Time, s *slot) (ok bool) {
+	n := bytes.IndexByte(d.b[d.i:min(len(d.b), d.i+timeRoom+1)], '"')
+	if n < 0 {
+		return false
+	}
+	*t, ok = d.time(d.b[d.i : d.i+n])
+	d.i += n + 1
+	s.timed = uint8(n)
+	return ok && !t.IsZero()
+}
+
+// skipText passes over a text if it comes next.
+func (d *decoder) skipText(text string) bool {
+	if n := d.i + len(text); n <= len(d.b) && string(d.b[d.i:n]) == text {
+		d.i = n
+		return true
+	}
+	return false
 }
 
 // event reads one event. Its Data and Bytes are what stands in the frame, until
@@ -610,7 +645,7 @@ func (d *decoder) event(e *Event) {
 			}
 		case "time":
 			if d.once(&seen, 2, "time") && !d.null() {
-				e.Time = d.time()
+				e.Time = d.anyTime()
 			}
 		case "type":
 			if d.once(&seen, 4, "type") && !d.null() {
@@ -714,7 +749,8 @@ func (d *decoder) number(most uint64) uint64 {
 	return n
 }
 
-func (d *decoder) time() (t time.Time) {
+// anyTime reads a time as encoding/json does.
+func (d *decoder) anyTime() (t time.Time) {
 	d.peek()
 	start := d.i
 	d.skip(0)
@@ -746,11 +782,7 @@ func (d *decoder) text() string {
 	case len(text) == 0:
 		return ""
 	}
-	word := &d.words[(text[0]+text[len(text)-1])%8]
-	if *word != string(text) {
-		*word = string(text)
-	}
-	return *word
+	return d.word(text)
 }
 
 // name returns an object's key without escapes. Of one that is no text, it
@@ -1038,19 +1070,34 @@ func escapeLen(b []byte) int {
 }
 
 // plainLen is the number of bytes before the first quote, backslash or control
-// character. It looks at eight at a time: a byte of x-ones has its high bit set,
-// and x itself has not, first where the byte of x is zero.
-func plainLen(b []byte) (n int) {
-	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	for ; n+8 <= len(b); n += 8 {
-		w := binary.LittleEndian.Uint64(b[n:])
-		quote, slash := w^ones*'"', w^ones*'\\'
-		if m := ((w-ones*' ')&^w | (quote-ones)&^quote | (slash-ones)&^slash) & highs; m != 0 {
-			return n + bits.TrailingZeros64(m)/8
+// character.
+func plainLen(b []byte) int {
+	rest := b
+	for len(rest) >= 32 {
+		le := binary.LittleEndian
+		if stops(le.Uint64(rest))|stops(le.Uint64(rest[8:]))|stops(le.Uint64(rest[16:]))|stops(le.Uint64(rest[24:])) != 0 {
+			break
 		}
+		rest = rest[32:]
 	}
-	for n < len(b) && b[n] >= ' ' && b[n] != '"' && b[n] != '\\' {
-		n++
+	for len(rest) >= 8 {
+		if m := stops(binary.LittleEndian.Uint64(rest)); m != 0 {
+			return len(b) - len(rest) + bits.TrailingZeros64(m)/8
+		}
+		rest = rest[8:]
 	}
-	return n
+	for len(rest) > 0 && rest[0] >= ' ' && rest[0] != '"' && rest[0] != '\\' {
+		rest = rest[1:]
+	}
+	return len(b) - len(rest)
+}
+
+// stops sets the high bit of the first byte of eight that is a quote, a backslash or a
+// control character, and perhaps of some behind it; it is 0 if there is none. Of a
+// byte below 128, c^2 is below 33 if it is a quote or a control character, c^'\\' is
+// below 1 if it is a backslash; and what is below n gets its high bit set by taking n
+// away.
+func stops(w uint64) uint64 {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	return (((w ^ 2*ones) - 33*ones) | ((w ^ '\\'*ones) - ones)) &^ w & highs
 }

@@ -402,8 +402,11 @@ func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, 
 	if err != nil {
 		return nil, 0, err
 	}
-	d, err := s.draft(func() time.Time { return now }, &ev)
-	if err != nil {
+	if ev.Time.IsZero() {
+		ev.Time = now
+	}
+	d := draft{ev: &ev}
+	if err := s.fill(&d); err != nil {
 		return s, 0, err
 	}
 	seq, _, err := s.offer(&d)

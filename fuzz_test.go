@@ -197,8 +197,8 @@ func tellable(p Payload) bool {
 	return true
 }
 
-// FuzzData: appendJSON takes what encoding/json takes, and makes of it what
-// json.Compact does.
+// FuzzData: checkJSON takes what encoding/json takes, and appendCompact makes of it
+// what json.Compact does.
 func FuzzData(f *testing.F) {
 	for _, s := range jsonTexts {
 		if len(s) < 4096 {
@@ -411,23 +411,22 @@ func jsonDecodeUTC(line []byte) (Payload, error) {
 // line, which was made of the events themselves.
 func agreeEncoded(t *testing.T, p Payload, line []byte) {
 	t.Helper()
-	var first uint64
+	var first, last uint64
 	var events *[]Event
 	var gaps []Gap
 	var made *encodedEvents
 	switch q := p.(type) {
 	case *EventBatchPayload:
-		first, events, gaps, made = q.FirstSeq, &q.Events, q.Gaps, &q.encoded
+		first, last, events, gaps, made = q.FirstSeq, q.LastSeq, &q.Events, q.Gaps, &q.encoded
 	case *ReplayBatchPayload:
-		first, events, gaps, made = q.FirstSeq, &q.Events, q.Gaps, &q.encoded
+		first, last, events, gaps, made = q.FirstSeq, q.LastSeq, &q.Events, q.Gaps, &q.encoded
 	default:
 		return
 	}
-	es, err := entries(first, *events, gaps)
+	pg, err := newPage(first, last, *events, gaps, new(encodedEvents))
 	if err != nil {
-		t.Fatalf("entries: %v", err)
+		t.Fatalf("newPage: %v", err)
 	}
-	pg := asPage(first, es)
 	var again []Gap
 	*events, again, *made = pg.split()
 	if !slices.Equal(again, gaps) || len(*events) > 0 && !made.isOf(*events) {

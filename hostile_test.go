@@ -249,7 +249,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			state = append(state, s)
 			l := &h.lookup(s.SessionID).log
 			for i := range l.ring.n {
-				state = append(state, l.ring.at(i).from, string(l.ring.at(i).json))
+				state = append(state, l.from(i), string(l.json(l.ring.at(i))))
 			}
 		}
 		c := h.lookup("long").cursors[0]
@@ -393,10 +393,10 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		{"a long type", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", 129) }), "gvstream: malformed: batch: event " + at(1) + ": bad type, data or time", nil, false},
 		{"data and bytes", batch(func(p *EventBatchPayload) { p.Events[1].Bytes = []byte("x") }), "gvstream: malformed: batch: event " + at(2) + ": bad type, data or time", nil, false},
 		{"the year 10000", batch(func(p *EventBatchPayload) { p.Events[1].Time = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }), "gvstream: malformed: batch: event " + at(2) + ": bad type, data or time", nil, false},
-		{"data that is no JSON", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("{") }), "gvstream: malformed: event_batch: gvstream: invalid event: data: byte 1: want a string", nil, false},
-		{"data of two values", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("1 2") }), "gvstream: malformed: event_batch: gvstream: invalid event: data: byte 2: something follows the value", nil, false},
-		{"data of bytes", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("\"\xff\"") }), "gvstream: malformed: event_batch: gvstream: invalid event: data: not valid UTF-8", nil, false},
-		{"data of 501 levels", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage(deep(501)) }), "gvstream: malformed: event_batch: gvstream: invalid event: data: byte 500: nested too deeply", nil, false},
+		{"data that is no JSON", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("{") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 1: want a string", nil, false},
+		{"data of two values", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("1 2") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 2: something follows the value", nil, false},
+		{"data of bytes", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("\"\xff\"") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: not valid UTF-8", nil, false},
+		{"data of 501 levels", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage(deep(501)) }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 500: nested too deeply", nil, false},
 
 		{"replay nobody asked for", replay(func(p *ReplayBatchPayload) { p.RequestID = "r0" }), "", nil, false},
 		{"replay of another session", replay(func(p *ReplayBatchPayload) { p.SessionID = "s" }), fmt.Sprintf("gvstream: malformed: replay_batch: not what request %q asked for", v.request.RequestID), nil, false},
@@ -417,7 +417,7 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		{"replay of no session", replay(func(p *ReplayBatchPayload) { p.SessionID = "" }), "gvstream: malformed: replay_batch: bad session_id", nil, false},
 		{"replay for a bad viewer", replay(func(p *ReplayBatchPayload) { p.ViewerID = "\n" }), "gvstream: malformed: replay_batch: bad viewer_id", nil, false},
 		{"replay of no epoch", replay(func(p *ReplayBatchPayload) { p.Epoch = "" }), "gvstream: malformed: replay_batch: bad epoch", nil, false},
-		{"replay of what is no JSON", replay(func(p *ReplayBatchPayload) { p.Events[2].Data = json.RawMessage("nul") }), "gvstream: malformed: replay_batch: gvstream: invalid event: data: byte 0: want null", nil, false},
+		{"replay of what is no JSON", replay(func(p *ReplayBatchPayload) { p.Events[2].Data = json.RawMessage("nul") }), "gvstream: malformed: replay_batch: event 3: gvstream: invalid event: data: byte 0: want null", nil, false},
 		{"replay with gaps over events", replay(func(p *ReplayBatchPayload) { p.Gaps = []Gap{{2, 2, ReasonEvicted}} }), "gvstream: malformed: batch: nothing tiles number 4", nil, false},
 
 		{"an error of no code", &ErrorPayload{}, "gvstream: malformed: error: bad code", nil, false},

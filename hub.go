@@ -266,14 +266,12 @@ func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
 	s.wakeAll()
 }
 
-// accept takes entries that begin after what is accepted: the one place where an
+// accept takes a page that begins after what is accepted: the one place where an
 // event becomes visible to viewers and acks.
-func (s *hubSession) accept(es []entry) {
-	for _, e := range es {
-		s.log.append(e)
-		if e.end() {
-			s.endSeq = e.to
-		}
+func (s *hubSession) accept(p *page) {
+	s.log.accept(p)
+	if p.ends() {
+		s.endSeq = p.last
 	}
 	s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	s.head = max(s.head, s.log.head)

@@ -3,7 +3,6 @@ package gvstream
 import (
 	"context"
 	"errors"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -427,7 +426,7 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 
 // batch accepts what is new in a batch (rules 7 and 8).
 func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPayload) error {
-	es, err := entries(p.FirstSeq, p.Events, p.Gaps)
+	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
 	if err != nil {
 		return malformed("event_batch: %v", err)
 	}
@@ -450,16 +449,17 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		o.ackNow() // a duplicate: its ack may have been lost
 		return nil
 	}
-	es, tooLarge := ha.fitting(s, clipEntries(es, accepted))
-	if len(es) > 0 {
-		if err := ha.commit(ctx, s, p.Epoch, es); err != nil {
+	pg.clip(accepted)
+	tooLarge := ha.fit(s, &pg)
+	if pg.last >= pg.first {
+		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil {
 			return err
 		}
 		if s.epoch != p.Epoch {
 			return nil // forgotten while Commit ran
 		}
-		s.accept(es)
-		o.accepted(now, es)
+		s.accept(&pg)
+		o.accepted(now, len(pg.slots))
 		s.watchClock()
 	}
 	if tooLarge != nil {
@@ -505,43 +505,29 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 	return ha.enter(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
-// clipEntries drops what is not after accepted.
-func clipEntries(es []entry, accepted uint64) []entry {
-	for len(es) > 0 && es[0].to <= accepted {
-		es = es[1:]
-	}
-	if len(es) > 0 && es[0].from <= accepted {
-		es[0].from = accepted + 1 // a gap that is known in part
-	}
-	return es
-}
-
-// fitting returns the entries before the first event that is too large, and the
+// fit cuts the page before the first event that is too large, and returns the
 // refusal of that one (rule 11).
-func (ha *hubAgent) fitting(s *hubSession, es []entry) ([]entry, error) {
-	for i := range es {
-		if len(es[i].json) > ha.h.cfg.MaxEventBytes {
-			err := refusal(codeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
-			err.Epoch, err.Seq = s.epoch, es[i].to
-			return es[:i], err
-		}
+func (ha *hubAgent) fit(s *hubSession, p *page) error {
+	i := p.larger(ha.h.cfg.MaxEventBytes)
+	if i < 0 {
+		return nil
 	}
-	return es, nil
+	err := refusal(codeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
+	err.Epoch, err.Seq = s.epoch, p.slots[i].to
+	p.cut(err.Seq - 1)
+	return err
 }
 
-// commit has the caller store the entries. The lock is free meanwhile.
-func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, es []entry) error {
+// commit has the caller store the page. The lock is free meanwhile.
+func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, p *page) error {
 	if ha.h.cfg.Commit == nil {
 		return nil
 	}
-	var items []Item
 	err := s.call(ctx, ha, func(ctx context.Context) error {
-		p := asPage(es[0].from, es)
-		items = p.items(s.id, epoch)
-		return ha.h.cfg.Commit(ctx, s.id, epoch, items)
+		return ha.h.cfg.Commit(ctx, s.id, epoch, p.items(s.id, epoch))
 	})
 	var refused *ProtocolError
-	if errors.As(err, &refused) && refused.Code == codeEventRejected && hasEvent(es, refused.Seq) {
+	if errors.As(err, &refused) && refused.Code == codeEventRejected && p.has(refused.Seq) {
 		out := refusal(codeEventRejected, s.id, "%s", refused.Message)
 		out.Epoch, out.Seq = epoch, refused.Seq
 		return out
@@ -550,10 +536,6 @@ func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, es 
 		return &commitError{err}
 	}
 	return nil
-}
-
-func hasEvent(es []entry, seq uint64) bool {
-	return slices.ContainsFunc(es, func(e entry) bool { return e.to == seq && !e.gap() })
 }
 
 // A commitError hides that a Commit callback may have returned a *ProtocolError
@@ -622,14 +604,11 @@ func (o *opening) nack(now time.Time) {
 	o.ackNow()
 }
 
-// accepted owes an ack: now for many events or the end, or soon (rule 6).
-func (o *opening) accepted(now time.Time, es []entry) {
+// accepted owes an ack for so many events: now for many or the end, or soon
+// (rule 6).
+func (o *opening) accepted(now time.Time, events int) {
 	o.nacking = false // what was missing came
-	for _, e := range es {
-		if !e.gap() {
-			o.unacked++
-		}
-	}
+	o.unacked += events
 	if o.unacked >= max(1, min(ackEvents, o.ha.h.cfg.Window/4)) || o.s.ended {
 		o.ackNow()
 	} else if o.ackAt.IsZero() {

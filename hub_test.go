@@ -800,12 +800,12 @@ func TestHubEventTooLarge(t *testing.T) {
 
 // The bound itself: an event of exactly MaxEventBytes is taken.
 func TestHubEventSizeBound(t *testing.T) {
-	es, err := entries(1, numbered(1, 1), nil)
-	if err != nil {
+	var m encodedEvents
+	if err := m.encode(numbered(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	for over := range 3 {
-		h := NewHub(&HubConfig{MaxEventBytes: len(es[0].json) - 1 + over})
+		h := NewHub(&HubConfig{MaxEventBytes: int(m.slots[0].size) - 1 + over})
 		a := speakAgent(t, h, "agent")
 		err := a.l.Handle(t.Context(), a.batch("s", "e1", 1, 1))
 		if (err == nil) != (over > 0) {
@@ -927,8 +927,8 @@ func TestHubRefusesFrames(t *testing.T) {
 		"session id controls":  {a.status(entryOf("a\x00", "e1", 1, 0, 0)), codeMalformed},
 		"session id not UTF-8": {a.status(entryOf("\xff", "e1", 1, 0, 0)), codeMalformed},
 		"epoch":                {a.batch("s", "E1", 1, 1), codeMalformed},
-		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, codeMalformed},
 		"not JSON":             {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 1, HeadSeq: 1, Events: []Event{{Seq: 1, Data: []byte("{")}}}, codeMalformed},
+		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, codeMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			(&speaker{t: t, l: a.l}).refused(test.p, &ErrorPayload{Code: test.code})
@@ -1441,5 +1441,37 @@ func TestHubAckOfLostSession(t *testing.T) {
 			t.Errorf("a lost session says %s", payloadText(p))
 		}
 		b.want(b.ack("s", "e1", 3))
+	})
+}
+
+// Whoever gets an item may write to its bytes, and nobody else sees it: the payload in
+// between shares them with the hub's log.
+func TestHubItemsAreTheReaders(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var stored []Item
+		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
+			stored = append(stored, items...)
+			return nil
+		}})
+		a := speakAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 3)
+		b.Events[1].Data = []byte(`"text"`)
+		b.Events[2].Data, b.Events[2].Bytes = nil, []byte("bytes")
+		a.send(b)
+		for range 2 {
+			for it := range h.Items(endedContext, "s", Position{}) {
+				stored = append(stored, it)
+			}
+			for _, it := range stored {
+				if ev := it.Event; ev.Seq == 2 && string(ev.Data) != `"text"` || ev.Seq == 3 && string(ev.Bytes) != "bytes" {
+					t.Errorf("item %d: %s %s", ev.Seq, ev.Data, ev.Bytes)
+				}
+				for i := range it.Event.Data {
+					it.Event.Data[i] = '#'
+				}
+				clear(it.Event.Bytes)
+			}
+			stored = nil
+		}
 	})
 }

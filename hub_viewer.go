@@ -597,7 +597,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		c.since = time.Time{}
 		c.dropFetch()
 		c.leaveQueue()
-		p := asPage(c.seq+1, []entry{gapEntry(c.seq+1, to, reason)})
+		p := gapPage(c.seq+1, to, reason)
 		return &p
 	}
 	switch {
@@ -873,20 +873,18 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 		ha.h.stalePayloads.Add(1)
 		return nil
 	}
-	es, err := entries(p.FirstSeq, p.Events, p.Gaps)
+	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
 	if err != nil {
 		return malformed("replay_batch: %v", err)
 	}
-	for i := range es {
-		if len(es[i].json) > ha.h.cfg.MaxEventBytes {
-			es[i] = gapEntry(es[i].from, es[i].to, ReasonRejected)
-		}
+	for i := pg.larger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.larger(ha.h.cfg.MaxEventBytes) {
+		pg.lose(i, ReasonRejected)
 	}
-	return f.answered(now, p, es)
+	return f.answered(now, p, &pg)
 }
 
 // answered takes an answer unless the request is no longer open, or it is not one.
-func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, es []entry) *ProtocolError {
+func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *ProtocolError {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -899,24 +897,25 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, es []entry) *Prot
 	case p.LastSeq > f.until || len(p.Events) > f.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
-	f.accept(now, p, es)
+	f.accept(now, p, answer)
 	return nil
 }
 
 // accept keeps what is new in an answer for the cursor to hand out.
-func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, es []entry) {
+func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	c := f.c
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
 		f.pause(now, time.Second)
 		return
 	}
-	for _, pg := range asPages(clipEntries(es, f.next-1)) {
+	answer.clip(f.next - 1)
+	for _, pg := range answer.pieces() {
 		f.due = now.Add(f.timer) // an answer without news is none
 		c.timer = 0
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		f.next = pg.last + 1
-		f.left -= pg.events
+		f.left -= len(pg.slots)
 		f.bytes += pg.bytes
 	}
 	if p.Done && f.next == f.from { // it has nothing to give

@@ -10,13 +10,13 @@ func logFault(l *log) string {
 	next, events, bytes := l.first(), 0, 0
 	for i := range l.ring.n {
 		e := l.ring.at(i)
-		if e.from != next || e.to < e.from {
-			return fmt.Sprintf("log: %d to %d stands at %d", e.from, e.to, next)
+		if from := l.from(i); from != next || e.to < from {
+			return fmt.Sprintf("log: %d to %d stands at %d", from, e.to, next)
 		}
 		next = e.to + 1
 		if !e.gap() {
 			events++
-			bytes += len(e.json)
+			bytes += int(e.size)
 		}
 	}
 	if next != l.head+1 || events != l.events || bytes != l.bytes || l.head > MaxSeq {
@@ -37,7 +37,7 @@ func sessionFault(s *Session) string {
 	for i := range s.log.ring.n {
 		if e := s.log.ring.at(i); e.to > s.acked && !e.gap() {
 			events++
-			bytes += len(e.json)
+			bytes += int(e.size)
 		}
 	}
 	if events != s.pendingEvents || bytes != s.pendingBytes {
@@ -71,7 +71,7 @@ func streamerFault(st *Streamer) string {
 		}
 		used += s.log.bytes
 	}
-	if int64(used) != st.budget.used.Load() || st.budget.max > 0 && int64(used) > st.budget.max {
+	if max := st.budget.max; max > 0 && (int64(used) != st.budget.used.Load() || int64(used) > max) {
 		return fmt.Sprintf("S10: %d bytes count as %d of %d", used, st.budget.used.Load(), st.budget.max)
 	}
 	if len(st.sessions) > st.cfg.MaxSessions || len(st.budget.aged) > len(st.sessions) {
@@ -175,7 +175,7 @@ func cursorFault(c *cursor) string {
 			return fmt.Sprintf("a page begins at %d, not %d", p.first, next)
 		}
 		next = p.last + 1
-		events += p.events
+		events += len(p.slots)
 		bytes += p.bytes
 	}
 	if events > c.s.h.sizes.replay || bytes > fetchBytes+2<<20 {

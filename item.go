@@ -1,5 +1,7 @@
 package gvstream
 
+import "slices"
+
 // An Item is what a reader of a session is given next: exactly one of Event,
 // Gap and Reset is non-nil, or End is true. Whoever reads only Event reads nil
 // where something is missing: a gap can't be overlooked.
@@ -33,10 +35,10 @@ type Reset struct {
 	PrevSeq   uint64   // last number the hub accepted of PrevEpoch; 0: unknown
 }
 
-// items are the page's events and gaps as a reader gets them.
+// items are the page's events and gaps as a reader gets them: copies.
 func (p *page) items(sessionID, epoch string) []Item {
-	events, gaps, _ := p.split()
-	return tile(sessionID, epoch, events, gaps)
+	own := p.copied()
+	return tile(sessionID, epoch, own.events(), slices.Clone(p.gaps))
 }
 
 // tile puts events and gaps, each in order, into one order.

@@ -158,13 +158,14 @@ func (sc *loadScene) wantAccepted(ids []string, n uint64) {
 			sc.t.Fatalf("%s: acked %d, %d pending, accepted %d; want %d", id, s.acked, s.pendingEvents, hs.log.head, n)
 		}
 		p := hs.log.read(span{0, n, n, int(n), pageBytes})
-		for i, e := range p.entries {
-			if e.gap() || e.to != uint64(i)+1 || string(e.event().Data) != strconv.Quote(id) {
-				sc.t.Fatalf("%s: entry %d is %d with %s", id, i+1, e.to, e.event().Data)
+		events := p.events()
+		for i, ev := range events {
+			if ev.Seq != uint64(i)+1 || string(ev.Data) != strconv.Quote(id) {
+				sc.t.Fatalf("%s: event %d is %d with %s", id, i+1, ev.Seq, ev.Data)
 			}
 		}
-		if len(p.entries) != int(n) {
-			sc.t.Fatalf("%s: the hub holds %d events, want %d", id, len(p.entries), n)
+		if len(events) != int(n) || len(p.gaps) != 0 {
+			sc.t.Fatalf("%s: the hub holds %d events, want %d", id, len(events), n)
 		}
 	}
 }
@@ -542,7 +543,7 @@ func (r *resumed) look(t *testing.T, hs *hubSession, s *Session) {
 // add counts what is held for a cursor.
 func (r *resumed) add(c *cursor) {
 	for i := range c.pages {
-		r.events += c.pages[i].events
+		r.events += len(c.pages[i].slots)
 		r.bytes += c.pages[i].bytes
 	}
 }

@@ -425,39 +425,75 @@ func checkTiles(first, last uint64, events []Event, gaps []Gap) *ProtocolError {
 
 // checkFields checks what can be checked of an event without reading its data.
 func (e *Event) checkFields() error {
-	switch {
-	case len(e.Type) > maxID || e.Type != "" && !validID(e.Type):
-		return ErrInvalidData
-	case len(e.Data) > 0 && len(e.Bytes) > 0:
-		return ErrInvalidData
-	case !e.Time.IsZero() && (e.Time.Year() < 0 || e.Time.Year() > 9999):
+	if e.Type != "" && !validID(e.Type) || !e.validData() {
 		return ErrInvalidData
 	}
 	return nil
 }
 
+func (e *Event) validData() bool {
+	return (len(e.Data) == 0 || len(e.Bytes) == 0) && (e.Time.IsZero() || validTime(e.Time))
+}
+
+// validTime reports whether a time has a year from 0 to 9999, here and in UTC.
+func validTime(t time.Time) bool {
+	const day, year0, year10000 = 24 * 60 * 60, -62167219200, 253402300800
+	if unix := t.Unix(); unix > year0+day && unix < year10000-day {
+		return true
+	}
+	utc := t.UTC()
+	return t.Year() >= 0 && t.Year() <= 9999 && utc.Year() >= 0 && utc.Year() <= 9999
+}
+
 // validID reports whether s is 1 to 128 bytes of UTF-8 without control
 // characters.
 func validID(s string) bool {
-	if len(s) == 0 || len(s) > maxID {
-		return false
-	}
-	for i := 0; i < len(s); {
-		if c := s[i]; c < utf8.RuneSelf {
-			if c < 0x20 || c == 0x7f {
-				return false
-			}
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 || r <= 0x9f { // no text, or a control character
-			return false
-		}
-		i += n
-	}
-	return true
+	_, ok := checkID(s)
+	return ok
 }
+
+// checkID is validID. It counts the bytes of a valid id that need an escape in JSON.
+func checkID(s string) (escapes int, ok bool) {
+	if len(s) == 0 || len(s) > maxID {
+		return 0, false
+	}
+	for i := 0; i < len(s); i++ {
+		switch idBytes[s[i]] {
+		case idControl:
+			return 0, false
+		case idEscaped:
+			escapes++
+		case idRune:
+			r, n := utf8.DecodeRuneInString(s[i:])
+			if r == utf8.RuneError && n == 1 || r >= 0x80 && r <= 0x9f {
+				return 0, false
+			}
+			i += n - 1
+		}
+	}
+	return escapes, true
+}
+
+// idBytes says what each byte of an id is: 0 if it is no more than itself.
+var idBytes = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case c < 0x20 || c == 0x7f:
+			t[c] = idControl
+		case c == '"' || c == '\\':
+			t[c] = idEscaped
+		case c >= utf8.RuneSelf:
+			t[c] = idRune
+		}
+	}
+	return t
+}()
+
+const (
+	idControl = 1 + iota
+	idEscaped
+	idRune
+)
 
 func optionalID(s string) bool { return s == "" || validID(s) }
 

@@ -1,7 +1,7 @@
 package gvstream
 
 import (
-	"encoding/base64"
+	"cmp"
 	"slices"
 	"sort"
 	"time"
@@ -14,9 +14,11 @@ import (
 //	evicted |  replayable (acked)  |   pending (unacked)   |
 //	1 ...... first ............... acked+1 ... sent ...... head
 //
-// Its entries tile first to head. Only this file touches the ring.
+// Its slots tile first to head. Only this file touches the ring and the store.
 type log struct {
 	ring   ring
+	store  store
+	low    uint64 // the number before the first slot's; counts only if there is one
 	head   uint64 // last number in use; 0: nothing yet
 	events int    // events held; gaps count as nothing
 	bytes  int    // of their JSON
@@ -27,48 +29,91 @@ func (l *log) first() uint64 {
 	if l.ring.n == 0 {
 		return l.head + 1
 	}
-	return l.ring.at(0).from
+	return l.low + 1
 }
 
-// append adds an entry that begins at head+1. A gap merges with a gap before it
-// that has the same reason.
-func (l *log) append(e entry) {
-	l.head = e.to
-	if e.gap() {
-		if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.ring.at(n-1).typ == e.typ {
-			l.ring.at(n - 1).to = e.to
-			return
-		}
-	} else {
-		l.events++
-		l.bytes += len(e.json)
+// from is the first number of slot i.
+func (l *log) from(i int) uint64 {
+	if i == 0 {
+		return l.low + 1
 	}
-	l.ring.pushBack(e)
+	return l.ring.at(i-1).to + 1
+}
+
+func (l *log) json(s *slot) []byte   { return l.store.bytes(s) }
+func (l *log) reason(s *slot) Reason { return Reason(l.store.bytes(s)) }
+
+// publish numbers a draft and writes its JSON, the only time that is done (rule 1).
+// It returns the bytes of it.
+func (l *log) publish(d *draft) int {
+	c := l.store.room(d.size()+1, l.bytes)
+	off := len(c.b)
+	b, data := d.appendTo(c.b, l.head+1)
+	c.b = append(b, ',')
+	s := d.slot(l.head+1, data)
+	l.store.put(&s, l.store.last(), off, len(b)-off)
+	l.push(s)
+	return int(s.size)
+}
+
+// push appends a slot that has its bytes.
+func (l *log) push(s slot) {
+	if l.ring.n == 0 {
+		l.low = l.head
+	}
+	l.head = s.to
+	if !s.gap() {
+		l.events++
+		l.bytes += int(s.size)
+	}
+	l.ring.pushBack(s)
+}
+
+// gap makes the slot of a gap.
+func (l *log) gap(to uint64, reason Reason) slot {
+	s := slot{to: to}
+	l.store.note(&s, string(reason))
+	return s
+}
+
+// lost appends a gap from head+1 on. It merges with a gap before it that has the
+// same reason.
+func (l *log) lost(to uint64, reason Reason) {
+	if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.reason(l.ring.at(n-1)) == reason {
+		l.ring.at(n-1).to, l.head = to, to
+		return
+	}
+	l.push(l.gap(to, reason))
 }
 
 // declare says that what is missing between after and first is lost.
 func (l *log) declare(after uint64, reason Reason) {
 	if first := l.first(); after+1 < first {
-		l.ring.pushFront(gapEntry(after+1, first-1, reason))
+		l.ring.pushFront(l.gap(first-1, reason))
+		l.low = after
 		l.merge(0)
 	}
 }
 
-// evict drops the oldest entry and returns the bytes that it frees.
+// evict drops the oldest slot and returns the bytes that it frees.
 func (l *log) evict() int {
-	e := l.ring.at(0)
-	n := l.uncount(e)
+	s := l.ring.at(0)
+	n := l.free(s)
+	l.low = s.to
 	l.ring.popFront()
 	return n
 }
 
-func (l *log) uncount(e *entry) int {
-	if e.gap() {
-		return 0
+// free gives up what a slot holds, and returns the bytes that are free by it.
+func (l *log) free(s *slot) int {
+	n := 0
+	if !s.gap() {
+		n = int(s.size)
+		l.events--
+		l.bytes -= n
 	}
-	l.events--
-	l.bytes -= len(e.json)
-	return len(e.json)
+	l.store.free(s, l.bytes)
+	return n
 }
 
 // trim evicts from the front what is acknowledged and beyond the limits, and
@@ -76,18 +121,18 @@ func (l *log) uncount(e *entry) int {
 // one that does keeps no more gaps than can stand between them.
 func (l *log) trim(acked uint64, maxEvents, maxBytes int) int {
 	freed := 0
-	for l.ring.n > 0 && l.ring.at(0).to <= acked && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n > 2*maxEvents+1 || maxEvents == 0) {
+	for l.ring.n > 0 && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n > 2*maxEvents+1 || maxEvents == 0) && l.ring.at(0).to <= acked {
 		freed += l.evict()
 	}
 	return freed
 }
 
-// find returns the index of the entry that covers seq, which is between first
-// and head.
+// find returns the index of the slot that covers seq, which is between first and
+// head.
 func (l *log) find(seq uint64) int {
 	// Without gaps the index is the distance; gaps only make it smaller.
 	far := int(min(seq-l.first(), uint64(l.ring.n-1)))
-	if l.ring.at(far).from <= seq {
+	if l.from(far) <= seq {
 		return far
 	}
 	return sort.Search(far, func(i int) bool { return l.ring.at(i).to >= seq })
@@ -95,36 +140,120 @@ func (l *log) find(seq uint64) int {
 
 // lose turns the event at index i into a gap and returns the bytes it frees.
 func (l *log) lose(i int, reason Reason) int {
-	e := l.ring.at(i)
-	n := l.uncount(e)
-	*e = gapEntry(e.from, e.to, reason)
+	s := l.ring.at(i)
+	n := l.free(s)
+	*s = l.gap(s.to, reason)
 	l.merge(i)
 	return n
 }
 
 // merge joins the gap at index i with its neighbours of the same reason.
 func (l *log) merge(i int) {
-	if i+1 < l.ring.n && l.ring.at(i+1).gap() && l.ring.at(i+1).typ == l.ring.at(i).typ {
+	if i+1 < l.ring.n && l.alike(i, i+1) {
 		l.ring.at(i).to = l.ring.at(i + 1).to
-		l.ring.remove(i + 1)
+		l.remove(i + 1)
 	}
-	if i > 0 && l.ring.at(i-1).gap() && l.ring.at(i-1).typ == l.ring.at(i).typ {
+	if i > 0 && l.alike(i-1, i) {
 		l.ring.at(i - 1).to = l.ring.at(i).to
-		l.ring.remove(i)
+		l.remove(i)
 	}
 }
 
-// A page is a piece of a log, copied out so that it can be encoded and sent
-// without the lock: whoever gets it shares no bytes with the log.
-type page struct {
-	first, last uint64 // what it tiles; last = first-1 if it is empty
-	entries     []entry
-	json        []byte // of the events, separated by commas
-	events      int
-	bytes       int // json and what the gaps will take
+// alike reports whether two slots are gaps with one reason.
+func (l *log) alike(i, j int) bool {
+	a, b := l.ring.at(i), l.ring.at(j)
+	return a.gap() && b.gap() && l.reason(a) == l.reason(b)
+}
 
-	request   string // the replay request it answers, or empty
-	available uint64 // and what that answer said the agent holds
+func (l *log) remove(i int) {
+	l.free(l.ring.at(i))
+	l.ring.remove(i)
+}
+
+// accept appends a page that begins behind head. The log takes the page's bytes
+// over: nothing is copied.
+func (l *log) accept(p *page) {
+	gaps, chunk, from := p.gaps, uint32(0), -1
+	for _, s := range p.slots {
+		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
+			l.lost(gaps[0].To, gaps[0].Reason)
+		}
+		if i := int(s.chunk - p.base); i != from {
+			l.store.adopt(p.chunks[i])
+			chunk, from = l.store.last(), i
+		}
+		l.store.put(&s, chunk, int(s.off), int(s.size))
+		l.push(s)
+	}
+	for _, g := range gaps {
+		l.lost(g.To, g.Reason)
+	}
+}
+
+// oldest is the time of the oldest event, if it is acknowledged.
+func (l *log) oldest(acked uint64) (time.Time, bool) {
+	for i := range l.ring.n {
+		if s := l.ring.at(i); s.to > acked {
+			break
+		} else if !s.gap() {
+			at, _ := s.head(l.json(s), new(memo))
+			return at, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// read makes a page of a log. What is older than the log, it declares as evicted;
+// gaps are clipped to the span (rule 12). The first event is taken whatever its
+// size.
+func (l *log) read(s span) page {
+	p := page{first: s.after + 1, last: s.after}
+	until := min(s.until, l.head)
+	if first := l.first(); p.first < first && p.first <= until {
+		p.addGap(min(first-1, until), ReasonEvicted)
+	}
+	if p.last >= until {
+		return p
+	}
+	start := l.find(p.last + 1)
+	n, events := l.measure(start, until, p.bytes, s)
+	p.slots = make([]slot, 0, events)
+	for i := start; i < start+n; i++ {
+		if e := l.ring.at(i); e.gap() {
+			p.addGap(min(e.to, until), l.reason(e))
+		} else {
+			p.addEvent(*e)
+		}
+	}
+	if events > 0 {
+		p.base = p.slots[0].chunk
+		p.chunks, p.lent = l.store.lend(p.base, p.slots[events-1].chunk), true
+	}
+	return p
+}
+
+// measure counts the slots from index start that fit the span, and the events
+// among them. used is what the page holds already.
+func (l *log) measure(start int, until uint64, used int, s span) (n, events int) {
+	gaps := 0
+	for ; start+n < l.ring.n; n++ {
+		e := l.ring.at(start + n)
+		switch {
+		case l.from(start+n) > until || gaps == maxBatchGaps-1 || e.gap() && events > 0 && used+gapBytes > s.bytes:
+			return n, events
+		case e.gap():
+			used += gapBytes
+			gaps++
+		case e.to > s.eventsUntil || events == s.events:
+			return n, events
+		case events > 0 && used+int(e.size)+1 > s.bytes:
+			return n, events
+		default:
+			used += int(e.size) + 1
+			events++
+		}
+	}
+	return n, events
 }
 
 // A span bounds a page: numbers from after+1 to until, of which events may go up
@@ -140,201 +269,146 @@ const (
 	pageBytes     = maxBatchBytes - batchOverhead
 )
 
-// read copies a page out of the log. What is older than the log, it declares as
-// evicted; gaps are clipped to the span (rule 12). The first event is taken
-// whatever its size.
-func (l *log) read(s span) page {
-	p := page{first: s.after + 1, last: s.after}
-	until := min(s.until, l.head)
-	if first := l.first(); p.first < first && p.first <= until {
-		p.add(gapEntry(p.first, min(first-1, until), ReasonEvicted))
-	}
-	if p.last >= until {
-		return p
-	}
-	start := l.find(p.last + 1)
-	n, size := l.measure(start, until, p.bytes, s)
-	p.entries = slices.Grow(p.entries, n)
-	p.json = make([]byte, 0, size)
-	for i := range n {
-		e := *l.ring.at(start + i)
-		e.from, e.to = max(e.from, p.last+1), min(e.to, until)
-		p.add(e)
-	}
+// A page is a piece of a log, or what may become one: events and gaps that tile
+// first to last. It can be encoded and sent without a lock.
+type page struct {
+	encodedEvents
+	first, last uint64 // last = first-1 if it is empty
+	gaps        []Gap
+	bytes       int // of the events' JSON, and what the gaps will take
+
+	request   string // the replay request it answers, or empty
+	available uint64 // and what that answer said the agent holds
+}
+
+func (p *page) addEvent(s slot) {
+	p.last = s.to
+	p.bytes += int(s.size) + 1
+	p.slots = append(p.slots, s)
+}
+
+func (p *page) addGap(to uint64, reason Reason) {
+	p.gaps = append(p.gaps, Gap{p.last + 1, to, reason})
+	p.last = to
+	p.bytes += gapBytes
+}
+
+// gapPage is a page of one gap.
+func gapPage(from, to uint64, reason Reason) page {
+	p := page{first: from, last: from - 1}
+	p.addGap(to, reason)
 	return p
 }
 
-// measure counts the entries from index start that fit the span, and the bytes
-// of their JSON. used is what the page holds already.
-func (l *log) measure(start int, until uint64, used int, s span) (n, size int) {
-	events, gaps := 0, 0
-	for ; start+n < l.ring.n; n++ {
-		e := l.ring.at(start + n)
-		switch {
-		case e.from > until || gaps == maxBatchGaps-1 || e.gap() && events > 0 && used+gapBytes > s.bytes:
-			return n, size
-		case e.gap():
-			used += gapBytes
-			gaps++
-		case e.to > s.eventsUntil || events == s.events:
-			return n, size
-		case events > 0 && used+len(e.json)+1 > s.bytes:
-			return n, size
-		default:
-			used += len(e.json) + 1
-			size += len(e.json) + 1
-			events++
-		}
+// newPage makes a page of a batch that was checked. If made is the JSON of its
+// events it is kept; if not, the events' data is checked and encoded here, outside
+// every lock. An error is an *eventError.
+func newPage(first, last uint64, events []Event, gaps []Gap, made *encodedEvents) (page, error) {
+	p := page{first: first, last: last, gaps: gaps, bytes: len(gaps) * gapBytes}
+	if made.checked && made.isOf(events) {
+		p.encodedEvents = *made
+	} else if err := p.encode(events); err != nil {
+		return page{}, err
 	}
-	return n, size
+	for i := range p.slots {
+		p.bytes += int(p.slots[i].size) + 1
+	}
+	return p, nil
 }
 
-// add appends an entry and copies its bytes.
-func (p *page) add(e entry) {
-	p.last = e.to
-	if e.gap() {
-		p.bytes += gapBytes
-	} else {
-		if len(p.json) > 0 {
-			p.json = append(p.json, ',')
-		}
-		at := len(p.json)
-		p.json = append(p.json, e.json...)
-		e.json = p.json[at:len(p.json):len(p.json)]
-		p.bytes += len(e.json) + 1
-		p.events++
+// clip drops what is not after a number. A gap may be known in part.
+func (p *page) clip(after uint64) {
+	for len(p.slots) > 0 && p.slots[0].to <= after {
+		p.bytes -= int(p.slots[0].size) + 1
+		p.slots = p.slots[1:]
 	}
-	p.entries = append(p.entries, e)
+	for len(p.gaps) > 0 && p.gaps[0].To <= after {
+		p.bytes -= gapBytes
+		p.gaps = p.gaps[1:]
+	}
+	if len(p.gaps) > 0 && p.gaps[0].From <= after {
+		p.gaps = append([]Gap{{after + 1, p.gaps[0].To, p.gaps[0].Reason}}, p.gaps[1:]...)
+	}
+	p.first = max(p.first, after+1)
+	p.last = max(p.last, after)
 }
 
-// split returns the page's events and gaps, and the events' JSON.
-func (p *page) split() ([]Event, []Gap, encodedEvents) {
-	var events []Event
-	var gaps []Gap
-	if p.events > 0 {
-		events = make([]Event, 0, p.events)
+// cut drops what is after a number that no gap crosses.
+func (p *page) cut(last uint64) {
+	for n := len(p.slots); n > 0 && p.slots[n-1].to > last; n-- {
+		p.bytes -= int(p.slots[n-1].size) + 1
+		p.slots = p.slots[:n-1]
 	}
-	for i := range p.entries {
-		if e := &p.entries[i]; e.gap() {
-			gaps = append(gaps, Gap{e.from, e.to, e.reason()})
-		} else {
-			events = append(events, e.event())
-		}
+	for n := len(p.gaps); n > 0 && p.gaps[n-1].To > last; n-- {
+		p.bytes -= gapBytes
+		p.gaps = p.gaps[:n-1]
 	}
-	return events, gaps, encodedEvents{json: p.json, events: slices.Clone(events)}
+	p.last = min(p.last, last)
 }
 
-// event is the entry as callers see it. It shares the entry's bytes.
-func (e *entry) event() Event {
-	ev := Event{Seq: e.to, Time: e.time(), Type: e.typ, End: e.end()}
-	if data := e.json[e.lo:e.hi:e.hi]; len(data) > 0 {
-		if e.kind&kindMask == isBytes {
-			ev.Bytes, _ = base64.StdEncoding.AppendDecode(nil, data) // our own encoding
-		} else {
-			ev.Data = data
-		}
-	}
-	return ev
+// larger returns the index of the first event of more than so many bytes, or -1.
+func (p *page) larger(bytes int) int {
+	return slices.IndexFunc(p.slots, func(s slot) bool { return int(s.size) > bytes })
 }
 
-// A draft is an event that has no number yet: its JSON, with seqRoom bytes in
-// front for the number.
-type draft struct{ entry }
-
-const seqRoom = len(`{"seq":9007199254740991`)
-
-// newDraft checks an event and makes its JSON, the only time that is done
-// (rule 1 leaves only the number to the lock).
-func newDraft(ev *Event) (draft, error) {
-	size := seqRoom + len(`,"time":"2006-01-02T15:04:05.999999999Z","type":"","data_base64":"","end":true}`) +
-		len(ev.Type) + max(len(ev.Data), base64.StdEncoding.EncodedLen(len(ev.Bytes)))
-	json, lo, hi, err := appendEventTail(make([]byte, seqRoom, size), ev)
-	if err != nil {
-		return draft{}, err
-	}
-	var d draft
-	d.json, d.lo, d.hi, d.typ = json, uint32(lo), uint32(hi), ev.Type
-	d.kind = isJSON
-	if len(ev.Bytes) > 0 {
-		d.kind = isBytes
-	}
-	if ev.End {
-		d.kind |= isEnd
-	}
-	if !ev.Time.IsZero() {
-		d.kind |= isTimed
-		d.sec, d.nsec = ev.Time.Unix(), int32(ev.Time.Nanosecond())
-	}
-	return d, nil
+// ends reports whether the page's last event is its session's.
+func (p *page) ends() bool {
+	n := len(p.slots)
+	return n > 0 && p.slots[n-1].end()
 }
 
-// size is the most that the numbered event's JSON takes, in bytes.
-func (d *draft) size() int { return len(d.json) }
-
-// number gives the draft its number, writing it in front of the rest.
-func (d *draft) number(seq uint64) entry {
-	var head [seqRoom]byte
-	h := appendEventHead(head[:0], seq)
-	start := seqRoom - len(h)
-	copy(d.json[start:], h)
-	e := d.entry
-	e.from, e.to = seq, seq
-	e.json = d.json[start:]
-	if e.hi > 0 {
-		e.lo, e.hi = e.lo-uint32(start), e.hi-uint32(start)
-	}
-	return e
+func (p *page) has(seq uint64) bool {
+	return slices.ContainsFunc(p.slots, func(s slot) bool { return s.to == seq })
 }
 
-// entries makes the entries of a batch that was checked, events and gaps in
-// order. Data is checked and copied here, outside every lock.
-func entries(first uint64, events []Event, gaps []Gap) ([]entry, error) {
-	out := make([]entry, 0, len(events)+len(gaps))
-	for next := first; len(events) > 0 || len(gaps) > 0; next = out[len(out)-1].to + 1 {
-		if len(gaps) > 0 && gaps[0].From == next {
-			out = append(out, gapEntry(gaps[0].From, gaps[0].To, gaps[0].Reason))
-			gaps = gaps[1:]
-			continue
-		}
-		d, err := newDraft(&events[0])
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, d.number(next))
-		events = events[1:]
-	}
-	return out, nil
+// lose turns the event at index i into a gap.
+func (p *page) lose(i int, reason Reason) {
+	seq := p.slots[i].to
+	p.bytes += gapBytes - int(p.slots[i].size) - 1
+	p.slots = slices.Delete(slices.Clone(p.slots), i, i+1)
+	at, _ := slices.BinarySearchFunc(p.gaps, seq, func(g Gap, seq uint64) int { return cmp.Compare(g.From, seq) })
+	p.gaps = slices.Insert(slices.Clone(p.gaps), at, Gap{seq, seq, reason})
 }
 
-// asPage makes a page of entries that begin at first.
-func asPage(first uint64, es []entry) page {
-	p := page{first: first, last: first - 1}
-	for _, e := range es {
-		p.add(e)
-	}
-	return p
-}
-
-// asPages makes pages, none of which is more than one payload may hold.
-func asPages(es []entry) []page {
+// pieces are the page in pages none of which is more than one payload may hold.
+func (p *page) pieces() []page {
 	var out []page
-	for n := 0; len(es) > 0; es, n = es[n:], 0 {
-		for bytes := 0; n < min(len(es), maxBatchGaps) && (n == 0 || bytes+len(es[n].json)+gapBytes <= pageBytes); n++ {
-			bytes += len(es[n].json) + gapBytes
-		}
-		out = append(out, asPage(es[0].from, es[:n]))
+	for rest := *p; rest.last >= rest.first; {
+		piece := rest
+		piece.cut(rest.fitting())
+		rest.clip(piece.last)
+		out = append(out, piece)
 	}
 	return out
 }
 
-// oldest is the time of the oldest event, if it is acknowledged.
-func (l *log) oldest(acked uint64) (time.Time, bool) {
-	for i := range l.ring.n {
-		if e := l.ring.at(i); e.to > acked {
-			break
-		} else if !e.gap() {
-			return e.time(), true
+// fitting is the last number up to which the page fits one payload: the first
+// event does, whatever its size.
+func (p *page) fitting() uint64 {
+	last, bytes, gaps := p.first-1, 0, 0
+	for i := 0; ; {
+		size := gapBytes
+		gap := gaps < len(p.gaps) && p.gaps[gaps].From == last+1
+		switch {
+		case gap && gaps == maxBatchGaps, !gap && i == len(p.slots):
+			return last
+		case !gap:
+			size = int(p.slots[i].size) + 1
+		}
+		if bytes += size; bytes > pageBytes && i+gaps > 0 {
+			return last
+		}
+		if gap {
+			last = p.gaps[gaps].To
+			gaps++
+		} else {
+			last = p.slots[i].to
+			i++
 		}
 	}
-	return time.Time{}, false
+}
+
+// split returns the page's events and gaps, and the events' JSON.
+func (p *page) split() ([]Event, []Gap, encodedEvents) {
+	return p.events(), p.gaps, p.encodedEvents
 }

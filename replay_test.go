@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,19 +53,32 @@ func (m *logModel) tiles(after, until uint64) (events []uint64, gaps []Gap) {
 	return events, gaps
 }
 
-// testEntry is an event whose data is its number.
-func testEntry(seq uint64) entry {
-	d, err := newDraft(&Event{Type: "out", Data: fmt.Append(nil, seq)})
-	if err != nil {
+// testEvent is an event whose data is its number.
+func testEvent(seq uint64) Event { return Event{Seq: seq, Type: "out", Data: fmt.Append(nil, seq)} }
+
+// testSize is the bytes of its JSON.
+func testSize(seq uint64) int {
+	var m encodedEvents
+	if err := m.encode([]Event{testEvent(seq)}); err != nil {
 		panic(err)
 	}
-	return d.number(seq)
+	return int(m.slots[0].size)
+}
+
+// add publishes the next event.
+func (l *log) add() {
+	ev := testEvent(l.head + 1)
+	d := draft{ev: &ev}
+	if err := d.check(); err != nil {
+		panic(err)
+	}
+	l.publish(&d)
 }
 
 func testLog(events uint64) *log {
 	l := &log{}
-	for seq := range events {
-		l.append(testEntry(seq + 1))
+	for range events {
+		l.add()
 	}
 	return l
 }
@@ -79,15 +93,17 @@ func checkLog(t *testing.T, l *log, m *logModel) {
 	bytes, entries := 0, 0
 	for i := range l.ring.n {
 		e := l.ring.at(i)
-		for seq := e.from; seq <= e.to; seq++ {
+		for seq := l.from(i); seq <= e.to; seq++ {
 			if at := l.find(seq); at != i {
 				t.Fatalf("find(%d) = %d, want %d", seq, at, i)
 			}
-			if want := m.at[seq-m.first]; e.gap() != (want != "") || e.gap() && e.typ != want {
-				t.Fatalf("number %d: gap %v %q, want %q", seq, e.gap(), e.typ, want)
+			if want := m.at[seq-m.first]; e.gap() != (want != "") || e.gap() && string(l.reason(e)) != want {
+				t.Fatalf("number %d: gap %v %q, want %q", seq, e.gap(), l.json(e), want)
 			}
 		}
-		bytes += len(e.json)
+		if !e.gap() {
+			bytes += int(e.size)
+		}
 		entries++
 	}
 	if l.events != len(events) || l.bytes != bytes || entries != len(events)+len(gaps) {
@@ -117,8 +133,8 @@ func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, w
 			t.Fatalf("event %d is %q %s", ev.Seq, ev.Type, ev.Data)
 		}
 	}
-	if p.first != after+1 || p.last != last || p.events != len(events) {
-		t.Fatalf("after %d: page of %d to %d with %d events, want %d to %d with %d", after, p.first, p.last, p.events, after+1, last, len(events))
+	if p.first != after+1 || p.last != last || len(p.slots) != len(events) {
+		t.Fatalf("after %d: page of %d to %d with %d events, want %d to %d with %d", after, p.first, p.last, len(p.slots), after+1, last, len(events))
 	}
 	if !slices.Equal(seqs, wantEvents) || !slices.Equal(gaps, wantGaps) {
 		t.Fatalf("after %d: events %v, gaps %v; want %v, %v", after, seqs, gaps, wantEvents, wantGaps)
@@ -128,23 +144,16 @@ func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, w
 			t.Fatalf("after %d: %v", after, err)
 		}
 	}
-	if want := joinJSON(events); !bytes.Equal(encoded.json, want) {
-		t.Fatalf("after %d: encoded %s, want %s", after, encoded.json, want)
+	if len(events) == 0 {
+		return
 	}
-}
-
-// joinJSON encodes events once more.
-func joinJSON(events []Event) []byte {
-	var out [][]byte
-	for i := range events {
-		d, err := newDraft(&events[i])
-		if err != nil {
-			panic(err)
-		}
-		e := d.number(events[i].Seq)
-		out = append(out, e.json)
+	var fresh encodedEvents
+	if err := fresh.encode(events); err != nil {
+		t.Fatal(err)
 	}
-	return bytes.Join(out, []byte(","))
+	if got, want := encoded.appendTo(nil), fresh.appendTo(nil); !bytes.Equal(got, want) || !encoded.isOf(events) {
+		t.Fatalf("after %d: encoded %s, want %s", after, got, want)
+	}
 }
 
 // TestLog: every capacity, count, position and ceiling, against a plain slice.
@@ -169,7 +178,7 @@ func TestLog(t *testing.T) {
 func TestLogTrim(t *testing.T) {
 	t.Parallel()
 	const count = 8
-	size := len(testEntry(1).json)
+	size := testSize(1)
 	for acked := range uint64(count + 1) {
 		for maxEvents := range count + 2 {
 			for maxSize := range count + 2 {
@@ -194,7 +203,7 @@ func TestLogTrim(t *testing.T) {
 func TestLogTrimGaps(t *testing.T) {
 	l := &log{}
 	for seq := range uint64(40) {
-		l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2]))
+		l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
 	}
 	if l.ring.n != 40 || l.events != 0 || l.bytes != 0 {
 		t.Fatalf("%d entries, %d events, %d bytes", l.ring.n, l.events, l.bytes)
@@ -224,7 +233,7 @@ func TestLogLose(t *testing.T) {
 						i = count - 1 - i
 					}
 					if c := pattern >> (2 * i) & 3; c >= 2 {
-						want := len(testEntry(uint64(i + 1)).json)
+						want := testSize(uint64(i + 1))
 						if n := l.lose(l.find(uint64(i+1)), reasons[c-2]); n != want {
 							t.Fatalf("lose(%d) frees %d bytes, want %d", i+1, n, want)
 						}
@@ -271,11 +280,11 @@ func TestLogDeclare(t *testing.T) {
 // TestLogAppend: a gap joins the gap before it if the reasons are the same.
 func TestLogAppend(t *testing.T) {
 	l := testLog(1)
-	l.append(gapEntry(2, 3, ReasonDropped))
-	l.append(gapEntry(4, 4, ReasonDropped))
-	l.append(gapEntry(5, 9, ReasonRejected))
-	l.append(testEntry(10))
-	l.append(gapEntry(11, 11, ReasonRejected))
+	l.lost(3, ReasonDropped)
+	l.lost(4, ReasonDropped)
+	l.lost(9, ReasonRejected)
+	l.add()
+	l.lost(11, ReasonRejected)
 	_, gaps := l.pageOf(t)
 	want := []Gap{{2, 4, ReasonDropped}, {5, 9, ReasonRejected}, {11, 11, ReasonRejected}}
 	if diff := cmp.Diff(want, gaps); diff != "" || l.events != 2 {
@@ -300,11 +309,11 @@ func TestLogSteps(t *testing.T) {
 		for range 120 {
 			switch rnd.IntN(8) {
 			case 0, 1, 2:
-				l.append(testEntry(l.head + 1))
+				l.add()
 				m.at = append(m.at, "")
 			case 3:
 				to := l.head + 1 + rnd.Uint64N(3)
-				l.append(gapEntry(l.head+1, to, ReasonUnavailable))
+				l.lost(to, ReasonUnavailable)
 				for m.head() < to {
 					m.at = append(m.at, string(ReasonUnavailable))
 				}
@@ -344,7 +353,7 @@ func TestLogSteps(t *testing.T) {
 // TestReadBounds: a page ends just at its number of events, at the number up to
 // which events may go, and at its bytes; gaps count as no events (rule 7).
 func TestReadBounds(t *testing.T) {
-	size := len(testEntry(1).json) + 1
+	size := testSize(1) + 1
 	for _, test := range []struct {
 		name string
 		lose []uint64
@@ -388,7 +397,7 @@ func TestReadBounds(t *testing.T) {
 func TestReadGaps(t *testing.T) {
 	l := &log{}
 	for seq := range uint64(2 * maxBatchGaps) {
-		l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2]))
+		l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
 	}
 	for range 10 {
 		l.evict()
@@ -408,14 +417,14 @@ func TestReadBytes(t *testing.T) {
 		l := &log{}
 		for seq := range uint64(300) {
 			if rnd.IntN(5) == 0 {
-				l.append(gapEntry(seq+1, seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)]))
+				l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)])
 				continue
 			}
-			d, err := newDraft(&Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))})
-			if err != nil {
+			d := draft{ev: &Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))}}
+			if err := d.check(); err != nil {
 				t.Fatal(err)
 			}
-			l.append(d.number(seq + 1))
+			l.publish(&d)
 			if l.bytes > 3<<20 {
 				break
 			}
@@ -439,14 +448,42 @@ func TestReadBytes(t *testing.T) {
 	}
 }
 
-// TestPageIsACopy: nobody who reads shares bytes with the log.
-func TestPageIsACopy(t *testing.T) {
+// TestPageStays: what was read never changes, whatever becomes of the log.
+func TestPageStays(t *testing.T) {
+	l := testLog(50)
+	p := l.read(span{0, 50, 50, 50, 1 << 20})
+	events, _, _ := p.split()
+	for range 1000 {
+		l.add()
+		l.trim(l.head, 20, 1<<20)
+	}
+	l.lose(l.find(l.head), ReasonDropped)
+	for i := range events {
+		events[i].Data = append(events[i].Data, "spoilt"...) // no room behind it either
+		events[i].Data = events[i].Data[:len(events[i].Data)-len("spoilt")]
+	}
+	checkPage(t, &p, 0, 50, numbersUpTo(50), nil)
+	m := &logModel{first: l.first(), at: make([]string, l.head-l.first()+1)}
+	m.at[len(m.at)-1] = string(ReasonDropped)
+	checkLog(t, l, m)
+}
+
+func numbersUpTo(n uint64) (out []uint64) {
+	for seq := range n {
+		out = append(out, seq+1)
+	}
+	return out
+}
+
+// TestPageCopied: a copy shares no bytes with the log.
+func TestPageCopied(t *testing.T) {
 	l := testLog(3)
 	p := l.read(span{0, 3, 3, 9, 1000})
-	events, _, _ := p.split()
-	for i := range events {
-		clear(events[i].Data)
-		events[i].Data = append(events[i].Data, "spoilt"...) // no room behind it either
+	own := p.copied()
+	for _, ev := range own.events() {
+		for i := range ev.Data {
+			ev.Data[i] = '#'
+		}
 	}
 	m := &logModel{first: 1, at: make([]string, 3)}
 	checkLog(t, l, m)
@@ -470,45 +507,137 @@ func TestDraft(t *testing.T) {
 		{Event{Type: "t", Data: []byte("1"), Time: at, End: true, Seq: 77}, `{"seq":%d,"time":"2025-11-23T22:34:05.12Z","type":"t","data":1,"end":true}`},
 	} {
 		for _, seq := range []uint64{1, 9, 10, 99, 100, 1 << 32, MaxSeq - 1, MaxSeq} {
-			d, err := newDraft(&test.ev)
-			if err != nil {
+			d := draft{ev: &test.ev}
+			if err := d.check(); err != nil {
 				t.Fatal(err)
 			}
-			e := d.number(seq)
-			if want := fmt.Sprintf(test.want, seq); string(e.json) != want || len(want) > d.size() {
-				t.Errorf("json %s, want %s within %d bytes", e.json, want, d.size())
+			l := &log{head: seq - 1}
+			n := l.publish(&d)
+			json := l.json(l.ring.at(0))
+			if want := fmt.Sprintf(test.want, seq); string(json) != want || len(want) != n || len(want)-len(fmt.Sprint(seq))+16 != d.size() {
+				t.Errorf("json %s of %d bytes, want %s; %d bytes at the most", json, n, want, d.size())
 			}
 			want := test.ev
 			want.Seq = seq
 			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
-			if diff := cmp.Diff(want, e.event(), sameEvents); diff != "" {
+			p := l.read(span{seq - 1, seq, seq, 1, pageBytes})
+			if diff := cmp.Diff([]Event{want}, p.events(), sameEvents); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}
 		}
 	}
 }
 
-// TestEntries: what came in a batch is put into a log and read as it was sent.
-func TestEntries(t *testing.T) {
-	events := []Event{{Seq: 3, Type: "out", Data: []byte("3")}, {Seq: 4, Type: "out", Data: []byte("4")}, {Seq: 6, Type: "out", Data: []byte("6")}}
+// TestNewPage: what came in a batch is put into a log and read as it was sent.
+func TestNewPage(t *testing.T) {
+	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
 	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonRejected}}
-	es, err := entries(1, events, gaps)
+	p, err := newPage(1, 9, events, gaps, new(encodedEvents))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := asPage(1, es)
 	checkPage(t, &p, 0, 9, []uint64{3, 4, 6}, gaps)
 	l := &log{}
-	for _, e := range es {
-		l.append(e)
-	}
+	l.accept(&p)
 	m := &logModel{first: 1, at: []string{"dropped", "dropped", "", "", "rejected", "", "rejected", "rejected", "rejected"}}
 	checkLog(t, l, m)
 	checkRead(t, l, m)
-	if _, err := entries(3, []Event{{Seq: 3, Data: []byte("{")}}, nil); err == nil {
+	if _, err := newPage(3, 3, []Event{{Seq: 3, Data: []byte("{")}}, nil, new(encodedEvents)); err == nil {
 		t.Error("data that is no JSON was taken")
 	}
-	if es, err := entries(1, nil, nil); err != nil || len(es) != 0 {
-		t.Errorf("of nothing: %v, %v", es, err)
+	if p, err := newPage(1, 0, nil, nil, new(encodedEvents)); err != nil || len(p.slots) != 0 || p.last != 0 {
+		t.Errorf("of nothing: %+v, %v", p, err)
+	}
+}
+
+// A pageModel is what stands at each number of a page.
+func pageModel(p *page) (out []string) {
+	events, gaps := p.events(), p.gaps
+	for seq := p.first; seq <= p.last; seq++ {
+		switch {
+		case len(events) > 0 && events[0].Seq == seq:
+			out = append(out, fmt.Sprint(seq, " ", string(events[0].Data)))
+			events = events[1:]
+		case gaps[0].From <= seq && seq <= gaps[0].To:
+			out = append(out, fmt.Sprint(seq, " ", gaps[0].Reason))
+		}
+		if len(gaps) > 0 && gaps[0].To == seq {
+			gaps = gaps[1:]
+		}
+	}
+	return out
+}
+
+// TestPageParts: clip, cut and pieces keep what they are to keep, count its bytes,
+// and leave the batch they were made of alone.
+func TestPageParts(t *testing.T) {
+	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
+	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonUnavailable}}
+	whole, err := newPage(1, 9, events, gaps, new(encodedEvents))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := pageModel(&whole)
+	check := func(name string, p *page, want []string) {
+		t.Helper()
+		if got := pageModel(p); !slices.Equal(got, want) || p.bytes != pageSize(p) {
+			t.Errorf("%s: %q of %d bytes, want %q of %d", name, got, p.bytes, want, pageSize(p))
+		}
+	}
+	for after := range uint64(11) {
+		p := whole
+		p.clip(after)
+		check(fmt.Sprint("clip ", after), &p, all[min(after, 9):])
+	}
+	for _, last := range []uint64{0, 2, 3, 4, 5, 6, 9, 10} {
+		p := whole
+		p.cut(last)
+		check(fmt.Sprint("cut ", last), &p, all[:min(last, 9)])
+	}
+	p := whole
+	p.lose(1, ReasonRejected)
+	check("lose", &p, append(append(slices.Clone(all[:3]), "4 rejected"), all[4:]...))
+	check("whole", &whole, all)
+	if diff := cmp.Diff([]Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonUnavailable}}, gaps); diff != "" {
+		t.Errorf("the batch's gaps changed:\n%s", diff)
+	}
+}
+
+func pageSize(p *page) int {
+	n := len(p.gaps) * gapBytes
+	for i := range p.slots {
+		n += int(p.slots[i].size) + 1
+	}
+	return n
+}
+
+// TestPagePieces: each piece fits one payload, and together they are the page.
+func TestPagePieces(t *testing.T) {
+	var events []Event
+	var gaps []Gap
+	seq := uint64(1)
+	for i := range 100 {
+		events = append(events, Event{Seq: seq, Type: "out", Data: []byte(`"` + strings.Repeat("x", i*i*40) + `"`)})
+		seq++
+		for range i % 9 {
+			gaps = append(gaps, Gap{seq, seq + 1, ReasonRejected})
+			seq += 2
+		}
+	}
+	p, err := newPage(1, seq-1, events, gaps, new(encodedEvents))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	next := uint64(1)
+	for _, piece := range p.pieces() {
+		if piece.first != next || piece.bytes != pageSize(&piece) || piece.bytes > pageBytes && len(piece.slots)+len(piece.gaps) > 1 || len(piece.gaps) > maxBatchGaps {
+			t.Errorf("a piece of %d to %d has %d bytes and %d gaps", piece.first, piece.last, piece.bytes, len(piece.gaps))
+		}
+		next = piece.last + 1
+		got = append(got, pageModel(&piece)...)
+	}
+	if !slices.Equal(got, pageModel(&p)) {
+		t.Error("the pieces are not the page")
 	}
 }

@@ -346,9 +346,9 @@ func (w *simWorld) publish() {
 		return
 	}
 	for range 1 + w.choose(4) {
-		ev := Event{Type: "out", End: w.choose(200) == 0, Data: fmt.Appendf(nil, "%q", fmt.Sprint(a.id, "/", w.choose(1<<30)))}
-		d, err := s.draft(func() time.Time { return w.now }, &ev)
-		if err != nil {
+		ev := Event{Time: w.now, Type: "out", End: w.choose(200) == 0, Data: fmt.Appendf(nil, "%q", fmt.Sprint(a.id, "/", w.choose(1<<30)))}
+		d := draft{ev: &ev}
+		if err := s.fill(&d); err != nil {
 			w.fail("draft: %v", err)
 			return
 		}
@@ -860,7 +860,7 @@ func (w *simWorld) check() {
 			}
 			n := 0
 			for i := range c.pages {
-				n += c.pages[i].events
+				n += len(c.pages[i].slots)
 			}
 			if n > w.sizes.replay {
 				w.fail("S10: a cursor holds %d fetched events", n)
@@ -894,7 +894,7 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 	for i := range s.log.ring.n {
 		if e := s.log.ring.at(i); e.to > s.acked && !e.gap() {
 			events++
-			bytes += len(e.json)
+			bytes += int(e.size)
 		}
 	}
 	if events != s.pendingEvents || bytes != s.pendingBytes {
@@ -922,13 +922,13 @@ func (w *simWorld) checkLog(l *log) {
 	next, events, bytes := l.first(), 0, 0
 	for i := range l.ring.n {
 		e := l.ring.at(i)
-		if e.from != next || e.to < e.from {
-			w.fail("log: %d to %d stands at %d", e.from, e.to, next)
+		if from := l.from(i); from != next || e.to < from {
+			w.fail("log: %d to %d stands at %d", from, e.to, next)
 		}
 		next = e.to + 1
 		if !e.gap() {
 			events++
-			bytes += len(e.json)
+			bytes += int(e.size)
 		}
 	}
 	if next != l.head+1 || events != l.events || bytes != l.bytes {

@@ -73,6 +73,7 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 	if d.MaxTotalBytes = max(d.MaxTotalBytes, 0); d.MaxTotalBytes > 0 {
 		d.MaxEventBytes = min(d.MaxEventBytes, d.MaxTotalBytes)
 	}
+	d.MaxEventBytes = min(d.MaxEventBytes, maxFrame)
 	d.MaxReplays = or(d.MaxReplays, 8)
 	return d
 }
@@ -242,26 +243,27 @@ func (s *Session) ID() string { return s.id }
 // session was forgotten.
 func (s *Session) Publish(ctx context.Context, ev Event) (uint64, error) {
 	ev.End = false
-	return s.publish(ctx, ev)
+	return s.publish(ctx, &ev)
 }
 
 // End is Streamer.End for this session, but returns ErrClosed once the session was
 // forgotten.
 func (s *Session) End(ctx context.Context, ev Event) (uint64, error) {
 	ev.End = true
-	return s.publish(ctx, ev)
+	return s.publish(ctx, &ev)
 }
 
-func (s *Session) publish(ctx context.Context, ev Event) (uint64, error) {
-	d, err := s.draft(time.Now, &ev)
-	if err != nil {
+func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
+	d := draft{ev: ev}
+	if err := s.fill(&d); err != nil {
 		return 0, err
 	}
-	for {
-		freed := s.st.budget.wait() // before the try, so that nothing is missed
-		seq, wait, err := s.offer(&d)
-		if err != ErrPendingFull || s.st.cfg.Overflow != Block {
-			return seq, err
+	seq, _, err := s.offer(&d)
+	for err == ErrPendingFull && s.st.cfg.Overflow == Block {
+		freed := s.st.budget.wait() // before the next try, so that nothing is missed
+		var wait <-chan struct{}
+		if seq, wait, err = s.offer(&d); err != ErrPendingFull {
+			break
 		}
 		select {
 		case <-wait:
@@ -270,22 +272,24 @@ func (s *Session) publish(ctx context.Context, ev Event) (uint64, error) {
 			return 0, context.Cause(ctx)
 		}
 	}
+	return seq, err
 }
 
-// draft makes all of the event but its number.
-func (s *Session) draft(now func() time.Time, ev *Event) (draft, error) {
-	if ev.Time.IsZero() {
-		ev.Time = now()
+// fill fills a draft in for this session.
+func (s *Session) fill(d *draft) error {
+	if d.ev.Time.IsZero() {
+		d.ev.Time = readClock()
 	}
-	ev.Time = ev.Time.UTC().Round(0)
-	if len(ev.Data)+len(ev.Bytes) > s.st.cfg.MaxEventBytes {
-		return draft{}, ErrTooLarge
+	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
+		return ErrTooLarge
 	}
-	d, err := newDraft(ev)
-	if err == nil && d.size() > s.st.cfg.MaxEventBytes {
-		err = ErrTooLarge
+	if err := d.check(); err != nil {
+		return err
 	}
-	return d, err
+	if d.size() > s.st.cfg.MaxEventBytes {
+		return ErrTooLarge
+	}
+	return nil
 }
 
 // offer appends the event if it may. With ErrPendingFull it returns a channel that
@@ -300,15 +304,14 @@ func (s *Session) offer(d *draft) (uint64, <-chan struct{}, error) {
 	if !s.makeRoom(d.size()) {
 		return 0, s.changed.wait(), ErrPendingFull
 	}
-	e := d.number(s.log.head + 1)
-	s.st.budget.release(d.size() - len(e.json))
-	s.log.append(e)
+	n := s.log.publish(d)
+	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
-	s.pendingBytes += len(e.json)
-	s.hasEnded = e.end()
+	s.pendingBytes += n
+	s.hasEnded = d.ev.End
 	s.trim()
 	s.poke()
-	return e.to, nil, nil
+	return s.log.head, nil, nil
 }
 
 // refuses says why nothing can be published, if nothing can.
@@ -406,7 +409,7 @@ func (s *Session) free(now time.Time, upTo uint64) {
 			}
 			if !e.gap() {
 				s.pendingEvents--
-				s.pendingBytes -= len(e.json)
+				s.pendingBytes -= int(e.size)
 			}
 		}
 		s.acked = upTo
@@ -428,12 +431,12 @@ func (s *Session) moveBack(to uint64) {
 	}
 	for i := s.log.find(to + 1); i < s.log.ring.n; i++ {
 		e := s.log.ring.at(i)
-		if e.from > s.acked {
+		if s.log.from(i) > s.acked {
 			break
 		}
 		if !e.gap() {
 			s.pendingEvents++
-			s.pendingBytes += len(e.json)
+			s.pendingBytes += int(e.size)
 		}
 	}
 	s.acked, s.overAt = to, time.Time{}
@@ -574,8 +577,8 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 				return
 			}
 			after = p.last
-			events, _, _ := p.split()
-			for _, ev := range events {
+			own := p.copied()
+			for _, ev := range own.events() {
 				if !yield(ev) {
 					return
 				}

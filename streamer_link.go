@@ -434,6 +434,7 @@ func (a *attachment) take(now time.Time) Payload {
 	if p.last < p.first {
 		return nil
 	}
+	p.checked = true
 	b.Events, b.Gaps, b.encoded = p.split()
 	return b
 }
@@ -644,7 +645,7 @@ func (r *replay) take(time.Time) Payload {
 	r.after = p.last
 	r.bytes += p.bytes
 	if r.left >= 0 {
-		r.left -= p.events
+		r.left -= len(p.slots)
 	}
 	r.done = r.after >= r.until || r.left == 0 || r.left > 0 && r.bytes >= maxReplayBytes
 	if r.done {
@@ -655,6 +656,7 @@ func (r *replay) take(time.Time) Payload {
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
 	}
+	p.checked = true
 	b.Events, b.Gaps, b.encoded = p.split()
 	return b
 }

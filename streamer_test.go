@@ -1668,8 +1668,8 @@ func TestStreamerLimits(t *testing.T) {
 	ctx := context.Background()
 	at := time.Date(2025, 11, 23, 0, 0, 0, 0, time.UTC)
 	ev := Event{Time: at, Data: []byte(`"0123456789"`)}
-	d, err := newDraft(&ev)
-	if err != nil {
+	d := draft{ev: &ev}
+	if err := d.check(); err != nil {
 		t.Fatal(err)
 	}
 	most := d.size()                           // with the longest number
@@ -2643,18 +2643,80 @@ func TestStreamerLastNumber(t *testing.T) {
 	}
 }
 
-// TestPublishAllocs reports what a Publish allocates; nothing depends on it.
+// TestPublishAllocs: a publish allocates nothing once the log has its size, whatever
+// happens to what it evicts.
 func TestPublishAllocs(t *testing.T) {
-	st := NewStreamer(&StreamerConfig{Overflow: DropOldest, MaxPendingEvents: 100})
-	ev := Event{Type: "stdout", Data: []byte(`{"line":"ok"}`)}
+	for name, cfg := range map[string]StreamerConfig{
+		"drop oldest":    {Overflow: DropOldest, MaxPendingEvents: 100, ReplayEvents: -1},
+		"replay buffer":  {Overflow: Reject, ReplayEvents: 100},
+		"common budget":  {Overflow: DropOldest, MaxTotalBytes: 64 << 10},
+		"replay by size": {Overflow: Reject, ReplayBytes: 32 << 10},
+	} {
+		for _, ev := range []Event{
+			{Type: "stdout", Data: fmt.Appendf(nil, "%q", strings.Repeat("x", 250))},
+			{Type: "tty", Bytes: make([]byte, 1000)},
+			{Time: time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC), Data: []byte(`{"line":"ok"}`)},
+		} {
+			st := NewStreamer(&cfg)
+			s, err := st.Session("s")
+			if err != nil {
+				t.Fatal(err)
+			}
+			publish := func() {
+				if _, err := s.Publish(context.Background(), ev); err != nil {
+					t.Fatal(err)
+				}
+				if cfg.Overflow == Reject { // as an ack does
+					s.free(time.Time{}, s.log.head)
+				}
+			}
+			for range 2000 {
+				publish()
+			}
+			if n := testing.AllocsPerRun(1000, publish); n > 0 {
+				t.Errorf("%s: %v allocations a Publish of type %q", name, n, ev.Type)
+			}
+		}
+	}
+}
+
+// TestAckAllocs: an ack allocates nothing, and a batch of any size the same few.
+func TestAckAllocs(t *testing.T) {
+	st := NewStreamer(nil)
 	s, err := st.Session("s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := testing.AllocsPerRun(1000, func() {
-		if _, err := s.Publish(context.Background(), ev); err != nil {
-			t.Fatal(err)
+	hub := playHub(t, st)
+	ack := &AckBatchPayload{SessionID: "s", Epoch: s.Stats().Epoch, Link: hub.id}
+	batch := func(events int) func() {
+		return func() {
+			for range events {
+				if _, err := s.Publish(t.Context(), Event{Data: []byte("1")}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for p := (*EventBatchPayload)(nil); p == nil; {
+				next, err := hub.link.Next(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				p, _ = next.(*EventBatchPayload)
+			}
+			ack.UpToSeq = s.log.head
+			if err := hub.link.Handle(t.Context(), ack); err != nil {
+				t.Fatal(err)
+			}
 		}
-	})
-	t.Logf("%.1f allocations a Publish", n)
+	}
+	for range 100 {
+		batch(200)()
+	}
+	// The payload, its events, its slots and the list of its chunks; each chunk is
+	// lent and not used again.
+	for _, events := range []int{1, 10, 200} {
+		if n := testing.AllocsPerRun(100, batch(events)); n > 6 {
+			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
+		}
+	}
 }

@@ -1,0 +1,545 @@
+package gvstream
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// encodedEvents is the JSON of events as a log keeps it and as it stands on the
+// wire: made once, when they were published, so that a resend, a replay or a relay
+// encodes nothing again. Its bytes are read-only.
+type encodedEvents struct {
+	slots   []slot   // of the events alone, in order
+	chunks  [][]byte // where their bytes are
+	base    uint32   // number of chunks[0]
+	sum     uint64   // sumOf the events
+	raw     []byte   // the decoded data of those whose data is bytes, one behind the other
+	lent    bool     // a log holds the chunks too
+	checked bool     // all data is known to be JSON
+}
+
+// json is the JSON of a slot's event.
+func (m *encodedEvents) json(s *slot) []byte {
+	return m.chunks[s.chunk-m.base][s.off : s.off+s.size : s.off+s.size]
+}
+
+// appendTo appends the events' JSON objects, separated by commas. What lies in one
+// piece is copied in one piece.
+func (m *encodedEvents) appendTo(dst []byte) []byte {
+	for i := 0; i < len(m.slots); {
+		s := m.slots[i]
+		end := s.off + s.size
+		for i++; i < len(m.slots) && m.slots[i].chunk == s.chunk && m.slots[i].off == end+1; i++ {
+			end += 1 + m.slots[i].size
+		}
+		dst = append(append(dst, m.chunks[s.chunk-m.base][s.off:end]...), ',')
+	}
+	return dst[:len(dst)-1]
+}
+
+// events are the events as callers see them. They share the bytes.
+func (m *encodedEvents) events() []Event {
+	if len(m.slots) == 0 {
+		return nil
+	}
+	var known memo
+	events := make([]Event, len(m.slots))
+	for i := range m.slots {
+		e, s := &events[i], &m.slots[i]
+		at, typ := s.head(m.json(s), &known)
+		e.Seq, e.Time, e.Type, e.End = s.to, at, known.typeOf(typ), s.end()
+	}
+	if inBytes := m.values(events); inBytes > 0 {
+		m.decodeBytes(events, inBytes) // our own encoding
+	}
+	m.sum = sumOf(events)
+	return events
+}
+
+// values gives the events their data out of the JSON: those whose data is bytes,
+// the base64 text of it. It returns how many bytes that may be.
+func (m *encodedEvents) values(events []Event) (inBytes int) {
+	for i := range m.slots {
+		s := &m.slots[i]
+		switch data := s.value(m.json(s)); {
+		case len(data) == 0:
+		case s.kind&kindMask == isBytes:
+			events[i].Bytes = data
+			inBytes += (len(data) + 3) / 4 * 3
+		default:
+			events[i].Data = data
+		}
+	}
+	return inBytes
+}
+
+// decodeBytes makes bytes of the base64 text in the events' Bytes.
+func (m *encodedEvents) decodeBytes(events []Event, most int) error {
+	m.raw = make([]byte, 0, most)
+	for i := range events {
+		if m.slots[i].kind&kindMask != isBytes {
+			continue
+		}
+		from := len(m.raw)
+		var err error
+		if m.raw, err = strictBase64.AppendDecode(m.raw, events[i].Bytes); err != nil {
+			return err
+		}
+		events[i].Bytes = m.raw[from:len(m.raw):len(m.raw)]
+	}
+	return nil
+}
+
+var strictBase64 = base64.StdEncoding.Strict()
+
+// isOf reports whether the JSON still is that of events: a caller between Next
+// and the wire may have put other events, or other bytes, into the payload.
+func (m *encodedEvents) isOf(events []Event) bool {
+	if len(m.slots) == 0 || len(m.slots) != len(events) || m.sum != sumOf(events) {
+		return false
+	}
+	raw := m.raw
+	for i := range events {
+		e, s := &events[i], &m.slots[i]
+		data, bytes := s.value(m.json(s)), []byte(nil)
+		if s.kind&kindMask == isBytes {
+			n := min(len(e.Bytes), len(raw))
+			data, bytes, raw = nil, raw[:n], raw[n:]
+		}
+		if !sameBytes(e.Data, data) || !sameBytes(e.Bytes, bytes) {
+			return false
+		}
+	}
+	return len(raw) == 0
+}
+
+// sumOf is a sum of all that is to be told of events, but for their data.
+func sumOf(events []Event) (sum uint64) {
+	const prime = 0x9e3779b97f4a7c15
+	typ, typSum := "", uint64(0)
+	for i := range events {
+		e := &events[i]
+		if e.Type != typ {
+			typ, typSum = e.Type, maphash.String(sumSeed, e.Type)
+		}
+		sum = (sum ^ e.Seq ^ typSum) * prime
+		if e.End {
+			sum++
+		}
+		sum = (sum ^ uint64(e.Time.Unix())) * prime
+		sum = (sum ^ uint64(e.Time.Nanosecond())) * prime
+	}
+	return sum
+}
+
+var sumSeed = maphash.MakeSeed()
+
+// sameBytes reports whether a and b are the same memory.
+func sameBytes(a, b []byte) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// An eventError says which event can't be told.
+type eventError struct {
+	seq uint64
+	err error
+}
+
+func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.seq, e.err) }
+func (e *eventError) Unwrap() error { return e.err }
+
+// own returns events whose bytes nobody else reads: a copy, if they are a log's.
+func (m *encodedEvents) own(events []Event) []Event {
+	if !m.lent {
+		return events
+	}
+	out := slices.Clone(events)
+	for i := range out {
+		out[i].Data = bytes.Clone(out[i].Data)
+	}
+	return out
+}
+
+// encode makes the JSON of events, if all of them can be told.
+func (m *encodedEvents) encode(events []Event) error {
+	size := 0
+	drafts := make([]draft, len(events))
+	for i := range events {
+		drafts[i].ev = &events[i]
+		if err := drafts[i].check(); err != nil {
+			return &eventError{events[i].Seq, err}
+		}
+		size += drafts[i].size() + 1
+	}
+	if size > maxFrame {
+		return &eventError{events[0].Seq, ErrTooLarge}
+	}
+	*m = encodedEvents{slots: make([]slot, len(events)), checked: true}
+	out := make([]byte, 0, size)
+	for i := range drafts {
+		d, off := &drafts[i], len(out)
+		var data int
+		out, data = d.appendTo(out, events[i].Seq)
+		m.slots[i] = d.slot(events[i].Seq, data)
+		m.slots[i].off, m.slots[i].size = uint32(off), uint32(len(out)-off)
+		out = append(out, ',')
+	}
+	m.chunks, m.sum = [][]byte{out}, sumOf(events)
+	return nil
+}
+
+// copied is the same JSON in memory of its own.
+func (m *encodedEvents) copied() encodedEvents {
+	if len(m.slots) == 0 {
+		return encodedEvents{}
+	}
+	out := encodedEvents{slots: make([]slot, len(m.slots)), checked: m.checked}
+	b := m.appendTo(nil)
+	out.chunks = [][]byte{b}
+	off := uint32(0)
+	for i, s := range m.slots {
+		s.chunk, s.off = 0, off
+		off += s.size + 1
+		out.slots[i] = s
+	}
+	return out
+}
+
+const (
+	headSeq  = `{"seq":`
+	headTime = `,"time":"`
+	headType = `,"type":"`
+	headData = `,"data":`
+	head64   = `,"data_base64":"`
+	tailEnd  = `,"end":true`
+)
+
+// value is the data in an event's JSON, or the base64 text of its bytes.
+func (s *slot) value(json []byte) []byte {
+	if s.data == 0 {
+		return nil
+	}
+	end := len(json) - len(`}`)
+	if s.end() {
+		end -= len(tailEnd)
+	}
+	if s.kind&kindMask == isBytes {
+		end -= len(`"`)
+	}
+	return json[s.data:end:end]
+}
+
+// head is the time and the type, with escapes, in an event's JSON.
+func (s *slot) head(json []byte, known *memo) (at time.Time, typ []byte) {
+	i := len(headSeq) + digits(s.to)
+	if s.timed > 0 {
+		from := i + len(headTime)
+		i = from + int(s.timed) + len(`"`)
+		at, _ = known.time(json[from : i-len(`"`)])
+	}
+	if end := s.headEnd(json); end > i {
+		typ = json[i+len(headType) : end-len(`"`)]
+	}
+	return at, typ
+}
+
+// headEnd is where in an event's JSON its time and type are over.
+func (s *slot) headEnd(json []byte) int {
+	switch {
+	case s.data > 0 && s.kind&kindMask == isBytes:
+		return int(s.data) - len(head64)
+	case s.data > 0:
+		return int(s.data) - len(headData)
+	case s.end():
+		return len(json) - len(`}`) - len(tailEnd)
+	}
+	return len(json) - len(`}`)
+}
+
+// digits is the number of digits of n.
+func digits(n uint64) int {
+	d := 1
+	for p := uint64(10); n >= p; p *= 10 { // n is at most MaxSeq
+		d++
+	}
+	return d
+}
+
+// A memo knows texts that were read before: types, times and ids repeat.
+type memo struct {
+	words  [8][2]string
+	second [len("2006-01-02T15:04:05")]byte
+	unix   int64 // what second says, if it says anything
+}
+
+// word is text as a string.
+func (m *memo) word(text []byte) string {
+	if len(text) == 0 {
+		return ""
+	}
+	if len(text) > maxID {
+		return string(text) // not worth remembering
+	}
+	words := &m.words[(int(text[0])+7*int(text[len(text)-1])+len(text))%len(m.words)]
+	for _, word := range words {
+		if word == string(text) {
+			return word
+		}
+	}
+	words[0], words[1] = string(text), words[0]
+	return words[0]
+}
+
+// typeOf is word for a text that may have escapes.
+func (m *memo) typeOf(text []byte) string {
+	if bytes.IndexByte(text, '\\') >= 0 {
+		text, _ = unquote(text)
+	}
+	return m.word(text)
+}
+
+const timeRoom = len("2006-01-02T15:04:05.999999999Z")
+
+// time reads a time as appendTime writes it, and reports false for any other text.
+func (m *memo) time(text []byte) (time.Time, bool) {
+	n := len(m.second)
+	if len(text) <= n || len(text) > timeRoom || text[len(text)-1] != 'Z' {
+		return time.Time{}, false
+	}
+	if string(text[:n]) != string(m.second[:]) {
+		unix, ok := readSecond(text[:n])
+		if !ok {
+			return time.Time{}, false
+		}
+		m.unix = unix
+		copy(m.second[:], text)
+	}
+	nsec, ok := readFraction(text[n : len(text)-1])
+	return time.Unix(m.unix, nsec).UTC(), ok
+}
+
+// readSecond reads 2006-01-02T15:04:05, which is in UTC.
+func readSecond(b []byte) (unix int64, ok bool) {
+	if b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' {
+		return 0, false
+	}
+	bad := 0
+	two := func(i int) int {
+		tens, ones := int(b[i])-'0', int(b[i+1])-'0'
+		if uint(tens) > 9 || uint(ones) > 9 {
+			bad++
+		}
+		return 10*tens + ones
+	}
+	year, month, day := 100*two(0)+two(2), two(5), two(8)
+	hour, minute, second := two(11), two(14), two(17)
+	if bad > 0 || hour > 23 || minute > 59 || second > 59 {
+		return 0, false
+	}
+	t := time.Date(year, time.Month(month), day, hour, minute, second, 0, time.UTC)
+	if t.Day() != day || t.Month() != time.Month(month) { // no such day
+		return 0, false
+	}
+	return t.Unix(), true
+}
+
+// readFraction reads .999999999, or nothing. Its last digit is no zero.
+func readFraction(b []byte) (nsec int64, ok bool) {
+	if len(b) == 0 {
+		return 0, true
+	}
+	if len(b) < 2 || len(b) > len(tens) || b[0] != '.' || b[len(b)-1] == '0' {
+		return 0, false
+	}
+	for _, c := range b[1:] {
+		if c-'0' > 9 {
+			return 0, false
+		}
+		nsec = 10*nsec + int64(c-'0')
+	}
+	return nsec * tens[len(b)-1], true
+}
+
+// tens are what a fraction of so many digits is to be multiplied by.
+var tens = [...]int64{1e9, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1}
+
+// A draft is an event that was checked and has no number yet. All that can fail or
+// takes long is done when it is made, so that the rest may be done under a lock.
+type draft struct {
+	ev      *Event
+	spaces  int // bytes of the data that are not kept
+	escapes int // bytes of the type that need one
+	tail    int // bytes of its JSON behind the number
+	timed   int // bytes of time
+	time    [timeRoom]byte
+}
+
+const seqRoom = len(`{"seq":9007199254740991`)
+
+// check checks ev and fills the rest in. It wraps ErrInvalidData if the event can't be
+// told.
+func (d *draft) check() (err error) {
+	ev := d.ev
+	escapes, ok := checkID(ev.Type)
+	if !ok && ev.Type != "" || !ev.validData() {
+		return ErrInvalidData
+	}
+	d.tail, d.escapes = len(`}`), escapes
+	if !ev.Time.IsZero() {
+		d.timed = len(appendTime(d.time[:0], ev.Time))
+		d.tail += len(headTime) + d.timed + len(`"`)
+	}
+	if ev.Type != "" {
+		d.tail += len(headType) + len(ev.Type) + d.escapes + len(`"`)
+	}
+	switch {
+	case len(ev.Data) > 0:
+		if d.spaces, err = checkJSON(ev.Data); err != nil {
+			return err
+		}
+		d.tail += len(headData) + len(ev.Data) - d.spaces
+	case len(ev.Bytes) > 0:
+		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(ev.Bytes)) + len(`"`)
+	}
+	if ev.End {
+		d.tail += len(tailEnd)
+	}
+	return nil
+}
+
+// size is the most that the numbered event's JSON takes, in bytes.
+func (d *draft) size() int { return seqRoom + d.tail }
+
+// slot is that of the JSON that appendTo made, without its place.
+func (d *draft) slot(seq uint64, data int) slot {
+	s := slot{to: seq, data: uint16(data), timed: uint8(d.timed), kind: isJSON}
+	if len(d.ev.Bytes) > 0 {
+		s.kind = isBytes
+	}
+	if d.ev.End {
+		s.kind |= isEnd
+	}
+	return s
+}
+
+// appendTo appends the JSON of the event as a number. data is where in it the data
+// begins, or the base64 text; 0 if there is neither.
+func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
+	start := len(dst)
+	out = appendNumber(append(dst, headSeq...), seq)
+	if d.timed > 0 {
+		out = append(append(append(out, headTime...), d.time[:d.timed]...), '"')
+	}
+	switch {
+	case d.escapes > 0:
+		out = appendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
+	case d.ev.Type != "":
+		out = append(append(append(out, headType...), d.ev.Type...), '"')
+	}
+	switch {
+	case len(d.ev.Data) > 0:
+		out = append(out, headData...)
+		data = len(out) - start
+		out = appendCompact(out, d.ev.Data, d.spaces)
+	case len(d.ev.Bytes) > 0:
+		out = append(out, head64...)
+		data = len(out) - start
+		out = append(base64.StdEncoding.AppendEncode(out, d.ev.Bytes), '"')
+	}
+	if d.ev.End {
+		out = append(out, tailEnd...)
+	}
+	return append(out, '}'), data
+}
+
+// appendTime appends a time as RFC 3339, in UTC and with as many digits as it needs.
+func appendTime(dst []byte, t time.Time) []byte {
+	if s := thisSecond.Load(); s != nil && s.unix == t.Unix() {
+		dst = append(dst, s.text[:]...)
+	} else {
+		dst = appendSecond(dst, t.UTC())
+	}
+	if nsec := t.Nanosecond(); nsec > 0 {
+		dst = appendFraction(dst, uint(nsec))
+	}
+	return append(dst, 'Z')
+}
+
+// thisSecond is the text of the second that the clock showed last: most events have
+// it in their time.
+var thisSecond atomic.Pointer[secondText]
+
+type secondText struct {
+	unix int64
+	text [len("2006-01-02T15:04:05")]byte
+}
+
+// readClock is time.Now. It brings thisSecond up to date.
+func readClock() time.Time {
+	now := time.Now()
+	if s := thisSecond.Load(); s == nil || s.unix != now.Unix() {
+		s = &secondText{unix: now.Unix()}
+		appendSecond(s.text[:0], now.UTC())
+		thisSecond.Store(s)
+	}
+	return now
+}
+
+func appendSecond(dst []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	dst = append(appendTwo(appendTwo(dst, uint(year/100)), uint(year%100)), '-')
+	dst = append(appendTwo(dst, uint(month)), '-')
+	dst = append(appendTwo(dst, uint(day)), 'T')
+	dst = append(appendTwo(dst, uint(hour)), ':')
+	dst = append(appendTwo(dst, uint(minute)), ':')
+	return appendTwo(dst, uint(second))
+}
+
+// appendFraction appends .999999999 without zeros at its end.
+func appendFraction(dst []byte, nsec uint) []byte {
+	dst = append(dst, '.', byte('0'+nsec/1e8))
+	dst = appendTwo(dst, nsec/1e6%100)
+	dst = appendTwo(dst, nsec/1e4%100)
+	dst = appendTwo(dst, nsec/1e2%100)
+	dst = appendTwo(dst, nsec%100)
+	for dst[len(dst)-1] == '0' {
+		dst = dst[:len(dst)-1]
+	}
+	return dst
+}
+
+// appendNumber is strconv.AppendUint for small and middling numbers.
+func appendNumber(dst []byte, n uint64) []byte {
+	var b [20]byte
+	i := len(b)
+	for ; n >= 100; n /= 100 {
+		i -= 2
+		two := twoDigits[n%100]
+		b[i], b[i+1] = two[0], two[1]
+	}
+	i -= 2
+	b[i], b[i+1] = twoDigits[n][0], twoDigits[n][1]
+	if n < 10 {
+		i++
+	}
+	return append(dst, b[i:]...)
+}
+
+func appendTwo(dst []byte, n uint) []byte {
+	two := twoDigits[n]
+	return append(dst, two[0], two[1])
+}
+
+// twoDigits are the texts of the numbers from 00 to 99.
+var twoDigits = func() (t [100][2]byte) {
+	for i := range t {
+		t[i] = [2]byte{byte('0' + i/10), byte('0' + i%10)}
+	}
+	return t
+}()
