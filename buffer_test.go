@@ -147,7 +147,7 @@ func TestStoreReuses(t *testing.T) {
 	for _, size := range []int{10, 300, 3000, 20_000} {
 		l := &log{}
 		d := draft{ev: &Event{Bytes: make([]byte, size)}}
-		if err := d.check(); err != nil {
+		if err := d.check(false); err != nil {
 			t.Fatal(err)
 		}
 		cycle := func() {

@@ -341,7 +341,7 @@ func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int)
 func (w *walker) eachEvent(events []Event) {
 	for i := range events {
 		d := draft{ev: &events[i]}
-		if err := d.check(); err != nil {
+		if err := d.check(false); err != nil {
 			w.err = &eventError{events[i].Seq, err}
 			return
 		}

@@ -523,7 +523,7 @@ func TestDraftAppend(t *testing.T) {
 		{Event{Data: json.RawMessage{}, Bytes: []byte{}}, `}`, ``},
 	} {
 		d := draft{ev: &c.e}
-		if err := d.check(); err != nil {
+		if err := d.check(false); err != nil {
 			t.Fatal(err)
 		}
 		out, data := d.appendTo([]byte("x"), MaxSeq)

@@ -294,6 +294,7 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		p.Events, p.Gaps = nil, []Gap{{from, to, ReasonDropped}}
 	}
 	at := func(off uint64) string { return fmt.Sprint(n + off) }
+	badData := fmt.Sprintf("gvstream: event_rejected session=%q epoch=%q seq=%d: event %d: gvstream: invalid event: ", "s", "e1", n+1, n+1)
 	inAYear := process.encode(uint64(time.Now().Add(8760 * time.Hour).UnixMilli()))
 	forbidden := func(epoch string) string {
 		return fmt.Sprintf("gvstream: forbidden session=%q epoch=%q: the session belongs to another agent", "theirs", epoch)
@@ -393,10 +394,10 @@ func hostileToHubOfAgent(v *victim) []hostile {
 		{"a long type", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", 129) }), "gvstream: malformed: batch: event " + at(1) + ": bad type, data or time", nil, false},
 		{"data and bytes", batch(func(p *EventBatchPayload) { p.Events[1].Bytes = []byte("x") }), "gvstream: malformed: batch: event " + at(2) + ": bad type, data or time", nil, false},
 		{"the year 10000", batch(func(p *EventBatchPayload) { p.Events[1].Time = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }), "gvstream: malformed: batch: event " + at(2) + ": bad type, data or time", nil, false},
-		{"data that is no JSON", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("{") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 1: want a string", nil, false},
-		{"data of two values", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("1 2") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 2: something follows the value", nil, false},
-		{"data of bytes", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("\"\xff\"") }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: not valid UTF-8", nil, false},
-		{"data of 501 levels", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage(deep(501)) }), "gvstream: malformed: event_batch: event " + at(1) + ": gvstream: invalid event: data: byte 500: nested too deeply", nil, false},
+		{"data that is no JSON", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("{") }), badData + "data: byte 1: want a string", nil, false},
+		{"data of two values", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("1 2") }), badData + "data: byte 2: something follows the value", nil, false},
+		{"data of bytes", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage("\"\xff\"") }), badData + "data: not valid UTF-8", nil, false},
+		{"data of 501 levels", batch(func(p *EventBatchPayload) { p.Events[0].Data = json.RawMessage(deep(501)) }), badData + "data: byte 500: nested too deeply", nil, false},
 
 		{"replay nobody asked for", replay(func(p *ReplayBatchPayload) { p.RequestID = "r0" }), "", nil, false},
 		{"replay of another session", replay(func(p *ReplayBatchPayload) { p.SessionID = "s" }), fmt.Sprintf("gvstream: malformed: replay_batch: not what request %q asked for", v.request.RequestID), nil, false},

@@ -427,8 +427,10 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 // batch accepts what is new in a batch (rules 7 and 8).
 func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPayload) error {
 	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
-	if err != nil {
-		return malformed("event_batch: %v", err)
+	if bad := (*eventError)(nil); errors.As(err, &bad) {
+		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
+		refused.Epoch, refused.Seq = p.Epoch, bad.seq
+		return refused
 	}
 	s, err := ha.find(ctx, now, p)
 	if err != nil {

@@ -43,6 +43,15 @@ func (l *log) from(i int) uint64 {
 func (l *log) json(s *slot) []byte   { return l.store.bytes(s) }
 func (l *log) reason(s *slot) Reason { return Reason(l.store.bytes(s)) }
 
+// compact reports whether the data of an event is JSON as we write it.
+func (l *log) compact(s *slot) bool {
+	if s.gap() || s.data == 0 || s.kind&kindMask == isBytes {
+		return true
+	}
+	spaces, err := checkJSON(s.value(l.json(s)))
+	return err == nil && spaces == 0
+}
+
 // publish numbers a draft and writes its JSON, the only time that is done (rule 1).
 // It returns the bytes of it.
 func (l *log) publish(d *draft) int {

@@ -69,7 +69,7 @@ func testSize(seq uint64) int {
 func (l *log) add() {
 	ev := testEvent(l.head + 1)
 	d := draft{ev: &ev}
-	if err := d.check(); err != nil {
+	if err := d.check(false); err != nil {
 		panic(err)
 	}
 	l.publish(&d)
@@ -421,7 +421,7 @@ func TestReadBytes(t *testing.T) {
 				continue
 			}
 			d := draft{ev: &Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))}}
-			if err := d.check(); err != nil {
+			if err := d.check(false); err != nil {
 				t.Fatal(err)
 			}
 			l.publish(&d)
@@ -508,7 +508,7 @@ func TestDraft(t *testing.T) {
 	} {
 		for _, seq := range []uint64{1, 9, 10, 99, 100, 1 << 32, MaxSeq - 1, MaxSeq} {
 			d := draft{ev: &test.ev}
-			if err := d.check(); err != nil {
+			if err := d.check(false); err != nil {
 				t.Fatal(err)
 			}
 			l := &log{head: seq - 1}

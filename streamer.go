@@ -57,6 +57,14 @@ type StreamerConfig struct {
 	// MaxReplays is the number of replay requests a session answers at a time.
 	// If zero, 8. If negative, none.
 	MaxReplays int
+	// TrustData spares Publish the check of Data, which then has to be one JSON
+	// value in UTF-8 without white space between its tokens, such as
+	// encoding/json makes. Never set it for data that others control: Data that
+	// is no JSON value may be read as other fields of its event. What the hub
+	// can't read it refuses, whereupon the agent checks what it has sent and
+	// turns the events that are wrong into gaps with ReasonRejected; no other
+	// event is harmed (rule 11). If false, Publish refuses them.
+	TrustData bool
 }
 
 func (c *StreamerConfig) withDefaults() StreamerConfig {
@@ -283,7 +291,7 @@ func (s *Session) fill(d *draft) error {
 	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
 		return ErrTooLarge
 	}
-	if err := d.check(); err != nil {
+	if err := d.check(s.st.cfg.TrustData); err != nil {
 		return err
 	}
 	if d.size() > s.st.cfg.MaxEventBytes {

@@ -300,7 +300,12 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !al.heard(now, ""), p.SessionID == "" || p.RequestID != "":
+	case !al.heard(now, ""):
+		return nil
+	case p.Code == codeMalformed && al.st.cfg.TrustData:
+		al.vet()
+		return nil
+	case p.SessionID == "" || p.RequestID != "":
 		return nil // about a frame: what it carried is sent again on the timer
 	}
 	s := al.st.lookup(p.SessionID)
@@ -350,6 +355,7 @@ type attachment struct {
 	first   uint64 // that first ack
 	sent    uint64 // last number handed out; put back to acked to send again
 	top     uint64 // highest number handed out on this link
+	vetted  uint64 // the data of what was sent up to it has been checked
 	listed  bool   // in the link's list for the next status
 	unacked bool   // in the link's list for the next sign of life
 
@@ -434,7 +440,7 @@ func (a *attachment) take(now time.Time) Payload {
 	if p.last < p.first {
 		return nil
 	}
-	p.checked = true
+	p.checked = !s.st.cfg.TrustData
 	b.Events, b.Gaps, b.encoded = p.split()
 	return b
 }
@@ -537,6 +543,31 @@ func (a *attachment) reopen() {
 	}
 	a.opened, a.pioneer, a.rewind = false, false, true
 	a.announce()
+}
+
+// vet checks the data that was sent unchecked, since the hub could not read a frame.
+func (al *agentLink) vet() {
+	for _, s := range al.st.all() {
+		s.mu.Lock()
+		if a := s.on; a != nil && a.l == al {
+			a.vet()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// vet turns the sent events whose data is wrong into gaps.
+func (a *attachment) vet() {
+	s := a.s
+	for seq := max(a.vetted, s.acked) + 1; seq <= a.top; {
+		i := s.log.find(seq)
+		e := s.log.ring.at(i)
+		seq = e.to + 1
+		if !s.log.compact(e) {
+			a.reject(e.to)
+		}
+	}
+	a.vetted = max(a.vetted, a.top)
 }
 
 // reject turns an event that the hub refuses into a gap (rule 11).
@@ -656,7 +687,7 @@ func (r *replay) take(time.Time) Payload {
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
 	}
-	p.checked = true
+	p.checked = !s.st.cfg.TrustData
 	b.Events, b.Gaps, b.encoded = p.split()
 	return b
 }

@@ -1669,7 +1669,7 @@ func TestStreamerLimits(t *testing.T) {
 	at := time.Date(2025, 11, 23, 0, 0, 0, 0, time.UTC)
 	ev := Event{Time: at, Data: []byte(`"0123456789"`)}
 	d := draft{ev: &ev}
-	if err := d.check(); err != nil {
+	if err := d.check(false); err != nil {
 		t.Fatal(err)
 	}
 	most := d.size()                           // with the longest number
@@ -2649,6 +2649,7 @@ func TestPublishAllocs(t *testing.T) {
 	for name, cfg := range map[string]StreamerConfig{
 		"drop oldest":    {Overflow: DropOldest, MaxPendingEvents: 100, ReplayEvents: -1},
 		"replay buffer":  {Overflow: Reject, ReplayEvents: 100},
+		"trusted":        {Overflow: Reject, ReplayEvents: 100, TrustData: true},
 		"common budget":  {Overflow: DropOldest, MaxTotalBytes: 64 << 10},
 		"replay by size": {Overflow: Reject, ReplayBytes: 32 << 10},
 	} {

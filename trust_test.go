@@ -1,0 +1,136 @@
+package gvstream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// trustWires are ways from agent to hub; each hands over what becomes of a payload.
+var trustWires = map[string]func(p Payload) []any{
+	"in one process": func(p Payload) []any { return []any{p} },
+	"frames":         func(p Payload) []any { return []any{decoded(p, nil)} },
+	"lines": func(p Payload) (out []any) { // as Lines would cut them
+		line, _ := Marshal(p)
+		for _, part := range bytes.Split(line, []byte("\n")) {
+			out = append(out, decoded(nil, part))
+		}
+		return out
+	},
+}
+
+// decoded is a payload or frame after its way over the wire, or the error of it.
+func decoded(p Payload, line []byte) any {
+	if line == nil {
+		line, _ = Marshal(p)
+	}
+	got, err := Unmarshal(line)
+	if err != nil {
+		return err
+	}
+	return got
+}
+
+// carryTrusted carries payloads between an agent and a hub until neither has more to
+// say.
+func carryTrusted(t *testing.T, now time.Time, agent, hub *Link, wire func(Payload) []any) {
+	t.Helper()
+	for quiet := false; !quiet; {
+		quiet = true
+		if p, _, err := agent.next(now); err != nil {
+			t.Fatal(err)
+		} else if p != nil {
+			quiet = false
+			for _, got := range wire(p) {
+				var refused *ProtocolError
+				if err, ok := got.(error); ok && errors.As(err, &refused) {
+					hub.refuse(now, refused)
+				} else if err := hub.handle(context.Background(), now, got.(Payload)); err != nil && !errors.As(err, &refused) {
+					t.Fatal(err)
+				}
+			}
+		}
+		if p, _, err := hub.next(now); err != nil {
+			t.Fatal(err)
+		} else if p != nil {
+			quiet = false
+			if err := agent.handle(context.Background(), now, p); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestTrustData: data that is trusted and wrong is refused by the hub and becomes a
+// declared gap, whatever it is and however it travels; the events around it arrive
+// (rule 11).
+func TestTrustData(t *testing.T) {
+	for _, bad := range []string{
+		"{", `"`, `"a\"`, "\"\xff\"", "\"\n\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(maxDepth + 1),
+	} {
+		for name, wire := range trustWires {
+			t.Run(fmt.Sprintf("%.20q/%s", bad, name), func(t *testing.T) {
+				st, h := NewStreamer(&StreamerConfig{TrustData: true}), NewHub(nil)
+				s, err := st.Session("s")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, data := range []string{`"first"`, bad, `{"a":"last"}`, bad, bad} {
+					if _, err := s.Publish(t.Context(), Event{Type: "out", Data: []byte(data)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				now := time.Now()
+				carryTrusted(t, now, st.Connect(), h.ConnectAgent("a"), wire)
+				s.Publish(t.Context(), Event{Bytes: []byte("more")})
+				for range 4 { // an ack that the hub holds back
+					now = now.Add(ackDelay)
+					carryTrusted(t, now, st.link.Link, h.agents["a"].Link, wire)
+				}
+				e := s.Stats().Epoch
+				hubSaw(t, h, "s", "s "+e+" 1", "s "+e+" gap 2-2 rejected", "s "+e+" 3", "s "+e+" gap 4-5 rejected", "s "+e+" 6")
+				if got := s.Stats(); got.Acked != 6 || got.Lost != 3 {
+					t.Errorf("%+v", got)
+				}
+			})
+		}
+	}
+}
+
+// TestTrustDataWhiteSpace: a hub that can read it keeps it; over lines it is cut and
+// becomes a gap.
+func TestTrustDataWhiteSpace(t *testing.T) {
+	for name, wire := range trustWires {
+		st, h := NewStreamer(&StreamerConfig{TrustData: true}), NewHub(nil)
+		for _, data := range []string{"[1, 2]", "[1,\n2]"} {
+			if _, err := st.Publish(t.Context(), "s", Event{Data: []byte(data)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		carryTrusted(t, time.Now(), st.Connect(), h.ConnectAgent("a"), wire)
+		var got []string
+		for it := range h.Items(endedContext, "s", Position{}) {
+			if it.Event != nil {
+				got = append(got, string(it.Event.Data))
+			}
+		}
+		want := "[[1,2] [1,2]]"
+		if name == "lines" {
+			want = "[]" // the agent can't know which of them the hub could not read
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: %v, want %s", name, got, want)
+		}
+	}
+}
+
+// TestTrustDataOff: by default the publisher hears of it, and no number is used.
+func TestTrustDataOff(t *testing.T) {
+	st := NewStreamer(nil)
+	if seq, err := st.Publish(t.Context(), "s", Event{Data: []byte("{")}); seq != 0 || !errors.Is(err, ErrInvalidData) {
+		t.Errorf("Publish = %d, %v", seq, err)
+	}
+}
