@@ -557,11 +557,11 @@ func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []
 // rebase moves the events from the frame to the copy of their JSON.
 func (d *decoder) rebase(made *encodedEvents, events []Event) {
 	made.sum = sumOf(events)
-	inBytes := made.values(events)
+	inBytes := made.give(events)
 	if inBytes == 0 || made.decodeBytes(events, inBytes) == nil {
 		return
 	}
-	made.values(events)
+	made.give(events)
 	d.own(events)
 	*made = encodedEvents{}
 }

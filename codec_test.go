@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -947,4 +948,31 @@ func hostileFrame(t testing.TB, typ, old, new string) []byte {
 		t.Fatalf("no %s in %s", old, line)
 	}
 	return []byte(strings.Replace(line, old, new, 1))
+}
+
+// TestTimes: times are written as encoding/json writes them in UTC, and read back as
+// they were; of other texts none is read differently than encoding/json reads it.
+func TestTimes(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(5, 5))
+	var known memo
+	for i := range 20_000 {
+		at := time.Unix(rnd.Int64N(315537897600)-62135596800, rnd.Int64N(1e9)/[]int64{1, 10, 1e3, 1e6, 1e9}[i%5]*[]int64{1, 10, 1e3, 1e6, 1e9}[i%5])
+		if i%3 == 0 {
+			at = time.Unix(1763937245+rnd.Int64N(2), rnd.Int64N(1e9))
+			readClock()
+		}
+		text := appendTime(nil, at)
+		if want := at.UTC().Format(time.RFC3339Nano); string(text) != want {
+			t.Fatalf("wrote %s, want %s", text, want)
+		}
+		if got, ok := known.time(text); !ok || got != at.UTC() {
+			t.Fatalf("read %v, %v from %s", got, ok, text)
+		}
+		text[rnd.IntN(len(text))] = "0123456789:.-TZ /z\xff"[rnd.IntN(19)]
+		var want time.Time
+		err := want.UnmarshalJSON([]byte(`"` + string(text) + `"`))
+		if got, ok := known.time(text); ok && (err != nil || !got.Equal(want)) {
+			t.Fatalf("read %v from %s, want %v, %v", got, text, want, err)
+		}
+	}
 }

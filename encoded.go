@@ -3,6 +3,7 @@ package gvstream
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -48,32 +49,45 @@ func (m *encodedEvents) events() []Event {
 		return nil
 	}
 	var known memo
+	var typ []byte // of the event before, as it stands in the JSON
+	word, inBytes := "", 0
 	events := make([]Event, len(m.slots))
 	for i := range m.slots {
 		e, s := &events[i], &m.slots[i]
-		at, typ := s.head(m.json(s), &known)
-		e.Seq, e.Time, e.Type, e.End = s.to, at, known.typeOf(typ), s.end()
+		json := m.json(s)
+		at, text := s.head(json, &known)
+		if string(text) != string(typ) {
+			typ, word = text, known.typeOf(text)
+		}
+		e.Seq, e.Time, e.Type, e.End = s.to, at, word, s.end()
+		inBytes += s.give(e, json)
 	}
-	if inBytes := m.values(events); inBytes > 0 {
+	if inBytes > 0 {
 		m.decodeBytes(events, inBytes) // our own encoding
 	}
 	m.sum = sumOf(events)
 	return events
 }
 
-// values gives the events their data out of the JSON: those whose data is bytes,
-// the base64 text of it. It returns how many bytes that may be.
-func (m *encodedEvents) values(events []Event) (inBytes int) {
+// give gives an event its data out of its JSON; if that is bytes, the base64 text of
+// it. It returns how many bytes that may be.
+func (s *slot) give(e *Event, json []byte) (inBytes int) {
+	data := s.value(json)
+	switch {
+	case len(data) == 0:
+	case s.kind&kindMask == isBytes:
+		e.Bytes = data
+		return (len(data) + 3) / 4 * 3
+	default:
+		e.Data = data
+	}
+	return 0
+}
+
+// give gives all events their data.
+func (m *encodedEvents) give(events []Event) (inBytes int) {
 	for i := range m.slots {
-		s := &m.slots[i]
-		switch data := s.value(m.json(s)); {
-		case len(data) == 0:
-		case s.kind&kindMask == isBytes:
-			events[i].Bytes = data
-			inBytes += (len(data) + 3) / 4 * 3
-		default:
-			events[i].Data = data
-		}
+		inBytes += m.slots[i].give(&events[i], m.json(&m.slots[i]))
 	}
 	return inBytes
 }
@@ -350,19 +364,39 @@ func readSecond(b []byte) (unix int64, ok bool) {
 
 // readFraction reads .999999999, or nothing. Its last digit is no zero.
 func readFraction(b []byte) (nsec int64, ok bool) {
-	if len(b) == 0 {
+	switch {
+	case len(b) == 0:
 		return 0, true
-	}
-	if len(b) < 2 || len(b) > len(tens) || b[0] != '.' || b[len(b)-1] == '0' {
+	case len(b) < 2 || len(b) > len(tens) || b[0] != '.' || b[len(b)-1] == '0':
 		return 0, false
 	}
-	for _, c := range b[1:] {
+	digits := b[1:]
+	if len(digits) > 8 {
+		if nsec, ok = eightDigits(digits); !ok {
+			return 0, false
+		}
+		digits = digits[8:]
+	}
+	for _, c := range digits {
 		if c-'0' > 9 {
 			return 0, false
 		}
 		nsec = 10*nsec + int64(c-'0')
 	}
 	return nsec * tens[len(b)-1], true
+}
+
+// eightDigits reads the eight digits that b begins with: first in pairs, then in
+// fours, then all.
+func eightDigits(b []byte) (n int64, ok bool) {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	w := binary.LittleEndian.Uint64(b) - '0'*ones
+	if (w|(w+(128-10)*ones))&highs != 0 {
+		return 0, false
+	}
+	w = (w*10 + w>>8) & 0x00ff00ff00ff00ff
+	w = (w*100 + w>>16) & 0x0000ffff0000ffff
+	return int64((w*10000 + w>>32) & 0xffffffff), true
 }
 
 // tens are what a fraction of so many digits is to be multiplied by.

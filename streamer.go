@@ -399,10 +399,11 @@ func (s *Session) evictOldest(believed time.Time) {
 	s.trim()
 }
 
-// poke has the session send what it can.
+// poke has the session send what it can, unless it is about to be asked anyway.
 func (s *Session) poke() {
-	if s.on != nil {
-		s.on.l.ready(&s.on.task)
+	if a := s.on; a != nil && !a.poked {
+		a.poked = true
+		a.l.ready(&a.task)
 	}
 }
 

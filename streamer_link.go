@@ -355,6 +355,7 @@ type attachment struct {
 	first   uint64 // that first ack
 	sent    uint64 // last number handed out; put back to acked to send again
 	top     uint64 // highest number handed out on this link
+	poked   bool   // take will be called, and that has not begun yet
 	vetted  uint64 // the data of what was sent up to it has been checked
 	listed  bool   // in the link's list for the next status
 	unacked bool   // in the link's list for the next sign of life
@@ -406,6 +407,7 @@ func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
 func (a *attachment) take(now time.Time) Payload {
 	s := a.s
 	s.mu.Lock()
+	a.poked = false
 	if s.on != a || s.stopped != nil {
 		s.mu.Unlock()
 		return nil
