@@ -63,6 +63,9 @@ func (b *budget) fits(n, own int) bool {
 // called with the session's lock.
 func (b *budget) offer(s *Session, oldest time.Time) {
 	b.mu.Lock()
+	if s.age == nil {
+		s.age = new(age)
+	}
 	s.age.oldest = oldest
 	heap.Push(&b.aged, s)
 	b.freed.broadcast()
@@ -72,7 +75,7 @@ func (b *budget) offer(s *Session, oldest time.Time) {
 // forget takes s back, if it is still offered.
 func (b *budget) forget(s *Session) {
 	b.mu.Lock()
-	if s.age.index >= 0 {
+	if s.age != nil && s.age.index >= 0 {
 		heap.Remove(&b.aged, s.age.index)
 	}
 	b.mu.Unlock()

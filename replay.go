@@ -17,7 +17,7 @@ import (
 // Its slots tile first to head. Only this file touches the ring and the store.
 type log struct {
 	ring   ring
-	store  store
+	store  *store // nil before the first event
 	low    uint64 // the number before the first slot's; counts only if there is one
 	head   uint64 // last number in use; 0: nothing yet
 	events int    // events held; gaps count as nothing
@@ -43,6 +43,15 @@ func (l *log) from(i int) uint64 {
 func (l *log) json(s *slot) []byte   { return l.store.bytes(s) }
 func (l *log) reason(s *slot) Reason { return Reason(l.store.bytes(s)) }
 
+// memory is the log's store, which it has once it is needed: most sessions of many
+// are empty.
+func (l *log) memory() *store {
+	if l.store == nil {
+		l.store = new(store)
+	}
+	return l.store
+}
+
 // compact reports whether the data of an event is JSON as we write it.
 func (l *log) compact(s *slot) bool {
 	if s.gap() || s.data == 0 || s.kind&kindMask == isBytes {
@@ -55,7 +64,7 @@ func (l *log) compact(s *slot) bool {
 // publish numbers a draft and writes its JSON, the only time that is done (rule 1).
 // It returns the bytes of it.
 func (l *log) publish(d *draft) int {
-	c := l.store.room(d.size()+1, l.bytes)
+	c := l.memory().room(d.size()+1, l.bytes)
 	off := len(c.b)
 	b, data := d.appendTo(c.b, l.head+1)
 	c.b = append(b, ',')
@@ -81,7 +90,7 @@ func (l *log) push(s slot) {
 // gap makes the slot of a gap.
 func (l *log) gap(to uint64, reason Reason) slot {
 	s := slot{to: to}
-	l.store.note(&s, string(reason))
+	l.memory().note(&s, string(reason))
 	return s
 }
 
@@ -188,7 +197,7 @@ func (l *log) accept(p *page) {
 			l.lost(gaps[0].To, gaps[0].Reason)
 		}
 		if i := int(s.chunk - p.base); i != from {
-			l.store.adopt(p.chunks[i])
+			l.memory().adopt(p.chunks[i])
 			chunk, from = l.store.last(), i
 		}
 		l.store.put(&s, chunk, int(s.off), int(s.size))

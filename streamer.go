@@ -146,11 +146,11 @@ type Session struct {
 	on            *attachment // the session on the current link, or nil
 	hasEnded      bool        // the last event was published
 	gone          bool        // forgotten
-	stopped       error       // why the hub does not want it
 	aged          bool        // offered to the budget
-	age           age         // the budget's lock protects it
-	overAt        time.Time   // when to forget it, once its end is acknowledged
-	over          bool        // it stands in the Streamer's list of those
+	over          bool        // it stands in the Streamer's list of sessions to forget
+	stopped       error       // why the hub does not want it
+	age           *age        // its place in the budget, whose lock protects it, or nil
+	overAt        *time.Time  // when to forget it, once its end is acknowledged
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
 	changed       signal
@@ -425,7 +425,8 @@ func (s *Session) free(now time.Time, upTo uint64) {
 		s.trim()
 		s.changed.broadcast()
 		if s.hasEnded && s.acked == s.log.head {
-			s.overAt = now.Add(endedTTL)
+			at := now.Add(endedTTL)
+			s.overAt = &at
 			s.st.forgetLater(s)
 		}
 	}
@@ -448,7 +449,7 @@ func (s *Session) moveBack(to uint64) {
 			s.pendingBytes += int(e.size)
 		}
 	}
-	s.acked, s.overAt = to, time.Time{}
+	s.acked, s.overAt = to, nil
 }
 
 // forgetLater notes a session whose end was acknowledged, unless it is noted.
@@ -459,7 +460,7 @@ func (st *Streamer) forgetLater(s *Session) {
 	s.over = true
 	st.endedMu.Lock()
 	defer st.endedMu.Unlock()
-	st.ended = append(st.ended, endedSession{s, s.overAt})
+	st.ended = append(st.ended, endedSession{s, *s.overAt})
 }
 
 // expire forgets the sessions whose time has come.
@@ -478,10 +479,10 @@ func (st *Streamer) expire(now time.Time) {
 		st.endedMu.Unlock()
 		st.remove(s, func() bool {
 			s.over = false
-			if s.overAt.After(now) { // its end was acknowledged once more
+			if s.overAt != nil && s.overAt.After(now) { // its end was acknowledged once more
 				st.forgetLater(s)
 			}
-			return !s.over && !s.overAt.IsZero()
+			return !s.over && s.overAt != nil
 		})
 	}
 }
@@ -505,7 +506,7 @@ func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
 	s.log = log{}
 	s.acked, s.maxSent, s.pendingEvents, s.pendingBytes = 0, 0, 0, 0
-	s.hasEnded, s.stopped, s.progress, s.overAt, s.lost = false, nil, nil, time.Time{}, 0
+	s.hasEnded, s.stopped, s.progress, s.overAt, s.lost = false, nil, nil, nil, 0
 	if s.aged {
 		s.aged = false
 		s.st.budget.forget(s)
