@@ -210,10 +210,19 @@ func (w *hubTest) settle(agentID string) {
 	}
 	agent := [2]*Link{st.connect(w.now).Link, w.h.connectAgent(w.now, agentID).Link}
 	w.connectViewer()
-	w.carry(w.read, agent, [2]*Link{w.up.Link, w.down.Link})
+	viewer := [2]*Link{w.up.Link, w.down.Link}
+	w.carry(w.read, agent, viewer)
 	w.check()
 	if s := st.lookup(id); s.acked != 5 {
 		w.Fatalf("L1: %s: acked %d of 5, stopped: %v", id, s.acked, s.stopped)
+	}
+	for range 40 { // requests to agents that don't answer hold its slots for a timer period each
+		if w.seen[id].ended {
+			break
+		}
+		w.now = w.now.Add(timerFirst)
+		w.carry(w.read, agent, viewer)
+		w.check()
 	}
 	if r := w.seen[id]; !r.ended || r.pos.Seq != 5 {
 		w.Fatalf("L2: %s: the viewer is at %v, ended %v", id, r.pos, r.ended)

@@ -605,7 +605,9 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		return gap(until, ReasonEvicted)
 	case c.lost > c.seq:
 		return gap(min(c.lost, until), ReasonUnavailable)
-	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet
+	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet: its agent's link may be stuck
+		c.fetch.due = now.Add(c.fetch.timer)
+		c.hv.schedule(&c.task, c.fetch.due)
 		return nil
 	case c.fetch != nil && now.Before(c.fetch.due):
 		c.hv.schedule(&c.task, c.fetch.due)
@@ -674,6 +676,7 @@ func (c *cursor) request(ha *hubAgent, until uint64) {
 		return
 	}
 	ha.ready(&f.task)
+	c.hv.ready(&c.task) // its clock runs from now on
 }
 
 // grant takes a turn at asking, of the session's and of the link's, or queues for
@@ -800,7 +803,7 @@ type fetch struct {
 	left              int    // events that may still come
 	bytes             int
 	timer             time.Duration
-	due               time.Time // to be asked again then; zero: not sent yet
+	due               time.Time // to be asked again then; zero: its clock does not run yet
 	sent, closed      bool
 }
 

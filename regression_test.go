@@ -917,3 +917,47 @@ func TestHubCallbackPanics(t *testing.T) {
 		a.want(a.ack("s", "e1", 3))
 	})
 }
+
+// TestHubStuckAgentHoldsNoSlot: a request that an agent's connection does not take is
+// given up like one without an answer, so that a viewer's other sessions have their
+// turn (rule 12).
+func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, stuck := smallHub(t, HubConfig{MaxViewerReplays: 1})
+		good := speakAgent(t, h, "good")
+		good.feed("t", "e1", 1, 20)
+		v := speakViewer(t, h, "v")
+		v.send(v.watch("s", "", 0))
+		for v.next() != nil { // s is asked for, of an agent whose link says nothing any more
+		}
+		v.send(v.watch("t", "", 0))
+		got := uint64(0)
+		for range 20 {
+			for p := v.next(); p != nil; p = v.next() {
+				if b, ok := p.(*EventBatchPayload); ok && b.SessionID == "t" {
+					got = b.LastSeq
+				}
+			}
+			for p := good.next(); p != nil; p = good.next() {
+				if r, ok := p.(*ReplayRequestPayload); ok {
+					good.send(answerTo(r, r.AfterSeq+1, r.UntilSeq, true))
+				}
+			}
+			pass(time.Second)
+		}
+		if got != 20 {
+			t.Errorf("the viewer is at %d of the other session", got)
+		}
+		r := stuck.asked("s", "v", "e1", 0, 15) // once, when it takes payloads again
+		stuck.wantIdle("what was given up is not asked for")
+		stuck.send(answerTo(r, 1, 15, true))
+		for p := v.next(); p != nil; p = v.next() {
+			if b, ok := p.(*EventBatchPayload); ok && b.SessionID == "s" {
+				got = b.FirstSeq
+			}
+		}
+		if got != 16 {
+			t.Errorf("the stuck agent's own session goes on at %d", got)
+		}
+	})
+}
