@@ -536,8 +536,10 @@ func (w *hubAgentTest) saysTo(ha *hubAgent) {
 			w.Fatalf("rule 8: %s, but %d are stored", brief(p), at)
 		}
 	case *ReplayRequestPayload:
-		if s := w.h.sessions[p.SessionID]; s == nil || s.owner != ha.agentID || p.UntilSeq > s.log.head || p.Limit == 0 {
-			w.Fatalf("rule 12: to %s: %s", ha.agentID, brief(p))
+		w.noteAccepted() // of this epoch, or of one that the agent has left just now
+		s, most := w.h.sessions[p.SessionID], w.accepted[simKey{p.SessionID, p.Epoch}]
+		if s == nil || s.owner != ha.agentID || p.UntilSeq > most || p.Limit == 0 {
+			w.Fatalf("rule 12: to %s, %d are accepted: %s", ha.agentID, most, brief(p))
 		}
 	case *StatusPayload:
 		if p.Link != ha.id || len(p.Sessions) > 0 {
