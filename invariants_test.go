@@ -46,6 +46,9 @@ func sessionFault(s *Session) string {
 	if cfg := &s.st.cfg; s.log.events > cfg.MaxPendingEvents+cfg.ReplayEvents || len(s.progress) > maxProgress {
 		return fmt.Sprintf("S10: %s: holds %d events, progress of %d", s.id, s.log.events, len(s.progress))
 	}
+	if n := s.log.ring.n; n > maxGaps+4*(s.st.cfg.MaxPendingEvents+s.st.cfg.ReplayEvents)+4 {
+		return fmt.Sprintf("S10: %s: %d entries for %d events", s.id, n, s.log.events)
+	}
 	o := s.on
 	if o == nil {
 		return ""

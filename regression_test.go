@@ -961,3 +961,51 @@ func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 		}
 	})
 }
+
+// TestStreamerManyLosses: what is lost costs an agent no more memory than what is kept,
+// also when dropped and refused events take turns and the hub acknowledges nothing.
+func TestStreamerManyLosses(t *testing.T) {
+	t.Parallel()
+	const pending, published = 4, 3000
+	now := time.UnixMilli(1_700_000_000_000)
+	st := NewStreamer(&StreamerConfig{Overflow: DropOldest, MaxPendingEvents: pending})
+	al := st.connect(now)
+	says := func() (out []Payload) {
+		for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
+			out = append(out, p)
+		}
+		return out
+	}
+	says()
+	al.handle(t.Context(), now, &WelcomePayload{V: version, Link: "l", Window: 1 << 30})
+	most := 0
+	for range published {
+		s, seq, err := offer(now, st, "s", Event{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		says()
+		if seq%2 == 0 {
+			al.handle(t.Context(), now, &ErrorPayload{SessionID: "s", Code: codeEventRejected, Seq: seq})
+		}
+		most = max(most, s.log.ring.n)
+	}
+	if most > maxGaps+4*pending {
+		t.Errorf("%d entries for %d events", most, pending)
+	}
+	al.handle(t.Context(), now, &AckBatchPayload{SessionID: "s", Epoch: st.lookup("s").epoch, Link: "l", Nack: true})
+	next := uint64(1)
+	for _, p := range says() { // all of it is still declared
+		b, ok := p.(*EventBatchPayload)
+		if !ok {
+			continue
+		}
+		if err := b.check(); err != nil || b.FirstSeq != next {
+			t.Fatalf("a batch from %d, want %d: %v", b.FirstSeq, next, err)
+		}
+		next = b.LastSeq + 1
+	}
+	if next != published+1 {
+		t.Errorf("told up to %d", next-1)
+	}
+}

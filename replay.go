@@ -165,22 +165,27 @@ func (l *log) lose(i int, reason Reason) int {
 	return n
 }
 
-// merge joins the gap at index i with its neighbours of the same reason.
+// maxGaps is how many gaps a log keeps apart for their reasons, beside those that
+// stand between its events.
+const maxGaps = 1024
+
+// merge joins the gap at index i with its neighbours.
 func (l *log) merge(i int) {
-	if i+1 < l.ring.n && l.alike(i, i+1) {
+	if i+1 < l.ring.n && l.joins(i, i+1) {
 		l.ring.at(i).to = l.ring.at(i + 1).to
 		l.remove(i + 1)
 	}
-	if i > 0 && l.alike(i-1, i) {
+	if i > 0 && l.joins(i-1, i) {
 		l.ring.at(i - 1).to = l.ring.at(i).to
 		l.remove(i)
 	}
 }
 
-// alike reports whether two slots are gaps with one reason.
-func (l *log) alike(i, j int) bool {
+// joins reports whether two neighbours are to be one gap: they have the same reason,
+// or there are too many.
+func (l *log) joins(i, j int) bool {
 	a, b := l.ring.at(i), l.ring.at(j)
-	return a.gap() && b.gap() && l.reason(a) == l.reason(b)
+	return a.gap() && b.gap() && (l.reason(a) == l.reason(b) || l.ring.n > 2*l.events+maxGaps)
 }
 
 func (l *log) remove(i int) {
