@@ -290,15 +290,18 @@ func FuzzHubAgent(f *testing.F) {
 			hubCommitFails, 2, hubHeardBatch, 0, 0, 0, 3, 0, hubSaysToAgent, 0, 3, hubCommitFails, 1, hubHeardBatch, 0, 0, 0, 3, 0, hubAgentConnects, 1,
 		}),
 	)
-	f.Fuzz(func(t *testing.T, script []byte) {
-		w := &hubAgentTest{hubTest: newHubTest(t, script)}
-		w.g.viewers, w.g.requests = []string{"honest", "other"}, nil
-		for w.c.left() {
-			w.step()
-			w.check()
-		}
-		w.settle(one(w.c, hubAgents))
-	})
+	f.Fuzz(runHubAgentTest)
+}
+
+// runHubAgentTest is one conversation.
+func runHubAgentTest(t *testing.T, script []byte) {
+	w := &hubAgentTest{hubTest: newHubTest(t, script)}
+	w.g.viewers, w.g.requests = []string{"honest", "other"}, nil
+	for w.c.left() {
+		w.step()
+		w.check()
+	}
+	w.settle(one(w.c, hubAgents))
 }
 
 func (w *hubAgentTest) step() {
@@ -606,14 +609,17 @@ func FuzzHubViewer(f *testing.F) {
 			hubIsWatched, 0, 1, 0, 0, hubSaysToViewer, 0, 7, hubAgentForgets, 1, hubSessionGrows, 1, 3, 0, hubTalksToAgent, 7, hubSaysToViewer, 0, 7, hubServesHonest, 7,
 		}),
 	)
-	f.Fuzz(func(t *testing.T, script []byte) {
-		w := newHubViewerTest(t, script)
-		for w.c.left() {
-			w.step()
-			w.check()
-		}
-		w.settleViewers()
-	})
+	f.Fuzz(runHubViewerTest)
+}
+
+// runHubViewerTest is one conversation.
+func runHubViewerTest(t *testing.T, script []byte) {
+	w := newHubViewerTest(t, script)
+	for w.c.left() {
+		w.step()
+		w.check()
+	}
+	w.settleViewers()
 }
 
 func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {

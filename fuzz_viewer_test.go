@@ -55,14 +55,17 @@ func FuzzViewer(f *testing.F) {
 			viewerWaits, 3, viewerSays, 1, viewerWaits, 3, viewerSays, 1, viewerWaits, 4, viewerSays, 1, viewerConnects, viewerSays, 0,
 		}),
 	)
-	f.Fuzz(func(t *testing.T, script []byte) {
-		w := newViewerTest(t, script)
-		for w.c.left() {
-			w.step()
-			w.sound(viewerFault(w.v))
-		}
-		w.settle()
-	})
+	f.Fuzz(runViewerTest)
+}
+
+// runViewerTest is one conversation.
+func runViewerTest(t *testing.T, script []byte) {
+	w := newViewerTest(t, script)
+	for w.c.left() {
+		w.step()
+		w.sound(viewerFault(w.v))
+	}
+	w.settle()
 }
 
 func newViewerTest(t *testing.T, script []byte) *viewerTest {
