@@ -585,9 +585,7 @@ type opening struct {
 func (o *opening) close() {
 	o.ha.forget(&o.task)
 	o.ha.mu.Lock()
-	if o.ha.sessions != nil {
-		delete(o.ha.sessions, o.s)
-	}
+	delete(o.ha.sessions, o.s)
 	o.ha.mu.Unlock()
 }
 

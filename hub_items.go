@@ -88,10 +88,10 @@ func carry(ctx context.Context, now time.Time, from, to *Link) (bool, time.Time,
 }
 
 func (w *local) wait(ctx context.Context, now, a, b time.Time) bool {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
+	if b.Before(a) { // both links have a heartbeat by now
 		a = b
 	}
-	timer := time.NewTimer(a.Sub(now)) // a viewer's link always has a heartbeat
+	timer := time.NewTimer(a.Sub(now))
 	defer timer.Stop()
 	select {
 	case <-w.up.wake:

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -732,6 +733,11 @@ func TestHubEpochAhead(t *testing.T) {
 			t.Error("a refused epoch left something")
 		}
 		a.send(a.status(entryOf("s", last, 1, 0, 1)))
+		a.want(a.ack("s", last, 0))
+		back := time.Now().Add(-time.Hour) // the hub's clock was wrong
+		if err := a.l.handle(t.Context(), back, a.status(entryOf("s", last, 1, 0, 1))); err != nil {
+			t.Errorf("an epoch that the hub has: %v", err)
+		}
 		if got := statOf(t, h, "s").Epoch; got != last {
 			t.Errorf("epoch %s, want %s", got, last)
 		}
@@ -799,6 +805,32 @@ func TestHubEventTooLarge(t *testing.T) {
 }
 
 // The bound itself: an event of exactly MaxEventBytes is taken.
+// Commit is not bothered with a batch of which nothing can be taken.
+func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var stored []string
+		h := NewHub(&HubConfig{MaxEventBytes: 100, Commit: func(_ context.Context, _, _ string, items []Item) error {
+			for _, it := range items {
+				stored = append(stored, itemText(it))
+			}
+			if len(items) == 0 {
+				t.Error("nothing to store")
+			}
+			return nil
+		}})
+		a := speakAgent(t, h, "agent")
+		for first := uint64(1); first <= 2; first++ { // as the second of its batch, and as the first
+			b := a.batch("s", "e1", first, 2)
+			b.Events[len(b.Events)-1].Data = json.RawMessage(`"` + strings.Repeat("x", 100) + `"`)
+			a.refused(b, &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 2})
+			a.want(a.ack("s", "e1", 1))
+		}
+		if diff := cmp.Diff([]string{"s e1 1"}, stored); diff != "" {
+			t.Errorf("stored: -want +got\n%s", diff)
+		}
+	})
+}
+
 func TestHubEventSizeBound(t *testing.T) {
 	var m encodedEvents
 	if err := m.encode(numbered(1, 1)); err != nil {
@@ -871,6 +903,51 @@ func TestHubMaxSessions(t *testing.T) {
 		a := speakAgent(t, none, "agent")
 		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 	})
+}
+
+// A hub that is full asks no store about one session more, and lets a session that
+// it has go from one agent to another; that agent's own limit holds then, too.
+func TestHubMaxSessionsOfClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		h := NewHub(&HubConfig{
+			MaxSessions: 2, MaxAgentSessions: 1,
+			Claim:  func(context.Context, string, string, string) bool { return true },
+			Resume: func(context.Context, string, string) (uint64, error) { asked++; return 0, nil },
+		})
+		a, b, c := speakAgent(t, h, "a"), speakAgent(t, h, "b"), speakAgent(t, h, "c")
+		a.send(a.batch("s", "e1", 1, 1))
+		b.send(b.batch("r", "e1", 1, 1))
+		overloaded := func(session string) *ErrorPayload {
+			return &ErrorPayload{Code: codeOverloaded, SessionID: session, Epoch: "e1", Retryable: true}
+		}
+		c.refused(c.batch("q", "e1", 1, 1), overloaded("q"))
+		if asked != 2 {
+			t.Errorf("the store was asked %d times, want 2", asked)
+		}
+		b.refused(b.status(entryOf("s", "e1", 1, 1, 1)), overloaded("s"))
+		c.send(c.status(entryOf("s", "e1", 1, 1, 1)))
+		c.want(c.ack("s", "e1", 1))
+		if st := statOf(t, h, "s"); st.AgentID != "c" {
+			t.Errorf("session: %+v", st)
+		}
+		if st := statOf(t, h, "r"); st.AgentID != "b" {
+			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// A gap that is known in part, down to its first number, is taken from there on.
+func TestHubAcceptsRestOfGap(t *testing.T) {
+	for first := uint64(1); first <= 4; first++ {
+		synctest.Test(t, func(t *testing.T) {
+			h := NewHub(nil)
+			a := speakAgent(t, h, "agent")
+			a.feed("s", "e1", 1, 3)
+			a.send(a.lost("s", "e1", first, 5, ReasonDropped))
+			hubSaw(t, h, "s", append(itemTexts("s", "e1", 1, 3), "s e1 gap 4-5 dropped")...)
+		})
+	}
 }
 
 // Rule 3: what is of another link, or before hello, changes nothing, and is
