@@ -1137,3 +1137,34 @@ func TestHubFetchAtOnce(t *testing.T) {
 		both.Wait()
 	})
 }
+
+// Revoke is noticed by the call of Authorize that it concerns, whichever others
+// began or ended meanwhile; what was allowed before it is asked about again.
+func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release, asked := make(chan bool), make(map[string]int)
+		h := NewHub(&HubConfig{Authorize: func(_ context.Context, _, sessionID string) error {
+			if asked[sessionID]++; sessionID == "r" && asked["r"] == 1 {
+				<-release
+			}
+			return nil
+		}})
+		v := speakViewer(t, h, "tab")
+		done := make(chan error)
+		go func() { done <- v.l.Handle(context.Background(), v.watch("r", "", 0)) }()
+		synctest.Wait()
+		v.send(v.watch("s", "", 0))
+		h.Revoke("tab", "r")
+		v.send(v.watch("q", "", 0))
+		release <- true
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(map[string]int{"q": 1, "r": 2, "s": 1}, asked); diff != "" {
+			t.Errorf("asked: -want +got\n%s", diff)
+		}
+		if n := len(h.viewers["tab"].asks); n != 0 {
+			t.Errorf("%d calls of Authorize seem to run", n)
+		}
+	})
+}
