@@ -170,6 +170,11 @@ func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 	if !validID(id) {
 		return nil, ErrInvalidID
 	}
+	return st.create(now, id)
+}
+
+// create makes the session, unless a call at the same time was first.
+func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if s := st.sessions[id]; s != nil {

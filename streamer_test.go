@@ -626,6 +626,23 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 	})
 }
 
+// TestStreamerCreatesSessionOnce: two first events of a session at the same time are
+// of one session, also when both calls found that there is none.
+func TestStreamerCreatesSessionOnce(t *testing.T) {
+	st := NewStreamer(&StreamerConfig{MaxSessions: 1})
+	now := time.Now()
+	a, err := st.create(now, "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := st.create(now, "s"); b != a || err != nil {
+		t.Errorf("%p and %p, %v", a, b, err)
+	}
+	if _, err := st.create(now, "r"); err != ErrTooMany {
+		t.Errorf("a second session: %v", err)
+	}
+}
+
 // TestStreamerMaxReplayBuffer: so many events are kept for replay and no more, but
 // never less than is pending.
 func TestStreamerMaxReplayBuffer(t *testing.T) {
