@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -97,6 +98,35 @@ func TestBoundsReplayBytes(t *testing.T) {
 			t.Error("nothing was ignored")
 		}
 	})
+}
+
+// The MiB is full when it is reached, to the byte.
+func TestBoundsReplayBytesExact(t *testing.T) {
+	for short, open := range []int{0, 1} { // bytes short of it: requests still open
+		synctest.Test(t, func(t *testing.T) {
+			h, a := smallHub(t, HubConfig{})
+			v := speakViewer(t, h, "tab")
+			v.send(v.watch("s", "", 0))
+			v.drain()
+			r := a.asked("s", "tab", "e1", 0, 15)
+			for seq := uint64(1); seq <= 4; seq++ {
+				b := answerTo(r, seq, seq, false)
+				p, err := newPage(seq, seq, b.Events, nil, new(encodedEvents))
+				if err != nil {
+					t.Fatal(err)
+				}
+				fill := fetchBytes/4 - 1 - int(p.slots[0].size) // and a comma
+				if seq == 4 {
+					fill -= short
+				}
+				b.Events[0].Data = []byte(`"event ` + strings.Repeat("x", fill) + strconv.Itoa(int(seq)) + `"`)
+				a.send(b)
+			}
+			if n := h.lookup("s").open; n != open {
+				t.Errorf("%d bytes short of the limit: %d requests open, want %d", short, n, open)
+			}
+		})
+	}
 }
 
 // A session that is forgotten while Commit runs takes nothing of what Commit stored,

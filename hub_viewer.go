@@ -644,12 +644,7 @@ func (c *cursor) ask(ha *hubAgent, until uint64) {
 		if !f.closed {
 			c.timer = backoff(f.timer)
 		}
-		others := c.hv.othersWait()
-		c.dropFetch()
-		if others { // they have their turn first
-			c.hv.ready(&c.task)
-			return
-		}
+		c.dropFetch() // its turn goes to the next that waits
 	}
 	if c.grant() {
 		c.request(ha, until)
@@ -720,23 +715,14 @@ func (c *cursor) leaveQueue() {
 // The request goes out here and now: the viewer's own link may be stuck.
 func (s *hubSession) passTurn() {
 	for c := s.turns.pop(); c != nil; c = s.turns.pop() {
-		until := s.log.first() - 1
-		ha, greeted := s.h.agent(s.owner)
-		if greeted && c.epoch == s.epoch && c.seq < until && len(c.pages) == 0 && c.fetch == nil {
-			c.request(ha, until)
+		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
+			c.request(ha, s.log.first()-1)
 			return
 		}
 		c.hv.freeSlot()
 		c.hv.ready(&c.task)
 	}
 	s.open--
-}
-
-// othersWait reports whether a cursor waits for a slot of the link.
-func (hv *hubViewer) othersWait() bool {
-	hv.mu.Lock()
-	defer hv.mu.Unlock()
-	return hv.waiting.first != nil
 }
 
 // passSlot offers the next what the cursor was offered and did not use.

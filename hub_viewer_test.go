@@ -1168,3 +1168,145 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 		}
 	})
 }
+
+// Rule 12: a slot that the viewer gave up is free again after a second, each in its
+// turn.
+func TestHubReplaySlotsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 2})
+		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		for _, id := range []string{"s0", "s1", "s2", "s3"} {
+			a.feed(id, "e1", 1, 20)
+			v.send(v.watch(id, "", 0))
+		}
+		v.drain()
+		a.asked("s0", "tab", "e1", 0, 15)
+		a.asked("s1", "tab", "e1", 0, 15)
+		a.wantIdle("two are open")
+		start := time.Now()
+		after := func(d time.Duration) {
+			pass(time.Until(start.Add(d)))
+			v.drain()
+		}
+		v.send(v.stop("s0"))
+		after(500 * time.Millisecond)
+		v.send(v.stop("s1"))
+		after(time.Second - 1)
+		a.wantIdle("their agent may be sending")
+		after(time.Second)
+		a.asked("s2", "tab", "e1", 0, 15)
+		after(1500*time.Millisecond - 1)
+		a.wantIdle("the second slot is not free yet")
+		after(1500 * time.Millisecond)
+		a.asked("s3", "tab", "e1", 0, 15)
+		a.wantIdle("two are open")
+	})
+}
+
+// Rule 12: who waits for a slot or a turn has it before the one whose request was
+// not answered asks again.
+func TestHubReplayUnansweredIsLast(t *testing.T) {
+	for name, cfg := range map[string]HubConfig{"slot": {MaxViewerReplays: 1}, "turn": {MaxReplays: 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg.LogEvents = 5
+				h := NewHub(&cfg)
+				a := speakAgent(t, h, "agent")
+				first := speakViewer(t, h, "tab")
+				second, session := first, "r"
+				a.feed("s", "e1", 1, 20)
+				a.feed("r", "e1", 1, 20)
+				if name == "turn" {
+					second, session = speakViewer(t, h, "other"), "s"
+				}
+				first.send(first.watch("s", "", 0))
+				first.drain()
+				second.send(second.watch(session, "", 0))
+				second.drain()
+				a.asked("s", "tab", "e1", 0, 15)
+				a.wantIdle("one is open")
+				pass(timerFirst)
+				first.drain()
+				second.drain()
+				r := a.asked(session, second.viewer, "e1", 0, 15)
+				a.wantIdle("one is open")
+				a.send(answerTo(r, 1, 15, true))
+				first.drain()
+				second.drain()
+				a.asked("s", "tab", "e1", 0, 15)
+			})
+		})
+	}
+}
+
+// Rule 12: an answer that says done, or that has all, ends the request, and what is
+// still missing is asked for at once.
+func TestHubReplayDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		r := a.asked("s", "tab", "e1", 0, 15)
+		a.send(answerTo(r, 1, 9, true)) // it had more than fits an answer
+		v.want(replayedTo(r, 1, 9))
+		v.wantIdle("the agent is asked")
+		r = a.asked("s", "tab", "e1", 9, 15)
+		a.send(answerTo(r, 10, 14, false))
+		if n := h.lookup("s").open; n != 1 {
+			t.Errorf("%d requests are open, want 1", n)
+		}
+		a.send(answerTo(r, 15, 15, false)) // all, although it does not say so
+		if n := h.lookup("s").open; n != 0 {
+			t.Errorf("%d requests are open, want none", n)
+		}
+		v.want(replayedTo(r, 10, 14), replayedTo(r, 15, 15), v.batch("s", "e1", 16, 20))
+	})
+}
+
+// Rule 11: an event that is as large as one may be is replayed; a larger one is not.
+func TestHubReplaySizeBound(t *testing.T) {
+	pg, err := newPage(10, 10, numbered(10, 10), nil, new(encodedEvents))
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{MaxEventBytes: int(pg.slots[0].size)})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "e1", 13))
+		v.drain()
+		r := a.asked("s", "tab", "e1", 13, 15)
+		p := answerTo(r, 14, 15, true)
+		p.Events[1].Type = "larger"
+		a.send(p)
+		want := replayedTo(r, 14, 15)
+		want.Events, want.Gaps = want.Events[:1], []Gap{{15, 15, ReasonRejected}}
+		v.want(want, v.batch("s", "e1", 16, 20))
+	})
+}
+
+// Rule 12: a slot that was kept for a watch which ended before it asked goes to the
+// next that waits.
+func TestHubReplaySlotPassedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 1})
+		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		for _, id := range []string{"s0", "s1", "s2"} {
+			a.feed(id, "e1", 1, 20)
+			v.send(v.watch(id, "", 0))
+		}
+		v.drain()
+		r := a.asked("s0", "tab", "e1", 0, 15)
+		a.wantIdle("one is open")
+		a.send(answerTo(r, 1, 15, true))
+		v.send(v.stop("s1")) // its turn had come
+		v.drain()
+		r = a.asked("s2", "tab", "e1", 0, 15)
+		a.send(answerTo(r, 1, 15, true))
+		v.drain()
+		a.wantIdle("all is there")
+		if n := h.viewers["tab"].slots; n != 0 {
+			t.Errorf("%d slots are taken, want none", n)
+		}
+	})
+}

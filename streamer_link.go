@@ -374,7 +374,7 @@ type attachment struct {
 
 // announce lists the session for the next status.
 func (a *attachment) announce() {
-	if a.listed || a.s.stopped != nil {
+	if a.listed {
 		return
 	}
 	a.listed = true
@@ -418,30 +418,28 @@ func (a *attachment) take(now time.Time) Payload {
 		return nil
 	}
 	a.noteUnacked()
-	if !a.opened && !a.pioneer || a.sent >= s.log.head {
+	if !a.opened && !a.pioneer {
 		s.mu.Unlock()
 		return nil
 	}
-	limit := s.acked + a.window
-	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes})
-	if p.last > a.sent {
-		if a.top <= s.acked { // nothing was outstanding
-			a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
-		}
-		a.sent = p.last
-		a.top = max(a.top, a.sent)
-		s.maxSent = max(s.maxSent, a.sent)
-		if a.resendAt.IsZero() {
-			a.arm(now)
-		}
+	p := s.log.read(span{a.sent, s.log.head, s.acked + a.window, s.st.sizes.batch, pageBytes})
+	if p.last == a.sent { // nothing more, or nothing that the window allows
+		s.mu.Unlock()
+		return nil
+	}
+	if a.top <= s.acked { // nothing was outstanding
+		a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
+	}
+	a.sent = p.last
+	a.top = max(a.top, a.sent)
+	s.maxSent = max(s.maxSent, a.sent)
+	if a.resendAt.IsZero() {
+		a.arm(now)
 	}
 	b := &EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
 	}
 	s.mu.Unlock()
-	if p.last < p.first {
-		return nil
-	}
 	p.checked = !s.st.cfg.TrustData
 	b.Events, b.Gaps, b.encoded = p.split()
 	return b

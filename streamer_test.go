@@ -626,6 +626,110 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 	})
 }
 
+// TestStreamerHeartbeatList: the sign of life has each session on its list once, and
+// those that have nothing unacknowledged not at all, nor have they a timer.
+func TestStreamerHeartbeatList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st, hub := ackedStreamer(t, nil, 3)
+		hub = reopenHub(t, st, map[string]uint64{"s": 3})
+		if n := len(st.link.unacked); n != 0 {
+			t.Errorf("%d sessions listed, and all is acknowledged", n)
+		}
+		if at := st.lookup("s").on.resendAt; !at.IsZero() {
+			t.Errorf("its timer runs until %v, and all is acknowledged", at)
+		}
+		publishN(t, st, "s", 2)
+		hub.want(agentBatch("s", 4, 5, 5))
+		publishN(t, st, "s", 2)
+		hub.want(agentBatch("s", 6, 7, 7))
+		if n := len(st.link.unacked); n != 1 {
+			t.Errorf("one session is listed %d times", n)
+		}
+		hub.ack("s", 7)
+		hub.wantAfter(heartbeat, &StatusPayload{})
+		if n := len(st.link.unacked); n != 0 {
+			t.Errorf("%d sessions stay listed", n)
+		}
+	})
+}
+
+// TestStreamerRefusalWithNumber: a number makes a refusal of an event only of the two
+// codes that are about one, and neither is about an event without (rule 11).
+func TestStreamerRefusalWithNumber(t *testing.T) {
+	for _, p := range []ErrorPayload{
+		{Code: codeForbidden, Seq: 2}, {Code: codeEventRejected}, {Code: codeEventTooLarge},
+	} {
+		bubble(t, func(t *testing.T) {
+			st, hub := ackedStreamer(t, nil, 1)
+			publishN(t, st, "s", 1)
+			hub.want(agentBatch("s", 2, 2, 2))
+			p.SessionID, p.Epoch = "s", stats(t, st, "s").Epoch
+			hub.send(&p)
+			_, err := st.Publish(t.Context(), "s", agentEvent(3))
+			var stopped *ProtocolError
+			if !errors.As(err, &stopped) || stopped.Code != p.Code {
+				t.Errorf("%s of %d: Publish returned %v", p.Code, p.Seq, err)
+			}
+			if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 1 {
+				t.Errorf("%s of %d: %+v", p.Code, p.Seq, s)
+			}
+			hub.wantIdle()
+		})
+	}
+}
+
+// TestStreamerStatusOnce: a status names a session once, however often there was
+// reason to, and not if it stopped, was renewed or was forgotten meanwhile (rule 5).
+func TestStreamerStatusOnce(t *testing.T) {
+	unknown := func(hub *playedHub) {
+		hub.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: stats(hub.t, hub.st, "s").Epoch, Retryable: true})
+	}
+	for name, do := range map[string]func(st *Streamer, hub *playedHub){
+		"stopped":   func(_ *Streamer, hub *playedHub) { hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s"}) },
+		"renewed":   func(st *Streamer, _ *playedHub) { st.Renew("s") },
+		"forgotten": func(st *Streamer, _ *playedHub) { st.Forget("s") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				st, hub := ackedStreamer(t, nil, 2)
+				unknown(hub)
+				do(st, hub)
+				hub.wantIdle()
+			})
+		})
+	}
+	t.Run("twice", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			st, hub := ackedStreamer(t, nil, 2)
+			publishN(t, st, "s", 1)
+			hub.want(agentBatch("s", 3, 3, 3))
+			unknown(hub)
+			st.link.announceUnacked() // a sign of life is due at the same time
+			hub.wantStatus("s")
+			hub.wantIdle()
+		})
+	})
+}
+
+// TestStreamerTimerOfFirstBatch: the first batch of a session has the whole timer,
+// whatever became of the status that named the session before (rule 9).
+func TestStreamerTimerOfFirstBatch(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		if _, err := st.Session("s"); err != nil {
+			t.Fatal(err)
+		}
+		hub := playHub(t, st)
+		hub.wantStatus("s") // it is lost
+		pass(10 * time.Second)
+		publishN(t, st, "s", 1)
+		hub.want(agentBatch("s", 1, 1, 1)) // so is this
+		hub.wantAfter(5*time.Second, &StatusPayload{Sessions: hub.statuses("s")})
+		hub.wantIdleFor(10*time.Second - 1)
+		hub.wantAfter(1, agentBatch("s", 1, 1, 1))
+	})
+}
+
 // TestStreamerCreatesSessionOnce: two first events of a session at the same time are
 // of one session, also when both calls found that there is none.
 func TestStreamerCreatesSessionOnce(t *testing.T) {
