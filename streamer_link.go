@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -598,7 +599,7 @@ type replay struct {
 	epoch string
 	after uint64
 	until uint64
-	left  int // events that may still be sent; negative: any number
+	left  int // events that may still be sent
 	bytes int // sent so far
 	done  bool
 }
@@ -647,7 +648,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		r.until = min(p.UntilSeq, s.log.head)
 	}
 	if p.Limit == 0 {
-		r.left = -1
+		r.left = math.MaxInt
 	}
 	a.replays = append(a.replays, r)
 	al.ready(&r.task)
@@ -667,18 +668,13 @@ func (r *replay) take(time.Time) Payload {
 		s.mu.Unlock()
 		return nil
 	}
-	n := s.st.sizes.page
-	if r.left >= 0 {
-		n = min(n, r.left)
-	}
+	n := min(s.st.sizes.page, r.left)
 	p := s.log.read(span{r.after, r.until, r.until, n, pageBytes})
 	available := s.log.first()
 	r.after = p.last
 	r.bytes += p.bytes
-	if r.left >= 0 {
-		r.left -= len(p.slots)
-	}
-	r.done = r.after >= r.until || r.left == 0 || r.left > 0 && r.bytes >= maxReplayBytes
+	r.left -= len(p.slots)
+	r.done = r.after >= r.until || r.left == 0 || r.req.Limit != 0 && r.bytes >= maxReplayBytes
 	if r.done {
 		r.a.drop(r)
 	}

@@ -730,6 +730,47 @@ func TestStreamerTimerOfFirstBatch(t *testing.T) {
 	})
 }
 
+// TestStreamerReplayBytesExact: an answer to a request with a limit ends where it has
+// reached 1 MiB, to the byte.
+func TestStreamerReplayBytesExact(t *testing.T) {
+	for short, last := range []uint64{4, 5} { // bytes short of it: the last number
+		bubble(t, func(t *testing.T) {
+			st := NewStreamer(nil)
+			hub := playHub(t, st)
+			for seq := uint64(1); seq <= 6; seq++ {
+				ev := agentEvent(seq)
+				ev.Time, ev.Data = time.Now().UTC(), json.RawMessage(`""`)
+				scratch := NewStreamer(nil)
+				if _, err := scratch.Publish(t.Context(), "s", ev); err != nil {
+					t.Fatal(err)
+				}
+				fill := maxReplayBytes/4 - 1 - scratch.Stats().Bytes // and a comma
+				if seq == 4 {
+					fill -= short
+				}
+				ev.Data = json.RawMessage(`"` + strings.Repeat("x", fill) + `"`)
+				if _, err := st.Publish(t.Context(), "s", ev); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for p, err := hub.next(); err == nil; p, err = hub.next() {
+				hub.ack("s", p.(*EventBatchPayload).LastSeq)
+			}
+			hub.send(&ReplayRequestPayload{SessionID: "s", RequestID: "r", Limit: 500})
+			for seq := uint64(1); seq <= last; seq++ {
+				p, err := hub.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if b := p.(*ReplayBatchPayload); b.FirstSeq != seq || b.LastSeq != seq || b.Done != (seq == last) {
+					t.Errorf("%d bytes short: %d to %d, done %v, want %d alone", short, b.FirstSeq, b.LastSeq, b.Done, seq)
+				}
+			}
+			hub.wantIdle()
+		})
+	}
+}
+
 // TestStreamerCreatesSessionOnce: two first events of a session at the same time are
 // of one session, also when both calls found that there is none.
 func TestStreamerCreatesSessionOnce(t *testing.T) {

@@ -922,3 +922,109 @@ func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
 	h.want(h.stop("s"))
 	h.wantIdle("the watch is over")
 }
+
+// A link that dies leaves its watches to the next one, and takes none from it.
+func TestViewerLinkLeavesItsWatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, _ := watching(t, nil, "s")
+		old, w := v.link, v.watches["s"]
+		old.Close()
+		if w.on != nil {
+			t.Error("a watch stays on a link that is dead")
+		}
+		h := speakHub(t, v)
+		h.want(h.watch("s", "", 0))
+		old.detach(time.Now()) // late
+		h.send(h.status(stands("s", "e1", 1, 2, 0)), h.batch("s", "e1", 1, 2))
+		has(t, v, "s e1 1", "s e1 2")
+		if !v.Stats().Connected {
+			t.Error("the newer link is not the Viewer's")
+		}
+	})
+}
+
+// Rule 14: a gap that is known in part, down to its first number, is taken from
+// there on.
+func TestViewerRestOfGap(t *testing.T) {
+	for first := uint64(1); first <= 4; first++ {
+		v, h := watching(t, nil, "s")
+		h.send(h.status(stands("s", "e1", 1, 5, 0)), h.batch("s", "e1", 1, 3), h.lost("s", "e1", first, 5, ReasonDropped))
+		has(t, v, append(itemTexts("s", "e1", 1, 3), "s e1 gap 4-5 dropped")...)
+		isAt(t, v, "s", "e1", 5)
+	}
+}
+
+// Rule 14: only something new answers a watch; what is known already does not, up to
+// the last number.
+func TestViewerDuplicateIsNoAnswer(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+	h.send(h.batch("s", "e1", 6, 6))
+	h.want(h.watch("s", "e1", 3))
+	for last := uint64(2); last <= 3; last++ {
+		h.send(h.batch("s", "e1", 1, last), h.batch("s", "e1", 7, 7))
+		h.wantIdle("the watch is not answered")
+	}
+	h.send(h.batch("s", "e1", 1, 4), h.batch("s", "e1", 7, 7))
+	h.want(h.watch("s", "e1", 4))
+	has(t, v, itemTexts("s", "e1", 1, 4)...)
+}
+
+// What an item counts: a little, and all of its event's text and bytes.
+func TestViewerItemSize(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 3, 0)))
+	b := h.batch("s", "e1", 1, 2)
+	b.Events[0] = Event{Seq: 1, Type: "four", Data: json.RawMessage(`"seven"`)}
+	b.Events[1] = Event{Seq: 2, Type: "tty", Bytes: make([]byte, 1000)}
+	h.send(b, h.lost("s", "e1", 3, 3, ReasonDropped))
+	if got, want := v.Stats().Bytes, 3*itemBytes+4+7+3+1000; got != want {
+		t.Errorf("the items count %d bytes, want %d", got, want)
+	}
+	has(t, v, "s e1 1", "s e1 2", "s e1 gap 3-3 dropped")
+	if n := v.Stats().Bytes; n != 0 {
+		t.Errorf("%d bytes of no items", n)
+	}
+}
+
+// Room that comes together with the end of ctx is used: what is ready goes first.
+func TestViewerRoomAtCtxEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.send(h.status(stands("s", "e1", 1, 2, 0)))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- h.l.Handle(ctx, h.batch("s", "e1", 1, 2)) }()
+		synctest.Wait()
+		q, _ := v.front()
+		cancel()
+		v.done(q)
+		if err := <-done; err != nil {
+			t.Errorf("Handle: %v", err)
+		}
+		has(t, v, "s e1 2")
+	})
+}
+
+// A link that once waited for room is held to the hub's silence like any other.
+func TestViewerSilentAfterFullBuffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.send(h.status(stands("s", "e1", 1, 2, 0)))
+		done := make(chan error)
+		go func() { done <- h.l.Handle(t.Context(), h.batch("s", "e1", 1, 2)) }()
+		synctest.Wait()
+		pass(maxSilence)
+		h.drain()
+		has(t, v, "s e1 1")
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		pass(maxSilence) // of which it takes note that the silence was its own
+		h.drain()
+		pass(maxSilence - 1)
+		h.drain()
+		pass(1)
+		h.wantDead(ErrSilent)
+	})
+}
