@@ -886,6 +886,7 @@ var hostileFrames = []struct{ typ, old, new, want string }{
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, `"2025-11-23T24:00:00Z"`, "byte 191: time: want a time as of RFC 3339"},
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, `"2025-11-23T22:34:05\u005a"`, "byte 191: time: want a time as of RFC 3339"},
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, `[1}`, "byte 193: want a comma or the end of an array"},
+	{"event_batch", `2025-11-23T22:34:05.12Z`, strings.Repeat("2", 1000), "byte 191: time: want a time as of RFC 3339"},
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, "1763937245", "byte 191: time: want a time as of RFC 3339"},
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, "{}", "byte 191: time: want a time as of RFC 3339"},
 	{"event_batch", `"2025-11-23T22:34:05.12Z"`, "nope", "byte 191: want null"},

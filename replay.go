@@ -54,7 +54,7 @@ func (l *log) memory() *store {
 
 // compact reports whether the data of an event is JSON as we write it.
 func (l *log) compact(s *slot) bool {
-	if s.gap() || s.data == 0 || s.kind&kindMask == isBytes {
+	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
 		return true
 	}
 	spaces, err := checkJSON(s.value(l.json(s)))

@@ -127,6 +127,38 @@ func TestTrustDataWhiteSpace(t *testing.T) {
 	}
 }
 
+// TestTrustDataVet: a hub that can't read a frame costs the agent the events whose
+// data is wrong, and none that has no data, bytes, or was refused before (rule 11).
+func TestTrustDataVet(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{TrustData: true})
+		hub := playHub(t, st)
+		for _, ev := range []Event{{Type: "none"}, {Bytes: []byte("bytes")}, {Data: []byte("1")}, {Data: []byte("{")}, {Data: []byte(`"a"`)}} {
+			if _, err := st.Publish(t.Context(), "s", ev); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sent := func(gaps ...Gap) {
+			t.Helper()
+			p, err := hub.link.Next(endedContext) // not told: it can't be
+			if b, ok := p.(*EventBatchPayload); err != nil || !ok || b.LastSeq != 5 || fmt.Sprint(b.Gaps) != fmt.Sprint(gaps) {
+				t.Fatalf("%v, got %+v, want 1 to 5 with %v", err, p, gaps)
+			}
+			hub.wantIdle()
+		}
+		sent()
+		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 3})
+		sent(Gap{3, 3, ReasonRejected})
+		hub.send(&ErrorPayload{Code: codeMalformed})
+		sent(Gap{3, 4, ReasonRejected})
+		hub.send(&ErrorPayload{Code: codeMalformed})
+		hub.wantIdle() // each is looked at once
+		if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 3 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // TestTrustDataOff: by default the publisher hears of it, and no number is used.
 func TestTrustDataOff(t *testing.T) {
 	st := NewStreamer(nil)
