@@ -91,7 +91,8 @@ type forger struct {
 	requests []string
 	epochs   []string
 	numbers  []uint64
-	given    []Payload // what was said before, to be said again, altered
+	given    []Payload // what was said to the machine before, to be said again, altered
+	said     []Payload // what it said itself
 }
 
 // Ids and epochs that stand in every pool.
@@ -193,21 +194,28 @@ var fuzzData = []json.RawMessage{
 	json.RawMessage(`"` + strings.Repeat("x", 300) + `"`),
 }
 
-// remember keeps a payload to be said again.
-func (g *forger) remember(p Payload) {
-	if len(g.given) == 16 {
-		copy(g.given, g.given[1:])
-		g.given = g.given[:15]
+// keep adds a payload to the last few.
+func keep(list []Payload, p Payload) []Payload {
+	if len(list) == 16 {
+		copy(list, list[1:])
+		list = list[:15]
 	}
-	g.given = append(g.given, p)
+	return append(list, p)
 }
+
+// remember keeps a payload to be said again.
+func (g *forger) remember(p Payload) { g.given = keep(g.given, p) }
 
 // again says something of before again: as it was, or with one field altered.
 func (g *forger) again() Payload {
-	if len(g.given) == 0 {
+	list := g.given
+	if g.c.of(4) == 1 {
+		list = g.said // the machine's own word, sent back to it
+	}
+	if len(list) == 0 {
 		return g.payload()
 	}
-	switch p := one(g.c, g.given).(type) {
+	switch p := one(g.c, list).(type) {
 	case *HelloPayload:
 		q := *p
 		alter(g, &q.V, 1)
@@ -353,6 +361,7 @@ func (m *machineTest) says(l *Link) Payload {
 	if p == nil {
 		return nil
 	}
+	m.g.said = keep(m.g.said, p)
 	if refused := p.check(); refused != nil {
 		m.Fatalf("says %s: %v", brief(p), refused)
 	}
