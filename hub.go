@@ -285,6 +285,7 @@ func (s *hubSession) accept(p *page) {
 func (s *hubSession) noteEnd() {
 	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
 		s.ended = true
+		s.endSeq, s.head = s.log.head, s.log.head // whatever the agent said before
 		s.wakeAll()
 	}
 }

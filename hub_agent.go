@@ -227,10 +227,12 @@ func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) er
 		return err
 	}
 	defer s.mu.Unlock()
-	s.head = max(s.head, e.HeadSeq)
-	if e.Ended {
-		s.endSeq = e.HeadSeq
-		s.noteEnd()
+	if !s.ended { // nothing follows the end
+		s.head = max(s.head, e.HeadSeq)
+		if e.Ended {
+			s.endSeq = e.HeadSeq
+			s.noteEnd()
+		}
 	}
 	s.on.ackNow()
 	s.watchClock()

@@ -1009,3 +1009,26 @@ func TestStreamerManyLosses(t *testing.T) {
 		t.Errorf("told up to %d", next-1)
 	}
 }
+
+// TestHubEndStays: where a session has ended, it has ended: a later status that names
+// another end, or a head beyond it, changes nothing (rule 16).
+func TestHubEndStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "v")
+		a.send(a.status(entryOf("s", "e1", 1, 0, 9))) // a head that the end takes back
+		a.want(a.ack("s", "e1", 0))
+		a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
+		a.want(a.ack("s", "e1", 3))
+		claim := entryOf("s", "e1", 1, 3, 29)
+		a.send(a.status(claim))
+		claim.Ended = true
+		a.send(a.status(claim))
+		a.want(a.ack("s", "e1", 3))
+		if s := h.lookup("s"); !s.ended || s.endSeq != 3 || s.head != 3 {
+			t.Errorf("ended %v at %d, head %d", s.ended, s.endSeq, s.head)
+		}
+		v.send(v.watch("s", "e1", 4)) // it would wait for ever
+		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
+	})
+}
