@@ -1032,3 +1032,36 @@ func TestHubEndStays(t *testing.T) {
 		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
 	})
 }
+
+// TestSilentBeforeWelcome: a connection that breaks in silence before its welcome
+// ends as well. Silence was looked for after the welcome only, so hello was said
+// into it for ever, and nobody connected again (rule 9).
+func TestSilentBeforeWelcome(t *testing.T) {
+	for name, link := range map[string]func() *Link{
+		"agent":  func() *Link { return NewStreamer(nil).Connect() },
+		"viewer": func() *Link { return NewViewer(nil).Connect() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := link()
+				pass(time.Hour) // nobody looks at it yet
+				start := time.Now()
+				var said []time.Duration
+				for {
+					if _, err := l.Next(context.Background()); err != nil {
+						if err != ErrSilent || time.Since(start) != maxSilence {
+							t.Errorf("ended after %v with %v", time.Since(start), err)
+						}
+						break
+					}
+					if said = append(said, time.Since(start)); len(said) > 10 {
+						t.Fatalf("goes on after %v", said)
+					}
+				}
+				if len(said) < 2 || said[1] != timerFirst {
+					t.Errorf("hello was said after %v", said)
+				}
+			})
+		})
+	}
+}

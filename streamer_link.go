@@ -53,6 +53,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al.mu.Lock()
 	al.hello.start()
 	al.mu.Unlock()
+	al.schedule(&al.beat, now)
 	return al
 }
 
@@ -120,6 +121,9 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 		return nil
 	}
 	al.st.expire(now)
+	if id == "" {
+		return nil
+	}
 	if al.announceUnacked() {
 		return nil
 	}
@@ -164,7 +168,10 @@ func (a *attachment) noteUnacked() {
 func (al *agentLink) silent(now time.Time) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	return al.id != "" && now.Sub(al.heardAt) >= maxSilence
+	if al.heardAt.IsZero() { // it counts from the first hello
+		al.heardAt = now
+	}
+	return now.Sub(al.heardAt) >= maxSilence
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {

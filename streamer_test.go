@@ -874,9 +874,7 @@ func TestStreamerHello(t *testing.T) {
 		hello := &HelloPayload{V: 1, Role: "agent"}
 		hub := meetHub(t, st)
 		hub.want(hello)
-		for _, d := range []time.Duration{15, 30, 60, 120, 120} {
-			hub.wantAfter(d*time.Second, hello)
-		}
+		hub.wantAfter(15*time.Second, hello)
 		if st.Stats().Connected {
 			t.Error("connected before the welcome")
 		}

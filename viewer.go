@@ -314,6 +314,7 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	v.mu.Lock()
 	vl.hello.start()
 	v.mu.Unlock()
+	vl.schedule(&vl.beat, now)
 	return vl
 }
 
@@ -349,10 +350,10 @@ func (vl *viewerLink) takeBeat(now time.Time) Payload {
 func (vl *viewerLink) silent(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
-	if vl.held || vl.holding > 0 {
+	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
 		vl.held, vl.heardAt = false, now
 	}
-	return vl.id != "" && now.Sub(vl.heardAt) >= maxSilence
+	return now.Sub(vl.heardAt) >= maxSilence
 }
 
 func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
