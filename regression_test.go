@@ -1065,3 +1065,31 @@ func TestSilentBeforeWelcome(t *testing.T) {
 		})
 	}
 }
+
+// TestEndWakesPublishers: who waits for room in a session that another caller ends
+// is told so at once. It waited until the hub made room, for nothing (rule 10).
+func TestEndWakesPublishers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxPendingBytes: 300})
+		st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 60)})
+		waited := make(chan error, 1)
+		go func() {
+			_, err := st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 100)})
+			waited <- err
+		}()
+		synctest.Wait()
+		if _, err := st.End(t.Context(), "s", Event{}); err != nil { // it is small enough
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-waited:
+			if err != ErrEnded {
+				t.Errorf("returned %v", err)
+			}
+		default:
+			t.Error("still waits")
+			st.Forget("s")
+		}
+	})
+}

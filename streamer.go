@@ -321,7 +321,10 @@ func (s *Session) offer(d *draft) (uint64, <-chan struct{}, error) {
 	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
 	s.pendingBytes += n
-	s.hasEnded = d.ev.End
+	if d.ev.End {
+		s.hasEnded = true
+		s.changed.broadcast() // who waits for room, waits for nothing
+	}
 	s.trim()
 	s.poke()
 	return s.log.head, nil, nil
