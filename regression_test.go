@@ -1093,3 +1093,26 @@ func TestEndWakesPublishers(t *testing.T) {
 		}
 	})
 }
+
+// TestAckEndsWait: an ack that opens a session ends the wait after a retryable
+// error. The wait went on, and while it lasted the session's timer stood still: a
+// batch that was lost was not sent again in time (rules 9 and 11).
+func TestAckEndsWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		publishN(t, st, "s", 2)
+		hub := meetHub(t, st)
+		hub.want(&HelloPayload{V: 1, Role: roleAgent})
+		hub.welcome(1)
+		hub.wantStatus("s")
+		hub.want(agentBatch("s", 1, 1, 2))
+		overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true}
+		hub.send(overloaded)
+		hub.send(overloaded) // the timer is at 30 s now
+		hub.ack("s", 1)      // of a status that the hub took after all
+		hub.want(agentBatch("s", 2, 2, 2))
+		pass(timerFirst)
+		hub.wantStatus("s") // the sign of life
+		hub.want(agentBatch("s", 2, 2, 2))
+	})
+}

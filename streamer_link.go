@@ -520,6 +520,7 @@ func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	}
 	if !a.opened {
 		a.opened, a.pioneer, a.rewind, a.first = true, false, false, p.UpToSeq
+		a.resume = time.Time{} // the hub has room again
 	}
 	a.sent = max(a.sent, p.UpToSeq)
 	if p.Nack {
