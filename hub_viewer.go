@@ -877,13 +877,15 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case f.closed:
+	if f.closed {
 		s.h.stalePayloads.Add(1)
 		return nil
+	}
+	answer.clip(f.next - 1) // a duplicate asks for nothing more
+	switch {
 	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
 		return malformed("replay_batch: not what request %q asked for", p.RequestID)
-	case p.LastSeq > f.until || len(p.Events) > f.left:
+	case p.LastSeq > f.until || len(answer.slots) > f.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
 	f.accept(now, p, answer)
@@ -897,7 +899,6 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 		f.pause(now, time.Second)
 		return
 	}
-	answer.clip(f.next - 1)
 	for _, pg := range answer.pieces() {
 		f.due = now.Add(f.timer) // an answer without news is none
 		c.timer = 0

@@ -1116,3 +1116,28 @@ func TestAckEndsWait(t *testing.T) {
 		hub.want(agentBatch("s", 2, 2, 2))
 	})
 }
+
+// TestReplayTwice: an answer to a replay request that arrives twice is a duplicate.
+// Near the end of a request its events counted a second time, and the hub refused an
+// honest agent as malformed (rule 12).
+func TestReplayTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: -1})
+		h.sizes.replay = 3
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 8)
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		r, ok := a.next().(*ReplayRequestPayload)
+		if !ok || r.Limit != 3 {
+			t.Fatalf("asked %+v", r)
+		}
+		first := answerTo(r, 1, 2, false)
+		a.send(first, first, answerTo(r, 3, 3, true))
+		a.wantIdle("nothing is refused")
+		if got := v.drain(); len(got) != 2 {
+			t.Errorf("the viewer got %d payloads", len(got))
+		}
+	})
+}
