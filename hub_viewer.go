@@ -575,7 +575,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 		p = c.older(now, l)
 	}
 	if p != nil {
-		c.seq = p.last
+		c.seq, c.timer = p.last, 0 // it goes on
 	}
 	return p, replayed
 }

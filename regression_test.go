@@ -1141,3 +1141,31 @@ func TestReplayTwice(t *testing.T) {
 		}
 	})
 }
+
+// TestReplayTimerStartsAnew: a request that is refused for good is answered: what the
+// cursor asks for later has its first timer period. It kept the doubled one of the
+// requests before (rule 12).
+func TestReplayTimerStartsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{LogEvents: -1})
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 3)
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		a.asked("s", "tab", "e1", 0, 3)
+		pass(timerFirst) // it was lost
+		v.drain()
+		r := a.asked("s", "tab", "e1", 0, 3)
+		a.send(&ErrorPayload{Code: codeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID})
+		if got := v.drain(); len(got) != 1 {
+			t.Fatalf("the viewer got %d payloads", len(got))
+		}
+		a.feed("s", "e1", 4, 4)
+		v.drain()
+		a.asked("s", "tab", "e1", 3, 4)
+		pass(timerFirst)
+		v.drain()
+		a.asked("s", "tab", "e1", 3, 4)
+	})
+}
