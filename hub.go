@@ -106,9 +106,10 @@ func (c *HubConfig) withDefaults() HubConfig {
 //
 // All methods are safe for concurrent use.
 type Hub struct {
-	cfg   HubConfig
-	sizes sizes
-	mint  *minter
+	cfg     HubConfig
+	sizes   sizes
+	without omitted
+	mint    *minter
 
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
@@ -273,7 +274,9 @@ func (s *hubSession) accept(p *page) {
 	if p.ends() {
 		s.endSeq = p.last
 	}
-	s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
+	if !s.h.without.hubLimits {
+		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
+	}
 	s.head = max(s.head, s.log.head)
 	s.noteEnd()
 	for _, c := range s.cursors[:s.idle] {
@@ -562,7 +565,7 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
 	hv := h.viewers[viewerID]
 	h.mu.Unlock()
-	if hv != nil {
+	if hv != nil && !h.without.revoke {
 		hv.revoke(sessionID)
 	}
 }

@@ -49,7 +49,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	h.mu.Unlock()
 	if closed {
 		ha.fail(now, ErrClosed)
-	} else if old != nil {
+	} else if old != nil && !h.without.hubNewest {
 		old.fail(now, ErrSuperseded)
 	}
 	return ha
@@ -175,7 +175,7 @@ func badVersion(v int) *ProtocolError {
 func (ha *hubAgent) current(now time.Time, link string) error {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
-	if ha.greeted && link == ha.id {
+	if ha.greeted && (link == ha.id || ha.h.without.hubLink) {
 		return nil
 	}
 	return staleLink(ha.h, ha.Link, now, &ha.staleAt)
@@ -229,12 +229,14 @@ func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) er
 	defer s.mu.Unlock()
 	if !s.ended { // nothing follows the end
 		s.head = max(s.head, e.HeadSeq)
-		if e.Ended {
+		if e.Ended && !ha.h.without.noteEnd {
 			s.endSeq = e.HeadSeq
 			s.noteEnd()
 		}
 	}
-	s.on.ackNow()
+	if !ha.h.without.answerStatus {
+		s.on.ackNow()
+	}
 	s.watchClock()
 	return nil
 }
@@ -298,7 +300,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 	if err := s.staleEpoch(e.Epoch); err != nil {
 		return err
 	}
-	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
+	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) && !ha.h.without.epochLead {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
 	if err := ha.full(s); err != nil {
@@ -312,7 +314,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		if err := ha.failure(); err != nil {
 			return err
 		}
-		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
+		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) && !ha.h.without.hubLimits {
 			ha.h.known.Add(-1) // others were faster
 			return overloaded(s.id)
 		}
@@ -323,7 +325,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 
 // staleEpoch refuses an epoch older than the session's (rule 2).
 func (s *hubSession) staleEpoch(epoch string) error {
-	if epoch >= s.epoch {
+	if epoch >= s.epoch || s.h.without.epochBack {
 		return nil
 	}
 	err := refusal(codeStaleEpoch, s.id, "the session has a later epoch")
@@ -334,7 +336,7 @@ func (s *hubSession) staleEpoch(epoch string) error {
 // claims reports whether the agent has the session, or may take it over. The lock is
 // free meanwhile, and no callback runs when it is taken again.
 func (ha *hubAgent) claims(ctx context.Context, s *hubSession) (bool, error) {
-	if s.owner == "" || s.owner == ha.agentID {
+	if s.owner == "" || s.owner == ha.agentID || ha.h.without.owner {
 		return true, nil
 	}
 	if ha.h.cfg.Claim == nil {
@@ -362,7 +364,7 @@ func (ha *hubAgent) full(s *hubSession) error {
 	ha.h.agentsMu.Lock()
 	n := ha.h.owned[ha.agentID]
 	ha.h.agentsMu.Unlock()
-	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
+	if ha.h.without.hubLimits || n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
 	return overloaded(s.id)
@@ -377,7 +379,7 @@ func overloaded(sessionID string) error {
 // start is the number up to which an epoch that is new to the hub counts as
 // accepted.
 func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
-	if ha.h.cfg.Resume == nil {
+	if ha.h.cfg.Resume == nil || ha.h.without.resume {
 		return e.AckSeq, nil
 	}
 	var start uint64
@@ -446,17 +448,19 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	s.head = max(s.head, p.HeadSeq)
 	s.listed = now
 	switch {
-	case p.FirstSeq > accepted+1:
+	case p.FirstSeq > accepted+1 && !ha.h.without.hole:
 		o.nack(now)
 		return nil
 	case p.LastSeq <= accepted:
 		o.ackNow() // a duplicate: its ack may have been lost
 		return nil
 	}
-	pg.clip(accepted)
+	if !ha.h.without.skipKnown {
+		pg.clip(accepted)
+	}
 	tooLarge := ha.fit(s, &pg)
 	if pg.last >= pg.first {
-		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil {
+		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil && !ha.h.without.commit {
 			return err
 		}
 		if s.epoch != p.Epoch {
@@ -501,7 +505,7 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 			return nil, err
 		}
 	}
-	if p.FirstSeq != 1 {
+	if p.FirstSeq != 1 && !ha.h.without.openBatch {
 		err := refusal(codeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
 		return nil, err
@@ -633,6 +637,9 @@ func (o *opening) take(now time.Time) Payload {
 		return nil
 	}
 	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.nacking}
+	if o.ha.h.without.ackAccepted {
+		p.UpToSeq = s.head
+	}
 	o.due, o.nacking, o.ackAt, o.unacked = false, false, time.Time{}, 0
 	return p
 }

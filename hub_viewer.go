@@ -231,7 +231,7 @@ func (hv *hubViewer) revoke(sessionID string) {
 
 // authorize asks whether the viewer may watch, and ends its watch if not.
 func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
-	if hv.h.cfg.Authorize == nil || hv.local {
+	if hv.h.cfg.Authorize == nil || hv.local || hv.h.without.authorize {
 		return nil
 	}
 	err := hv.h.cfg.Authorize(ctx, hv.viewerID, sessionID)
@@ -265,7 +265,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, hv.failure()
 	case c != nil:
 		return c, nil
-	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
+	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local && !h.without.watchLimit:
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
@@ -321,7 +321,7 @@ func (hv *hubViewer) takeBeat(now time.Time) Payload {
 		cursors = append(cursors, c)
 	}
 	hv.mu.Unlock()
-	if !due {
+	if !due || hv.h.without.viewerBeat {
 		return nil
 	}
 	hv.h.expire(now)
@@ -467,7 +467,7 @@ func (c *cursor) describe() (SessionStatus, bool) {
 // ahead refuses a position that no agent has reached (rule 13).
 func (c *cursor) ahead() *ProtocolError {
 	s := c.s
-	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head {
+	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head || s.h.without.ahead {
 		return nil
 	}
 	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
@@ -593,6 +593,9 @@ func (c *cursor) rest() {
 func (c *cursor) older(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
+	if s.h.without.askCeiling {
+		until = s.head
+	}
 	gap := func(to uint64, reason Reason) *page {
 		c.since = time.Time{}
 		c.dropFetch()
@@ -605,6 +608,8 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		return gap(until, ReasonEvicted)
 	case c.lost > c.seq:
 		return gap(min(c.lost, until), ReasonUnavailable)
+	case c.fetch != nil && s.h.without.askAgain:
+		return nil
 	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet: its agent's link may be stuck
 		c.fetch.due = now.Add(c.fetch.timer)
 		c.hv.schedule(&c.task, c.fetch.due)
@@ -622,7 +627,7 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		c.ask(ha, until)
 		return nil
 	}
-	if c.since.IsZero() {
+	if c.since.IsZero() || s.h.without.replayWait {
 		c.since = now
 	}
 	patience := s.h.cfg.ReplayWait
@@ -682,7 +687,7 @@ func (c *cursor) grant() bool {
 	}
 	s, hv := c.s, c.hv
 	hv.mu.Lock()
-	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays
+	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays || s.h.without.askInTurn
 	switch {
 	case !free:
 		hv.waiting.push(&c.slot, c)
@@ -695,7 +700,7 @@ func (c *cursor) grant() bool {
 	if !free {
 		return false
 	}
-	if s.open >= s.h.cfg.MaxReplays {
+	if s.open >= s.h.cfg.MaxReplays && !s.h.without.askInTurn {
 		s.turns.push(&c.turn, c)
 		return false
 	}
@@ -895,6 +900,9 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 // accept keeps what is new in an answer for the cursor to hand out.
 func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	c := f.c
+	if c.s.h.without.routeReplay {
+		c = c.s.cursors[0]
+	}
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
 		f.pause(now, time.Second)
 		return

@@ -2,4 +2,4 @@
 
 package gvstream
 
-const simSteps = 500
+const raceEnabled = false

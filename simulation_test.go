@@ -1,40 +1,79 @@
 package gvstream
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
+// simSteps is how many steps a schedule has.
+const simSteps = 500
+
+// runSchedule runs a world through one schedule; its err is the first violation. A
+// panic is one.
+func runSchedule(src source, without omitted, verbose bool) (w *simWorld) {
+	w = emptyWorld(src, without)
+	w.verbose = verbose
+	defer w.recoverPanic()
+	w.begin()
+	for src.next() {
+		w.step()
+		if w.err != nil {
+			return w
+		}
+	}
+	w.settle()
+	return w
+}
+
+func (w *simWorld) recoverPanic() {
+	if r := recover(); r != nil {
+		stack := strings.Split(string(debug.Stack()), "\n")
+		w.fail("panic: %v\n%s", r, strings.Join(stack[min(7, len(stack)):min(15, len(stack))], "\n"))
+	}
+}
+
 // TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n
-// runs n of them, and GVSTREAM_SIM_SEED=s runs one again and tells it.
+// runs n of them, GVSTREAM_SIM_SEED_FROM=s begins at seed s, and GVSTREAM_SIM_SEED=s
+// runs one again and tells it.
 func TestSimulation(t *testing.T) {
 	t.Parallel()
-	runs := 500
-	if n, err := strconv.Atoi(os.Getenv("GVSTREAM_SIM_RUNS")); err == nil {
-		runs = n
-	}
-	if seed, err := strconv.ParseUint(os.Getenv("GVSTREAM_SIM_SEED"), 10, 64); err == nil {
-		w, err := runSchedule(seeded(seed), simSteps, true)
-		t.Logf("%s", strings.Join(w.trace, "\n"))
-		if err != nil {
-			t.Fatal(err)
+	if seed, ok := simEnv("GVSTREAM_SIM_SEED"); ok {
+		w := runSchedule(newSeeded(seed, simSteps), omitted{}, true)
+		t.Logf("%s", w.story())
+		if w.err != nil {
+			t.Fatal(w.err)
 		}
 		return
 	}
-	var next atomic.Uint64
+	runs := uint64(2000)
+	if raceEnabled { // it has one goroutine, so the detector only makes it slow
+		runs = 100
+	}
+	if n, ok := simEnv("GVSTREAM_SIM_RUNS"); ok {
+		runs = n
+	}
+	from, _ := simEnv("GVSTREAM_SIM_SEED_FROM")
+	var done, steps atomic.Uint64
 	var workers errgroup.Group
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() error {
-			for seed := next.Add(1) - 1; seed < uint64(runs); seed = next.Add(1) - 1 {
-				if _, err := runSchedule(seeded(seed), simSteps, false); err != nil {
-					return fmt.Errorf("seed %d: %w\nGVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' tells how", seed, err, seed)
+			for i := done.Add(1) - 1; i < runs; i = done.Add(1) - 1 {
+				w := runSchedule(newSeeded(from+i, simSteps), omitted{}, false)
+				steps.Add(uint64(w.steps))
+				if w.err != nil {
+					done.Store(runs)
+					return fmt.Errorf("seed %d: %w", from+i, errors.Join(w.err, tellShrunk(from+i)))
 				}
 			}
 			return nil
@@ -43,4 +82,133 @@ func TestSimulation(t *testing.T) {
 	if err := workers.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("%d schedules from seed %d, %d steps", runs, from, steps.Load())
+}
+
+// simEnv is a number from the environment, if there is one.
+func simEnv(name string) (uint64, bool) {
+	n, err := strconv.ParseUint(os.Getenv(name), 10, 64)
+	return n, err == nil
+}
+
+// shrinkTries bounds how long a failing schedule is shrunk: a few seconds.
+const shrinkTries = 4000
+
+// shrinkSeed makes the failing schedule of a seed short.
+func shrinkSeed(seed uint64, without omitted) schedule {
+	rec := newRecorder(newSeeded(seed, simSteps))
+	w := runSchedule(rec, without, false)
+	return shrink(rec.schedule(), shrinkTries, func(s schedule) bool {
+		again := runSchedule(newReplayer(s), without, false)
+		return again.err != nil && invariantOf(again.err) == invariantOf(w.err)
+	})
+}
+
+// invariantOf is the name that a violation begins with.
+func invariantOf(err error) string {
+	name, _, _ := strings.Cut(err.Error(), ":")
+	return name
+}
+
+// tellShrunk tells the shortest conversation that fails as a seed's does.
+func tellShrunk(seed uint64) error {
+	s := shrinkSeed(seed, omitted{})
+	w := runSchedule(newReplayer(s), omitted{}, true)
+	return fmt.Errorf("GVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' . tells all of it. Shrunk:\n%s\nAs a file for testdata/simulation:\n%s",
+		seed, w.story(), s)
+}
+
+// TestSimulationSchedules runs the schedules that once showed a fault, which are
+// committed below testdata/simulation. They show it no longer.
+func TestSimulationSchedules(t *testing.T) {
+	names, err := filepath.Glob("testdata/simulation/*.txt")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no schedules: %v", err)
+	}
+	for _, name := range names {
+		t.Run(strings.TrimSuffix(filepath.Base(name), ".txt"), func(t *testing.T) {
+			s, err := readSchedule(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if w := runSchedule(newReplayer(s), omitted{}, true); w.err != nil {
+				t.Fatalf("%s\n%v", w.story(), w.err)
+			}
+		})
+	}
+}
+
+// TestSimulationShrinks: what one seed found is found again from its recorded
+// choices, and shrunk to a schedule of a few steps that finds the same.
+func TestSimulationShrinks(t *testing.T) {
+	t.Parallel()
+	without := omitted{skipKnown: true}
+	seed := uint64(0)
+	for runSchedule(newSeeded(seed, simSteps), without, false).err == nil {
+		if seed++; seed > 1000 {
+			t.Fatal("finds nothing")
+		}
+	}
+	rec := newRecorder(newSeeded(seed, simSteps))
+	first := runSchedule(rec, without, true)
+	again := runSchedule(newReplayer(rec.schedule()), without, true)
+	if first.story() != again.story() {
+		t.Fatalf("recorded:\n%s\nreplayed:\n%s", first.story(), again.story())
+	}
+	s := shrinkSeed(seed, without)
+	w := runSchedule(newReplayer(s), without, true)
+	if w.err == nil || invariantOf(w.err) != invariantOf(first.err) {
+		t.Fatalf("shrunk from %v to %v", first.err, w.err)
+	}
+	if len(s) > 40 {
+		t.Errorf("shrunk from %d steps to %d:\n%s", len(rec.schedule())-2, len(s)-2, w.story())
+	}
+}
+
+// FuzzSimulation takes the choices from bytes.
+func FuzzSimulation(f *testing.F) {
+	for seed := range uint64(8) {
+		f.Add(simBytes(seed, 600))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		w := runSchedule(&byteSource{data[:min(len(data), 4000)]}, omitted{}, false)
+		if w.err != nil {
+			t.Fatal(w.err)
+		}
+	})
+}
+
+// simBytes are bytes that make a schedule.
+func simBytes(seed uint64, n int) []byte {
+	src, out := newSeeded(seed, 0), make([]byte, n)
+	for i := range out {
+		out[i] = byte(src.choose(256))
+	}
+	return out
+}
+
+// TestSimulationSmall runs every schedule of the small world, up to a depth.
+// GVSTREAM_SIM_DEPTH=n goes as deep as you say.
+func TestSimulationSmall(t *testing.T) {
+	t.Parallel()
+	depth := 3
+	if raceEnabled {
+		depth = 2
+	}
+	if n, ok := simEnv("GVSTREAM_SIM_DEPTH"); ok {
+		depth = int(n)
+	}
+	start := time.Now()
+	var schedules atomic.Uint64
+	var workers errgroup.Group
+	workers.SetLimit(runtime.GOMAXPROCS(0))
+	for first := range len(smallWorlds) * len(smallSteps) {
+		workers.Go(func() error {
+			return everySchedule(first/len(smallSteps), first%len(smallSteps), depth, &schedules)
+		})
+	}
+	if err := workers.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("all %d schedules of up to %d steps, in %v", schedules.Load(), depth, time.Since(start).Round(time.Second/10))
 }

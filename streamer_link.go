@@ -35,6 +35,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
 	al.hello = newGreeter(al.Link, &al.mu, roleAgent)
+	al.hello.once = st.without.agentHello
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
 	st.mu.Lock()
@@ -47,7 +48,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 		al.fail(now, ErrClosed)
 		return al
 	}
-	if old != nil {
+	if old != nil && !st.without.agentNewest {
 		old.fail(now, ErrSuperseded)
 	}
 	al.mu.Lock()
@@ -171,7 +172,7 @@ func (al *agentLink) silent(now time.Time) bool {
 	if al.heardAt.IsZero() { // it counts from the first hello
 		al.heardAt = now
 	}
-	return now.Sub(al.heardAt) >= maxSilence
+	return now.Sub(al.heardAt) >= maxSilence && !al.st.without.agentSilence
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
@@ -202,7 +203,7 @@ func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
 func (al *agentLink) heard(now time.Time, link string) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	if al.id == "" || link != "" && link != al.id {
+	if al.id == "" || link != "" && link != al.id && !al.st.without.agentLink {
 		al.st.stalePayloads.Add(1)
 		return false
 	}
@@ -218,7 +219,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if al.st.link != al || !al.hello.welcomed() {
+	if al.st.link != al || !al.hello.welcomed() && !al.st.without.awaitedWelcome {
 		al.mu.Unlock()
 		al.st.stalePayloads.Add(1)
 		return nil
@@ -341,7 +342,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		a.opened, a.pioneer, a.rewind = false, false, true
 		a.resendAt = time.Time{}
 		a.l.schedule(&a.task, a.resume)
-	default:
+	case !s.st.without.stop:
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
 	}
@@ -426,11 +427,15 @@ func (a *attachment) take(now time.Time) Payload {
 		return nil
 	}
 	a.noteUnacked()
-	if !a.opened && !a.pioneer {
+	if !a.opened && !a.pioneer && !s.st.without.openFirst {
 		s.mu.Unlock()
 		return nil
 	}
-	p := s.log.read(span{a.sent, s.log.head, s.acked + a.window, s.st.sizes.batch, pageBytes})
+	limit := s.acked + a.window
+	if s.st.without.window {
+		limit = s.log.head
+	}
+	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes})
 	if p.last == a.sent { // nothing more, or nothing that the window allows
 		s.mu.Unlock()
 		return nil
@@ -482,10 +487,10 @@ func (a *attachment) tick(now time.Time) (dead bool) {
 	}
 	a.expired, a.silent = true, true
 	a.timer = backoff(a.timer)
-	if a.opened || a.pioneer {
+	if (a.opened || a.pioneer) && !a.s.st.without.resend {
 		a.sent = a.s.acked
 	}
-	if !a.opened && !a.pioneer {
+	if !a.opened && !a.pioneer && !a.s.st.without.statusAgain {
 		a.announce()
 	}
 	a.arm(now)
@@ -496,22 +501,22 @@ func (a *attachment) tick(now time.Time) (dead bool) {
 func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
 	limit := s.maxSent
-	if a.opened {
+	if a.opened || s.st.without.firstAck {
 		limit = max(a.first, a.top)
 	}
 	switch {
-	case p.UpToSeq > limit:
+	case p.UpToSeq > limit && !s.st.without.beyondSent:
 		return &ProtocolError{
 			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: limit,
 			Message: "ack beyond what was sent", fatal: true,
 		}
-	case a.opened && p.UpToSeq < s.acked:
+	case a.opened && p.UpToSeq < s.acked && !s.st.without.oldAck:
 		s.st.stalePayloads.Add(1) // old: later news came before it
 		return nil
 	}
 	a.silent = false
 	progress := p.UpToSeq > s.acked || !a.opened && a.top == 0
-	if p.UpToSeq < s.acked {
+	if p.UpToSeq < s.acked && !s.st.without.ackMovesBack {
 		s.moveBack(p.UpToSeq)
 	}
 	s.free(now, p.UpToSeq)
@@ -582,7 +587,7 @@ func (a *attachment) vet() {
 // reject turns an event that the hub refuses into a gap (rule 11).
 func (a *attachment) reject(seq uint64) {
 	s := a.s
-	if seq <= s.acked || seq > a.top {
+	if seq <= s.acked || seq > a.top || s.st.without.reject {
 		return
 	}
 	i := s.log.find(seq)
@@ -652,10 +657,10 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	}
 	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
 	r.task.owner = r
-	if p.UntilSeq != 0 {
+	if p.UntilSeq != 0 && !al.st.without.replayCeiling {
 		r.until = min(p.UntilSeq, s.log.head)
 	}
-	if p.Limit == 0 {
+	if p.Limit == 0 || al.st.without.replayLimit {
 		r.left = math.MaxInt
 	}
 	a.replays = append(a.replays, r)
@@ -676,8 +681,12 @@ func (r *replay) take(time.Time) Payload {
 		s.mu.Unlock()
 		return nil
 	}
+	gapsUntil := r.until
+	if s.st.without.clipGaps {
+		gapsUntil = s.log.head
+	}
 	n := min(s.st.sizes.page, r.left)
-	p := s.log.read(span{r.after, r.until, r.until, n, pageBytes})
+	p := s.log.read(span{r.after, gapsUntil, r.until, n, pageBytes})
 	available := s.log.first()
 	r.after = p.last
 	r.bytes += p.bytes

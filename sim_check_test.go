@@ -1,0 +1,685 @@
+package gvstream
+
+import (
+	"errors"
+	"slices"
+)
+
+// fail notes the first violation: the invariant's name, a colon, what is wrong.
+func (w *simWorld) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = errorf(format, args...)
+		w.say("VIOLATION: %v", w.err)
+	}
+}
+
+// check looks at the state of every machine.
+func (w *simWorld) check() {
+	if w.steps%64 == 0 { // bytes must not change in a log that seems the same
+		clear(w.looked)
+	}
+	for _, a := range w.agents {
+		used := 0
+		for _, id := range a.ids {
+			if s := a.st.sessions[id]; s != nil {
+				w.checkSession(a, s)
+				used += s.log.bytes
+			}
+		}
+		if limit := a.st.cfg.MaxTotalBytes; limit > 0 && (int(a.st.budget.used.Load()) != used || used > limit) {
+			w.fail("S10: %s counts %d bytes, and holds %d of %d", a.id, a.st.budget.used.Load(), used, limit)
+		}
+		if len(a.st.sessions) > a.st.cfg.MaxSessions {
+			w.fail("S10: %s has %d sessions", a.id, len(a.st.sessions))
+		}
+	}
+	w.checkHub()
+	for _, v := range w.viewers {
+		w.checkViewer(v)
+	}
+	for _, x := range w.wires {
+		if n := len(x.hub.link.answers) + len(x.peer.link.answers); n > 4*maxAnswers {
+			w.fail("S10: %d answers wait", n)
+		}
+	}
+}
+
+func (w *simWorld) checkSession(a *simAgent, s *Session) {
+	cfg := &a.st.cfg
+	k := simKey{s.id, s.epoch}
+	if s.acked > 0 && s.acked > w.truthOf(k).accepted { // S3: nothing is let go before some hub has it
+		w.fail("S3: %s %s: %d are acknowledged, which no hub accepted", a.id, s.id, s.acked)
+	}
+	if s.acked > s.log.head || s.maxSent > s.log.head || s.log.first() > s.acked+1 { // S4
+		w.fail("S4: %s %s: first %d, acked %d, sent %d, head %d", a.id, s.id, s.log.first(), s.acked, s.maxSent, s.log.head)
+	}
+	if w.lookedAt(&s.log, s.acked) {
+		events, bytes := w.checkLog(k, &s.log, s.acked)
+		if events != s.pendingEvents || bytes != s.pendingBytes {
+			w.fail("S10: %s %s: counts %d events and %d bytes pending, has %d and %d", a.id, s.id, s.pendingEvents, s.pendingBytes, events, bytes)
+		}
+	}
+	switch { // S10
+	case !w.losable && (s.pendingEvents > cfg.MaxPendingEvents || s.pendingBytes > cfg.MaxPendingBytes):
+		w.fail("S10: %s %s: %d events and %d bytes pending", a.id, s.id, s.pendingEvents, s.pendingBytes)
+	case s.log.events > max(cfg.ReplayEvents, s.pendingEvents) || s.log.bytes > max(cfg.ReplayBytes, s.pendingBytes):
+		if s.log.first() <= s.acked { // pending may be more than what is kept for replay
+			w.fail("S10: %s %s holds %d events, %d bytes", a.id, s.id, s.log.events, s.log.bytes)
+		}
+	}
+	o := s.on
+	switch {
+	case o == nil:
+		return
+	case len(o.replays) > cfg.MaxReplays:
+		w.fail("S10: %s %s: %d replays", a.id, s.id, len(o.replays))
+	case o.top > s.maxSent || o.sent > s.log.head: // S4
+		w.fail("S4: %s %s: top %d, sent %d, head %d", a.id, s.id, o.top, o.sent, s.log.head)
+	case !o.opened:
+		delete(w.acks, o)
+	case o.sent < s.acked: // S4
+		w.fail("S4: %s %s: acked %d, sent %d, head %d", a.id, s.id, s.acked, o.sent, s.log.head)
+	case s.acked < w.acks[o]: // S5
+		w.fail("S5: %s %s: the ack went back from %d to %d", a.id, s.id, w.acks[o], s.acked)
+	default:
+		w.acks[o] = s.acked
+	}
+}
+
+// A logLook is what a log looked like when it was last checked entry by entry.
+type logLook struct {
+	first, head, acked uint64
+	n, events, bytes   int
+}
+
+// lookedAt reports whether a log has changed since it was last looked at.
+func (w *simWorld) lookedAt(l *log, acked uint64) bool {
+	now := logLook{l.first(), l.head, acked, l.ring.n, l.events, l.bytes}
+	if w.looked[l] == now {
+		return false
+	}
+	w.looked[l] = now
+	return true
+}
+
+// checkLog checks that a log's entries tile it and are what was published (S2), and
+// counts the events after a number.
+func (w *simWorld) checkLog(k simKey, l *log, after uint64) (pending, pendingBytes int) {
+	t := w.truthOf(k)
+	next, events, bytes := l.first(), 0, 0
+	for i := range l.ring.n {
+		e := l.ring.at(i)
+		if from := l.from(i); from != next || e.to < from {
+			w.fail("S1: %v: a log has %d to %d at %d", k, from, e.to, next)
+		}
+		next = e.to + 1
+		if e.gap() {
+			continue
+		}
+		events++
+		bytes += int(e.size)
+		if e.to > after {
+			pending++
+			pendingBytes += int(e.size)
+		}
+		if json := l.json(e); e.to > uint64(len(t.data)) || string(e.value(json)) != t.data[e.to-1] {
+			w.fail("S2: %v: a log has another event %d: %s", k, e.to, json)
+		}
+	}
+	if next != l.head+1 || events != l.events || bytes != l.bytes {
+		w.fail("S1: %v: a log ends at %d of %d, %d of %d events, %d of %d bytes", k, next-1, l.head, events, l.events, bytes, l.bytes)
+	}
+	return pending, pendingBytes
+}
+
+// checkHub: S1 and S10.
+func (w *simWorld) checkHub() {
+	w.forgetPositions()
+	known := 0
+	for _, id := range simIDs {
+		s := w.hub.sessions[id]
+		if s == nil {
+			continue
+		}
+		w.checkRequests(s)
+		if s.epoch == "" {
+			if len(s.cursors) == 0 {
+				w.fail("S10: the hub holds %s for nobody", id)
+			}
+			continue
+		}
+		known++
+		k := simKey{id, s.epoch}
+		if at := w.position[k]; s.log.head != at { // S1
+			w.fail("S1: %v: the hub is at %d, and %d was committed", k, s.log.head, at)
+		}
+		if w.lookedAt(&s.log, 0) {
+			w.checkLog(k, &s.log, 0)
+		}
+		if s.log.events > w.hub.cfg.LogEvents || s.log.bytes > w.hub.cfg.LogBytes {
+			w.fail("S10: the hub holds %d events, %d bytes of %s", s.log.events, s.log.bytes, id)
+		}
+	}
+	if n := int(w.hub.known.Load()); n != known || known > w.hub.cfg.MaxSessions {
+		w.fail("S10: the hub counts %d sessions, and knows %d", n, known)
+	}
+	for _, a := range w.agents {
+		if ha, _ := w.hub.agent(a.id); ha != nil && len(ha.sessions) > w.hub.cfg.MaxAgentSessions {
+			w.fail("S10: %s has %d sessions open", a.id, len(ha.sessions))
+		}
+	}
+}
+
+// noteStarts notes where epochs begin of which nothing was committed yet.
+func (w *simWorld) noteStarts() {
+	for _, id := range simIDs {
+		s := w.hub.sessions[id]
+		if s == nil || s.epoch == "" {
+			continue
+		}
+		k := simKey{id, s.epoch}
+		if _, ok := w.position[k]; !ok {
+			w.checkStart(k, s.log.head)
+			w.position[k] = s.log.head
+		}
+	}
+}
+
+// checkStart: S1, where an epoch begins that is new to a hub.
+func (w *simWorld) checkStart(k simKey, start uint64) {
+	t := w.truthOf(k)
+	said, asked := w.resumed[k]
+	switch {
+	case w.durable && (!asked || said != start):
+		w.fail("S1: %v: the hub starts at %d, and its store said %d", k, start, said)
+	case !w.durable && !starts(w.handling, k, start):
+		w.fail("S1: %v: the hub starts at %d after %s", k, start, brief(w.handling))
+	}
+	t.accepted = max(t.accepted, start)
+	if at, ok := epochTime(k.epoch); ok && at.After(w.hubNow().Add(maxEpochLead)) { // rule 2
+		w.fail("S6: %v: an epoch of %v was adopted at %v", k, at, w.hubNow())
+	}
+}
+
+// starts reports whether a payload begins an epoch at a number: a status that says
+// so, or a batch from 1.
+func starts(p Payload, k simKey, start uint64) bool {
+	switch p := p.(type) {
+	case *StatusPayload:
+		return slices.ContainsFunc(p.Sessions, func(e SessionStatus) bool {
+			return e.SessionID == k.session && e.Epoch == k.epoch && e.AckSeq == start
+		})
+	case *EventBatchPayload:
+		return p.FirstSeq == 1 && start == 0
+	}
+	return false
+}
+
+// forgetPositions forgets where the hub was in what it has forgotten.
+func (w *simWorld) forgetPositions() {
+	for k := range w.position {
+		switch s := w.hub.sessions[k.session]; {
+		case s == nil || s.epoch == "":
+			w.losable, w.backward = true, true
+			delete(w.position, k)
+		case s.epoch != k.epoch:
+			delete(w.position, k)
+		}
+	}
+}
+
+// checkRequests: S10 for the replays of a session.
+func (w *simWorld) checkRequests(s *hubSession) {
+	turns := 0
+	for _, c := range s.cursors {
+		if c.fetch != nil && !c.fetch.closed {
+			turns++
+		}
+		n := 0
+		for i := range c.pages {
+			n += len(c.pages[i].slots)
+		}
+		if n > w.sizes.replay {
+			w.fail("S10: a cursor holds %d fetched events", n)
+		}
+	}
+	if turns != s.open || s.open > w.hub.cfg.MaxReplays {
+		w.fail("S10: %d requests of %s are open, and count as %d", turns, s.id, s.open)
+	}
+}
+
+func (w *simWorld) checkViewer(v *simViewer) {
+	errs := 0
+	for _, q := range v.v.queue {
+		if q.err != nil {
+			errs++
+		}
+	}
+	items := len(v.v.queue) - errs
+	if items > v.v.cfg.BufferItems || items > 1 && v.v.bytes > v.v.cfg.BufferBytes+errs*itemBytes { // S10
+		w.fail("S10: %s holds %d items, %d bytes", v.id, items, v.v.bytes)
+	}
+	for _, id := range simIDs {
+		x := v.v.watches[id]
+		if x == nil || x.received == 0 {
+			continue
+		}
+		if t := w.truthOf(simKey{id, x.epoch}); x.received > t.accepted { // S8
+			w.fail("S8: %s %s: received %d, of which hubs accepted %d", v.id, id, x.received, t.accepted)
+		}
+	}
+	if v.wire == nil || v.wire.hub.dead {
+		return
+	}
+	hv := v.wire.hub.link.m.(*hubViewer)
+	if hv.slots < 0 || hv.slots > w.hub.cfg.MaxViewerReplays { // S10
+		w.fail("S10: %s has %d requests open", v.id, hv.slots)
+	}
+	if len(hv.cursors) > w.hub.cfg.MaxWatches { // S10
+		w.fail("S10: %s has %d watches", v.id, len(hv.cursors))
+	}
+}
+
+// checkCommit: S1, S2, S3 and S12 where they begin, before anything is stored.
+func (w *simWorld) checkCommit(k simKey, items []Item) {
+	t, at := w.truthOf(k), w.hub.lookup(k.session).log.head
+	if was, ok := w.position[k]; !ok {
+		w.checkStart(k, at)
+	} else if was != at {
+		w.fail("S1: %v: the hub is at %d, and %d was committed", k, at, was)
+	}
+	for _, it := range items {
+		from := it.seq
+		if it.Gap != nil {
+			from = it.Gap.From
+			w.checkLoss(k, it.Gap)
+		}
+		if from != at+1 { // S1
+			w.fail("S1: %v: %d is committed after %d", k, from, at)
+		}
+		at = it.seq
+		w.checkContent(k, it)
+		if t.end != 0 && at > t.end { // S12
+			w.fail("S12: %v: %d is committed after the end, %d", k, at, t.end)
+		}
+	}
+}
+
+// acceptedTo notes what the hub accepts.
+func (w *simWorld) acceptedTo(k simKey, items []Item) {
+	t := w.truthOf(k)
+	for _, it := range items {
+		t.accepted = max(t.accepted, it.seq)
+		if it.Event != nil && it.Event.End {
+			t.end = it.seq
+		}
+	}
+}
+
+// checkLoss: S3. What the hub gets as a gap must have been lost for a reason.
+func (w *simWorld) checkLoss(k simKey, g *Gap) {
+	t := w.truthOf(k)
+	switch {
+	case g.Reason == ReasonDropped && w.agentCfg.Overflow == DropOldest:
+	case g.Reason == ReasonEvicted && w.losable && g.To <= t.accepted: // a hub had it, and lost it
+	case g.Reason == ReasonRejected && g.From == g.To && w.refusable(t, g.To):
+	case g.Reason == ReasonRejected && g.From < g.To && w.refusable(t, g.From) && w.refusable(t, g.To):
+	default:
+		w.fail("S3: %v: %d to %d were lost for no reason: %s", k, g.From, g.To, g.Reason)
+	}
+}
+
+// refusable reports whether a hub may have refused an event.
+func (w *simWorld) refusable(t *simTruth, seq uint64) bool {
+	if seq > uint64(len(t.data)) {
+		return false
+	}
+	data := t.data[seq-1]
+	return poisoned(data) || len(data)+120 > w.hub.cfg.MaxEventBytes
+}
+
+// checkContent: S2.
+func (w *simWorld) checkContent(k simKey, it Item) {
+	t := w.truthOf(k)
+	switch {
+	case it.seq > uint64(len(t.data)):
+		w.fail("S2: %v: %d was never published", k, it.seq)
+	case it.Event != nil && (string(it.Event.Data) != t.data[it.seq-1] || it.Event.Type != "out"):
+		w.fail("S2: %v: %d is %s, and was published as %s", k, it.seq, it.Event.Data, t.data[it.seq-1])
+	}
+}
+
+// checkSent looks at a payload that a link sends.
+func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
+	switch m := from.link.m.(type) {
+	case *agentLink:
+		switch p := p.(type) {
+		case *EventBatchPayload:
+			w.checkBatch(m, p)
+		case *ReplayBatchPayload:
+			w.checkAnswer(m, p)
+		}
+	case *hubViewer:
+		switch p := p.(type) {
+		case *EventBatchPayload:
+			w.checkServed(x, p.SessionID, p.ViewerID)
+		case *ReplayBatchPayload:
+			w.checkServed(x, p.SessionID, p.ViewerID)
+			if r := w.requests[p.RequestID]; r == nil || r.viewer != p.ViewerID || r.session != p.SessionID { // S11
+				w.fail("S11: %s gets what request %s of another viewer brought", x.viewer.id, p.RequestID)
+			}
+		}
+	}
+}
+
+// checkBatch: rules 5 and 7.
+func (w *simWorld) checkBatch(al *agentLink, p *EventBatchPayload) {
+	s := al.st.sessions[p.SessionID]
+	if s == nil || s.on == nil || s.on.l != al {
+		w.fail("S6: %s from a link that it is not on", brief(p))
+		return
+	}
+	if !s.on.opened && !s.on.pioneer { // rule 5
+		w.fail("rule 5: %s before the hub's ack", brief(p))
+	}
+	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.on.window { // rule 7
+		w.fail("S10: %s is beyond ack %d and window %d", brief(p), s.acked, s.on.window)
+	}
+}
+
+// checkServed: S11, and rule 13.
+func (w *simWorld) checkServed(x *simWire, session, viewer string) {
+	v := x.viewer
+	if want := v.wireID(); viewer != want { // S11
+		w.fail("S11: a payload for %q goes to %q", viewer, want)
+	}
+	if !v.local && w.forbidden[[2]string{v.id, session}] { // rule 13
+		w.fail("S11: %s is served %s, which it may not watch", v.id, session)
+	}
+}
+
+// wireID is the id that the hub knows a viewer by.
+func (v *simViewer) wireID() string {
+	if v.local {
+		return ""
+	}
+	return v.id
+}
+
+// noteRequest notes a replay request that arrives at its agent.
+func (w *simWorld) noteRequest(al *agentLink, p *ReplayRequestPayload) {
+	s := al.st.sessions[p.SessionID]
+	if s == nil || s.on == nil {
+		return
+	}
+	for _, open := range s.on.replays {
+		if open.req.RequestID == p.RequestID {
+			return // it is answered once
+		}
+	}
+	r := w.requests[p.RequestID]
+	if r == nil {
+		r = &simRequest{viewer: p.ViewerID, session: p.SessionID, after: p.AfterSeq, until: p.UntilSeq}
+		w.requests[p.RequestID] = r
+	}
+	numbers := int(p.UntilSeq - min(p.AfterSeq, p.UntilSeq))
+	r.batches += (numbers+w.sizes.page-1)/w.sizes.page + 1
+	r.events += p.Limit
+}
+
+// checkAnswer: L3, and rule 12.
+func (w *simWorld) checkAnswer(al *agentLink, p *ReplayBatchPayload) {
+	r := w.requests[p.RequestID]
+	if r == nil || r.viewer != p.ViewerID || r.session != p.SessionID { // S11
+		w.fail("S11: %s answers nothing that was asked", brief(p))
+		return
+	}
+	r.batches--
+	r.events -= len(p.Events)
+	switch {
+	case r.batches < 0: // L3
+		w.fail("L3: %s is more than %d to %d take", brief(p), r.after, r.until)
+	case r.events < 0: // S10
+		w.fail("S10: %s is more than the request's limit", brief(p))
+	case p.LastSeq > r.until: // rule 12
+		w.fail("S11: %s goes beyond %d", brief(p), r.until)
+	}
+}
+
+// checkPosition: rule 14. A viewer's position is what its reader is done with.
+func (w *simWorld) checkPosition(v *simViewer, id string, r *simReader) {
+	if r == nil || v.v.Position(id) != r.pos {
+		w.fail("S7: %s %s: the position is %v, and %+v was dealt with", v.id, id, v.v.Position(id), r)
+	}
+}
+
+// stopWatch notes that a watch ended with an error.
+func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
+	if w.verbose {
+		w.say("%s: %v", v.id, q.err)
+	}
+	var err *ProtocolError
+	if !errors.As(q.err, &err) {
+		w.fail("honest: %s: unexpected error %v", v.id, q.err)
+		return
+	}
+	r.stopped = err.Code
+	switch {
+	case err.Code == codeReplayAhead && w.backward:
+	case err.Code == codeForbidden && w.everForbidden && !v.local:
+	case err.Code == codeLimit && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
+	case err.Code == codeLimit && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
+	default:
+		w.fail("honest: %s: unexpected error %v", v.id, q.err)
+	}
+}
+
+// show checks an item that a viewer's reader gets: S2, S7, S8, S9 and S12.
+func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
+	if w.verbose {
+		w.say("%s sees %s %s", v.id, it.SessionID, briefItem(it))
+	}
+	k := simKey{it.SessionID, it.Epoch}
+	switch {
+	case r.ended: // S12
+		w.fail("S12: %s %s: %s after the end", v.id, it.SessionID, briefItem(it))
+	case it.Reset != nil: // S9
+		if it.Reset.Old != r.pos || it.Epoch <= r.pos.Epoch {
+			w.fail("S9: %s %s: a reset from %v, but the position is %v", v.id, it.SessionID, it.Reset.Old, r.pos)
+		}
+	case r.pos.Epoch != "" && it.Epoch != r.pos.Epoch: // S9
+		w.fail("S9: %s %s: epoch %s after %s without a reset", v.id, it.SessionID, it.Epoch, r.pos.Epoch)
+	case it.End: // S12
+		r.ended = true
+		if it.seq != r.pos.Seq {
+			w.fail("S12: %s %s: the end is at %d, but the position is %d", v.id, it.SessionID, it.seq, r.pos.Seq)
+		}
+	default:
+		from := it.seq
+		if it.Gap != nil {
+			from = it.Gap.From
+		}
+		if from != r.pos.Seq+1 { // S7
+			w.fail("S7: %s %s: %d after %d", v.id, it.SessionID, from, r.pos.Seq)
+		}
+		if it.seq > w.truthOf(k).accepted { // S8
+			w.fail("S8: %s %s: %d was accepted by no hub", v.id, it.SessionID, it.seq)
+		}
+		w.checkContent(k, it)
+	}
+	r.pos = it.Position()
+}
+
+// A handling is what was the case before a payload was handled.
+type handling struct {
+	stale  bool   // it must not change anything
+	digest digest // of the machine then
+	owners [4]string
+	epochs [4]string
+	hub    bool
+}
+
+func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
+	h := handling{stale: x.old || w.stale(to, p)}
+	if h.stale {
+		h.digest = w.digestOf(to.link.m)
+	}
+	if _, h.hub = to.link.m.(*hubAgent); h.hub {
+		h.owners, h.epochs = w.owners()
+	}
+	return h
+}
+
+func (w *simWorld) owners() (owners, epochs [4]string) {
+	for i, id := range simIDs {
+		if s := w.hub.sessions[id]; s != nil {
+			owners[i], epochs[i] = s.owner, s.epoch
+		}
+	}
+	return owners, epochs
+}
+
+// afterHandling: S6.
+func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
+	if h.stale && h.digest != w.digestOf(to.link.m) { // S6
+		w.fail("S6: %s: a payload of another link or epoch changed something: %s", to.name, brief(p))
+	}
+	if al, ok := to.link.m.(*agentLink); ok {
+		w.noteError(al, p)
+	}
+	if !h.hub {
+		return
+	}
+	w.noteStarts()
+	owners, epochs := w.owners()
+	for i, id := range simIDs {
+		if h.owners[i] != "" && owners[i] != "" && owners[i] != h.owners[i] && !w.claims { // rule 4
+			w.fail("S6: %s belonged to %s, and now to %s", id, h.owners[i], owners[i])
+		}
+		if epochs[i] != "" && epochs[i] < h.epochs[i] { // rule 2
+			w.fail("S6: %s went back from epoch %s to %s", id, h.epochs[i], epochs[i])
+		}
+	}
+}
+
+// noteError: after unknown_session or a retryable error, the next ack counts as a
+// first one (S5).
+func (w *simWorld) noteError(al *agentLink, p Payload) {
+	if e, ok := p.(*ErrorPayload); ok {
+		if s := al.st.sessions[e.SessionID]; s != nil && s.on != nil && !s.on.opened {
+			delete(w.acks, s.on)
+		}
+	}
+}
+
+// stale reports whether a payload is of another link or epoch than its receiver's.
+func (w *simWorld) stale(to *simEnd, p Payload) bool {
+	switch m := to.link.m.(type) {
+	case *agentLink:
+		switch p := p.(type) {
+		case *WelcomePayload:
+			return !m.hello.awaiting || m.hello.at.IsZero()
+		case *StatusPayload:
+			return p.Link != m.id
+		case *AckBatchPayload:
+			s := m.st.sessions[p.SessionID]
+			return p.Link != m.id || s != nil && p.Epoch != s.epoch
+		}
+	case *hubAgent:
+		switch p := p.(type) {
+		case *StatusPayload:
+			return p.Link != m.id
+		case *EventBatchPayload:
+			s := w.hub.sessions[p.SessionID]
+			return p.Link != m.id || s != nil && p.Epoch < s.epoch
+		case *ReplayBatchPayload:
+			return m.fetches[p.RequestID] == nil
+		}
+	case *viewerLink:
+		switch p := p.(type) {
+		case *WelcomePayload:
+			return !m.hello.awaiting || m.hello.at.IsZero()
+		case *StatusPayload:
+			return p.Link != m.id
+		case *EventBatchPayload:
+			x := m.v.watches[p.SessionID]
+			return p.Link != m.id || x == nil || p.Epoch != x.epoch
+		case *ReplayBatchPayload:
+			x := m.v.watches[p.SessionID]
+			return x == nil || p.Epoch != x.epoch
+		}
+	}
+	return false
+}
+
+// A digest of a machine's state is equal for equal states.
+type digest uint64
+
+func (d *digest) add(ns ...uint64) {
+	for _, n := range ns {
+		*d = (*d ^ digest(n)) * 1099511628211
+		*d ^= *d >> 29
+	}
+}
+
+func (d *digest) text(s string) {
+	for i := range len(s) {
+		*d = (*d ^ digest(s[i])) * 1099511628211
+	}
+	d.add(uint64(len(s)))
+}
+
+func (d *digest) flag(b bool) {
+	if b {
+		d.add(1)
+	} else {
+		d.add(2)
+	}
+}
+
+func (w *simWorld) digestOf(m machine) digest {
+	d := digest(14695981039346656037)
+	switch m := m.(type) {
+	case *agentLink:
+		for _, s := range m.st.all() {
+			d.text(s.id)
+			d.text(s.epoch)
+			d.add(s.acked, s.maxSent, s.log.first(), s.log.head)
+			d.flag(s.stopped != nil)
+			if s.on != nil {
+				d.add(s.on.sent, s.on.top)
+				d.flag(s.on.opened)
+			}
+		}
+	case *hubAgent:
+		for _, s := range w.hub.all() {
+			d.text(s.id)
+			d.text(s.epoch)
+			d.text(s.owner)
+			d.add(s.log.first(), s.log.head, s.head, uint64(s.open))
+			d.flag(s.on != nil)
+			d.flag(s.ended)
+			for _, c := range s.cursors {
+				d.add(c.seq, uint64(len(c.pages)))
+			}
+		}
+	case *hubViewer:
+		for _, s := range w.hub.all() {
+			d.text(s.id)
+			d.add(uint64(len(s.cursors)))
+			for _, c := range s.cursors {
+				d.text(c.epoch)
+				d.add(c.seq)
+			}
+		}
+	case *viewerLink:
+		for _, x := range m.v.sorted() {
+			d.text(x.id)
+			d.text(x.epoch)
+			d.add(x.received)
+			d.flag(x.ended)
+			d.flag(x.on != nil && x.on.want)
+		}
+	}
+	return d
+}

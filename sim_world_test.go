@@ -1,0 +1,829 @@
+package gvstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// The simulation: the real machines of two agents, a hub and four viewers, stepped
+// by one goroutine that takes every choice from one source, on clocks of its own.
+// After every step it checks the safety invariants S1 to S12 of PROTOCOL.md, and
+// when faults have stopped the liveness ones, L1 to L6.
+//
+//	sim_choices_test.go  where choices come from; how a schedule is shrunk
+//	sim_world_test.go    the world and its plain steps
+//	sim_faults_test.go   what goes wrong in it
+//	sim_check_test.go    what has to hold after every step
+//	sim_settle_test.go   what has to hold once faults have stopped
+//	sim_small_test.go    the same world with few choices, for all of which it runs
+//	sim_tell_test.go     what happened, in words
+
+// simEnd is one side of a wire: a link, and the payloads on their way to it.
+type simEnd struct {
+	name  string
+	link  *Link
+	lead  *time.Duration // how far the machine's clock is ahead
+	inbox []Payload
+	dead  bool // this side has noticed that the connection broke
+}
+
+// A simWire is one connection between the hub and an agent or viewer.
+type simWire struct {
+	peer, hub simEnd
+	viewer    *simViewer // at the peer's end, or nil
+	cut       bool       // nothing passes any more
+	old       bool       // a newer one took its place
+}
+
+// A simAgent is one agent: its Streamer is replaced when it restarts.
+type simAgent struct {
+	id   string
+	ids  []string // the sessions that it publishes
+	st   *Streamer
+	wire *simWire
+	lead time.Duration // of its timers: it stood still for a while
+	wall time.Duration // of its wall clock, which only epochs show
+	away bool          // does not connect
+}
+
+// A simViewer is one viewer: its Viewer is replaced when it restarts.
+type simViewer struct {
+	id    string
+	v     *Viewer
+	wire  *simWire
+	lead  time.Duration
+	local bool // Hub.Items: a reader in the hub's process
+	away  bool // does not connect
+	stuck bool // its loop does not ask for items
+	seen  map[string]*simReader
+}
+
+// simReader is what one viewer was shown of one session.
+type simReader struct {
+	pos     Position
+	ended   bool
+	stopped string // the code of the error that ended the watch
+}
+
+type simKey struct{ session, epoch string }
+
+// simTruth is what is known of one session in one epoch, from outside.
+type simTruth struct {
+	data      []string // by number, from 1: what Publish was given
+	accepted  uint64   // the most that any hub accepted
+	committed uint64   // the most that any Commit was given
+	end       uint64   // the number of the end, once a hub accepted it
+}
+
+// A blocked publisher waits for room.
+type blocked struct {
+	a           *simAgent
+	s           *Session
+	d           draft
+	data        string
+	wait, freed <-chan struct{}
+}
+
+type simWorld struct {
+	src     source
+	random  *rand.Rand // for ids, which are no choices
+	without omitted
+	now     time.Time
+	ended   context.Context // a viewer without room does not wait
+	verbose bool
+	trace   []string
+	err     error
+	steps   int
+
+	agents   []*simAgent
+	hub      *Hub
+	hubLead  time.Duration
+	viewers  []*simViewer
+	wires    []*simWire // of agents and viewers, as they are now
+	old      []*simWire // of before
+	busy     []busyEnd
+	handling Payload // the last that was handled
+	blocked  []*blocked
+	serial   int // events made
+
+	// The configuration.
+	sizes     sizes
+	hubCfg    HubConfig
+	agentCfg  StreamerConfig
+	viewerCfg ViewerConfig
+	durable   bool // hubs restart with their store
+	encoded   bool // payloads travel as JSON
+	plain     bool // no event is special
+	upsets    int  // how often something is upset, of a hundred steps
+	cuts      int  // and cut
+
+	// What is the case now.
+	commitDown bool                 // Commit and Resume fail
+	halfCommit bool                 // Commit stores, and fails
+	claims     bool                 // Claim allows
+	forbidden  map[[2]string]bool   // viewer and session
+	store      map[simKey]uint64    // what Commit has stored
+	ghosts     map[string][]Payload // payloads that were delivered, by receiver
+
+	// What excuses something.
+	losable       bool // a hub has lost state: what was acknowledged is sent again
+	backward      bool // a session may be behind where a viewer was
+	everForbidden bool
+	rewindowed    bool // links have other windows
+	rewatched     bool // a watch was given up, of which the hub may not know
+
+	// What is known from outside.
+	truth    map[simKey]*simTruth
+	position map[simKey]uint64 // what the present hub has accepted
+	resumed  map[simKey]uint64 // what its store last said
+	acks     map[*attachment]uint64
+	looked   map[*log]logLook
+	requests map[string]*simRequest
+}
+
+// simRequest is a replay request that reached its agent.
+type simRequest struct {
+	viewer  string
+	session string
+	after   uint64
+	until   uint64
+	batches int // that may still answer it
+	events  int
+}
+
+var (
+	simIDs      = []string{"a1", "a2", "b1", "shared"}
+	simSessions = [][]string{{"a1", "a2", "shared"}, {"b1", "shared"}}
+	simStart    = time.UnixMilli(1_700_000_000_000)
+)
+
+func (w *simWorld) choose(n int) int { return w.src.choose(n) }
+
+// pick chooses one of several values, the plainest first.
+func pick[T any](w *simWorld, vs ...T) T { return vs[w.choose(len(vs))] }
+
+// rarely is true once in n times.
+func (w *simWorld) rarely(n int) bool { return w.choose(n) == n-1 }
+
+func emptyWorld(src source, without omitted) *simWorld {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return &simWorld{
+		src: src, without: without, now: simStart, ended: ctx,
+		random: rand.New(rand.NewPCG(1, 2)),
+		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
+		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
+		position: make(map[simKey]uint64), resumed: make(map[simKey]uint64),
+		acks: make(map[*attachment]uint64), looked: make(map[*log]logLook),
+		requests: make(map[string]*simRequest),
+	}
+}
+
+// begin has everybody start, in a configuration that is chosen.
+func (w *simWorld) begin() {
+	w.configure()
+	w.startHub()
+	for i, ids := range simSessions {
+		a := &simAgent{id: fmt.Sprintf("agent%d", i), ids: ids}
+		w.agents = append(w.agents, a)
+		w.startAgent(a)
+	}
+	for i := range 4 {
+		v := &simViewer{id: fmt.Sprintf("viewer%d", i), local: i == 3}
+		w.viewers = append(w.viewers, v)
+		w.startViewer(v, false)
+	}
+}
+
+// configure chooses limits, mostly small ones.
+func (w *simWorld) configure() {
+	w.agentCfg = StreamerConfig{
+		Overflow:         pick(w, Block, Reject, DropOldest),
+		MaxPendingEvents: pick(w, 30, 8, 4),
+		MaxPendingBytes:  pick(w, 0, 0, 700),
+		ReplayEvents:     pick(w, 40, 10, 3, -1),
+		ReplayBytes:      pick(w, 0, 0, 600, -1),
+		MaxReplays:       pick(w, 8, 1, 8, -1),
+		MaxTotalBytes:    pick(w, 0, 0, 1500),
+		MaxSessions:      pick(w, 0, 0, 0, 2),
+		MaxEventBytes:    pick(w, 0, 0, 0, 250),
+	}
+	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1)}
+	w.hubCfg = HubConfig{
+		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
+		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
+		Window:     pick(w, 256, 16, 4, 1),
+		MaxReplays: pick(w, 8, 2, 1, -1), MaxViewerReplays: pick(w, 4, 1),
+		ReplayWait:       pick(w, 10*time.Second, time.Second, -1),
+		MaxEventBytes:    pick(w, 0, 0, 0, 200),
+		MaxSessions:      pick(w, 0, 0, 0, 0, 0, 2),
+		MaxAgentSessions: pick(w, 0, 0, 0, 0, 0, 1),
+		MaxWatches:       pick(w, 0, 0, 0, 2),
+		SessionTTL:       pick(w, 0, 0, 0, time.Minute, -1),
+	}
+	if w.durable = w.choose(2) == 0; w.durable {
+		w.hubCfg.Resume = w.resume
+	}
+	w.viewerCfg = ViewerConfig{
+		BufferItems: pick(w, 256, 4, 1), BufferBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
+	}
+	w.encoded = w.rarely(16)
+	w.upsets, w.cuts = pick(w, 2, 0, 1, 3), pick(w, 1, 0, 3)
+}
+
+func (w *simWorld) minter() *minter { return &minter{random: simRandom{w}} }
+
+type simRandom struct{ w *simWorld }
+
+func (r simRandom) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(r.w.random.Uint32())
+	}
+	return len(p), nil
+}
+
+func (w *simWorld) startHub() {
+	w.hub = NewHub(&w.hubCfg)
+	w.hub.mint, w.hub.sizes, w.hub.without = w.minter(), w.sizes, w.without
+	clear(w.position)
+	clear(w.resumed)
+}
+
+func (w *simWorld) startAgent(a *simAgent) {
+	w.breakWire(a.wire)
+	a.wire = nil
+	a.st = NewStreamer(&w.agentCfg)
+	a.st.mint, a.st.sizes, a.st.without = w.minter(), w.sizes, w.without
+	w.blocked = slices.DeleteFunc(w.blocked, func(b *blocked) bool { return b.a == a })
+	w.rewire()
+}
+
+// startViewer starts a new viewer process: with what the old one had persisted, or
+// with nothing.
+func (w *simWorld) startViewer(v *simViewer, persisted bool) {
+	w.breakWire(v.wire)
+	v.wire = nil
+	w.rewire()
+	old := v.positions()
+	v.v = NewViewer(&w.viewerCfg)
+	if v.local {
+		v.v = NewViewer(nil) // Items has room for a payload whatever it holds
+	}
+	v.v.without = w.without
+	v.seen = make(map[string]*simReader)
+	for _, id := range simIDs {
+		if (!v.local || len(v.seen) == 0) && !w.rarely(5) {
+			w.watch(v, id, old, persisted)
+		}
+	}
+}
+
+// positions are what the viewer would persist.
+func (v *simViewer) positions() map[string]Position {
+	out := make(map[string]Position)
+	for id := range v.seen {
+		out[id] = v.v.Position(id)
+	}
+	return out
+}
+
+func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persisted bool) {
+	r := &simReader{}
+	if persisted {
+		r.pos = old[id]
+	}
+	err := v.v.Watch(id, r.pos)
+	if err == ErrTooMany && len(v.v.watches) == v.v.cfg.MaxWatches {
+		return
+	}
+	if err != nil {
+		w.fail("watch: %v", err)
+	}
+	v.seen[id] = r
+}
+
+// rewatch ends a watch, or begins one, where it was or from the start.
+func (w *simWorld) rewatch(v *simViewer, id string) {
+	old := v.positions()
+	if w.verbose {
+		w.say("%s watches %s anew", v.id, id)
+	}
+	w.rewatched = true
+	v.v.Unwatch(id)
+	delete(v.seen, id)
+	if (!v.local || len(v.seen) == 0) && !w.rarely(3) {
+		w.watch(v, id, old, w.choose(2) == 0)
+	}
+}
+
+// rewire notes which wires there are.
+func (w *simWorld) rewire() {
+	w.wires = w.wires[:0]
+	for _, a := range w.agents {
+		if a.wire != nil {
+			w.wires = append(w.wires, a.wire)
+		}
+	}
+	for _, v := range w.viewers {
+		if v.wire != nil && !v.local {
+			w.wires = append(w.wires, v.wire)
+		}
+	}
+}
+
+// connectAgent makes a new connection. The old one may still be open.
+func (w *simWorld) connectAgent(a *simAgent) {
+	w.say("%s connects", a.id)
+	w.retire(a.wire)
+	a.wire = &simWire{
+		peer: simEnd{name: a.id, link: a.st.connect(w.now.Add(a.lead)).Link, lead: &a.lead},
+		hub:  simEnd{name: "hub(" + a.id + ")", link: w.hub.connectAgent(w.hubNow(), a.id).Link, lead: &w.hubLead},
+	}
+	w.rewire()
+}
+
+func (w *simWorld) connectViewer(v *simViewer) {
+	w.say("%s connects", v.id)
+	w.retire(v.wire)
+	id := v.id
+	if v.local {
+		id = ""
+	}
+	v.wire = &simWire{
+		viewer: v,
+		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
+		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
+	}
+	w.rewire()
+}
+
+// retire keeps an old wire for a while: what is on its way may still arrive.
+func (w *simWorld) retire(x *simWire) {
+	if x == nil || x.viewer != nil && x.viewer.local {
+		return
+	}
+	x.old = true
+	w.old = append(w.old, x)
+	if len(w.old) > 3 {
+		w.breakWire(w.old[0])
+		w.old = w.old[1:]
+	}
+}
+
+func (w *simWorld) hubNow() time.Time { return w.now.Add(w.hubLead) }
+
+func (w *simWorld) at(e *simEnd) time.Time { return w.now.Add(*e.lead) }
+
+// step does one thing, and checks what has to hold after it.
+func (w *simWorld) step() {
+	w.steps++
+	switch c := w.choose(100); {
+	case c < 15:
+		w.publishSome()
+	case c < 38:
+		w.pump()
+	case c < 58:
+		w.deliver()
+	case c < 66:
+		w.flow()
+	case c < 74:
+		if v := w.viewers[w.choose(len(w.viewers))]; !v.stuck {
+			w.read(v, true)
+		}
+	case c < 77:
+		w.carry(w.viewers[3])
+	case c < 84:
+		w.connectSome()
+	case c < 86:
+		w.useOld()
+	case c < 89:
+		w.pass()
+	case c < 91:
+		w.recover()
+	case c < 91+w.cuts:
+		w.cutSome()
+	case c < 92+w.cuts+w.upsets:
+		w.upset()
+	default:
+		w.disturb()
+	}
+	w.retryBlocked()
+	w.check()
+}
+
+func (w *simWorld) publishSome() {
+	a := w.agents[w.choose(len(w.agents))]
+	w.publish(a, a.ids[w.choose(len(a.ids))], 1+w.choose(4))
+}
+
+// publish has an agent publish some events in one session.
+func (w *simWorld) publish(a *simAgent, id string, n int) {
+	s, err := a.st.session(w.wallOf(a), id)
+	switch {
+	case err == ErrTooMany && len(a.st.sessions) >= a.st.cfg.MaxSessions:
+		return
+	case err != nil:
+		w.fail("S10: session: %v", err)
+		return
+	}
+	for range n {
+		ev := w.event(a)
+		ev.Time = w.wallOf(a)
+		d := draft{ev: &ev}
+		err := s.fill(&d)
+		if err == ErrTooLarge && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
+			continue
+		}
+		if err != nil {
+			w.fail("draft: %v", err)
+			return
+		}
+		if !w.offer(&blocked{a: a, s: s, d: d, data: string(ev.Data)}) {
+			return
+		}
+	}
+}
+
+func (w *simWorld) wallOf(a *simAgent) time.Time { return w.now.Add(a.lead + a.wall) }
+
+// event makes an event, rarely a large one, one that the store refuses, or the end.
+func (w *simWorld) event(a *simAgent) Event {
+	w.serial++
+	data := fmt.Appendf(nil, `"%s/%d`, a.id, w.serial)
+	c := 0
+	if !w.plain {
+		c = w.choose(60)
+	}
+	switch c {
+	case 59:
+		data = append(data, '!') // the store refuses it
+	case 58, 57, 56:
+		for range 20 {
+			data = append(data, "0123456789"...)
+		}
+	}
+	return Event{Type: "out", End: c == 55, Data: append(data, '"')}
+}
+
+func poisoned(data string) bool { return data[len(data)-2] == '!' }
+
+// offer publishes one event, or has its publisher wait.
+func (w *simWorld) offer(b *blocked) bool {
+	b.freed = b.s.st.budget.wait()
+	seq, wait, err := b.s.offer(&b.d)
+	b.wait = wait
+	switch {
+	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
+		w.blocked = append(w.blocked, b)
+		if w.verbose {
+			w.say("%s waits to publish in %s", b.a.id, b.s.id)
+		}
+		return false
+	case err != nil:
+		if stopped := (*ProtocolError)(nil); errors.As(err, &stopped) && w.choose(4) == 0 {
+			w.renew(b.a, b.s.id)
+		}
+		return false
+	}
+	k := simKey{b.s.id, b.s.epoch}
+	t := w.truthOf(k)
+	if seq != uint64(len(t.data))+1 { // rule 1
+		w.fail("S1: %v: number %d was given out after %d", k, seq, len(t.data))
+	}
+	t.data = append(t.data, b.data)
+	if w.verbose {
+		w.say("%s publishes %s %d: %.30s%s", b.a.id, b.s.id, seq, b.data, endMark(b.d.ev.End))
+	}
+	return true
+}
+
+func endMark(end bool) string {
+	if end {
+		return ", the end"
+	}
+	return ""
+}
+
+func (w *simWorld) renew(a *simAgent, id string) {
+	w.say("%s renews %s", a.id, id)
+	a.st.renew(w.wallOf(a), id)
+}
+
+// someEnd picks one side of one connection, and the other side of it.
+func (w *simWorld) someEnd(ws []*simWire) (x *simWire, from, to *simEnd) {
+	if len(ws) == 0 {
+		return nil, nil, nil
+	}
+	x = ws[w.choose(len(ws))]
+	if w.choose(2) == 0 {
+		return x, &x.peer, &x.hub
+	}
+	return x, &x.hub, &x.peer
+}
+
+// pump has one link send what it has.
+func (w *simWorld) pump() {
+	if x, from, to := w.someEnd(w.wires); x != nil {
+		for range 1 + w.choose(4) {
+			if !w.send(x, from, to) {
+				return
+			}
+		}
+	}
+}
+
+func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
+	if from.dead || len(to.inbox) >= 20 {
+		return false
+	}
+	p, _, err := from.link.next(w.at(from))
+	if err != nil {
+		w.say("%s is dead: %v", from.name, err)
+		w.closeEnd(from)
+		return false
+	}
+	if p == nil {
+		return false
+	}
+	if w.verbose {
+		w.say("%s sends %s%s", from.name, brief(p), into(x, to))
+	}
+	w.checkSent(x, from, p)
+	if x.cut || to.dead {
+		return true
+	}
+	if w.encoded {
+		p = w.overTheWire(p)
+	}
+	to.inbox = append(to.inbox, p)
+	return true
+}
+
+// overTheWire encodes and decodes a payload.
+func (w *simWorld) overTheWire(p Payload) Payload {
+	line, err := Marshal(p)
+	if err == nil {
+		p, err = Unmarshal(line)
+	}
+	if err != nil {
+		w.fail("wire: %v: %s", err, line)
+	}
+	return p
+}
+
+// deliver has one link handle what has arrived.
+func (w *simWorld) deliver() {
+	busy := w.busyEnds()
+	if len(busy) == 0 {
+		return
+	}
+	b := busy[w.choose(len(busy))]
+	for range 1 + w.choose(4) {
+		if !w.receive(b.wire, b.end) {
+			return
+		}
+	}
+}
+
+type busyEnd struct {
+	wire *simWire
+	end  *simEnd
+}
+
+// busyEnds are the sides of wires for which something is on its way.
+func (w *simWorld) busyEnds() []busyEnd {
+	w.busy = w.busy[:0]
+	for _, x := range w.wires {
+		if len(x.peer.inbox) > 0 {
+			w.busy = append(w.busy, busyEnd{x, &x.peer})
+		}
+		if len(x.hub.inbox) > 0 {
+			w.busy = append(w.busy, busyEnd{x, &x.hub})
+		}
+	}
+	return w.busy
+}
+
+// flow has a conversation go on undisturbed for a while.
+func (w *simWorld) flow() {
+	if len(w.wires) == 0 {
+		return
+	}
+	x := w.wires[w.choose(len(w.wires))]
+	for range 1 + w.choose(6) {
+		w.receive(x, &x.hub)
+		w.receive(x, &x.peer)
+		w.send(x, &x.peer, &x.hub)
+		w.send(x, &x.hub, &x.peer)
+	}
+	if v := x.viewer; v != nil && !v.stuck {
+		w.read(v, true)
+	}
+}
+
+// receive has a link handle the next payload, and checks that one that is stale
+// changes nothing.
+func (w *simWorld) receive(x *simWire, to *simEnd) bool {
+	if to.dead || len(to.inbox) == 0 {
+		return false
+	}
+	p := to.inbox[0]
+	err := w.handle(x, to, p)
+	if errors.Is(err, context.Canceled) {
+		return false // no room: it waits
+	}
+	if to.dead { // the handling was the end of it
+		return false
+	}
+	to.inbox = to.inbox[1:]
+	w.remember(to, p)
+	if err == nil {
+		if w.verbose {
+			w.say("%s handles %s", to.name, brief(p))
+		}
+		return true
+	}
+	if w.verbose {
+		w.say("%s refuses %s: %v", to.name, brief(p), err)
+	}
+	if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
+		w.fail("honest: %s refuses what an honest peer said: %v: %s", to.name, err, brief(p))
+	}
+	return true
+}
+
+func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
+	ctx, now := context.Background(), w.at(to)
+	switch m := to.link.m.(type) {
+	case *viewerLink:
+		ctx = w.ended
+	case *hubAgent:
+		w.hub.expire(now) // what any call may do
+		w.forgetPositions()
+	case *agentLink:
+		if r, ok := p.(*ReplayRequestPayload); ok {
+			w.noteRequest(m, r)
+		}
+	}
+	w.handling = p
+	before := w.beforeHandling(x, to, p)
+	err := to.link.handle(ctx, now, p)
+	w.afterHandling(before, to, p)
+	return err
+}
+
+// remember keeps payloads that say which link they belong to, so that they may
+// come again on a later one.
+func (w *simWorld) remember(to *simEnd, p Payload) {
+	switch p.(type) {
+	case *WelcomePayload, *StatusPayload, *EventBatchPayload, *AckBatchPayload, *ReplayBatchPayload:
+		name := to.name
+		if old := w.ghosts[name]; len(old) < 8 {
+			w.ghosts[name] = append(old, p)
+		} else {
+			w.serial++
+			old[w.serial%8] = p
+		}
+	}
+}
+
+// read has a viewer's loop take some items. It may break off, and then the item at
+// hand comes again.
+func (w *simWorld) read(v *simViewer, breaks bool) {
+	n := 64
+	if breaks {
+		n = 1 + w.choose(8)
+	}
+	for range n {
+		q, _ := v.v.front()
+		if q == nil {
+			return
+		}
+		r := v.seen[q.w.id]
+		w.checkPosition(v, q.w.id, r)
+		if breaks && w.rarely(16) {
+			return
+		}
+		if q.err != nil {
+			w.stopWatch(v, r, q)
+		} else {
+			w.show(v, r, q.item)
+		}
+		v.v.done(q)
+		w.checkPosition(v, q.w.id, r)
+	}
+}
+
+// carry moves payloads between the two links of a local reader, as Items does.
+func (w *simWorld) carry(v *simViewer) bool {
+	if v.wire == nil || v.wire.peer.dead {
+		return false
+	}
+	x := v.wire
+	v.v.mu.Lock()
+	x.peer.link.m.(*viewerLink).held = true
+	v.v.mu.Unlock()
+	moved := false
+	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
+		p, _, err := ends[0].link.next(w.hubNow())
+		if err == nil && p != nil {
+			if w.verbose {
+				w.say("%s carries %s", v.id, brief(p))
+			}
+			moved = true
+			w.checkSent(x, ends[0], p)
+			err = ends[1].link.handle(w.ended, w.hubNow(), p)
+		}
+		if err != nil {
+			w.say("%s ends: %v", v.id, err)
+			w.breakWire(x)
+			return false
+		}
+	}
+	return moved
+}
+
+// pass lets time pass: a little, to the next deadline, or a lot.
+func (w *simWorld) pass() {
+	d := pick(w, time.Millisecond, 300*time.Millisecond, time.Second, 5*time.Second)
+	switch w.choose(40) {
+	case 39:
+		d = pick(w, 6*time.Minute, 11*time.Minute, 70*time.Minute)
+	case 38, 37:
+		d = 46 * time.Second
+	case 36, 35, 34, 33, 32, 31:
+		d = 16 * time.Second
+	}
+	if w.verbose {
+		w.say("%v pass", d)
+	}
+	w.now = w.now.Add(d)
+}
+
+// truthOf is what is known of a session in an epoch.
+func (w *simWorld) truthOf(k simKey) *simTruth {
+	t := w.truth[k]
+	if t == nil {
+		t = &simTruth{}
+		w.truth[k] = t
+	}
+	return t
+}
+
+// The hub's callbacks.
+
+func (w *simWorld) authorize(_ context.Context, viewerID, sessionID string) error {
+	if w.forbidden[[2]string{viewerID, sessionID}] {
+		return errors.New("not this one")
+	}
+	return nil
+}
+
+func (w *simWorld) claim(_ context.Context, agentID, sessionID, ownerID string) bool {
+	if w.verbose {
+		w.say("hub: may %s take %s from %s: %v", agentID, sessionID, ownerID, w.claims)
+	}
+	return w.claims
+}
+
+func (w *simWorld) resume(_ context.Context, session, epoch string) (uint64, error) {
+	if w.commitDown {
+		return 0, errors.New("store is down")
+	}
+	k := simKey{session, epoch}
+	w.resumed[k] = w.store[k]
+	t := w.truthOf(k) // what is stored is accepted as soon as a hub says so
+	t.accepted = max(t.accepted, w.store[k])
+	return w.store[k], nil
+}
+
+// commit stores what the hub is about to accept.
+func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item) error {
+	k := simKey{session, epoch}
+	if w.commitDown {
+		w.say("hub: commit fails")
+		return errors.New("disk full")
+	}
+	w.checkCommit(k, items)
+	for _, it := range items {
+		if it.Event != nil && poisoned(string(it.Event.Data)) {
+			w.say("hub: commit rejects %d", it.seq)
+			return &ProtocolError{Code: codeEventRejected, Seq: it.seq}
+		}
+	}
+	last := items[len(items)-1].seq
+	w.store[k] = max(w.store[k], last)
+	t := w.truthOf(k)
+	t.committed = max(t.committed, last)
+	if w.halfCommit {
+		w.say("hub: commit stores up to %d, and fails", last)
+		return errors.New("lost the store's answer")
+	}
+	w.position[k] = last
+	w.acceptedTo(k, items)
+	return nil
+}
