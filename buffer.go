@@ -84,7 +84,7 @@ func (r *ring) remove(i int) {
 }
 
 // A store holds the bytes of a log's slots, one behind the other, in chunks. A
-// chunk's bytes never change once they are written, so readers are lent parts of
+// chunk's bytes never change once they are written, so readers may be lent parts of
 // it instead of copies. It is given back when no slot is left in it: to be written
 // again if it was never lent, else to the garbage collector, after its readers.
 type store struct {

@@ -566,7 +566,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	case c.seq+1 >= l.first():
 		c.dropFetch()
 		c.pages = nil
-		read := l.read(span{c.seq, l.head, l.head, s.h.sizes.batch, pageBytes})
+		read := l.read(span{c.seq, l.head, l.head, s.h.sizes.batch, pageBytes, 0})
 		p = &read
 	case len(c.pages) > 0:
 		p, replayed = &c.pages[0], true

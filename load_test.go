@@ -157,7 +157,7 @@ func (sc *loadScene) wantAccepted(ids []string, n uint64) {
 		if s.acked != n || s.pendingEvents != 0 || hs.log.head != n {
 			sc.t.Fatalf("%s: acked %d, %d pending, accepted %d; want %d", id, s.acked, s.pendingEvents, hs.log.head, n)
 		}
-		p := hs.log.read(span{0, n, n, int(n), pageBytes})
+		p := hs.log.read(span{0, n, n, int(n), pageBytes, 0})
 		events := p.events()
 		for i, ev := range events {
 			if ev.Seq != uint64(i)+1 || string(ev.Data) != strconv.Quote(id) {

@@ -248,11 +248,27 @@ func (l *log) read(s span) page {
 			p.addEvent(*e)
 		}
 	}
-	if events > 0 {
+	switch {
+	case events == 0:
+	case p.bytes <= s.copied:
+		l.copyOut(&p)
+	default:
 		p.base = p.slots[0].chunk
 		p.chunks, p.lent = l.store.lend(p.base, p.slots[events-1].chunk), true
 	}
 	return p
+}
+
+// copyOut gives a page the JSON of its events in memory of its own.
+func (l *log) copyOut(p *page) {
+	out := make([]byte, 0, p.bytes)
+	for i := range p.slots {
+		s := &p.slots[i]
+		json := l.json(s)
+		s.chunk, s.off = 0, uint32(len(out))
+		out = append(append(out, json...), ',')
+	}
+	p.chunks = [][]byte{out}
 }
 
 // measure counts the slots from index start that fit the span, and the events
@@ -280,10 +296,12 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, events int)
 }
 
 // A span bounds a page: numbers from after+1 to until, of which events may go up
-// to eventsUntil, and how much at the most.
+// to eventsUntil, and how much at the most. A page of no more than so many bytes is
+// copied, which leaves the log's chunks to be written again; more is lent.
 type span struct {
 	after, until, eventsUntil uint64
 	events, bytes             int
+	copied                    int
 }
 
 const (

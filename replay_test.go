@@ -116,7 +116,7 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 	t.Helper()
 	for after := range m.head() + 4 {
 		for until := range m.head() + 4 {
-			p := l.read(span{after, until, until, 1000, pageBytes})
+			p := l.read(span{after, until, until, 1000, pageBytes, 0})
 			wantEvents, wantGaps := m.tiles(after, until)
 			checkPage(t, &p, after, max(after, min(until, m.head())), wantEvents, wantGaps)
 		}
@@ -295,7 +295,7 @@ func TestLogAppend(t *testing.T) {
 // pageOf reads the whole log.
 func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 	t.Helper()
-	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30})
+	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30, 0})
 	events, gaps, _ := p.split()
 	return events, gaps
 }
@@ -341,7 +341,7 @@ func TestLogSteps(t *testing.T) {
 			case 7:
 				after := rnd.Uint64N(l.head + 3)
 				until := rnd.Uint64N(l.head + 3)
-				p := l.read(span{after, until, until, 1000, pageBytes})
+				p := l.read(span{after, until, until, 1000, pageBytes, 0})
 				events, gaps := m.tiles(after, until)
 				checkPage(t, &p, after, max(after, min(until, m.head())), events, gaps)
 			}
@@ -360,26 +360,26 @@ func TestReadBounds(t *testing.T) {
 		span span
 		last uint64
 	}{
-		{"no events", nil, span{0, 9, 9, 0, 1000}, 0},
-		{"one event", nil, span{0, 9, 9, 1, 1000}, 1},
-		{"all but one", nil, span{0, 9, 9, 8, 1000}, 8},
-		{"just all", nil, span{0, 9, 9, 9, 1000}, 9},
-		{"more than all", nil, span{0, 9, 9, 10, 1000}, 9},
-		{"events up to 0", nil, span{0, 9, 0, 9, 1000}, 0},
-		{"events up to 4", nil, span{0, 9, 4, 9, 1000}, 4},
-		{"events up to 9", nil, span{0, 9, 9, 9, 1000}, 9},
-		{"until 4, events beyond", nil, span{0, 4, 9, 9, 1000}, 4},
-		{"three events' bytes less one", nil, span{0, 9, 9, 9, 3*size - 1}, 2},
-		{"three events' bytes", nil, span{0, 9, 9, 9, 3 * size}, 3},
-		{"three events' bytes and one", nil, span{0, 9, 9, 9, 3*size + 1}, 3},
-		{"the first event whatever its size", nil, span{0, 9, 9, 9, 0}, 1},
-		{"a gap behind the last event", []uint64{3, 4}, span{0, 9, 9, 2, 1000}, 4},
-		{"a gap beyond the window", []uint64{3, 4}, span{0, 9, 2, 9, 1000}, 4},
-		{"a gap across the window", []uint64{3, 4, 5}, span{0, 9, 4, 9, 1000}, 5},
-		{"a gap clipped to until", []uint64{3, 4, 5}, span{0, 4, 9, 9, 1000}, 4},
-		{"the first event behind a gap whatever its size", []uint64{1, 2}, span{0, 9, 9, 9, 0}, 3},
-		{"gaps take bytes", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes - 1}, 2},
-		{"and no more", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes}, 3},
+		{"no events", nil, span{0, 9, 9, 0, 1000, 0}, 0},
+		{"one event", nil, span{0, 9, 9, 1, 1000, 0}, 1},
+		{"all but one", nil, span{0, 9, 9, 8, 1000, 0}, 8},
+		{"just all", nil, span{0, 9, 9, 9, 1000, 0}, 9},
+		{"more than all", nil, span{0, 9, 9, 10, 1000, 0}, 9},
+		{"events up to 0", nil, span{0, 9, 0, 9, 1000, 0}, 0},
+		{"events up to 4", nil, span{0, 9, 4, 9, 1000, 0}, 4},
+		{"events up to 9", nil, span{0, 9, 9, 9, 1000, 0}, 9},
+		{"until 4, events beyond", nil, span{0, 4, 9, 9, 1000, 0}, 4},
+		{"three events' bytes less one", nil, span{0, 9, 9, 9, 3*size - 1, 0}, 2},
+		{"three events' bytes", nil, span{0, 9, 9, 9, 3 * size, 0}, 3},
+		{"three events' bytes and one", nil, span{0, 9, 9, 9, 3*size + 1, 0}, 3},
+		{"the first event whatever its size", nil, span{0, 9, 9, 9, 0, 0}, 1},
+		{"a gap behind the last event", []uint64{3, 4}, span{0, 9, 9, 2, 1000, 0}, 4},
+		{"a gap beyond the window", []uint64{3, 4}, span{0, 9, 2, 9, 1000, 0}, 4},
+		{"a gap across the window", []uint64{3, 4, 5}, span{0, 9, 4, 9, 1000, 0}, 5},
+		{"a gap clipped to until", []uint64{3, 4, 5}, span{0, 4, 9, 9, 1000, 0}, 4},
+		{"the first event behind a gap whatever its size", []uint64{1, 2}, span{0, 9, 9, 9, 0, 0}, 3},
+		{"gaps take bytes", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes - 1, 0}, 2},
+		{"and no more", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes, 0}, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := testLog(9)
@@ -402,7 +402,7 @@ func TestReadGaps(t *testing.T) {
 	for range 10 {
 		l.evict()
 	}
-	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes}) // with one for the evicted
+	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes, 0}) // with one for the evicted
 	if _, gaps, _ := p.split(); len(gaps) != maxBatchGaps {
 		t.Errorf("%d gaps in a page, want %d", len(gaps), maxBatchGaps)
 	}
@@ -430,7 +430,7 @@ func TestReadBytes(t *testing.T) {
 			}
 		}
 		for after := uint64(0); after < l.head; {
-			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes})
+			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes, 0})
 			b := &EventBatchPayload{SessionID: "s", Epoch: "e", Link: "l", FirstSeq: p.first, LastSeq: p.last, HeadSeq: l.head}
 			b.Events, b.Gaps, b.encoded = p.split()
 			line, err := Marshal(b)
@@ -450,22 +450,26 @@ func TestReadBytes(t *testing.T) {
 
 // TestPageStays: what was read never changes, whatever becomes of the log.
 func TestPageStays(t *testing.T) {
-	l := testLog(50)
-	p := l.read(span{0, 50, 50, 50, 1 << 20})
-	events, _, _ := p.split()
-	for range 1000 {
-		l.add()
-		l.trim(l.head, 20, 1<<20)
+	for _, copied := range []int{0, pageBytes} {
+		l := testLog(50)
+		p := l.read(span{0, 50, 50, 50, 1 << 20, copied})
+		events, _, _ := p.split()
+		for range 1000 {
+			l.add()
+			l.trim(l.head, 20, 1<<20)
+		}
+		l.lose(l.find(l.head), ReasonDropped)
+		for i := range events {
+			_ = append(events[i].Data, "spoilt"...) // no room behind it either
+		}
+		checkPage(t, &p, 0, 50, numbersUpTo(50), nil)
+		m := &logModel{first: l.first(), at: make([]string, l.head-l.first()+1)}
+		m.at[len(m.at)-1] = string(ReasonDropped)
+		checkLog(t, l, m)
+		if p.lent != (copied == 0) {
+			t.Errorf("copied up to %d bytes: lent %v", copied, p.lent)
+		}
 	}
-	l.lose(l.find(l.head), ReasonDropped)
-	for i := range events {
-		events[i].Data = append(events[i].Data, "spoilt"...) // no room behind it either
-		events[i].Data = events[i].Data[:len(events[i].Data)-len("spoilt")]
-	}
-	checkPage(t, &p, 0, 50, numbersUpTo(50), nil)
-	m := &logModel{first: l.first(), at: make([]string, l.head-l.first()+1)}
-	m.at[len(m.at)-1] = string(ReasonDropped)
-	checkLog(t, l, m)
 }
 
 func numbersUpTo(n uint64) (out []uint64) {
@@ -478,7 +482,7 @@ func numbersUpTo(n uint64) (out []uint64) {
 // TestPageCopied: a copy shares no bytes with the log.
 func TestPageCopied(t *testing.T) {
 	l := testLog(3)
-	p := l.read(span{0, 3, 3, 9, 1000})
+	p := l.read(span{0, 3, 3, 9, 1000, 0})
 	own := p.copied()
 	for _, ev := range own.events() {
 		for i := range ev.Data {
@@ -520,7 +524,7 @@ func TestDraft(t *testing.T) {
 			want := test.ev
 			want.Seq = seq
 			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
-			p := l.read(span{seq - 1, seq, seq, 1, pageBytes})
+			p := l.read(span{seq - 1, seq, seq, 1, pageBytes, 0})
 			if diff := cmp.Diff([]Event{want}, p.events(), sameEvents); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}

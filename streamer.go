@@ -608,7 +608,7 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 		for after := uint64(0); ; {
 			s.mu.Lock()
 			after = max(after, s.acked)
-			p := s.log.read(span{after, s.log.head, s.log.head, maxBatchEvents, pageBytes})
+			p := s.log.read(span{after, s.log.head, s.log.head, maxBatchEvents, pageBytes, 0})
 			s.mu.Unlock()
 			if p.last <= after {
 				return

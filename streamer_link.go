@@ -435,7 +435,9 @@ func (a *attachment) take(now time.Time) Payload {
 	if s.st.without.window {
 		limit = s.log.head
 	}
-	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes})
+	// A copy, some ten microseconds at the most, so that publishing needs no new
+	// memory for what was sent.
+	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
 	if p.last == a.sent { // nothing more, or nothing that the window allows
 		s.mu.Unlock()
 		return nil
@@ -686,7 +688,7 @@ func (r *replay) take(time.Time) Payload {
 		gapsUntil = s.log.head
 	}
 	n := min(s.st.sizes.page, r.left)
-	p := s.log.read(span{r.after, gapsUntil, r.until, n, pageBytes})
+	p := s.log.read(span{r.after, gapsUntil, r.until, n, pageBytes, 0})
 	available := s.log.first()
 	r.after = p.last
 	r.bytes += p.bytes

@@ -2873,11 +2873,15 @@ func TestAckAllocs(t *testing.T) {
 	for range 100 {
 		batch(200)()
 	}
-	// The payload, its events, its slots and the list of its chunks; each chunk is
-	// lent and not used again.
+	// The payload, its events, its slots and their JSON.
 	for _, events := range []int{1, 10, 200} {
 		if n := testing.AllocsPerRun(100, batch(events)); n > 6 {
 			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
+		}
+	}
+	for i, c := range s.log.store.chunks { // they are written again, though all was sent
+		if c.lent {
+			t.Errorf("chunk %d of %d is lent", i, len(s.log.store.chunks))
 		}
 	}
 }
