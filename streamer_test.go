@@ -630,8 +630,8 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 // those that have nothing unacknowledged not at all, nor have they a timer.
 func TestStreamerHeartbeatList(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		st, hub := ackedStreamer(t, nil, 3)
-		hub = reopenHub(t, st, map[string]uint64{"s": 3})
+		st, _ := ackedStreamer(t, nil, 3)
+		hub := reopenHub(t, st, map[string]uint64{"s": 3})
 		if n := len(st.link.unacked); n != 0 {
 			t.Errorf("%d sessions listed, and all is acknowledged", n)
 		}
