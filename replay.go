@@ -272,10 +272,11 @@ func (l *log) copyOut(p *page) {
 }
 
 // measure counts the slots from index start that fit the span, and the events
-// among them. used is what the page holds already.
+// among them. used is what the page holds already. The span's end, until, is at most
+// head, so that the loop ends before the ring does.
 func (l *log) measure(start int, until uint64, used int, s span) (n, events int) {
 	gaps := 0
-	for ; start+n < l.ring.n; n++ {
+	for ; ; n++ {
 		e := l.ring.at(start + n)
 		switch {
 		case l.from(start+n) > until || gaps == maxBatchGaps-1 || e.gap() && events > 0 && used+gapBytes > s.bytes:
@@ -292,7 +293,6 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, events int)
 			events++
 		}
 	}
-	return n, events
 }
 
 // A span bounds a page: numbers from after+1 to until, of which events may go up

@@ -251,6 +251,22 @@ func TestLogLose(t *testing.T) {
 
 // TestLogDeclare: what is missing in front becomes a gap, and joins one that stands
 // there (rule 6).
+// Gaps of different reasons stay apart, up to a limit; beyond it a new one is joined
+// with its neighbours.
+func TestLogMaxGaps(t *testing.T) {
+	for _, test := range []struct{ lost, events, left int }{
+		{maxGaps, 0, maxGaps}, {maxGaps + 1, 0, maxGaps}, {maxGaps + 1, 1, maxGaps + 2}, {maxGaps + 2, 1, maxGaps + 2}, {maxGaps + 3, 1, maxGaps + 3},
+	} {
+		l := testLog(uint64(test.lost + test.events))
+		for i := range test.lost {
+			l.lose(l.find(uint64(i+1)), Reason(fmt.Sprint("r", i%2)))
+		}
+		if l.ring.n != test.left || l.events != test.events {
+			t.Errorf("%d of %d lost: %d slots with %d events, want %d", test.lost, test.lost+test.events, l.ring.n, l.events, test.left)
+		}
+	}
+}
+
 func TestLogDeclare(t *testing.T) {
 	for count := range uint64(8) {
 		for evicted := range count + 1 {
@@ -410,6 +426,23 @@ func TestReadGaps(t *testing.T) {
 
 // TestReadBytes: a batch's JSON stays within 256 KiB whatever the events' sizes,
 // and one larger event travels alone (rule 7).
+// A gap behind an event is taken if it fits, to the byte; one in front always is.
+func TestReadGapBytes(t *testing.T) {
+	l := testLog(1)
+	l.lost(2, ReasonDropped)
+	fits := testSize(1) + 1 + gapBytes
+	for bytes, last := range map[int]uint64{fits - 1: 1, fits: 2, fits + 1: 2} {
+		if p := l.read(span{0, 2, 2, 10, bytes}); p.last != last {
+			t.Errorf("%d bytes: up to %d, want %d", bytes, p.last, last)
+		}
+	}
+	l = new(log)
+	l.lost(1, ReasonDropped)
+	if p := l.read(span{0, 1, 1, 10, gapBytes - 1}); p.last != 1 {
+		t.Errorf("a gap in front: up to %d", p.last)
+	}
+}
+
 func TestReadBytes(t *testing.T) {
 	t.Parallel()
 	rnd := rand.New(rand.NewPCG(3, 3))
