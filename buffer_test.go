@@ -169,3 +169,35 @@ func TestStoreReuses(t *testing.T) {
 		}
 	}
 }
+
+// An empty ring keeps a few slots, and no more.
+func TestRingKeepsFewSlots(t *testing.T) {
+	for n, kept := range map[int]int{keepSlots: keepSlots, keepSlots + 1: 0} {
+		var r ring
+		for i := range n {
+			r.pushBack(slot{to: uint64(i + 1)})
+		}
+		for range n {
+			r.popFront()
+		}
+		if len(r.slots) != kept {
+			t.Errorf("after %d slots the ring keeps %d, want %d", n, len(r.slots), kept)
+		}
+	}
+}
+
+// The shorter side of a ring makes room for the other: the head moves for a slot of
+// the first half only.
+func TestRingRemovesAtShorterSide(t *testing.T) {
+	for i, moved := range []bool{true, true, true, true, false, false, false, false} {
+		var r ring
+		for to := range uint64(8) {
+			r.pushBack(slot{to: to})
+		}
+		head := r.head
+		r.remove(i)
+		if (r.head != head) != moved {
+			t.Errorf("slot %d of 8: head %d, then %d", i, head, r.head)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -649,6 +650,40 @@ func pageSize(p *page) int {
 }
 
 // TestPagePieces: each piece fits one payload, and together they are the page.
+// A gap is clipped where it begins before what is known ends, to the number.
+func TestPageClipsGap(t *testing.T) {
+	for after, from := range map[uint64]uint64{1: 3, 2: 3, 3: 4, 4: 5} {
+		p := gapPage(3, 5, ReasonDropped)
+		p.clip(after)
+		if len(p.gaps) != 1 || p.gaps[0] != (Gap{from, 5, ReasonDropped}) {
+			t.Errorf("after %d: %v, want from %d", after, p.gaps, from)
+		}
+	}
+	p := gapPage(3, 5, ReasonDropped)
+	p.clip(5)
+	if len(p.gaps) != 0 || p.bytes != 0 {
+		t.Errorf("after 5: %v of %d bytes", p.gaps, p.bytes)
+	}
+}
+
+// A piece is as large as a payload may be, to the byte.
+func TestPagePieceBytes(t *testing.T) {
+	page := func(fill int) page {
+		p, err := newPage(1, 2, []Event{{Seq: 1, Data: json.RawMessage(`"` + strings.Repeat("x", fill) + `"`)}, {Seq: 2}}, nil, new(encodedEvents))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	base := page(0)
+	for over, want := range []int{1, 2} {
+		p := page(pageBytes - base.bytes + over)
+		if n := len(p.pieces()); n != want || p.bytes != pageBytes+over {
+			t.Errorf("%d bytes in %d pieces, want %d", p.bytes, n, want)
+		}
+	}
+}
+
 func TestPagePieces(t *testing.T) {
 	var events []Event
 	var gaps []Gap
