@@ -201,3 +201,29 @@ func TestRingRemovesAtShorterSide(t *testing.T) {
 		}
 	}
 }
+
+// A chunk is used to its last byte, and is as large as its bounds say: an entry just
+// beyond largeEntry has one of its own.
+func TestStoreRoom(t *testing.T) {
+	var st store
+	c := st.room(1, 0)
+	if cap(c.b) != minChunk {
+		t.Errorf("the first chunk has %d bytes, want %d", cap(c.b), minChunk)
+	}
+	c.b = c.b[:minChunk-10]
+	if st.room(10, 0); len(st.chunks) != 1 {
+		t.Error("10 bytes are left and not used for 10")
+	}
+	if st.room(11, 0); len(st.chunks) != 2 {
+		t.Error("10 bytes are left and used for 11")
+	}
+	for _, test := range []struct{ n, held, size int }{
+		{minChunk, 0, minChunk}, {minChunk + 1, 0, minChunk + 1}, {1, minChunk + 1, minChunk + 1},
+		{1, maxChunk, maxChunk}, {1, maxChunk + 1, maxChunk},
+		{largeEntry, maxChunk, maxChunk}, {largeEntry + 1, maxChunk, largeEntry + 1},
+	} {
+		if c := new(store).room(test.n, test.held); cap(c.b) != test.size {
+			t.Errorf("room for %d with %d held: a chunk of %d bytes, want %d", test.n, test.held, cap(c.b), test.size)
+		}
+	}
+}

@@ -433,13 +433,13 @@ func TestReadGapBytes(t *testing.T) {
 	l.lost(2, ReasonDropped)
 	fits := testSize(1) + 1 + gapBytes
 	for bytes, last := range map[int]uint64{fits - 1: 1, fits: 2, fits + 1: 2} {
-		if p := l.read(span{0, 2, 2, 10, bytes}); p.last != last {
+		if p := l.read(span{until: 2, eventsUntil: 2, events: 10, bytes: bytes}); p.last != last {
 			t.Errorf("%d bytes: up to %d, want %d", bytes, p.last, last)
 		}
 	}
 	l = new(log)
 	l.lost(1, ReasonDropped)
-	if p := l.read(span{0, 1, 1, 10, gapBytes - 1}); p.last != 1 {
+	if p := l.read(span{until: 1, eventsUntil: 1, events: 10, bytes: gapBytes - 1}); p.last != 1 {
 		t.Errorf("a gap in front: up to %d", p.last)
 	}
 }
