@@ -1310,3 +1310,26 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 		}
 	})
 }
+
+// Hub.Items takes whatever one payload may bring, gaps included: nobody else makes
+// room for it.
+func TestHubItemsOfManyGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 399)
+		b.Events = nil
+		var want []string
+		for seq := uint64(1); seq <= 399; seq++ {
+			if seq%2 == 1 {
+				b.Events = append(b.Events, Event{Seq: seq})
+				want = append(want, fmt.Sprint("s e1 ", seq))
+			} else {
+				b.Gaps = append(b.Gaps, Gap{seq, seq, ReasonDropped})
+				want = append(want, fmt.Sprintf("s e1 gap %d-%d dropped", seq, seq))
+			}
+		}
+		a.send(b)
+		hubSaw(t, h, "s", want...)
+	})
+}

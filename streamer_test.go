@@ -771,6 +771,62 @@ func TestStreamerReplayBytesExact(t *testing.T) {
 	}
 }
 
+// TestStreamerDataSize: data that has more bytes than an event may have is refused
+// unread; white space counts for that, and for nothing else.
+func TestStreamerDataSize(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxEventBytes: 100})
+		wide := func(n int) []byte { return []byte("[1" + strings.Repeat(" ", n-3) + "]") }
+		for _, test := range []struct {
+			ev   Event
+			want error
+		}{
+			{Event{Data: wide(99)}, nil},
+			{Event{Data: wide(100)}, nil},
+			{Event{Data: wide(101)}, ErrTooLarge},
+			{Event{Bytes: make([]byte, 101)}, ErrTooLarge},
+			{Event{Data: wide(50), Bytes: make([]byte, 50)}, ErrInvalidData},
+			{Event{Data: wide(50), Bytes: make([]byte, 51)}, ErrTooLarge},
+		} {
+			if _, err := st.Publish(t.Context(), "s", test.ev); err != test.want {
+				t.Errorf("%d and %d bytes: %v, want %v", len(test.ev.Data), len(test.ev.Bytes), err, test.want)
+			}
+		}
+	})
+}
+
+// TestStreamerEvictsOldestNow: a session whose oldest event went since it was last
+// looked at loses none for that one's age; the oldest of all goes first.
+func TestStreamerEvictsOldestNow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		start := time.Now()
+		publish := func(st *Streamer, id string, second int) {
+			t.Helper()
+			ev := Event{Time: start.Add(time.Duration(second) * time.Second), Data: json.RawMessage(`"data"`)}
+			if _, err := st.Publish(t.Context(), id, ev); err != nil {
+				t.Fatal(err)
+			}
+		}
+		scratch := NewStreamer(nil)
+		publish(scratch, "s", 1)
+		one := scratch.Stats().Bytes
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 2*one + 60, ReplayEvents: 1})
+		hub := playHub(t, st)
+		for second, id := range []string{"a", "b", "a"} {
+			publish(st, id, second+1)
+			p, err := hub.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			hub.ack(id, p.(*EventBatchPayload).LastSeq)
+		}
+		publish(st, "c", 4)
+		if a, b := stats(t, st, "a"), stats(t, st, "b"); a.Events != 1 || b.Events != 0 {
+			t.Errorf("a keeps %d events and b %d: the older one is b's", a.Events, b.Events)
+		}
+	})
+}
+
 // TestStreamerCreatesSessionOnce: two first events of a session at the same time are
 // of one session, also when both calls found that there is none.
 func TestStreamerCreatesSessionOnce(t *testing.T) {
