@@ -977,3 +977,14 @@ func TestTimes(t *testing.T) {
 		}
 	}
 }
+
+// A decoder that had read no time yet took NULs for the one it remembered: the frame
+// was no JSON, and yet a hub kept its bytes and sent them on to viewers.
+func TestTimeOfNothing(t *testing.T) {
+	frame := batchOf(1, 1, `{"seq":1,"time":"`+strings.Repeat("\x00", len("2006-01-02T15:04:05"))+`Z"}`)
+	d := &decoder{scanner: scanner{b: []byte(frame)}}
+	if p, _ := d.envelope(); d.err == nil {
+		line, err := Marshal(p)
+		t.Errorf("taken, and told as %q, %v", line, err)
+	}
+}

@@ -288,7 +288,7 @@ func digits(n uint64) int {
 type memo struct {
 	words  [8][2]string
 	second [len("2006-01-02T15:04:05")]byte
-	unix   int64 // what second says, if it says anything
+	unix   int64 // what second says, unless it is NULs
 }
 
 // word is text as a string.
@@ -325,7 +325,7 @@ func (m *memo) time(text []byte) (time.Time, bool) {
 	if len(text) <= n || len(text) > timeRoom || text[len(text)-1] != 'Z' {
 		return time.Time{}, false
 	}
-	if string(text[:n]) != string(m.second[:]) {
+	if m.second[0] == 0 || string(text[:n]) != string(m.second[:]) {
 		unix, ok := readSecond(text[:n])
 		if !ok {
 			return time.Time{}, false
