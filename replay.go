@@ -139,7 +139,7 @@ func (l *log) free(s *slot) int {
 // one that does keeps no more gaps than can stand between them.
 func (l *log) trim(acked uint64, maxEvents, maxBytes int) int {
 	freed := 0
-	for l.ring.n > 0 && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n > 2*maxEvents+1 || maxEvents == 0) && l.ring.at(0).to <= acked {
+	for l.ring.n > 0 && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n/2 > maxEvents || maxEvents == 0) && l.ring.at(0).to <= acked {
 		freed += l.evict()
 	}
 	return freed

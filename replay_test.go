@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -216,6 +217,15 @@ func TestLogTrimGaps(t *testing.T) {
 	l.trim(30, 0, 1<<20)
 	if l.first() != 31 || l.ring.n != 10 {
 		t.Errorf("no events kept: log from %d with %d gaps", l.first(), l.ring.n)
+	}
+}
+
+// TestLogTrimNoLimit: a limit that says "all" keeps all. Twice the greatest number of
+// events overflowed, and nothing acknowledged was kept.
+func TestLogTrimNoLimit(t *testing.T) {
+	l := testLog(10)
+	if freed := l.trim(10, math.MaxInt, math.MaxInt); freed != 0 || l.first() != 1 {
+		t.Errorf("%d bytes freed, log from %d", freed, l.first())
 	}
 }
 
