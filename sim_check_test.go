@@ -59,8 +59,12 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 			w.fail("S10: %s %s: counts %d events and %d bytes pending, has %d and %d", a.id, s.id, s.pendingEvents, s.pendingBytes, events, bytes)
 		}
 	}
+	if w.acked[s] > s.acked {
+		w.lowered = true
+	}
+	w.acked[s] = s.acked
 	switch { // S10
-	case !w.losable && (s.pendingEvents > cfg.MaxPendingEvents || s.pendingBytes > cfg.MaxPendingBytes):
+	case !w.lowered && (s.pendingEvents > cfg.MaxPendingEvents || s.pendingBytes > cfg.MaxPendingBytes):
 		w.fail("S10: %s %s: %d events and %d bytes pending", a.id, s.id, s.pendingEvents, s.pendingBytes)
 	case s.log.events > max(cfg.ReplayEvents, s.pendingEvents) || s.log.bytes > max(cfg.ReplayBytes, s.pendingBytes):
 		if s.log.first() <= s.acked { // pending may be more than what is kept for replay

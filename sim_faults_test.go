@@ -132,7 +132,7 @@ func (w *simWorld) useOld() {
 // recover ends what goes wrong for a while.
 func (w *simWorld) recover() {
 	w.say("all is well again")
-	w.commitDown, w.halfCommit = false, false
+	w.commitDown, w.halfCommit, w.forgetIn = false, false, ""
 	w.hub.cfg.Window = w.hubCfg.Window
 	for _, v := range w.viewers {
 		v.stuck, v.away = false, false
@@ -255,10 +255,11 @@ func (w *simWorld) upsetHub() {
 		w.say("store answers: %v", !w.halfCommit)
 	case 5, 8:
 		id := simIDs[w.choose(len(simIDs))]
-		w.say("hub forgets %s", id)
-		w.losable, w.backward = true, true
-		w.hub.Forget(id)
-		w.forgetPositions()
+		if w.forgetIn = ""; w.rarely(3) {
+			w.forgetIn = id
+			return
+		}
+		w.forget(id)
 	case 6:
 		w.rewindowed = true
 		w.hub.cfg.Window = pick(w, 0, w.hubCfg.Window, w.hub.cfg.Window/2)
@@ -267,6 +268,14 @@ func (w *simWorld) upsetHub() {
 		w.hubLead += pick(w, 20*time.Second, 50*time.Second, 4*time.Minute)
 		w.say("hub stood still")
 	}
+}
+
+// forget has the hub forget a session.
+func (w *simWorld) forget(id string) {
+	w.say("hub forgets %s", id)
+	w.losable, w.backward = true, true
+	w.hub.Forget(id)
+	w.forgetPositions()
 }
 
 // restartHub starts a new hub: with a store, or with nothing.

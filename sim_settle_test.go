@@ -11,19 +11,19 @@ import (
 func (w *simWorld) settle() {
 	w.say("faults stop")
 	w.calm()
+	w.drain(nil)
+	w.publishAll()
 	w.restWithin(20*time.Minute, 5*time.Second, nil)
-	losses := w.choose(4)
-	for range 10 * min(losses, 1) { // what was lost before, of which there is nothing to see yet
-		w.now = w.now.Add(5 * time.Second)
-		w.drain(nil)
-	}
-	for ; losses > 0 && w.err == nil; losses-- {
+	for losses := w.choose(4); losses > 0 && w.err == nil; losses-- {
+		for range 10 { // what was lost before, of which there is nothing to see yet
+			w.now = w.now.Add(5 * time.Second)
+			w.drain(nil)
+		}
 		w.loseOne()
 	}
 }
 
-// calm ends everything that goes wrong, and has every session say something: one
-// that was taken over is told so then.
+// calm ends everything that goes wrong, but for an agent that may be away for good.
 func (w *simWorld) calm() {
 	w.recover()
 	w.claims = false
@@ -39,6 +39,11 @@ func (w *simWorld) calm() {
 		a.away = true
 		w.breakWire(a.wire)
 	}
+}
+
+// publishAll has every session say something: one that was taken over is told so
+// then (L6).
+func (w *simWorld) publishAll() {
 	for _, a := range w.agents {
 		for _, id := range a.ids {
 			if s := a.st.sessions[id]; s != nil && s.refuses() == nil {
@@ -62,7 +67,11 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 				w.connectViewer(v)
 			}
 		}
-		if w.drain(drop) {
+		switch w.drain(drop).(type) {
+		case nil:
+		case *ErrorPayload: // it may have ended a watch that has to ask for itself (rule 13)
+			end = w.now.Add(limit + heartbeat)
+		default:
 			end = w.now.Add(limit)
 		}
 		unrest := w.unrest()
@@ -76,8 +85,8 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 	}
 }
 
-// drain moves payloads until nothing moves. It reports whether it dropped one.
-func (w *simWorld) drain(drop func(Payload) bool) (dropped bool) {
+// drain moves payloads until nothing moves. It returns the one that it dropped.
+func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
 	idle := 0
 	for range 20_000 {
 		moved := false
@@ -85,7 +94,9 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped bool) {
 			for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
 				if w.send(x, ends[0], ends[1]) {
 					moved = true
-					dropped = w.dropLast(ends[1], drop) || dropped
+					if p := w.dropLast(ends[1], drop); p != nil {
+						dropped = p
+					}
 				}
 			}
 			moved = w.receive(x, &x.peer) || moved
@@ -114,14 +125,15 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped bool) {
 }
 
 // dropLast drops the payload that was just sent, if it is the one.
-func (w *simWorld) dropLast(to *simEnd, drop func(Payload) bool) bool {
+func (w *simWorld) dropLast(to *simEnd, drop func(Payload) bool) Payload {
 	n := len(to.inbox)
 	if drop == nil || n == 0 || !drop(to.inbox[n-1]) {
-		return false
+		return nil
 	}
-	w.tell("lost: %s to %s", to.inbox[n-1], to)
+	p := to.inbox[n-1]
+	w.tell("lost: %s to %s", p, to)
 	to.inbox = to.inbox[:n-1]
-	return true
+	return p
 }
 
 // retryBlocked has publishers try again that were woken: L4.
@@ -275,8 +287,11 @@ func (w *simWorld) loseOne() {
 		countdown--
 		return countdown == 0
 	}
-	// A refusal may have to be made first, and what is held back takes its time.
-	w.restWithin(timerFirst+2*time.Second, time.Second, lost)
+	limit := timerFirst + 2*time.Second // what is held back takes its time
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
+		limit += w.hub.cfg.ReplayWait
+	}
+	w.restWithin(limit, time.Second, lost)
 	if w.err != nil {
 		w.err = fmt.Errorf("L5: %w", w.err)
 	}

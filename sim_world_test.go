@@ -125,12 +125,14 @@ type simWorld struct {
 	commitDown bool                 // Commit and Resume fail
 	halfCommit bool                 // Commit stores, and fails
 	claims     bool                 // Claim allows
+	forgetIn   string               // the session that the hub is to forget while its Commit runs
 	forbidden  map[[2]string]bool   // viewer and session
 	store      map[simKey]uint64    // what Commit has stored
 	ghosts     map[string][]Payload // payloads that were delivered, by receiver
 
 	// What excuses something.
 	losable       bool // a hub has lost state: what was acknowledged is sent again
+	lowered       bool // what was acknowledged is pending again: it may be too much
 	backward      bool // a session may be behind where a viewer was
 	everForbidden bool
 	rewindowed    bool // links have other windows
@@ -141,6 +143,7 @@ type simWorld struct {
 	position map[simKey]uint64 // what the present hub has accepted
 	resumed  map[simKey]uint64 // what its store last said
 	acks     map[*attachment]uint64
+	acked    map[*Session]uint64
 	looked   map[*log]logLook
 	requests map[string]*simRequest
 }
@@ -178,7 +181,7 @@ func emptyWorld(src source, without omitted) *simWorld {
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
 		position: make(map[simKey]uint64), resumed: make(map[simKey]uint64),
-		acks: make(map[*attachment]uint64), looked: make(map[*log]logLook),
+		acks: make(map[*attachment]uint64), acked: make(map[*Session]uint64), looked: make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 	}
 }
@@ -825,5 +828,9 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 	}
 	w.position[k] = last
 	w.acceptedTo(k, items)
+	if w.forgetIn == session { // a callback may call anything back
+		w.forgetIn = ""
+		w.forget(session)
+	}
 	return nil
 }
