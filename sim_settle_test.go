@@ -239,7 +239,7 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 	if s == nil || s.epoch == "" || r.ended || r.stopped != "" {
 		return ""
 	}
-	if r.pos.Epoch == s.epoch && r.pos.Seq > s.log.head && s.on == nil { // rule 13: it waits for an agent that is away
+	if r.pos.Epoch == s.epoch && r.pos.Seq > s.log.head && !w.continues(s) { // rule 13: it waits for its agent
 		return ""
 	}
 	if want := (Position{s.epoch, s.log.head}); r.pos != want && (s.log.head > 0 || r.pos.Epoch != "" && r.pos.Epoch != s.epoch) {
@@ -249,6 +249,14 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 		return fmt.Sprintf("L2: %s %s: was not told of the end", v.id, id)
 	}
 	return ""
+}
+
+// continues reports whether the agent of a session has it still.
+func (w *simWorld) continues(h *hubSession) bool {
+	return slices.ContainsFunc(w.agents, func(a *simAgent) bool {
+		s := a.st.sessions[h.id]
+		return a.id == h.owner && !a.away && s != nil && s.epoch == h.epoch
+	})
 }
 
 // loseOne has something happen, of which one payload is lost: L5.
