@@ -44,10 +44,14 @@ func (w *simWorld) calm() {
 // publishAll has every session say something: one that was taken over is told so
 // then (L6).
 func (w *simWorld) publishAll() {
+	plain := w.plain
+	w.plain = true
+	defer func() { w.plain = plain }()
 	for _, a := range w.agents {
 		for _, id := range a.ids {
 			if s := a.st.sessions[id]; s != nil && s.refuses() == nil {
 				w.publish(a, id, 1)
+				w.spoke[s] = s.acked < s.log.head // not if another session fills the budget
 			}
 		}
 	}
@@ -206,7 +210,7 @@ func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 			return fmt.Sprintf("L4: %s %s: a publisher waits", a.id, s.id)
 		}
 	}
-	if h := w.hub.sessions[s.id]; h != nil && h.epoch != "" && s.log.head > 0 && !s.hasEnded && (h.owner != a.id || h.epoch > s.epoch) { // L6
+	if h := w.hub.sessions[s.id]; h != nil && h.epoch != "" && w.spoke[s] && s.log.head > 0 && !s.hasEnded && (h.owner != a.id || h.epoch > s.epoch) { // L6
 		return fmt.Sprintf("L6: %s %s was not told that %s has it", a.id, s.id, h.owner)
 	}
 	if s.log.head > 0 && !s.hasEnded && (s.on == nil || !s.on.opened) { // rule 5

@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -9,6 +10,17 @@ func errorf(format string, args ...any) error { return fmt.Errorf(format, args..
 
 // story is all that was told.
 func (w *simWorld) story() string { return strings.Join(w.trace, "\n") }
+
+// shortStory leaves the middle of a long story out: after faults have stopped, much
+// is said again and again.
+func (w *simWorld) shortStory() string {
+	const head, tail = 120, 30
+	if n := len(w.trace); n > head+tail {
+		left := fmt.Sprintf("… %d lines …", n-head-tail)
+		return strings.Join(slices.Concat(w.trace[:head], []string{left}, w.trace[n-tail:]), "\n")
+	}
+	return w.story()
+}
 
 // say tells what happens, if somebody listens.
 func (w *simWorld) say(format string, args ...any) {

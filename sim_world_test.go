@@ -144,6 +144,7 @@ type simWorld struct {
 	resumed  map[simKey]uint64 // what its store last said
 	acks     map[*attachment]uint64
 	acked    map[*Session]uint64
+	spoke    map[*Session]bool
 	looked   map[*log]logLook
 	requests map[string]*simRequest
 }
@@ -181,7 +182,8 @@ func emptyWorld(src source, without omitted) *simWorld {
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
 		position: make(map[simKey]uint64), resumed: make(map[simKey]uint64),
-		acks: make(map[*attachment]uint64), acked: make(map[*Session]uint64), looked: make(map[*log]logLook),
+		acks: make(map[*attachment]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
+		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 	}
 }

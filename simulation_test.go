@@ -115,7 +115,7 @@ func tellShrunk(seed uint64) error {
 	s := shrinkSeed(seed, omitted{})
 	w := runSchedule(newReplayer(s), omitted{}, true)
 	return fmt.Errorf("GVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' . tells all of it. Shrunk:\n%s\nAs a file for testdata/simulation:\n%s",
-		seed, w.story(), s)
+		seed, w.shortStory(), s)
 }
 
 // TestSimulationSchedules runs the schedules that once showed a fault, which are
