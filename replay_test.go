@@ -694,6 +694,37 @@ func TestPagePieceBytes(t *testing.T) {
 	}
 }
 
+// A log that takes a page from its second chunk on has the right bytes of it.
+func TestLogAcceptsClippedPage(t *testing.T) {
+	l := testLog(200)
+	p := l.read(span{until: 200, eventsUntil: 200, events: 200, bytes: pageBytes})
+	i := slices.IndexFunc(p.slots, func(s slot) bool { return s.chunk == p.base+1 })
+	if i < 0 {
+		t.Fatal("the page has one chunk")
+	}
+	after := p.slots[i].to - 1
+	p.clip(after)
+	taken := log{head: after}
+	taken.accept(&p)
+	for seq := after + 1; seq <= 200; seq++ {
+		want := l.json(l.ring.at(l.find(seq)))
+		if got := taken.json(taken.ring.at(taken.find(seq))); !bytes.Equal(got, want) {
+			t.Fatalf("%d: %s, want %s", seq, got, want)
+		}
+	}
+}
+
+// A page of no more bytes than are to be copied is copied; a larger one is lent.
+func TestReadCopies(t *testing.T) {
+	l := testLog(2)
+	size := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes}).bytes
+	for copied, lent := range map[int]bool{size - 1: true, size: false, size + 1: false} {
+		if p := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes, copied: copied}); p.lent != lent {
+			t.Errorf("%d bytes, copied up to %d: lent is %v", size, copied, p.lent)
+		}
+	}
+}
+
 func TestPagePieces(t *testing.T) {
 	var events []Event
 	var gaps []Gap
