@@ -937,6 +937,24 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 	})
 }
 
+// A session that is forgotten makes room for one of its agent, and no more.
+func TestHubMaxAgentSessionsAfterForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxAgentSessions: 3})
+		a := speakAgent(t, h, "agent")
+		a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1), a.batch("s3", "e1", 1, 1))
+		h.Forget("s1")
+		a.send(a.batch("s4", "e1", 1, 1))
+		a.refused(a.batch("s5", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s5", Epoch: "e1", Retryable: true})
+		for _, id := range []string{"s2", "s3", "s4"} {
+			h.Forget(id)
+		}
+		if n := len(h.owned); n != 0 {
+			t.Errorf("%d agents are counted who have no session", n)
+		}
+	})
+}
+
 // A gap that is known in part, down to its first number, is taken from there on.
 func TestHubAcceptsRestOfGap(t *testing.T) {
 	for first := uint64(1); first <= 4; first++ {

@@ -810,7 +810,8 @@ func TestStreamerEvictsOldestNow(t *testing.T) {
 		scratch := NewStreamer(nil)
 		publish(scratch, "s", 1)
 		one := scratch.Stats().Bytes
-		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 2*one + 60, ReplayEvents: 1})
+		// Three and a number's room fit; with what c publishes, one is too many.
+		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3*one + seqRoom, ReplayEvents: 1})
 		hub := playHub(t, st)
 		for second, id := range []string{"a", "b", "a"} {
 			publish(st, id, second+1)
@@ -820,9 +821,32 @@ func TestStreamerEvictsOldestNow(t *testing.T) {
 			}
 			hub.ack(id, p.(*EventBatchPayload).LastSeq)
 		}
-		publish(st, "c", 4)
+		if s := st.Stats(); s.Bytes != 2*one {
+			t.Fatalf("%d bytes held, want a's second event and b's", s.Bytes)
+		}
+		large := Event{Data: json.RawMessage(`"` + strings.Repeat("x", one+seqRoom-20) + `"`)}
+		if _, err := st.Publish(t.Context(), "c", large); err != nil {
+			t.Fatal(err)
+		}
 		if a, b := stats(t, st, "a"), stats(t, st, "b"); a.Events != 1 || b.Events != 0 {
 			t.Errorf("a keeps %d events and b %d: the older one is b's", a.Events, b.Events)
+		}
+	})
+}
+
+// TestStreamerStoppedSendsNothing: what a stopped session has not had acknowledged is
+// not sent again, nor named in a sign of life (rule 11).
+func TestStreamerStoppedSendsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := playHub(t, st)
+		publishN(t, st, "s", 2)
+		hub.want(agentBatch("s", 1, 2, 2))
+		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		for range 2 {
+			hub.wantAfter(heartbeat, &StatusPayload{})
+			hub.wantIdle()
+			hub.send(&StatusPayload{})
 		}
 	})
 }
