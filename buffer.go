@@ -1,10 +1,10 @@
 package gvstream
 
-// A slot is one place in a log: an event, or a gap. Its bytes lie in the log's
-// store: the event's JSON, or the gap's reason.
+// A slot is one place in a log: an event, or a gap. Its bytes are the event's JSON,
+// or the gap's reason.
 type slot struct {
 	to    uint64 // the last number it covers; the slot before it says the first
-	chunk uint32 // number of the chunk that holds its bytes
+	chunk *chunk // holds its bytes
 	off   uint32 // where they begin in it
 	size  uint32
 	data  uint16 // where the data begins in them; 0: there is none
@@ -25,15 +25,15 @@ const (
 func (s *slot) gap() bool { return s.kind == isGap }
 func (s *slot) end() bool { return s.kind&isEnd != 0 }
 
-// A ring is a double-ended queue of slots that grows as it must and gives its
-// memory back when it is empty.
+// A ring is a double-ended queue of slots that grows and shrinks as it must. A place
+// that is free has nothing in it.
 type ring struct {
 	slots []slot // a power of two of them, or none
 	head  int    // index of the first
 	n     int
 }
 
-const keepSlots = 16 // an empty ring keeps no more
+const keepSlots = 16 // a ring does not shrink below
 
 func (r *ring) at(i int) *slot { return &r.slots[(r.head+i)&(len(r.slots)-1)] }
 
@@ -50,22 +50,32 @@ func (r *ring) pushFront(s slot) {
 	*r.at(0) = s
 }
 
-func (r *ring) grow() {
-	if r.n < len(r.slots) {
-		return
-	}
-	slots := make([]slot, max(4, 2*len(r.slots)))
-	n := copy(slots, r.slots[r.head:])
-	copy(slots[n:], r.slots[:r.head])
-	r.slots, r.head = slots, 0
-}
-
 func (r *ring) popFront() {
+	*r.at(0) = slot{}
 	r.head = (r.head + 1) & (len(r.slots) - 1)
 	r.n--
-	if r.n == 0 && len(r.slots) > keepSlots {
-		*r = ring{}
+	r.shrink()
+}
+
+func (r *ring) grow() {
+	if r.n == len(r.slots) {
+		r.resize(max(4, 2*r.n))
 	}
+}
+
+// shrink leaves room to grow, so that a ring which comes and goes moves seldom.
+func (r *ring) shrink() {
+	if len(r.slots) > keepSlots && r.n <= len(r.slots)/4 {
+		r.resize(len(r.slots) / 2)
+	}
+}
+
+func (r *ring) resize(size int) {
+	slots := make([]slot, size)
+	for i := range r.n {
+		slots[i] = *r.at(i)
+	}
+	r.slots, r.head = slots, 0
 }
 
 // remove takes slot i out. It moves the shorter side.
@@ -80,23 +90,33 @@ func (r *ring) remove(i int) {
 	for ; i < r.n-1; i++ {
 		*r.at(i) = *r.at(i + 1)
 	}
+	*r.at(r.n - 1) = slot{}
 	r.n--
+	r.shrink()
 }
 
-// A store holds the bytes of a log's slots, one behind the other, in chunks. A
-// chunk's bytes never change once they are written, so readers may be lent parts of
-// it instead of copies. It is given back when no slot is left in it: to be written
-// again if it was never lent, else to the garbage collector, after its readers.
-type store struct {
-	chunks []chunk
-	first  uint32 // number of chunks[0]
-	spare  []byte // a chunk to be written again, or nil
-}
-
+// A chunk holds the bytes of slots, one behind the other. Bytes that were written
+// never change while anybody may read them, so that readers are lent them instead of
+// copies: a chunk is written again only if it was never lent. What else becomes of it
+// is the garbage collector's business.
 type chunk struct {
-	b    []byte // written up to its length
-	live int32  // slots whose bytes it holds
-	lent bool   // readers may hold parts of it
+	b  []byte // all of its memory; the slice itself never changes
+	of *store // that writes it; nil: nobody does
+	// The lock of that store's log protects these.
+	used int
+	live int  // slots whose bytes it holds
+	lent bool // readers may hold parts of it
+}
+
+// bytes are those of a slot. Who is not the log needs to be lent them.
+func (s *slot) bytes() []byte { return s.chunk.b[s.off : s.off+s.size : s.off+s.size] }
+
+// A store writes the chunks of one log. It knows the one that it fills; the others
+// are known to their slots alone.
+type store struct {
+	last  *chunk // has room, or nil
+	spare *chunk // to be written again, or nil
+	size  int    // bytes of memory in all its chunks
 }
 
 // A chunk is as large as all that the log holds, within these bounds, so that a
@@ -108,95 +128,71 @@ const (
 	largeEntry = maxChunk / 8
 )
 
-func (st *store) chunk(n uint32) *chunk { return &st.chunks[n-st.first] }
-
-// bytes are those of a slot. They are valid under the log's lock only, until the
-// slot is freed.
-func (st *store) bytes(s *slot) []byte {
-	b := st.chunk(s.chunk).b
-	return b[s.off : s.off+s.size : s.off+s.size]
-}
-
-// room returns the last chunk, with room for n more bytes in its b. The log holds
-// so many already.
+// room returns a chunk with room for n more bytes. The log holds so many already.
 func (st *store) room(n, held int) *chunk {
-	if k := len(st.chunks); k > 0 && cap(st.chunks[k-1].b)-len(st.chunks[k-1].b) >= n {
-		return &st.chunks[k-1]
+	if n > largeEntry {
+		return st.chunk(n, n)
 	}
-	b := st.spare
-	if st.spare = nil; cap(b) < n {
-		size := n
-		if n <= largeEntry {
-			size = max(minChunk, min(held, maxChunk), n)
-		}
-		b = make([]byte, 0, size)
+	if c := st.last; c == nil || len(c.b)-c.used < n {
+		st.last = st.chunk(n, max(minChunk, min(held, maxChunk), n))
 	}
-	return st.add(chunk{b: b})
+	return st.last
 }
 
-// add begins a chunk.
-func (st *store) add(c chunk) *chunk {
-	st.chunks = append(st.chunks, c)
-	return &st.chunks[len(st.chunks)-1]
-}
-
-// last is the number of the last chunk.
-func (st *store) last() uint32 { return st.first + uint32(len(st.chunks)) - 1 }
-
-// put gives a slot its bytes, which were written to a chunk from off on.
-func (st *store) put(s *slot, chunk uint32, off, size int) {
-	st.chunk(chunk).live++
-	s.chunk, s.off, s.size = chunk, uint32(off), uint32(size)
-}
-
-// adopt takes a buffer that nobody writes to any more as the last chunk.
-func (st *store) adopt(b []byte) {
-	st.add(chunk{b: b[:len(b):len(b)], lent: true})
-}
-
-// note gives a slot a few bytes of text.
-func (st *store) note(s *slot, text string) {
-	k := len(st.chunks)
-	if k == 0 || cap(st.chunks[k-1].b)-len(st.chunks[k-1].b) < len(text) {
-		st.adopt([]byte(text))
-		st.put(s, st.last(), 0, len(text))
-		return
+// chunk returns an empty chunk for n bytes at least, of about a size.
+func (st *store) chunk(n, size int) *chunk {
+	c := st.spare
+	st.spare = nil
+	if c != nil && n <= len(c.b) && len(c.b) <= 2*size {
+		return c
 	}
-	c := &st.chunks[k-1]
-	c.b = append(c.b, text...)
-	st.put(s, st.last(), len(c.b)-len(text), len(text))
+	st.drop(c)
+	st.size += size
+	return &chunk{b: make([]byte, size), of: st}
 }
 
-// lend returns chunks from and to and those between, and never writes to what it
-// lent again.
-func (st *store) lend(from, to uint32) [][]byte {
-	out := make([][]byte, to-from+1)
-	for i := range out {
-		c := st.chunk(from + uint32(i))
+// put gives a slot the bytes that were written behind those of a chunk, and puts a
+// comma behind them.
+func (st *store) put(s *slot, c *chunk, size int) {
+	s.chunk, s.off, s.size = c, uint32(c.used), uint32(size)
+	c.b[c.used+size] = ','
+	c.used += size + 1
+	c.live++
+}
+
+// lend has the bytes of a chunk stay as they are.
+func (st *store) lend(c *chunk) {
+	if st != nil && c.of == st {
 		c.lent = true
-		out[i] = c.b[:len(c.b):len(c.b)]
 	}
-	return out
 }
 
 // free gives the bytes of a slot up. The log still holds so many.
-func (st *store) free(s *slot, held int) {
-	c := st.chunk(s.chunk)
+func (st *store) free(c *chunk, held int) {
+	if st == nil || c.of != st {
+		return
+	}
 	if c.live--; c.live > 0 {
 		return
 	}
-	if !c.lent {
-		st.spare = c.b[:0]
+	if st.last == c {
+		st.last = nil
 	}
-	if cap(st.spare) > max(minChunk, held) {
+	if c.lent {
+		st.drop(c)
+	} else {
+		st.drop(st.spare)
+		c.used, st.spare = 0, c
+	}
+	if c = st.spare; c != nil && len(c.b) > max(minChunk, held) {
+		st.drop(c)
 		st.spare = nil
 	}
-	c.b = nil
-	for len(st.chunks) > 0 && st.chunks[0].b == nil {
-		st.chunks = st.chunks[1:]
-		st.first++
-	}
-	if len(st.chunks) == 0 {
-		st.chunks = nil
+}
+
+// drop leaves a chunk, if there is one, to the garbage collector and its readers.
+func (st *store) drop(c *chunk) {
+	if c != nil {
+		st.size -= len(c.b)
 	}
 }

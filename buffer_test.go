@@ -45,6 +45,15 @@ func TestRing(t *testing.T) {
 			if got := ringNumbers(&r); !slices.Equal(got, model) {
 				t.Fatalf("seed %d, step %d: %v, want %v", seed, step, got, model)
 			}
+			used := 0
+			for _, s := range r.slots {
+				if s != (slot{}) {
+					used++
+				}
+			}
+			if used != r.n || len(r.slots) > max(keepSlots, 4*r.n) {
+				t.Fatalf("seed %d, step %d: %d entries in %d slots, of which %d are used", seed, step, r.n, len(r.slots), used)
+			}
 		}
 	}
 }
@@ -94,31 +103,29 @@ func TestStore(t *testing.T) {
 			case c < 9:
 				text := bytes.Repeat([]byte{byte(step)}, 1+rnd.IntN([]int{20, 2000, 9000}[seed%3]))
 				var s slot
-				if c == 0 {
-					st.note(&s, string(text))
-				} else {
-					chunk := st.room(len(text), held)
-					off := len(chunk.b)
-					chunk.b = append(chunk.b, text...)
-					st.put(&s, st.last(), off, len(text))
-				}
+				chunk := st.room(len(text)+1, held)
+				st.put(&s, chunk, copy(chunk.b[chunk.used:], text))
 				slots, texts, held = append(slots, s), append(texts, text), held+len(text)
-			case c == 9 && len(slots) > 1 && len(lent) < 100:
-				b := st.lend(slots[0].chunk, slots[1].chunk)
-				lent, was = append(lent, b...), append(was, cloneAll(b)...)
+			case c == 9 && len(slots) > 0 && len(lent) < 100:
+				s := slots[rnd.IntN(len(slots))]
+				st.lend(s.chunk)
+				lent, was = append(lent, s.bytes()), append(was, bytes.Clone(s.bytes()))
 			case len(slots) > 0:
 				i := 0
 				if c > 16 {
 					i = rnd.IntN(len(slots))
 				}
 				held -= len(texts[i])
-				st.free(&slots[i], held)
+				st.free(slots[i].chunk, held)
 				slots, texts = slices.Delete(slots, i, i+1), slices.Delete(texts, i, i+1)
 			}
 			for i := range slots {
-				if !bytes.Equal(st.bytes(&slots[i]), texts[i]) {
+				if !bytes.Equal(slots[i].bytes(), texts[i]) {
 					t.Fatalf("seed %d, step %d: slot %d changed", seed, step, i)
 				}
+			}
+			if has := memory(slots, &st); has != st.size {
+				t.Fatalf("seed %d, step %d: counts %d bytes of memory, has %d", seed, step, st.size, has)
 			}
 		}
 		for i := range lent {
@@ -127,19 +134,40 @@ func TestStore(t *testing.T) {
 			}
 		}
 		for i := range slots {
-			st.free(&slots[i], 0)
+			st.free(slots[i].chunk, 0)
 		}
-		if len(st.chunks) != 0 || cap(st.spare) > minChunk {
-			t.Errorf("seed %d: an empty store keeps %d chunks and %d bytes", seed, len(st.chunks), cap(st.spare))
+		if st.last != nil || st.size > minChunk {
+			t.Errorf("seed %d: an empty store keeps %d bytes", seed, st.size)
 		}
 	}
 }
 
-func cloneAll(bs [][]byte) (out [][]byte) {
-	for _, b := range bs {
-		out = append(out, bytes.Clone(b))
+// memory is the bytes of the chunks that slots are in, and of those that a store has.
+func memory(slots []slot, st *store) (n int) {
+	seen := map[*chunk]bool{nil: true}
+	add := func(c *chunk) {
+		if !seen[c] {
+			n += len(c.b)
+		}
+		seen[c] = true
 	}
-	return out
+	for i := range slots {
+		add(slots[i].chunk)
+	}
+	if st != nil {
+		add(st.last)
+		add(st.spare)
+	}
+	return n
+}
+
+// memory is the bytes of the memory that a log has for its events.
+func (l *log) memory() int {
+	var slots []slot
+	for i := range l.ring.n {
+		slots = append(slots, *l.ring.at(i))
+	}
+	return memory(slots, l.store)
 }
 
 // TestStoreReuses: a log that evicts as much as it takes needs no more memory.
@@ -160,10 +188,7 @@ func TestStoreReuses(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, cycle); n > 0 {
 			t.Errorf("%d bytes: %v allocations an event", size, n)
 		}
-		held := 0
-		for _, c := range l.store.chunks {
-			held += cap(c.b)
-		}
+		held := l.memory()
 		if most := l.bytes*5/4 + 2*maxChunk; held > most {
 			t.Errorf("%d bytes: %d bytes of memory for %d of events", size, held, l.bytes)
 		}
@@ -172,7 +197,7 @@ func TestStoreReuses(t *testing.T) {
 
 // An empty ring keeps a few slots, and no more.
 func TestRingKeepsFewSlots(t *testing.T) {
-	for n, kept := range map[int]int{keepSlots: keepSlots, keepSlots + 1: 0} {
+	for n, kept := range map[int]int{keepSlots: keepSlots, 100 * keepSlots: keepSlots} {
 		var r ring
 		for i := range n {
 			r.pushBack(slot{to: uint64(i + 1)})
@@ -203,18 +228,21 @@ func TestRingRemovesAtShorterSide(t *testing.T) {
 }
 
 // A chunk is used to its last byte, and is as large as its bounds say: an entry just
-// beyond largeEntry has one of its own.
+// beyond largeEntry has one of its own, beside that which is filled.
 func TestStoreRoom(t *testing.T) {
 	var st store
 	c := st.room(1, 0)
-	if cap(c.b) != minChunk {
-		t.Errorf("the first chunk has %d bytes, want %d", cap(c.b), minChunk)
+	if len(c.b) != minChunk {
+		t.Errorf("the first chunk has %d bytes, want %d", len(c.b), minChunk)
 	}
-	c.b = c.b[:minChunk-10]
-	if st.room(10, 0); len(st.chunks) != 1 {
+	c.used = minChunk - 10
+	if st.room(10, 0) != c {
 		t.Error("10 bytes are left and not used for 10")
 	}
-	if st.room(11, 0); len(st.chunks) != 2 {
+	if st.room(largeEntry+1, 0) == c || st.room(10, 0) != c {
+		t.Error("a large entry ended a chunk that has room")
+	}
+	if st.room(11, 0) == c {
 		t.Error("10 bytes are left and used for 11")
 	}
 	for _, test := range []struct{ n, held, size int }{
@@ -222,8 +250,20 @@ func TestStoreRoom(t *testing.T) {
 		{1, maxChunk, maxChunk}, {1, maxChunk + 1, maxChunk},
 		{largeEntry, maxChunk, maxChunk}, {largeEntry + 1, maxChunk, largeEntry + 1},
 	} {
-		if c := new(store).room(test.n, test.held); cap(c.b) != test.size {
-			t.Errorf("room for %d with %d held: a chunk of %d bytes, want %d", test.n, test.held, cap(c.b), test.size)
+		if c := new(store).room(test.n, test.held); len(c.b) != test.size {
+			t.Errorf("room for %d with %d held: a chunk of %d bytes, want %d", test.n, test.held, len(c.b), test.size)
+		}
+	}
+}
+
+// A chunk that is free is written again if it is large enough, and not twice as large
+// as what is asked for.
+func TestStoreSpare(t *testing.T) {
+	for n, again := range map[int]bool{4999: false, 5000: true, 9999: true, 10_000: true, 10_001: false} {
+		c := &chunk{b: make([]byte, 10_000)}
+		st := store{spare: c, size: 10_000}
+		if got := st.room(n, 0); (got == c) != again || st.spare != nil || st.size != len(got.b) {
+			t.Errorf("%d of 10,000: written again %v, want %v; %d bytes counted", n, got == c, again, st.size)
 		}
 	}
 }

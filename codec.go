@@ -520,7 +520,7 @@ func decodeList[T any](d *decoder, limit int) (list []T) {
 // frame just as we write them, their JSON is kept in made.
 func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []Event) {
 	spaces, plain := d.spaces, true
-	start := 0
+	start, c := 0, (*chunk)(nil)
 	for next := d.firstItem(); next; next = d.nextItem() {
 		switch {
 		case len(events) == limit:
@@ -530,10 +530,10 @@ func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []
 			n := min(more, uint64(limit-1), uint64(len(d.b)-d.i)/10)
 			events = make([]Event, 0, n+1)
 			made.slots = make([]slot, 0, n+1)
-			start = d.i
+			start, c = d.i, new(chunk)
 		}
 		events = append(events, Event{})
-		e, s := &events[len(events)-1], slot{off: uint32(d.i - start)}
+		e, s := &events[len(events)-1], slot{chunk: c, off: uint32(d.i - start)}
 		if at := d.i; !plain || !d.plainEvent(e, &s) {
 			plain, d.i, *e = false, at, Event{}
 			d.event(e)
@@ -547,7 +547,7 @@ func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []
 		*made = encodedEvents{}
 		d.own(events)
 	default:
-		made.chunks = [][]byte{append([]byte(nil), d.b[start:d.i-1]...)}
+		c.b = bytes.Clone(d.b[start : d.i-1])
 		made.checked = true
 		d.rebase(made, events)
 	}

@@ -485,7 +485,7 @@ func TestAppendEncoded(t *testing.T) {
 		for _, replay := range []bool{false, true} {
 			es := events()
 			made := encodeEvents(es)
-			made.chunks[0][len(headSeq)] = '9' // to tell it apart
+			made.slots[0].chunk.b[len(headSeq)] = '9' // to tell it apart
 			es = c.change(es)
 			var p, plain Payload = &EventBatchPayload{Events: es, encoded: made}, &EventBatchPayload{Events: es}
 			if replay {
@@ -529,8 +529,9 @@ func TestDraftAppend(t *testing.T) {
 		}
 		out, data := d.appendTo([]byte("x"), MaxSeq)
 		s := d.slot(MaxSeq, data)
-		if want := `x{"seq":9007199254740991` + c.want; string(out) != want || string(s.value(out[1:])) != c.data {
-			t.Errorf("%+v: %s, data %q", c.e, out, s.value(out[1:]))
+		s.chunk, s.size = &chunk{b: out[1:]}, uint32(len(out)-1)
+		if want := `x{"seq":9007199254740991` + c.want; string(out) != want || string(s.value()) != c.data {
+			t.Errorf("%+v: %s, data %q", c.e, out, s.value())
 		}
 		if len(out)-1 != d.size() {
 			t.Errorf("%+v: %d bytes, and said %d", c.e, len(out)-1, d.size())

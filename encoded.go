@@ -15,18 +15,11 @@ import (
 // wire: made once, when they were published, so that a resend, a replay or a relay
 // encodes nothing again. Its bytes are read-only.
 type encodedEvents struct {
-	slots   []slot   // of the events alone, in order
-	chunks  [][]byte // where their bytes are
-	base    uint32   // number of chunks[0]
-	sum     uint64   // sumOf the events
-	raw     []byte   // the decoded data of those whose data is bytes, one behind the other
-	lent    bool     // a log holds the chunks too
-	checked bool     // all data is known to be JSON
-}
-
-// json is the JSON of a slot's event.
-func (m *encodedEvents) json(s *slot) []byte {
-	return m.chunks[s.chunk-m.base][s.off : s.off+s.size : s.off+s.size]
+	slots   []slot // of the events alone, in order
+	sum     uint64 // sumOf the events
+	raw     []byte // the decoded data of those whose data is bytes, one behind the other
+	lent    bool   // a log holds the bytes too
+	checked bool   // all data is known to be JSON
 }
 
 // appendTo appends the events' JSON objects, separated by commas. What lies in one
@@ -38,7 +31,7 @@ func (m *encodedEvents) appendTo(dst []byte) []byte {
 		for i++; i < len(m.slots) && m.slots[i].chunk == s.chunk && m.slots[i].off == end+1; i++ {
 			end += 1 + m.slots[i].size
 		}
-		dst = append(append(dst, m.chunks[s.chunk-m.base][s.off:end]...), ',')
+		dst = append(append(dst, s.chunk.b[s.off:end]...), ',')
 	}
 	return dst[:len(dst)-1]
 }
@@ -54,13 +47,12 @@ func (m *encodedEvents) events() []Event {
 	events := make([]Event, len(m.slots))
 	for i := range m.slots {
 		e, s := &events[i], &m.slots[i]
-		json := m.json(s)
-		at, text := s.head(json, &known)
+		at, text := s.head(&known)
 		if string(text) != string(typ) {
 			typ, word = text, known.typeOf(text)
 		}
 		e.Seq, e.Time, e.Type, e.End = s.to, at, word, s.end()
-		inBytes += s.give(e, json)
+		inBytes += s.give(e)
 	}
 	if inBytes > 0 {
 		m.decodeBytes(events, inBytes) // our own encoding
@@ -71,8 +63,8 @@ func (m *encodedEvents) events() []Event {
 
 // give gives an event its data out of its JSON; if that is bytes, the base64 text of
 // it. It returns how many bytes that may be.
-func (s *slot) give(e *Event, json []byte) (inBytes int) {
-	data := s.value(json)
+func (s *slot) give(e *Event) (inBytes int) {
+	data := s.value()
 	switch {
 	case len(data) == 0:
 	case s.kind&kindMask == isBytes:
@@ -87,7 +79,7 @@ func (s *slot) give(e *Event, json []byte) (inBytes int) {
 // give gives all events their data.
 func (m *encodedEvents) give(events []Event) (inBytes int) {
 	for i := range m.slots {
-		inBytes += m.slots[i].give(&events[i], m.json(&m.slots[i]))
+		inBytes += m.slots[i].give(&events[i])
 	}
 	return inBytes
 }
@@ -120,7 +112,7 @@ func (m *encodedEvents) isOf(events []Event) bool {
 	raw := m.raw
 	for i := range events {
 		e, s := &events[i], &m.slots[i]
-		data, bytes := s.value(m.json(s)), []byte(nil)
+		data, bytes := s.value(), []byte(nil)
 		if s.kind&kindMask == isBytes {
 			n := min(len(e.Bytes), len(raw))
 			data, bytes, raw = nil, raw[:n], raw[n:]
@@ -193,17 +185,17 @@ func (m *encodedEvents) encode(events []Event) error {
 	if size > maxFrame {
 		return &eventError{events[0].Seq, ErrTooLarge}
 	}
-	*m = encodedEvents{slots: make([]slot, len(events)), checked: true}
-	out := make([]byte, 0, size)
+	*m = encodedEvents{slots: make([]slot, len(events)), checked: true, sum: sumOf(events)}
+	out, c := make([]byte, 0, size), new(chunk)
 	for i := range drafts {
 		d, off := &drafts[i], len(out)
 		var data int
 		out, data = d.appendTo(out, events[i].Seq)
 		m.slots[i] = d.slot(events[i].Seq, data)
-		m.slots[i].off, m.slots[i].size = uint32(off), uint32(len(out)-off)
+		m.slots[i].chunk, m.slots[i].off, m.slots[i].size = c, uint32(off), uint32(len(out)-off)
 		out = append(out, ',')
 	}
-	m.chunks, m.sum = [][]byte{out}, sumOf(events)
+	c.b = out
 	return nil
 }
 
@@ -212,16 +204,24 @@ func (m *encodedEvents) copied() encodedEvents {
 	if len(m.slots) == 0 {
 		return encodedEvents{}
 	}
-	out := encodedEvents{slots: make([]slot, len(m.slots)), checked: m.checked}
-	b := m.appendTo(nil)
-	out.chunks = [][]byte{b}
-	off := uint32(0)
-	for i, s := range m.slots {
-		s.chunk, s.off = 0, off
-		off += s.size + 1
-		out.slots[i] = s
-	}
+	out := encodedEvents{slots: slices.Clone(m.slots), checked: m.checked}
+	out.copyOut()
 	return out
+}
+
+// copyOut takes the JSON to memory of its own. There are events, and nobody else has
+// their slots.
+func (m *encodedEvents) copyOut() {
+	size := 0
+	for i := range m.slots {
+		size += int(m.slots[i].size) + 1
+	}
+	c, off := &chunk{b: m.appendTo(make([]byte, 0, size))}, uint32(0)
+	for i := range m.slots {
+		s := &m.slots[i]
+		s.chunk, s.off = c, off
+		off += s.size + 1
+	}
 }
 
 const (
@@ -234,10 +234,11 @@ const (
 )
 
 // value is the data in an event's JSON, or the base64 text of its bytes.
-func (s *slot) value(json []byte) []byte {
+func (s *slot) value() []byte {
 	if s.data == 0 {
 		return nil
 	}
+	json := s.bytes()
 	end := len(json) - len(`}`)
 	if s.end() {
 		end -= len(tailEnd)
@@ -249,30 +250,30 @@ func (s *slot) value(json []byte) []byte {
 }
 
 // head is the time and the type, with escapes, in an event's JSON.
-func (s *slot) head(json []byte, known *memo) (at time.Time, typ []byte) {
-	i := len(headSeq) + digits(s.to)
+func (s *slot) head(known *memo) (at time.Time, typ []byte) {
+	json, i := s.bytes(), len(headSeq)+digits(s.to)
 	if s.timed > 0 {
 		from := i + len(headTime)
 		i = from + int(s.timed) + len(`"`)
 		at, _ = known.time(json[from : i-len(`"`)])
 	}
-	if end := s.headEnd(json); end > i {
+	if end := s.headEnd(); end > i {
 		typ = json[i+len(headType) : end-len(`"`)]
 	}
 	return at, typ
 }
 
 // headEnd is where in an event's JSON its time and type are over.
-func (s *slot) headEnd(json []byte) int {
+func (s *slot) headEnd() int {
 	switch {
 	case s.data > 0 && s.kind&kindMask == isBytes:
 		return int(s.data) - len(head64)
 	case s.data > 0:
 		return int(s.data) - len(headData)
 	case s.end():
-		return len(json) - len(`}`) - len(tailEnd)
+		return int(s.size) - len(`}`) - len(tailEnd)
 	}
-	return len(json) - len(`}`)
+	return int(s.size) - len(`}`)
 }
 
 // digits is the number of digits of n.

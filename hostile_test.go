@@ -249,7 +249,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			state = append(state, s)
 			l := &h.lookup(s.SessionID).log
 			for i := range l.ring.n {
-				state = append(state, l.from(i), string(l.json(l.ring.at(i))))
+				state = append(state, l.from(i), string(l.ring.at(i).bytes()))
 			}
 		}
 		c := h.lookup("long").cursors[0]

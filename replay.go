@@ -40,36 +40,25 @@ func (l *log) from(i int) uint64 {
 	return l.ring.at(i-1).to + 1
 }
 
-func (l *log) json(s *slot) []byte   { return l.store.bytes(s) }
-func (l *log) reason(s *slot) Reason { return Reason(l.store.bytes(s)) }
-
-// memory is the log's store, which it has once it is needed: most sessions of many
-// are empty.
-func (l *log) memory() *store {
-	if l.store == nil {
-		l.store = new(store)
-	}
-	return l.store
-}
-
 // compact reports whether the data of an event is JSON as we write it.
 func (l *log) compact(s *slot) bool {
 	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
 		return true
 	}
-	spaces, err := checkJSON(s.value(l.json(s)))
+	spaces, err := checkJSON(s.value())
 	return err == nil && spaces == 0
 }
 
 // publish numbers a draft and writes its JSON, the only time that is done (rule 1).
 // It returns the bytes of it.
 func (l *log) publish(d *draft) int {
-	c := l.memory().room(d.size()+1, l.bytes)
-	off := len(c.b)
-	b, data := d.appendTo(c.b, l.head+1)
-	c.b = append(b, ',')
+	if l.store == nil { // most sessions of many are empty
+		l.store = new(store)
+	}
+	c := l.store.room(d.size()+1, l.bytes)
+	b, data := d.appendTo(c.b[:c.used], l.head+1)
 	s := d.slot(l.head+1, data)
-	l.store.put(&s, l.store.last(), off, len(b)-off)
+	l.store.put(&s, c, len(b)-c.used)
 	l.push(s)
 	return int(s.size)
 }
@@ -87,27 +76,41 @@ func (l *log) push(s slot) {
 	l.ring.pushBack(s)
 }
 
-// gap makes the slot of a gap.
-func (l *log) gap(to uint64, reason Reason) slot {
-	s := slot{to: to}
-	l.memory().note(&s, string(reason))
-	return s
+// gapSlot makes the slot of a gap.
+func gapSlot(to uint64, reason Reason) slot {
+	c := reasons[reason]
+	if c == nil {
+		c = &chunk{b: []byte(reason)}
+	}
+	return slot{to: to, chunk: c, size: uint32(len(reason))}
 }
+
+// reasons are the bytes of the reasons that this version knows.
+var reasons = func() map[Reason]*chunk {
+	m := make(map[Reason]*chunk)
+	for _, r := range []Reason{ReasonDropped, ReasonEvicted, ReasonRejected, ReasonUnavailable} {
+		m[r] = &chunk{b: []byte(r)}
+	}
+	return m
+}()
+
+// reason is that of a gap.
+func (s *slot) reason() Reason { return Reason(s.bytes()) }
 
 // lost appends a gap from head+1 on. It merges with a gap before it that has the
 // same reason.
 func (l *log) lost(to uint64, reason Reason) {
-	if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.reason(l.ring.at(n-1)) == reason {
+	if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.ring.at(n-1).reason() == reason {
 		l.ring.at(n-1).to, l.head = to, to
 		return
 	}
-	l.push(l.gap(to, reason))
+	l.push(gapSlot(to, reason))
 }
 
 // declare says that what is missing between after and first is lost.
 func (l *log) declare(after uint64, reason Reason) {
 	if first := l.first(); after+1 < first {
-		l.ring.pushFront(l.gap(first-1, reason))
+		l.ring.pushFront(gapSlot(first-1, reason))
 		l.low = after
 		l.merge(0)
 	}
@@ -130,7 +133,7 @@ func (l *log) free(s *slot) int {
 		l.events--
 		l.bytes -= n
 	}
-	l.store.free(s, l.bytes)
+	l.store.free(s.chunk, l.bytes)
 	return n
 }
 
@@ -142,7 +145,34 @@ func (l *log) trim(acked uint64, maxEvents, maxBytes int) int {
 	for l.ring.n > 0 && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n/2 > maxEvents || maxEvents == 0) && l.ring.at(0).to <= acked {
 		freed += l.evict()
 	}
+	if freed > 0 {
+		l.tidy()
+	}
 	return freed
+}
+
+// tidy gives memory back when the log holds much more of it than its events need:
+// the chunks that it wrote, most of whose events are lost, or the front one, which
+// may be a peer's. What it copies is less than what it has given up since the last
+// time.
+func (l *log) tidy() {
+	most, held := 4*(l.bytes+minChunk), 0
+	if l.store != nil {
+		held = l.store.size
+	}
+	if l.ring.n > 0 {
+		held = max(held, len(l.ring.at(0).chunk.b))
+	}
+	if held <= most {
+		return
+	}
+	l.store = new(store)
+	for i := range l.ring.n {
+		if s := l.ring.at(i); !s.gap() {
+			c := l.store.room(int(s.size)+1, l.bytes)
+			l.store.put(s, c, copy(c.b[c.used:], s.bytes()))
+		}
+	}
 }
 
 // find returns the index of the slot that covers seq, which is between first and
@@ -160,8 +190,9 @@ func (l *log) find(seq uint64) int {
 func (l *log) lose(i int, reason Reason) int {
 	s := l.ring.at(i)
 	n := l.free(s)
-	*s = l.gap(s.to, reason)
+	*s = gapSlot(s.to, reason)
 	l.merge(i)
+	l.tidy()
 	return n
 }
 
@@ -173,11 +204,11 @@ const maxGaps = 1024
 func (l *log) merge(i int) {
 	if i+1 < l.ring.n && l.joins(i, i+1) {
 		l.ring.at(i).to = l.ring.at(i + 1).to
-		l.remove(i + 1)
+		l.ring.remove(i + 1)
 	}
 	if i > 0 && l.joins(i-1, i) {
 		l.ring.at(i - 1).to = l.ring.at(i).to
-		l.remove(i)
+		l.ring.remove(i)
 	}
 }
 
@@ -185,27 +216,17 @@ func (l *log) merge(i int) {
 // or there are too many.
 func (l *log) joins(i, j int) bool {
 	a, b := l.ring.at(i), l.ring.at(j)
-	return a.gap() && b.gap() && (l.reason(a) == l.reason(b) || l.ring.n > 2*l.events+maxGaps)
+	return a.gap() && b.gap() && (a.reason() == b.reason() || l.ring.n > 2*l.events+maxGaps)
 }
 
-func (l *log) remove(i int) {
-	l.free(l.ring.at(i))
-	l.ring.remove(i)
-}
-
-// accept appends a page that begins behind head. The log takes the page's bytes
-// over: nothing is copied.
+// accept appends a page that begins behind head. Nothing is copied: the log's slots
+// have the page's bytes, which nobody writes to any more.
 func (l *log) accept(p *page) {
-	gaps, chunk, from := p.gaps, uint32(0), -1
+	gaps := p.gaps
 	for _, s := range p.slots {
 		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
 			l.lost(gaps[0].To, gaps[0].Reason)
 		}
-		if i := int(s.chunk - p.base); i != from {
-			l.memory().adopt(p.chunks[i])
-			chunk, from = l.store.last(), i
-		}
-		l.store.put(&s, chunk, int(s.off), int(s.size))
 		l.push(s)
 	}
 	for _, g := range gaps {
@@ -219,7 +240,7 @@ func (l *log) oldest(acked uint64) (time.Time, bool) {
 		if s := l.ring.at(i); s.to > acked {
 			break
 		} else if !s.gap() {
-			at, _ := s.head(l.json(s), new(memo))
+			at, _ := s.head(new(memo))
 			return at, true
 		}
 	}
@@ -243,7 +264,7 @@ func (l *log) read(s span) page {
 	p.slots = make([]slot, 0, events)
 	for i := start; i < start+n; i++ {
 		if e := l.ring.at(i); e.gap() {
-			p.addGap(min(e.to, until), l.reason(e))
+			p.addGap(min(e.to, until), e.reason())
 		} else {
 			p.addEvent(*e)
 		}
@@ -251,24 +272,19 @@ func (l *log) read(s span) page {
 	switch {
 	case events == 0:
 	case p.bytes <= s.copied:
-		l.copyOut(&p)
+		p.copyOut()
 	default:
-		p.base = p.slots[0].chunk
-		p.chunks, p.lent = l.store.lend(p.base, p.slots[events-1].chunk), true
+		l.lend(&p)
 	}
 	return p
 }
 
-// copyOut gives a page the JSON of its events in memory of its own.
-func (l *log) copyOut(p *page) {
-	out := make([]byte, 0, p.bytes)
+// lend has a page's bytes stay as they are.
+func (l *log) lend(p *page) {
 	for i := range p.slots {
-		s := &p.slots[i]
-		json := l.json(s)
-		s.chunk, s.off = 0, uint32(len(out))
-		out = append(append(out, json...), ',')
+		l.store.lend(p.slots[i].chunk)
 	}
-	p.chunks = [][]byte{out}
+	p.lent = true
 }
 
 // measure counts the slots from index start that fit the span, and the events
@@ -451,5 +467,6 @@ func (p *page) fitting() uint64 {
 
 // split returns the page's events and gaps, and the events' JSON.
 func (p *page) split() ([]Event, []Gap, encodedEvents) {
-	return p.events(), p.gaps, p.encodedEvents
+	events := p.events() // before encodedEvents is copied: it fills it in
+	return events, p.gaps, p.encodedEvents
 }

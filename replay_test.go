@@ -99,8 +99,8 @@ func checkLog(t *testing.T, l *log, m *logModel) {
 			if at := l.find(seq); at != i {
 				t.Fatalf("find(%d) = %d, want %d", seq, at, i)
 			}
-			if want := m.at[seq-m.first]; e.gap() != (want != "") || e.gap() && string(l.reason(e)) != want {
-				t.Fatalf("number %d: gap %v %q, want %q", seq, e.gap(), l.json(e), want)
+			if want := m.at[seq-m.first]; e.gap() != (want != "") || e.gap() && string(e.reason()) != want {
+				t.Fatalf("number %d: gap %v %q, want %q", seq, e.gap(), e.bytes(), want)
 			}
 		}
 		if !e.gap() {
@@ -561,7 +561,7 @@ func TestDraft(t *testing.T) {
 			}
 			l := &log{head: seq - 1}
 			n := l.publish(&d)
-			json := l.json(l.ring.at(0))
+			json := l.ring.at(0).bytes()
 			if want := fmt.Sprintf(test.want, seq); string(json) != want || len(want) != n || len(want)-len(fmt.Sprint(seq))+16 != d.size() {
 				t.Errorf("json %s of %d bytes, want %s; %d bytes at the most", json, n, want, d.size())
 			}
@@ -752,5 +752,104 @@ func TestPagePieces(t *testing.T) {
 	}
 	if !slices.Equal(got, pageModel(&p)) {
 		t.Error("the pieces are not the page")
+	}
+}
+
+// publishBytes publishes an event of so many bytes, and returns its number.
+func (l *log) publishBytes(t *testing.T, n int) uint64 {
+	t.Helper()
+	d := draft{ev: &Event{Bytes: make([]byte, n)}}
+	if err := d.check(false); err != nil {
+		t.Fatal(err)
+	}
+	l.publish(&d)
+	return l.head
+}
+
+// TestLogMemory: whatever is published, lost, read and evicted, a log has at most four
+// times the memory that its events' JSON takes, and 4 KiB (S10).
+func TestLogMemory(t *testing.T) {
+	t.Parallel()
+	for name, step := range map[string]func(l *log, i int){
+		// The first gap kept a chunk for ever, and with it a list of all chunks since.
+		"the oldest is dropped": func(l *log, _ int) {
+			l.publishBytes(t, 100)
+			if l.events > 4 {
+				l.lose(l.find(l.first())+min(1, l.ring.n-l.events), ReasonDropped)
+			}
+		},
+		// An event that stays kept its neighbours' memory.
+		"few of many are not refused": func(l *log, i int) {
+			if seq := l.publishBytes(t, 100); i%300 > 0 {
+				l.lose(l.find(seq), ReasonRejected)
+			}
+		},
+		"all but the first are refused": func(l *log, i int) {
+			if seq := l.publishBytes(t, 100); i > 0 {
+				l.lose(l.find(seq), ReasonRejected)
+			}
+		},
+		"refused and dropped in turn": func(l *log, i int) {
+			seq := l.publishBytes(t, 100)
+			l.lose(l.find(seq), []Reason{ReasonRejected, ReasonDropped}[i%2])
+		},
+		// Each large event began a chunk, and so did the small one behind it.
+		"small and large in turn": func(l *log, i int) {
+			l.publishBytes(t, []int{10, 4000}[i%2])
+			l.trim(l.head, 200, 1<<30)
+		},
+		"a flood, and few that stay": func(l *log, i int) {
+			l.publishBytes(t, []int{10, 1000}[i/1000%2])
+			if i%1000 == 999 {
+				l.trim(l.head, 1, 1<<30)
+			}
+		},
+		"a huge one at times": func(l *log, i int) {
+			l.publishBytes(t, []int{10, 300_000}[i%50/49])
+			l.trim(l.head, 10, 1<<30)
+		},
+		"read, so that no memory is used again": func(l *log, i int) {
+			l.publishBytes(t, i%500)
+			l.read(span{0, l.head, l.head, 256, pageBytes, 0})
+			l.trim(l.head, i%100, 1<<30)
+		},
+		"all of a peer's but the last are evicted": func(l *log, i int) {
+			events := []Event{{Seq: l.head + 1, Bytes: make([]byte, 100_000)}, {Seq: l.head + 2}}
+			p, err := newPage(l.head+1, l.head+2, events, nil, new(encodedEvents))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.accept(&p)
+			l.trim(l.head, 1, 1<<30)
+		},
+	} {
+		l := &log{}
+		for i := range 4000 {
+			step(l, i)
+			if i%7 > 0 {
+				continue
+			}
+			if has := l.memory(); has > 4*l.bytes+4<<10 {
+				t.Fatalf("%s: after %d: %d bytes of memory for %d of events", name, i+1, has, l.bytes)
+			}
+			if l.store != nil && l.store.size > l.memory() {
+				t.Fatalf("%s: after %d: counts %d bytes of memory, has %d", name, i+1, l.store.size, l.memory())
+			}
+		}
+		if f := logFault(l); f != "" {
+			t.Errorf("%s: %s", name, f)
+		}
+		checkEvents(t, l)
+	}
+}
+
+// checkEvents checks that the log's events can be read as they were written.
+func checkEvents(t *testing.T, l *log) {
+	t.Helper()
+	p := l.read(span{l.first() - 1, l.head, l.head, 1 << 20, 1 << 30, 0})
+	for _, e := range p.events() {
+		if e.Data != nil || len(bytes.Trim(e.Bytes, "\x00")) > 0 {
+			t.Fatalf("event %d changed", e.Seq)
+		}
 	}
 }

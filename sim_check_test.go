@@ -126,8 +126,8 @@ func (w *simWorld) checkLog(k simKey, l *log, after uint64) (pending, pendingByt
 			pending++
 			pendingBytes += int(e.size)
 		}
-		if json := l.json(e); e.to > uint64(len(t.data)) || string(e.value(json)) != t.data[e.to-1] {
-			w.fail("S2: %v: a log has another event %d: %s", k, e.to, json)
+		if e.to > uint64(len(t.data)) || string(e.value()) != t.data[e.to-1] {
+			w.fail("S2: %v: a log has another event %d: %s", k, e.to, e.bytes())
 		}
 	}
 	if next != l.head+1 || events != l.events || bytes != l.bytes {

@@ -2959,9 +2959,9 @@ func TestAckAllocs(t *testing.T) {
 			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
 		}
 	}
-	for i, c := range s.log.store.chunks { // they are written again, though all was sent
-		if c.lent {
-			t.Errorf("chunk %d of %d is lent", i, len(s.log.store.chunks))
+	for i := range s.log.ring.n { // they are written again, though all was sent
+		if s.log.ring.at(i).chunk.lent {
+			t.Errorf("the chunk of slot %d is lent", i)
 		}
 	}
 }
