@@ -685,3 +685,92 @@ func TestAmplificationOfHub(t *testing.T) {
 		t.Errorf("%d events and %d refusals for 100 requests of 901", replayed, busy)
 	}
 }
+
+// stuffed is a batch from one number to another, as a frame of a peer brings it, in
+// which all events but one have so many bytes.
+func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload {
+	t.Helper()
+	var events []Event
+	for seq := from; seq <= to; seq++ {
+		e := Event{Seq: seq, Data: json.RawMessage("1")}
+		if seq != small {
+			e.Data = json.RawMessage(`"` + strings.Repeat("x", bytes) + `"`)
+		}
+		events = append(events, e)
+	}
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		p.FirstSeq, p.LastSeq, p.HeadSeq, p.Events = from, to, to, events
+	case *ReplayBatchPayload:
+		p.FirstSeq, p.LastSeq, p.Events = from, to, events
+	}
+	line, err := Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Unmarshal(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// Events of one frame share its memory. A peer that sent each new event beside many
+// that were known, or one that was too large, had the hub or viewer hold the whole
+// frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
+func TestFramesPinNoMemory(t *testing.T) {
+	const known, bytes = 40, 10_000
+	h := NewHub(&HubConfig{MaxEventBytes: 100_000, LogEvents: 150})
+	a := speakAgent(t, h, "agent")
+	batch := func(from, to, small uint64, bytes int) Payload {
+		return stuffed(t, a.batch("s", "e1", 1, 1), from, to, small, bytes)
+	}
+	a.send(batch(1, known, 0, bytes))
+	checkMemory := func() {
+		t.Helper()
+		if l := &h.lookup("s").log; l.memory() > 4*l.bytes+4<<10 {
+			t.Fatalf("the hub's log has %d bytes of memory for %d of events", l.memory(), l.bytes)
+		}
+	}
+	for seq := uint64(known + 1); seq <= known+100; seq++ {
+		a.send(batch(seq-known, seq, seq, bytes))
+	}
+	checkMemory()
+	for seq := uint64(known + 101); seq <= known+200; seq++ {
+		a.refused(batch(seq, seq+1, seq, 200_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
+	}
+	checkMemory()
+	v := speakViewer(t, h, "tab")
+	v.send(v.watch("s", "", 0))
+	v.drain()
+	var r *ReplayRequestPayload
+	for _, p := range a.drain() {
+		if p, ok := p.(*ReplayRequestPayload); ok {
+			r = p
+		}
+	}
+	a.send(stuffed(t, answerTo(r, 1, 1, false), 1, known, 0, 10))
+	for seq := uint64(known + 1); seq <= known+50; seq++ {
+		a.send(stuffed(t, answerTo(r, 1, 1, false), seq-known, seq, seq, bytes))
+	}
+	var slots []slot
+	raw, counted := 0, 0
+	for _, p := range h.lookup("s").cursors[0].pages {
+		slots, raw, counted = append(slots, p.slots...), raw+len(p.raw), counted+p.bytes
+	}
+	if has := memory(slots, nil) + raw; len(slots) != known+50 || has > 4*counted+4<<10 {
+		t.Errorf("%d events to replay have %d bytes of memory, count %d", len(slots), has, counted)
+	}
+
+	w := NewViewer(nil)
+	w.Watch("s", Position{"e1", known})
+	hub := speakHub(t, w)
+	hub.drain()
+	before := heapBytes()
+	for seq := uint64(known + 1); seq <= known+200; seq++ {
+		hub.send(stuffed(t, hub.batch("s", "e1", 1, 1), seq-known, seq, seq, bytes))
+	}
+	if has := heapBytes() - before; w.Stats().Items != 200 || has > 4*1<<20 {
+		t.Errorf("%d items that count %d bytes take %d", w.Stats().Items, w.Stats().Bytes, has)
+	}
+}

@@ -460,6 +460,7 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	}
 	tooLarge := ha.fit(s, &pg)
 	if pg.last >= pg.first {
+		pg.pack()
 		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil && !ha.h.without.commit {
 			return err
 		}

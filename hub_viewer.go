@@ -907,6 +907,7 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 		f.pause(now, time.Second)
 		return
 	}
+	answer.pack()
 	for _, pg := range answer.pieces() {
 		f.due = now.Add(f.timer) // an answer without news is none
 		c.timer = 0

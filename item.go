@@ -1,6 +1,9 @@
 package gvstream
 
-import "slices"
+import (
+	"bytes"
+	"slices"
+)
 
 // An Item is what a reader of a session is given next: exactly one of Event,
 // Gap and Reset is non-nil, or End is true. Whoever reads only Event reads nil
@@ -39,6 +42,46 @@ type Reset struct {
 func (p *page) items(sessionID, epoch string) []Item {
 	own := p.copied()
 	return tile(sessionID, epoch, own.events(), slices.Clone(p.gaps))
+}
+
+// newEvents are the events after a number. Those of one payload share memory: if
+// they are less than half of it, they get their own, so that an item which waits
+// holds no more than itself.
+func newEvents(events []Event, after uint64) []Event {
+	i := 0
+	for i < len(events) && events[i].Seq <= after {
+		i++
+	}
+	known, kept := dataBytes(events[:i]), dataBytes(events[i:])
+	if known <= kept {
+		return events[i:]
+	}
+	out := slices.Clone(events[i:])
+	for i := range out {
+		out[i].Data, out[i].Bytes = bytes.Clone(out[i].Data), bytes.Clone(out[i].Bytes)
+	}
+	return out
+}
+
+// dataBytes is about the memory that events take.
+func dataBytes(events []Event) int {
+	n := len(events) * itemBytes
+	for i := range events {
+		n += len(events[i].Data) + len(events[i].Bytes)
+	}
+	return n
+}
+
+// newGaps are the gaps that reach beyond a number.
+func newGaps(gaps []Gap, after uint64) []Gap {
+	i := 0
+	for i < len(gaps) && gaps[i].To <= after {
+		i++
+	}
+	if i == 0 {
+		return gaps
+	}
+	return slices.Clone(gaps[i:])
 }
 
 // tile puts events and gaps, each in order, into one order.

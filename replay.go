@@ -364,6 +364,7 @@ func newPage(first, last uint64, events []Event, gaps []Gap, made *encodedEvents
 	p := page{first: first, last: last, gaps: gaps, bytes: len(gaps) * gapBytes}
 	if made.checked && made.isOf(events) {
 		p.encodedEvents = *made
+		p.raw = nil
 	} else if err := p.encode(events); err != nil {
 		return page{}, err
 	}
@@ -401,6 +402,14 @@ func (p *page) cut(last uint64) {
 		p.gaps = p.gaps[:n-1]
 	}
 	p.last = min(p.last, last)
+}
+
+// pack takes the events' bytes to memory of their own, if they are less than half of
+// that in which a peer sent them: beside some that are known already, or refused.
+func (p *page) pack() {
+	if bytes := p.bytes - len(p.gaps)*gapBytes; !p.lent && len(p.slots) > 0 && len(p.slots[0].chunk.b) > 2*bytes {
+		p.encodedEvents = p.copied()
+	}
 }
 
 // larger returns the index of the first event of more than so many bytes, or -1.

@@ -473,10 +473,11 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 		return nil
 	}
 	w.on.progress()
-	for _, it := range tile(id, epoch, events, gaps) {
-		if it.seq <= w.received && !vl.v.without.skipReceived {
-			continue
-		}
+	known := w.received
+	if vl.v.without.skipReceived {
+		known = 0
+	}
+	for _, it := range tile(id, epoch, newEvents(events, known), newGaps(gaps, known)) {
 		if it.Gap != nil && it.Gap.From <= w.received { // known in part
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
