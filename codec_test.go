@@ -509,6 +509,32 @@ func TestAppendEncoded(t *testing.T) {
 	}
 }
 
+// TestSumOf: small changes that a caller makes at once, here and there, don't cancel
+// out. That an event ends the session, and that it happened a second later, did.
+func TestSumOf(t *testing.T) {
+	type change struct{ seq, end, sec, nsec, typ int }
+	var changes []change
+	for i := range 3 * 2 * 3 * 3 * 2 {
+		changes = append(changes, change{i % 3, i / 3 % 2, i / 6 % 3, i / 18 % 3, i / 54 % 2})
+	}
+	made := func(c change, seq uint64) Event {
+		return Event{
+			Seq: seq + uint64(c.seq), End: c.end > 0, Type: []string{"", "out"}[c.typ],
+			Time: time.Unix(1763937244+int64(c.sec), 120_000_000+int64(c.nsec)),
+		}
+	}
+	seen := make(map[uint64][2]change)
+	for _, a := range changes {
+		for _, b := range changes {
+			sum := sumOf([]Event{made(a, 1), made(b, 2)})
+			if was, ok := seen[sum]; ok {
+				t.Fatalf("%+v and %+v have one sum", was, [2]change{a, b})
+			}
+			seen[sum] = [2]change{a, b}
+		}
+	}
+}
+
 func TestDraftAppend(t *testing.T) {
 	for _, c := range []struct {
 		e          Event

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
+	"math/bits"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -126,21 +127,26 @@ func (m *encodedEvents) isOf(events []Event) bool {
 
 // sumOf is a sum of all that is to be told of events, but for their data.
 func sumOf(events []Event) (sum uint64) {
-	const prime = 0x9e3779b97f4a7c15
-	typ, typSum := "", uint64(0)
+	typ, typSum := "", maphash.String(sumSeed, "")
 	for i := range events {
 		e := &events[i]
 		if e.Type != typ {
 			typ, typSum = e.Type, maphash.String(sumSeed, e.Type)
 		}
-		sum = (sum ^ e.Seq ^ typSum) * prime
+		of := typSum
 		if e.End {
-			sum++
+			of = ^of
 		}
-		sum = (sum ^ uint64(e.Time.Unix())) * prime
-		sum = (sum ^ uint64(e.Time.Nanosecond())) * prime
+		sum = mix(sum^of, e.Seq)
+		sum = mix(sum^uint64(e.Time.Unix()), uint64(e.Time.Nanosecond()))
 	}
 	return sum
+}
+
+// mix has each bit of a and b change half of the sum's.
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a^0x9e3779b97f4a7c15, b^0xd1342543de82ef95)
+	return hi ^ lo
 }
 
 var sumSeed = maphash.MakeSeed()
