@@ -423,7 +423,8 @@ type draft struct {
 const seqRoom = len(`{"seq":9007199254740991`)
 
 // check checks ev and fills the rest in. It wraps ErrInvalidData if the event can't be
-// told. Data that is trusted is not looked at, and kept as it is.
+// told. Data that is trusted is kept as it is; it is only kept from beginning a line,
+// which could be any payload.
 func (d *draft) check(trust bool) (err error) {
 	ev := d.ev
 	escapes, ok := checkID(ev.Type)
@@ -440,7 +441,9 @@ func (d *draft) check(trust bool) (err error) {
 	}
 	switch {
 	case len(ev.Data) > 0:
-		if !trust {
+		if trust && bytes.IndexByte(ev.Data, '\n') >= 0 {
+			return fmt.Errorf("%w: data: newline", ErrInvalidData)
+		} else if !trust {
 			if d.spaces, err = checkJSON(ev.Data); err != nil {
 				return err
 			}

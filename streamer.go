@@ -59,11 +59,12 @@ type StreamerConfig struct {
 	MaxReplays int
 	// TrustData spares Publish the check of Data, which then has to be one JSON
 	// value in UTF-8 without white space between its tokens, such as
-	// encoding/json makes. Never set it for data that others control: Data that
-	// is no JSON value may be read as other fields of its event. What the hub
-	// can't read it refuses, whereupon the agent checks what it has sent and
-	// turns the events that are wrong into gaps with ReasonRejected; no other
-	// event is harmed (rule 11). If false, Publish refuses them.
+	// json.Marshal makes. Never set it for data that others control: Data that
+	// is no JSON value may be read as other fields of its batch, but of no other
+	// payload, since Publish refuses a newline all the same. What the hub can't
+	// read it refuses, whereupon the agent checks what it has sent and turns the
+	// events that are wrong into gaps with ReasonRejected; no other event is
+	// harmed (rule 11). If false, Publish refuses them.
 	TrustData bool
 }
 
