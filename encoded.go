@@ -19,7 +19,7 @@ type encodedEvents struct {
 	slots   []slot // of the events alone, in order
 	sum     uint64 // sumOf the events
 	raw     []byte // the decoded data of those whose data is bytes, one behind the other
-	lent    bool   // a log holds the bytes too
+	lent    bool   // others may hold the bytes too
 	checked bool   // all data is known to be JSON
 }
 
@@ -165,14 +165,18 @@ type eventError struct {
 func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.seq, e.err) }
 func (e *eventError) Unwrap() error { return e.err }
 
-// own returns events whose bytes nobody else reads: a copy, if they are a log's.
+// own returns events whose bytes nobody else reads: copies, if others may.
 func (m *encodedEvents) own(events []Event) []Event {
 	if !m.lent {
 		return events
 	}
+	return cloneEvents(events)
+}
+
+func cloneEvents(events []Event) []Event {
 	out := slices.Clone(events)
 	for i := range out {
-		out[i].Data = bytes.Clone(out[i].Data)
+		out[i].Data, out[i].Bytes = bytes.Clone(out[i].Data), bytes.Clone(out[i].Bytes)
 	}
 	return out
 }

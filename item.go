@@ -1,9 +1,6 @@
 package gvstream
 
-import (
-	"bytes"
-	"slices"
-)
+import "slices"
 
 // An Item is what a reader of a session is given next: exactly one of Event,
 // Gap and Reset is non-nil, or End is true. Whoever reads only Event reads nil
@@ -56,11 +53,7 @@ func newEvents(events []Event, after uint64) []Event {
 	if known <= kept {
 		return events[i:]
 	}
-	out := slices.Clone(events[i:])
-	for i := range out {
-		out[i].Data, out[i].Bytes = bytes.Clone(out[i].Data), bytes.Clone(out[i].Bytes)
-	}
-	return out
+	return cloneEvents(events[i:])
 }
 
 // dataBytes is about the memory that events take.

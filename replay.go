@@ -474,8 +474,11 @@ func (p *page) fitting() uint64 {
 	}
 }
 
-// split returns the page's events and gaps, and the events' JSON.
+// split returns the page's events and gaps, and the events' JSON, for a payload: a
+// connection in memory may keep that, or hand it over twice.
 func (p *page) split() ([]Event, []Gap, encodedEvents) {
 	events := p.events() // before encodedEvents is copied: it fills it in
-	return events, p.gaps, p.encodedEvents
+	encoded := p.encodedEvents
+	encoded.lent = true
+	return events, p.gaps, encoded
 }
