@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -1013,5 +1014,24 @@ func TestTimeOfNothing(t *testing.T) {
 	if p, _ := d.envelope(); d.err == nil {
 		line, err := Marshal(p)
 		t.Errorf("taken, and told as %q, %v", line, err)
+	}
+}
+
+// More than slots can tell is refused before it is looked at.
+func TestTooMuchForSlots(t *testing.T) {
+	large := make([]byte, 32<<20)
+	events := make([]Event, 60) // 2.7 GB in base64
+	for i := range events {
+		events[i] = Event{Seq: uint64(i + 1), Bytes: large}
+	}
+	if _, err := newPage(1, 60, events, nil, new(encodedEvents)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("encoded: %v", err)
+	}
+	most := maxFrame
+	if raceEnabled || most == math.MaxInt { // the detector would touch all of the frame
+		return
+	}
+	if _, err := Unmarshal(make([]byte, most+1)); err == nil || err.Error() != fmt.Sprintf("gvstream: malformed: frame: more than %d bytes", most) {
+		t.Errorf("decoded: %v", err)
 	}
 }
