@@ -6,6 +6,7 @@ import (
 	"context"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -93,7 +94,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxWatches = or(d.MaxWatches, 100)
 	d.MaxReplays = or(d.MaxReplays, 8)
 	d.MaxViewerReplays = or(d.MaxViewerReplays, 4)
-	d.Window = or(d.Window, 256)
+	d.Window = min(or(d.Window, 256), math.MaxInt32) // what everybody can read
 	d.SessionTTL = or(d.SessionTTL, time.Hour)
 	d.ReplayWait = or(d.ReplayWait, 10*time.Second)
 	return d

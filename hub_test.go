@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -548,6 +549,24 @@ func TestHubForgetsDuringCommit(t *testing.T) {
 			t.Error("the session is there")
 		}
 	})
+}
+
+// A window without a limit is one that an agent can read: the greatest number is not
+// (rule 7).
+func TestHubWindowNoLimit(t *testing.T) {
+	a := NewHub(&HubConfig{Window: math.MaxInt}).ConnectAgent("agent")
+	a.Handle(t.Context(), &HelloPayload{V: version, Role: roleAgent})
+	welcome, err := a.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := Marshal(welcome)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unmarshal(line); err != nil {
+		t.Errorf("%s: %v", line, err)
+	}
 }
 
 // Rule 5: the caller's store says where a session continues.
