@@ -398,3 +398,22 @@ func TestValidEpoch(t *testing.T) {
 		}
 	}
 }
+
+// A time has a year from 0 to 9999 where it is told and in UTC: near the bounds one
+// may be inside and the other not.
+func TestValidTime(t *testing.T) {
+	first := time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)
+	end := time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, hours := range []int{-23, -5, 0, 5, 23} {
+		zone := time.FixedZone("", hours*3600)
+		early, late := time.Duration(max(0, -hours))*time.Hour, time.Duration(max(0, hours))*time.Hour
+		for at, want := range map[time.Time]bool{
+			first.Add(early): true, first.Add(early - 1): false,
+			end.Add(-late - 1): true, end.Add(-late): false,
+		} {
+			if at := at.In(zone); validTime(at) != want {
+				t.Errorf("%v: %v, want %v", at, !want, want)
+			}
+		}
+	}
+}
