@@ -160,8 +160,15 @@ func (w *simWorld) checkHub() {
 		if w.lookedAt(&s.log, 0) {
 			w.checkLog(k, &s.log, 0)
 		}
-		if s.log.events > w.hub.cfg.LogEvents || s.log.bytes > w.hub.cfg.LogBytes {
-			w.fail("S10: the hub holds %d events, %d bytes of %s", s.log.events, s.log.bytes, id)
+		w.checkHubLog(id, &s.log)
+		if p := s.prev; p != nil {
+			w.checkHubLog(id, &p.log)
+			if w.lookedAt(&p.log, 0) {
+				w.checkLog(simKey{id, p.epoch}, &p.log, 0)
+			}
+			if left := p.until.Sub(w.hubNow()); p.epoch >= s.epoch || left > pastEpochTTL {
+				w.fail("S10: the hub keeps epoch %s of %s beside %s for %v", p.epoch, id, s.epoch, left)
+			}
 		}
 	}
 	if n := int(w.hub.known.Load()); n != known || known > w.hub.cfg.MaxSessions {
@@ -171,6 +178,13 @@ func (w *simWorld) checkHub() {
 		if ha, _ := w.hub.agent(a.id); ha != nil && len(ha.sessions) > w.hub.cfg.MaxAgentSessions {
 			w.fail("S10: %s has %d sessions open", a.id, len(ha.sessions))
 		}
+	}
+}
+
+// checkHubLog: S10. Gaps stand between the events, before and behind them.
+func (w *simWorld) checkHubLog(id string, l *log) {
+	if l.events > w.hub.cfg.LogEvents || l.bytes > w.hub.cfg.LogBytes || l.ring.n > 2*l.events+maxGaps+1 {
+		w.fail("S10: the hub holds %d entries, %d events, %d bytes of %s", l.ring.n, l.events, l.bytes, id)
 	}
 }
 
@@ -192,10 +206,9 @@ func (w *simWorld) noteStarts() {
 // checkStart: S1, where an epoch begins that is new to a hub.
 func (w *simWorld) checkStart(k simKey, start uint64) {
 	t := w.truthOf(k)
-	said, asked := w.resumed[k]
 	switch {
-	case w.durable && (!asked || said != start):
-		w.fail("S1: %v: the hub starts at %d, and its store said %d", k, start, said)
+	case w.durable && start != w.store[k]:
+		w.fail("S1: %v: the hub starts at %d, and its store is at %d", k, start, w.store[k])
 	case !w.durable && !starts(w.handling, k, start):
 		w.fail("S1: %v: the hub starts at %d after %s", k, start, brief(w.handling))
 	}
@@ -242,6 +255,9 @@ func (w *simWorld) checkRequests(s *hubSession) {
 		n := 0
 		for i := range c.pages {
 			n += len(c.pages[i].slots)
+			if at := c.pages[i].last; c.epoch == s.epoch && at > s.log.head { // S8
+				w.fail("S8: a viewer is about to get %d of %s, of which the hub accepted %d", at, s.id, s.log.head)
+			}
 		}
 		if n > w.sizes.replay {
 			w.fail("S10: a cursor holds %d fetched events", n)
@@ -262,6 +278,9 @@ func (w *simWorld) checkViewer(v *simViewer) {
 	items := len(v.v.queue) - errs
 	if items > v.v.cfg.BufferItems || items > 1 && v.v.bytes > v.v.cfg.BufferBytes+errs*itemBytes { // S10
 		w.fail("S10: %s holds %d items, %d bytes", v.id, items, v.v.bytes)
+	}
+	if n := len(v.v.watches); n > v.v.cfg.MaxWatches { // S10
+		w.fail("S10: %s watches %d sessions", v.id, n)
 	}
 	for _, id := range simIDs {
 		x := v.v.watches[id]
@@ -289,6 +308,7 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 	t, at := w.truthOf(k), w.hub.lookup(k.session).log.head
 	if was, ok := w.position[k]; !ok {
 		w.checkStart(k, at)
+		w.position[k] = at
 	} else if was != at {
 		w.fail("S1: %v: the hub is at %d, and %d was committed", k, at, was)
 	}

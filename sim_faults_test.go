@@ -76,7 +76,7 @@ func (w *simWorld) disturb() {
 	}
 }
 
-// forge makes an ack of what was never sent.
+// forge makes a viewer's progress of an ack, and an ack of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
 	al, agent := to.link.m.(*agentLink)
@@ -84,13 +84,21 @@ func (w *simWorld) forge(to *simEnd, i int) {
 		return
 	}
 	s := al.st.sessions[ack.SessionID]
-	if s == nil || s.maxSent >= s.log.head || s.epoch != ack.Epoch {
+	if s == nil || s.epoch != ack.Epoch {
 		return
 	}
-	forged := *ack
-	forged.UpToSeq = s.maxSent + 1
+	acked, forged := s.acked, *ack
+	forged.UpToSeq, forged.ViewerID = s.maxSent, "viewer0"
+	w.tell("a viewer's: %s to %s", &forged, to)
+	to.link.handle(w.ended, w.at(to), &forged)
+	if s.acked != acked { // S3, rule 6
+		w.fail("S3: %s believed a viewer's ack of %d", to.name, forged.UpToSeq)
+	}
+	if s.maxSent >= s.log.head {
+		return
+	}
+	forged.UpToSeq, forged.ViewerID = s.maxSent+1, ""
 	w.tell("forged: %s to %s", &forged, to)
-	acked := s.acked
 	to.link.handle(w.ended, w.at(to), &forged)
 	if s.acked > acked { // S3, rule 6
 		w.fail("S3: %s believed a forged ack of %d", to.name, forged.UpToSeq)

@@ -77,6 +77,7 @@ type simTruth struct {
 	accepted  uint64   // the most that any hub accepted
 	committed uint64   // the most that any Commit was given
 	end       uint64   // the number of the end, once a hub accepted it
+	last      uint64   // the number of the end, once it was published
 }
 
 // A blocked publisher waits for room.
@@ -141,7 +142,6 @@ type simWorld struct {
 	// What is known from outside.
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
-	resumed  map[simKey]uint64 // what its store last said
 	acks     map[*attachment]uint64
 	acked    map[*Session]uint64
 	spoke    map[*Session]bool
@@ -181,8 +181,8 @@ func emptyWorld(src source, without omitted) *simWorld {
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
-		position: make(map[simKey]uint64), resumed: make(map[simKey]uint64),
-		acks: make(map[*attachment]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
+		position: make(map[simKey]uint64),
+		acks:     make(map[*attachment]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 	}
@@ -255,7 +255,6 @@ func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
 	w.hub.mint, w.hub.sizes, w.hub.without = w.minter(), w.sizes, w.without
 	clear(w.position)
-	clear(w.resumed)
 }
 
 func (w *simWorld) startAgent(a *simAgent) {
@@ -499,7 +498,13 @@ func (w *simWorld) offer(b *blocked) bool {
 	if seq != uint64(len(t.data))+1 { // rule 1
 		w.fail("S1: %v: number %d was given out after %d", k, seq, len(t.data))
 	}
+	if t.last != 0 { // rule 16
+		w.fail("S12: %v: number %d was given out after the end, %d", k, seq, t.last)
+	}
 	t.data = append(t.data, b.data)
+	if b.d.ev.End {
+		t.last = seq
+	}
 	if w.verbose {
 		w.say("%s publishes %s %d: %.30s%s", b.a.id, b.s.id, seq, b.data, endMark(b.d.ev.End))
 	}
@@ -800,7 +805,6 @@ func (w *simWorld) resume(_ context.Context, session, epoch string) (uint64, err
 		return 0, errors.New("store is down")
 	}
 	k := simKey{session, epoch}
-	w.resumed[k] = w.store[k]
 	t := w.truthOf(k) // what is stored is accepted as soon as a hub says so
 	t.accepted = max(t.accepted, w.store[k])
 	return w.store[k], nil
