@@ -275,7 +275,7 @@ func (s *hubSession) accept(p *page) {
 	if p.ends() {
 		s.endSeq = p.last
 	}
-	if !s.h.without.hubLimits {
+	if !s.h.without.hubLog {
 		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	}
 	s.head = max(s.head, s.log.head)

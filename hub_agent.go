@@ -314,7 +314,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		if err := ha.failure(); err != nil {
 			return err
 		}
-		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) && !ha.h.without.hubLimits {
+		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) && !ha.h.without.hubSessions {
 			ha.h.known.Add(-1) // others were faster
 			return overloaded(s.id)
 		}
@@ -364,7 +364,7 @@ func (ha *hubAgent) full(s *hubSession) error {
 	ha.h.agentsMu.Lock()
 	n := ha.h.owned[ha.agentID]
 	ha.h.agentsMu.Unlock()
-	if ha.h.without.hubLimits || n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
+	if ha.h.without.hubSessions || n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
 	return overloaded(s.id)

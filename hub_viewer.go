@@ -593,9 +593,6 @@ func (c *cursor) rest() {
 func (c *cursor) older(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
-	if s.h.without.askCeiling {
-		until = s.head
-	}
 	gap := func(to uint64, reason Reason) *page {
 		c.since = time.Time{}
 		c.dropFetch()
@@ -624,6 +621,9 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
+		if s.h.without.askCeiling {
+			until = s.head
+		}
 		c.ask(ha, until)
 		return nil
 	}

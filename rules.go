@@ -16,6 +16,7 @@ type omitted struct {
 	firstAck       bool // 6: the first ack of a link is believed up to mark A
 	ackMovesBack   bool // 6: and may be lower than the ack before
 	oldAck         bool // 6: a later one may not
+	viewerAck      bool // 6: a viewer's progress frees nothing
 	window         bool // 7: no event goes beyond the window
 	resend         bool // 9: what is not acknowledged is sent again on the timer
 	agentSilence   bool // 9: a link on which nothing is heard ends
@@ -24,11 +25,13 @@ type omitted struct {
 	keepUnacked    bool // 10: nothing else leaves before it is acknowledged
 	wakePublisher  bool // 10: who waits for room is told of it
 	declaredLoss   bool // 6: what the log no longer holds is declared
+	keepFew        bool // 12: no more is kept for replay than is configured
 	reject         bool // 11: a refused event becomes a gap
 	stop           bool // 11: a refused session stops
 	replayCeiling  bool // 12: a replay ends at until_seq
 	clipGaps       bool // 12: gaps too
 	replayLimit    bool // 12: no more events than the request says
+	replayBusy     bool // 12: so many replays at a time
 	afterEnd       bool // 16: nothing is published after the end
 
 	// A hub's.
@@ -44,7 +47,8 @@ type omitted struct {
 	hole         bool // 7: what follows a hole is not accepted
 	commit       bool // 8: nothing is accepted that was not stored
 	ackAccepted  bool // 8: nothing else is acknowledged
-	hubLimits    bool // 10: the log and the number of sessions are limited
+	hubLog       bool // 12: the log is limited
+	hubSessions  bool // 11: and so is the number of sessions
 	askCeiling   bool // 12: what is asked for ends before the log
 	askAgain     bool // 12: a request that is not answered is made again
 	askInTurn    bool // 12: so many requests at a time

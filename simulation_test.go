@@ -110,6 +110,12 @@ func invariantOf(err error) string {
 	return name
 }
 
+// broken is the invariant that was violated; when one payload was lost (L5), what it
+// led to.
+func (w *simWorld) broken() string {
+	return invariantOf(errors.New(strings.TrimPrefix(w.err.Error(), "L5: ")))
+}
+
 // tellShrunk tells the shortest conversation that fails as a seed's does.
 func tellShrunk(seed uint64) error {
 	s := shrinkSeed(seed, omitted{})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -399,7 +400,11 @@ func (s *Session) trim() {
 	if s.st.without.keepUnacked {
 		acked = s.log.head
 	}
-	s.st.budget.release(s.log.trim(acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
+	events, bytes := s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes
+	if s.st.without.keepFew {
+		events, bytes = math.MaxInt, math.MaxInt
+	}
+	s.st.budget.release(s.log.trim(acked, events, bytes))
 	if s.st.budget.max == 0 || s.aged {
 		return
 	}

@@ -278,7 +278,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	case a == nil || a.l != al || p.Epoch != s.epoch:
 		al.st.stalePayloads.Add(1)
 		return nil
-	case p.ViewerID != "":
+	case p.ViewerID != "" && !s.st.without.viewerAck:
 		s.noteProgress(p.ViewerID, p.UpToSeq)
 		return nil
 	}
@@ -652,7 +652,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 			break
 		}
 	}
-	if len(a.replays) >= al.st.cfg.MaxReplays {
+	if len(a.replays) >= al.st.cfg.MaxReplays && !al.st.without.replayBusy {
 		err := refusal(codeReplayBusy, s.id, "%d replays are running", len(a.replays))
 		err.Retryable = len(a.replays) > 0
 		return about(p, err)

@@ -581,7 +581,7 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 		}
 		w.epoch, w.received = s.Epoch, 0
 	case s.Epoch != w.epoch: // the first epoch is no reset
-		w.epoch = s.Epoch
+		w.epoch, w.received = s.Epoch, 0
 	}
 	if s.AckSeq > w.received && !vl.v.without.watermark { // sent on this link, and not here
 		w.on.again()
