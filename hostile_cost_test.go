@@ -774,3 +774,34 @@ func TestFramesPinNoMemory(t *testing.T) {
 		t.Errorf("%d items that count %d bytes take %d", w.Stats().Items, w.Stats().Bytes, has)
 	}
 }
+
+// What an agent's sessions take of the heap, against the bytes that count: four times
+// these, 128 bytes an entry and 8 KiB a session, whatever a hub refuses (S10).
+func TestHeapOfEvents(t *testing.T) {
+	const sessions, published = 30, 3000
+	for name, kept := range map[string]int{"all": 1, "one of 30": 30, "one of 1,000": 1000} {
+		st := NewStreamer(&StreamerConfig{Overflow: DropOldest, MaxPendingEvents: 1000, ReplayEvents: 100})
+		before := heapBytes()
+		entries := 0
+		for _, id := range loadIDs(sessions) {
+			s, err := st.Session(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range published {
+				if _, err := s.Publish(t.Context(), Event{Type: "out", Bytes: make([]byte, 100)}); err != nil {
+					t.Fatal(err)
+				}
+				if i%kept > 0 {
+					s.loseAt(s.log.ring.n-1, ReasonRejected) // as refused does
+				}
+			}
+			entries += s.log.ring.n
+		}
+		most := 4*st.Stats().Bytes + 128*entries + sessions*8<<10
+		if has := heapBytes() - before; has > int64(most) {
+			t.Errorf("%s kept: %d bytes of heap for %d of events in %d entries", name, has, st.Stats().Bytes, entries)
+		}
+		runtime.KeepAlive(st)
+	}
+}
