@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,6 +17,7 @@ type agentLink struct {
 
 	hello        *greeter
 	status, beat task
+	unvetted     atomic.Bool // something was sent that vet has not looked at
 
 	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
 	id      string     // the hub's name of the link; empty before the welcome
@@ -446,7 +448,10 @@ func (a *attachment) take(now time.Time) Payload {
 		a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
 	}
 	a.sent = p.last
-	a.top = max(a.top, a.sent)
+	if a.sent > a.top {
+		a.top = a.sent
+		a.l.unvetted.Store(true)
+	}
 	s.maxSent = max(s.maxSent, a.sent)
 	if a.resendAt.IsZero() {
 		a.arm(now)
@@ -561,8 +566,12 @@ func (a *attachment) reopen() {
 	a.announce()
 }
 
-// vet checks the data that was sent unchecked, since the hub could not read a frame.
+// vet checks the data that was sent unchecked, since the hub could not read a frame:
+// once, however often the hub says so.
 func (al *agentLink) vet() {
+	if !al.unvetted.Swap(false) {
+		return
+	}
 	for _, s := range al.st.all() {
 		s.mu.Lock()
 		if a := s.on; a != nil && a.l == al {

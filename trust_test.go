@@ -163,6 +163,38 @@ func TestTrustDataVet(t *testing.T) {
 	})
 }
 
+// TestTrustDataVetOnce: a hub that calls frames malformed without end has the agent go
+// through its sessions once, and not for each error of a hundred bytes.
+func TestTrustDataVetOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{TrustData: true})
+		hub := playHub(t, st)
+		for i := range 500 {
+			publishN(t, st, fmt.Sprint("s", i), 1)
+		}
+		for {
+			if _, err := hub.link.Next(endedContext); err != nil {
+				break
+			}
+		}
+		complain := func() { hub.send(&ErrorPayload{Code: codeMalformed}) }
+		complain()
+		if n := testing.AllocsPerRun(100, complain); n > 10 {
+			t.Errorf("%v allocations an error, of an agent with 500 sessions", n)
+		}
+		if _, err := st.Publish(t.Context(), "s7", Event{Data: []byte("{")}); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := hub.link.Next(endedContext); err != nil {
+			t.Fatalf("%v, %v", p, err)
+		}
+		complain() // what was sent since is looked at
+		if s := stats(t, st, "s7"); s.Lost != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // TestTrustDataOff: by default the publisher hears of it, and no number is used.
 func TestTrustDataOff(t *testing.T) {
 	st := NewStreamer(nil)
