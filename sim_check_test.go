@@ -10,6 +10,7 @@ func (w *simWorld) fail(format string, args ...any) {
 	if w.err == nil {
 		w.err = errorf(format, args...)
 		w.say("VIOLATION: %v", w.err)
+		w.verbose = false // and that is where the story ends
 	}
 }
 
