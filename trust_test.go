@@ -157,6 +157,11 @@ func TestTrustDataVet(t *testing.T) {
 		sent(Gap{3, 4, ReasonRejected})
 		hub.send(&ErrorPayload{Code: codeMalformed})
 		hub.wantIdle() // each is looked at once
+		old := st.link
+		hub.link.Close()
+		old.vet() // late: the session is on no link, or on another
+		reopenHub(t, st, map[string]uint64{"s": 0})
+		old.vet()
 		if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 3 {
 			t.Errorf("%+v", s)
 		}
