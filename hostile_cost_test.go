@@ -719,8 +719,8 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 // that were known, or one that was too large, had the hub or viewer hold the whole
 // frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
 func TestFramesPinNoMemory(t *testing.T) {
-	const known, bytes = 40, 10_000
-	h := NewHub(&HubConfig{MaxEventBytes: 100_000, LogEvents: 150})
+	const known, bytes = 40, 2500
+	h := NewHub(&HubConfig{MaxEventBytes: 20_000, LogEvents: 150})
 	a := speakAgent(t, h, "agent")
 	batch := func(from, to, small uint64, bytes int) Payload {
 		return stuffed(t, a.batch("s", "e1", 1, 1), from, to, small, bytes)
@@ -737,7 +737,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 	}
 	checkMemory()
 	for seq := uint64(known + 101); seq <= known+200; seq++ {
-		a.refused(batch(seq, seq+1, seq, 200_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
+		a.refused(batch(seq, seq+1, seq, 50_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
 	}
 	checkMemory()
 	v := speakViewer(t, h, "tab")
@@ -778,7 +778,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 // What an agent's sessions take of the heap, against the bytes that count: four times
 // these, 128 bytes an entry and 8 KiB a session, whatever a hub refuses (S10).
 func TestHeapOfEvents(t *testing.T) {
-	const sessions, published = 30, 3000
+	const sessions, published = 10, 2500
 	for name, kept := range map[string]int{"all": 1, "one of 30": 30, "one of 1,000": 1000} {
 		st := NewStreamer(&StreamerConfig{Overflow: DropOldest, MaxPendingEvents: 1000, ReplayEvents: 100})
 		before := heapBytes()

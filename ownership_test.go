@@ -137,7 +137,7 @@ func lentBytesStay(t *testing.T) {
 		}
 	})
 	rnd := rand.New(rand.NewPCG(1, 1))
-	for i := range 3000 {
+	for i := range 1200 {
 		e := Event{Type: "out", Bytes: bytes.Repeat([]byte{byte(i)}, 1+rnd.IntN([]int{20, 300, 5000}[i%3]))}
 		if i%2 == 0 {
 			e = Event{Data: fmt.Appendf(nil, `"%0*d"`, 1+rnd.IntN(400), i)}
