@@ -195,7 +195,9 @@ func floodOfUnknown(t *testing.T) {
 	if grown := heap() - before; grown > 1<<20 {
 		t.Errorf("the heap grew by %d bytes", grown)
 	}
-	equal(t, "goroutines", runtime.NumGoroutine(), goroutines)
+	if n := runtime.NumGoroutine(); n > goroutines { // one of an earlier test may have ended
+		t.Errorf("%d goroutines, %d before", n, goroutines)
+	}
 	equal(t, "sessions", fmt.Sprint(st.Stats().Sessions, hub.Stats().Sessions), "0 0")
 	runtime.KeepAlive(v)
 }

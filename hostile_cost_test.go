@@ -88,7 +88,7 @@ func TestFloodLeavesNothing(t *testing.T) {
 		if grown := heapBytes() - heap; grown > 64<<10 {
 			t.Errorf("the heap grew by %d bytes in %d payloads", grown, rounds*kinds)
 		}
-		if n := runtime.NumGoroutine(); n != goroutines {
+		if n := runtime.NumGoroutine(); n > goroutines { // one of an earlier test may have ended
 			t.Errorf("%d goroutines, %d before", n, goroutines)
 		}
 		runtime.KeepAlive([]any{st, h, w, hub, hub2, agent, viewer})
