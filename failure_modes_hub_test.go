@@ -690,8 +690,8 @@ func batchBytes(t *testing.T) {
 	// the wire, text or base64. An event that is longer by itself travels alone.
 	for _, raw := range []bool{false, true} {
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingBytes: 64 << 20, ReplayBytes: 64 << 20})
-		large := 150
-		for i := range 1000 {
+		events, large := gvstream.Fewer(1000), 15
+		for i := range events {
 			e := gvstream.Event{Type: "x", Data: text(10 << 10)}
 			if raw {
 				e = gvstream.Event{Type: "x", Bytes: bytes.Repeat([]byte{byte(i)}, 10<<10)}
@@ -723,7 +723,7 @@ func batchBytes(t *testing.T) {
 			check(b, b.Events)
 			replayed += len(b.Events)
 		}
-		equal(t, "events sent and replayed", fmt.Sprint(live, replayed), "1000 1000")
+		equal(t, "events sent and replayed", fmt.Sprint(live, replayed), fmt.Sprint(events, events))
 	}
 }
 
@@ -790,7 +790,8 @@ func replaysQueue(t *testing.T) {
 	// A thousand viewers come at once for what only the agent has. At most eight
 	// replays are open at a time, the others wait in turn, first come first served, and
 	// all finish.
-	const viewers, events = 1000, 110 // two pages of an agent for each
+	const events = 110 // two pages of an agent for each
+	viewers := gvstream.Fewer(1000)
 	sc := newScene(t, &gvstream.HubConfig{LogEvents: 1})
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", events)
