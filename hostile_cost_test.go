@@ -184,6 +184,9 @@ func TestAnswersKeepLimits(t *testing.T) {
 		"a whole batch": {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes-100) + `"`)},
 		"more":          {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes+1) + `"`)},
 	} {
+		if raceEnabled && len(e.Data) > 10_000 { // one goroutine, and megabytes of JSON
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { answersKeepLimits(t, e, replayRequestBytes) })
 		})

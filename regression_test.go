@@ -966,7 +966,7 @@ func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 // also when dropped and refused events take turns and the hub acknowledges nothing.
 func TestStreamerManyLosses(t *testing.T) {
 	t.Parallel()
-	const pending, published = 4, 3000
+	const pending, published = 4, 1500
 	now := time.UnixMilli(1_700_000_000_000)
 	st := NewStreamer(&StreamerConfig{Overflow: DropOldest, MaxPendingEvents: pending})
 	al := st.connect(now)
