@@ -58,7 +58,7 @@ func TestSimulation(t *testing.T) {
 	}
 	runs := uint64(2000)
 	if raceEnabled { // it has one goroutine, so the detector only makes it slow
-		runs = 100
+		runs = 40
 	}
 	if n, ok := simEnv("GVSTREAM_SIM_RUNS"); ok {
 		runs = n
