@@ -255,11 +255,11 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 	return ""
 }
 
-// continues reports whether the agent of a session has it still.
+// continues reports whether the agent of a session goes on with it.
 func (w *simWorld) continues(h *hubSession) bool {
 	return slices.ContainsFunc(w.agents, func(a *simAgent) bool {
 		s := a.st.sessions[h.id]
-		return a.id == h.owner && !a.away && s != nil && s.epoch == h.epoch
+		return a.id == h.owner && !a.away && s != nil && s.epoch == h.epoch && s.stopped == nil
 	})
 }
 
