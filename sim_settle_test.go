@@ -186,6 +186,9 @@ func (w *simWorld) unrest() string {
 		if l := v.v.link; l == nil || l.id == "" || l.hello.awaiting { // rule 3
 			return fmt.Sprintf("L2: %s is not welcomed", v.id)
 		}
+		if v.v.link.id != v.wire.hub.link.m.(*hubViewer).id { // a late welcome: silence ends it
+			return fmt.Sprintf("L2: %s is on another link than the hub", v.id)
+		}
 		for _, id := range simIDs {
 			if r := v.seen[id]; r != nil {
 				if unrest := w.readerUnrest(v, id, r); unrest != "" {
