@@ -323,14 +323,14 @@ func walkList[T any](w *walker, name string, p *[]T, limit int) {
 // events walks the events of a batch, of which at least about more+1 are expected.
 func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int) {
 	switch {
-	case w.d == nil && len(*p) == 0, !w.at("events"):
+	case w.d == nil && made.count(*p) == 0, !w.at("events"):
 		return
 	case w.d != nil:
 		*p = w.d.events(made, more, limit)
 		return
 	}
 	w.out = append(w.out, '[')
-	if made.isOf(*p) {
+	if made.sealed || made.isOf(*p) {
 		w.out = made.appendTo(w.out)
 	} else {
 		w.eachEvent(*p)

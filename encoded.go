@@ -20,6 +20,7 @@ type encodedEvents struct {
 	sum     uint64 // sumOf the events
 	raw     []byte // the decoded data of those whose data is bytes, one behind the other
 	lent    bool   // others may hold the bytes too
+	sealed  bool   // the payload's Events are still to be made of it
 	checked bool   // all data is known to be JSON
 }
 
@@ -35,6 +36,32 @@ func (m *encodedEvents) appendTo(dst []byte) []byte {
 		dst = append(append(dst, s.chunk.b[s.off:end]...), ',')
 	}
 	return dst[:len(dst)-1]
+}
+
+// open returns the payload's Events, which are made now if they were not: who only
+// passes them on needs none.
+func (m *encodedEvents) open(events []Event) []Event {
+	if !m.sealed {
+		return events
+	}
+	m.sealed = false
+	return m.events()
+}
+
+// count is the number of the payload's events.
+func (m *encodedEvents) count(events []Event) int {
+	if m.sealed {
+		return len(m.slots)
+	}
+	return len(events)
+}
+
+// place is where the payload's event at index i stands in its session.
+func (m *encodedEvents) place(events []Event, i int) (seq uint64, end bool) {
+	if m.sealed {
+		return m.slots[i].to, m.slots[i].end()
+	}
+	return events[i].Seq, events[i].End
 }
 
 // events are the events as callers see them. They share the bytes.

@@ -428,7 +428,7 @@ func agreeEncoded(t *testing.T, p Payload, line []byte) {
 		t.Fatalf("newPage: %v", err)
 	}
 	var again []Gap
-	*events, again, *made = pg.split()
+	*events, again, *made = split(&pg)
 	if !slices.Equal(again, gaps) || len(*events) > 0 && !made.isOf(*events) {
 		t.Fatalf("gaps %v became %v", gaps, again)
 	}

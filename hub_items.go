@@ -80,7 +80,7 @@ func (w *local) next(ctx context.Context) (*queued, error) {
 
 // carry hands at most one payload over.
 func carry(ctx context.Context, now time.Time, from, to *Link) (bool, time.Time, error) {
-	p, at, err := from.next(now)
+	p, at, err := from.take(now)
 	if err != nil || p == nil {
 		return false, at, err
 	}

@@ -541,14 +541,14 @@ func (c *cursor) take(now time.Time) Payload {
 			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
 			Done: p.last == first-1,
 		}
-		b.Events, b.Gaps, b.encoded = p.split()
+		b.Gaps, b.encoded = p.gaps, p.seal()
 		return b
 	}
 	b := &EventBatchPayload{
 		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
 		FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
 	}
-	b.Events, b.Gaps, b.encoded = p.split()
+	b.Gaps, b.encoded = p.gaps, p.seal()
 	return b
 }
 

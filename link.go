@@ -287,9 +287,26 @@ func (l *Link) failure() error {
 	return l.err
 }
 
-// next returns what to send now, or when to ask again if nothing happens before:
-// never, if that is zero.
+// next returns what to send now, for a caller to see, or when to ask again if
+// nothing happens before: never, if that is zero.
 func (l *Link) next(now time.Time) (Payload, time.Time, error) {
+	p, at, err := l.take(now)
+	open(p)
+	return p, at, err
+}
+
+// open makes the Events of a batch, if it is one.
+func open(p Payload) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		p.Events = p.encoded.open(p.Events)
+	case *ReplayBatchPayload:
+		p.Events = p.encoded.open(p.Events)
+	}
+}
+
+// take is next for who encodes the payload and does not look into it.
+func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {

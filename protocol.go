@@ -290,14 +290,14 @@ func (p *EventBatchPayload) check() *ProtocolError {
 		return malformed("event_batch: bad epoch")
 	case !validID(p.Link):
 		return malformed("event_batch: bad link")
-	case len(p.Events) > maxBatchEvents:
+	case p.encoded.count(p.Events) > maxBatchEvents:
 		return malformed("event_batch: more than %d events", maxBatchEvents)
 	case p.HeadSeq < p.LastSeq || p.HeadSeq > MaxSeq:
 		return malformed("event_batch: head %d before last %d, or too large", p.HeadSeq, p.LastSeq)
 	case p.LastSeq < p.FirstSeq:
 		return malformed("event_batch: empty")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, p.Gaps)
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, &p.encoded, p.Gaps)
 }
 
 func (p *AckBatchPayload) check() *ProtocolError {
@@ -356,14 +356,14 @@ func (p *ReplayBatchPayload) check() *ProtocolError {
 		return malformed("replay_batch: bad request_id")
 	case !validEpoch(p.Epoch):
 		return malformed("replay_batch: bad epoch")
-	case len(p.Events) > maxReplayPage:
+	case p.encoded.count(p.Events) > maxReplayPage:
 		return malformed("replay_batch: more than %d events", maxReplayPage)
 	case p.UntilSeq > MaxSeq || p.LastSeq > p.UntilSeq || p.AvailableFrom > MaxSeq+1:
 		return malformed("replay_batch: numbers out of order")
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, p.Gaps)
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, &p.encoded, p.Gaps)
 }
 
 func (p *ErrorPayload) check() *ProtocolError {
@@ -387,8 +387,9 @@ func (p *ErrorPayload) check() *ProtocolError {
 }
 
 // checkTiles reports whether events and gaps cover first to last exactly, each
-// number once and in order, with nothing after an end.
-func checkTiles(first, last uint64, events []Event, gaps []Gap) *ProtocolError {
+// number once and in order, with nothing after an end. What a sealed batch says of
+// an event was checked when it was sealed.
+func checkTiles(first, last uint64, events []Event, made *encodedEvents, gaps []Gap) *ProtocolError {
 	if first == 0 || last > MaxSeq {
 		return malformed("batch: numbers start at 1 and end at %d", uint64(MaxSeq))
 	}
@@ -396,16 +397,21 @@ func checkTiles(first, last uint64, events []Event, gaps []Gap) *ProtocolError {
 		return malformed("batch: more than %d gaps", maxBatchGaps)
 	}
 	next := first
-	for len(events) > 0 || len(gaps) > 0 {
+	for i, n := 0, made.count(events); i < n || len(gaps) > 0; {
+		var seq uint64
+		var end bool
+		if i < n {
+			seq, end = made.place(events, i)
+		}
 		switch {
-		case len(events) > 0 && events[0].Seq == next:
-			if err := events[0].checkFields(); err != nil {
+		case seq == next:
+			if !made.sealed && events[i].checkFields() != nil {
 				return malformed("batch: event %d: bad type, data or time", next)
 			}
-			if events[0].End && next != last {
+			if end && next != last {
 				return malformed("batch: something follows the end %d", next)
 			}
-			events = events[1:]
+			i++
 			next++
 		case len(gaps) > 0 && gaps[0].From == next && gaps[0].To >= next && gaps[0].To <= last:
 			if !validReason(gaps[0].Reason) {

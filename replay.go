@@ -362,10 +362,10 @@ func gapPage(from, to uint64, reason Reason) page {
 // every lock. An error is an *eventError.
 func newPage(first, last uint64, events []Event, gaps []Gap, made *encodedEvents) (page, error) {
 	p := page{first: first, last: last, gaps: gaps, bytes: len(gaps) * gapBytes}
-	if made.checked && made.isOf(events) {
+	if made.checked && (made.sealed || made.isOf(events)) {
 		p.encodedEvents = *made
-		p.raw = nil
-	} else if err := p.encode(events); err != nil {
+		p.raw, p.sealed = nil, false
+	} else if err := p.encode(made.open(events)); err != nil {
 		return page{}, err
 	}
 	for i := range p.slots {
@@ -474,11 +474,10 @@ func (p *page) fitting() uint64 {
 	}
 }
 
-// split returns the page's events and gaps, and the events' JSON, for a payload: a
-// connection in memory may keep that, or hand it over twice.
-func (p *page) split() ([]Event, []Gap, encodedEvents) {
-	events := p.events() // before encodedEvents is copied: it fills it in
+// seal returns the page's events for a payload: a connection in memory may keep
+// that, or hand it over twice.
+func (p *page) seal() encodedEvents {
 	encoded := p.encodedEvents
-	encoded.lent = true
-	return events, p.gaps, encoded
+	encoded.lent, encoded.sealed = true, len(p.slots) > 0
+	return encoded
 }

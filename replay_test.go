@@ -125,9 +125,16 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 	}
 }
 
+// split is what a payload of a page has, once its Events are made.
+func split(p *page) ([]Event, []Gap, encodedEvents) {
+	encoded := p.seal()
+	events := encoded.open(nil)
+	return events, p.gaps, encoded
+}
+
 func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, wantGaps []Gap) {
 	t.Helper()
-	events, gaps, encoded := p.split()
+	events, gaps, encoded := split(p)
 	var seqs []uint64
 	for _, ev := range events {
 		seqs = append(seqs, ev.Seq)
@@ -142,7 +149,7 @@ func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, w
 		t.Fatalf("after %d: events %v, gaps %v; want %v, %v", after, seqs, gaps, wantEvents, wantGaps)
 	}
 	if p.last >= p.first {
-		if err := checkTiles(p.first, p.last, events, gaps); err != nil {
+		if err := checkTiles(p.first, p.last, events, new(encodedEvents), gaps); err != nil {
 			t.Fatalf("after %d: %v", after, err)
 		}
 	}
@@ -323,7 +330,7 @@ func TestLogAppend(t *testing.T) {
 func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 	t.Helper()
 	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30, 0})
-	events, gaps, _ := p.split()
+	events, gaps, _ := split(&p)
 	return events, gaps
 }
 
@@ -430,7 +437,7 @@ func TestReadGaps(t *testing.T) {
 		l.evict()
 	}
 	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes, 0}) // with one for the evicted
-	if _, gaps, _ := p.split(); len(gaps) != maxBatchGaps {
+	if _, gaps, _ := split(&p); len(gaps) != maxBatchGaps {
 		t.Errorf("%d gaps in a page, want %d", len(gaps), maxBatchGaps)
 	}
 }
@@ -476,7 +483,7 @@ func TestReadBytes(t *testing.T) {
 		for after := uint64(0); after < l.head; {
 			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes, 0})
 			b := &EventBatchPayload{SessionID: "s", Epoch: "e", Link: "l", FirstSeq: p.first, LastSeq: p.last, HeadSeq: l.head}
-			b.Events, b.Gaps, b.encoded = p.split()
+			b.Events, b.Gaps, b.encoded = split(&p)
 			line, err := Marshal(b)
 			if err != nil {
 				t.Fatal(err)
@@ -497,7 +504,7 @@ func TestPageStays(t *testing.T) {
 	for _, copied := range []int{0, pageBytes} {
 		l := testLog(50)
 		p := l.read(span{0, 50, 50, 50, 1 << 20, copied})
-		events, _, _ := p.split()
+		events, _, _ := split(&p)
 		for range 1000 {
 			l.add()
 			l.trim(l.head, 20, 1<<20)

@@ -461,7 +461,7 @@ func (a *attachment) take(now time.Time) Payload {
 	}
 	s.mu.Unlock()
 	p.checked = !s.st.cfg.TrustData
-	b.Events, b.Gaps, b.encoded = p.split()
+	b.Gaps, b.encoded = p.gaps, p.seal()
 	return b
 }
 
@@ -712,7 +712,7 @@ func (r *replay) take(time.Time) Payload {
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
 	}
 	p.checked = !s.st.cfg.TrustData
-	b.Events, b.Gaps, b.encoded = p.split()
+	b.Gaps, b.encoded = p.gaps, p.seal()
 	return b
 }
 
