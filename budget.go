@@ -19,10 +19,9 @@ type budget struct {
 }
 
 // reserve takes n bytes if there are that many.
-func (b *budget) reserve(n int) bool {
-	if b.max == 0 {
-		return true
-	}
+func (b *budget) reserve(n int) bool { return b.max == 0 || b.take(n) }
+
+func (b *budget) take(n int) bool {
 	for {
 		used := b.used.Load()
 		if used+int64(n) > b.max {
@@ -34,10 +33,14 @@ func (b *budget) reserve(n int) bool {
 	}
 }
 
+// release gives n bytes back.
 func (b *budget) release(n int) {
-	if n == 0 || b.max == 0 {
-		return
+	if b.max != 0 && n != 0 {
+		b.give(n)
 	}
+}
+
+func (b *budget) give(n int) {
 	b.used.Add(int64(-n))
 	b.mu.Lock()
 	b.freed.broadcast()
@@ -84,6 +87,12 @@ func (b *budget) forget(s *Session) {
 // makeRoom evicts until n more bytes fit or nothing acknowledged is left. It is
 // called without any lock.
 func (b *budget) makeRoom(n int) {
+	if b.max != 0 {
+		b.evict(n)
+	}
+}
+
+func (b *budget) evict(n int) {
 	for !b.fits(n, 0) {
 		b.mu.Lock()
 		if len(b.aged) == 0 {

@@ -37,10 +37,11 @@ const keepSlots = 16 // a ring does not shrink below
 
 func (r *ring) at(i int) *slot { return &r.slots[(r.head+i)&(len(r.slots)-1)] }
 
-func (r *ring) pushBack(s slot) {
+// add makes a free place the last.
+func (r *ring) add() *slot {
 	r.grow()
 	r.n++
-	*r.at(r.n - 1) = s
+	return r.at(r.n - 1)
 }
 
 func (r *ring) pushFront(s slot) {

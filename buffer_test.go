@@ -31,7 +31,7 @@ func TestRing(t *testing.T) {
 				r.pushFront(slot{to: n})
 				model = append([]uint64{n}, model...)
 			case c < grow:
-				r.pushBack(slot{to: n})
+				*r.add() = slot{to: n}
 				model = append(model, n)
 			case len(model) == 0:
 			case rnd.IntN(2) == 0:
@@ -66,13 +66,13 @@ func TestRingBounds(t *testing.T) {
 		for start := range 5 { // where in the slots the first entry is
 			var r ring
 			for i := range start {
-				r.pushBack(slot{to: uint64(i)})
+				*r.add() = slot{to: uint64(i)}
 			}
 			for range start {
 				r.popFront()
 			}
 			for i := range test.entries {
-				r.pushBack(slot{to: uint64(i)})
+				*r.add() = slot{to: uint64(i)}
 			}
 			if want := max(test.slots, min(start, 1)*4); r.n != test.entries || len(r.slots) != want {
 				t.Errorf("start %d: %d entries in %d slots, want %d in %d", start, r.n, len(r.slots), test.entries, want)
@@ -200,7 +200,7 @@ func TestRingKeepsFewSlots(t *testing.T) {
 	for n, kept := range map[int]int{keepSlots: keepSlots, 100 * keepSlots: keepSlots} {
 		var r ring
 		for i := range n {
-			r.pushBack(slot{to: uint64(i + 1)})
+			*r.add() = slot{to: uint64(i + 1)}
 		}
 		for range n {
 			r.popFront()
@@ -217,7 +217,7 @@ func TestRingRemovesAtShorterSide(t *testing.T) {
 	for i, moved := range []bool{true, true, true, true, false, false, false, false} {
 		var r ring
 		for to := range uint64(8) {
-			r.pushBack(slot{to: to})
+			*r.add() = slot{to: to}
 		}
 		head := r.head
 		r.remove(i)

@@ -555,7 +555,8 @@ func TestDraftAppend(t *testing.T) {
 			t.Fatal(err)
 		}
 		out, data := d.appendTo([]byte("x"), MaxSeq)
-		s := d.slot(MaxSeq, data)
+		var s slot
+		d.note(&s, MaxSeq, data)
 		s.chunk, s.size = &chunk{b: out[1:]}, uint32(len(out)-1)
 		if want := `x{"seq":9007199254740991` + c.want; string(out) != want || string(s.value()) != c.data {
 			t.Errorf("%+v: %s, data %q", c.e, out, s.value())
@@ -990,7 +991,8 @@ func TestTimes(t *testing.T) {
 			at = time.Unix(1763937245+rnd.Int64N(2), rnd.Int64N(1e9))
 			readClock()
 		}
-		text := appendTime(nil, at)
+		var room timeText
+		text := room[:room.put(at)]
 		if want := at.UTC().Format(time.RFC3339Nano); string(text) != want {
 			t.Fatalf("wrote %s, want %s", text, want)
 		}

@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"math/bits"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -225,11 +226,11 @@ func (m *encodedEvents) encode(events []Event) error {
 	*m = encodedEvents{slots: make([]slot, len(events)), checked: true, sum: sumOf(events)}
 	out, c := make([]byte, 0, size), new(chunk)
 	for i := range drafts {
-		d, off := &drafts[i], len(out)
+		d, s, off := &drafts[i], &m.slots[i], len(out)
 		var data int
 		out, data = d.appendTo(out, events[i].Seq)
-		m.slots[i] = d.slot(events[i].Seq, data)
-		m.slots[i].chunk, m.slots[i].off, m.slots[i].size = c, uint32(off), uint32(len(out)-off)
+		d.note(s, events[i].Seq, data)
+		s.chunk, s.off, s.size = c, uint32(off), uint32(len(out)-off)
 		out = append(out, ',')
 	}
 	c.b = out
@@ -447,8 +448,8 @@ type draft struct {
 	spaces  int // bytes of the data that are not kept
 	escapes int // bytes of the type that need one
 	tail    int // bytes of its JSON behind the number
-	timed   int // bytes of time
-	time    [timeRoom]byte
+	timed   int // bytes of time, without the quote behind it
+	time    timeText
 }
 
 const seqRoom = len(`{"seq":9007199254740991`)
@@ -464,7 +465,7 @@ func (d *draft) check(trust bool) (err error) {
 	}
 	d.tail, d.escapes = len(`}`), escapes
 	if !ev.Time.IsZero() {
-		d.timed = len(appendTime(d.time[:0], ev.Time))
+		d.timed = d.time.put(ev.Time)
 		d.tail += len(headTime) + d.timed + len(`"`)
 	}
 	if ev.Type != "" {
@@ -492,16 +493,15 @@ func (d *draft) check(trust bool) (err error) {
 // size is the most that the numbered event's JSON takes, in bytes.
 func (d *draft) size() int { return seqRoom + d.tail }
 
-// slot is that of the JSON that appendTo made, without its place.
-func (d *draft) slot(seq uint64, data int) slot {
-	s := slot{to: seq, data: uint16(data), timed: uint8(d.timed), kind: isJSON}
+// note notes in a slot what appendTo made, but for its place.
+func (d *draft) note(s *slot, seq uint64, data int) {
+	s.to, s.data, s.timed, s.kind = seq, uint16(data), uint8(d.timed), isJSON
 	if len(d.ev.Bytes) > 0 {
 		s.kind = isBytes
 	}
 	if d.ev.End {
 		s.kind |= isEnd
 	}
-	return s
 }
 
 // appendTo appends the JSON of the event as a number. data is where in it the data
@@ -510,7 +510,7 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	start := len(dst)
 	out = appendNumber(append(dst, headSeq...), seq)
 	if d.timed > 0 {
-		out = append(append(append(out, headTime...), d.time[:d.timed]...), '"')
+		out = append(append(out, headTime...), d.time[:d.timed+len(`"`)]...)
 	}
 	switch {
 	case d.escapes > 0:
@@ -534,17 +534,27 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	return append(out, '}'), data
 }
 
-// appendTime appends a time as RFC 3339, in UTC and with as many digits as it needs.
-func appendTime(dst []byte, t time.Time) []byte {
+// A timeText has room for a time as RFC 3339, in UTC and with as many digits as it
+// needs, and the quote behind it.
+type timeText [timeRoom + len(`"`)]byte
+
+// put writes a time and the quote. It returns the length of the time.
+func (b *timeText) put(t time.Time) int {
+	const second = len(secondText{}.text)
 	if s := thisSecond.Load(); s != nil && s.unix == t.Unix() {
-		dst = append(dst, s.text[:]...)
+		*(*[second]byte)(b[:]) = s.text
 	} else {
-		dst = appendSecond(dst, t.UTC())
+		appendSecond(b[:0], t.UTC())
 	}
-	if nsec := t.Nanosecond(); nsec > 0 {
-		dst = appendFraction(dst, uint(nsec))
+	n := second
+	if nsec := uint64(t.Nanosecond()); nsec > 0 {
+		rest := digitsOf(nsec % 1e8)
+		b[n], b[n+1] = '.', byte('0'+nsec/1e8)
+		binary.LittleEndian.PutUint64(b[n+2:], rest|'0'*everyByte)
+		n += len(".999999999") - bits.LeadingZeros64(rest)/8 // without the zeros at its end
 	}
-	return append(dst, 'Z')
+	b[n], b[n+1] = 'Z', '"'
+	return n + 1
 }
 
 // thisSecond is the text of the second that the clock showed last: most events have
@@ -578,34 +588,27 @@ func appendSecond(dst []byte, t time.Time) []byte {
 	return appendTwo(dst, uint(second))
 }
 
-// appendFraction appends .999999999 without zeros at its end.
-func appendFraction(dst []byte, nsec uint) []byte {
-	dst = append(dst, '.', byte('0'+nsec/1e8))
-	dst = appendTwo(dst, nsec/1e6%100)
-	dst = appendTwo(dst, nsec/1e4%100)
-	dst = appendTwo(dst, nsec/1e2%100)
-	dst = appendTwo(dst, nsec%100)
-	for dst[len(dst)-1] == '0' {
-		dst = dst[:len(dst)-1]
-	}
-	return dst
-}
-
 // appendNumber is strconv.AppendUint for small and middling numbers.
 func appendNumber(dst []byte, n uint64) []byte {
-	var b [20]byte
-	i := len(b)
-	for ; n >= 100; n /= 100 {
-		i -= 2
-		two := twoDigits[n%100]
-		b[i], b[i+1] = two[0], two[1]
+	if n >= 1e8 {
+		return strconv.AppendUint(dst, n, 10)
 	}
-	i -= 2
-	b[i], b[i+1] = twoDigits[n][0], twoDigits[n][1]
-	if n < 10 {
-		i++
-	}
-	return append(dst, b[i:]...)
+	all := digitsOf(n)
+	zeros := bits.TrailingZeros64(all|1<<63) / 8 // before the first digit
+	dst = binary.LittleEndian.AppendUint64(dst, (all|'0'*everyByte)>>(8*zeros))
+	return dst[:len(dst)-zeros]
+}
+
+const everyByte = 0x0101010101010101
+
+// digitsOf are the eight digits of n, below 1e8, a byte each and the first one lowest:
+// first in fours, then in pairs, then each alone. It is the reverse of eightDigits.
+func digitsOf(n uint64) uint64 {
+	w := n/1e4 | n%1e4<<32
+	q := w * 10486 >> 20 & 0x0000007f_0000007f // by 100
+	w = q | (w-q*100)<<16
+	q = w * 103 >> 10 & 0x000f_000f_000f_000f // by 10
+	return q | (w-q*10)<<8
 }
 
 func appendTwo(dst []byte, n uint) []byte {

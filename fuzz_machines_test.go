@@ -418,6 +418,6 @@ func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, 
 	if err := s.fill(&d); err != nil {
 		return s, 0, err
 	}
-	seq, _, err := s.offer(&d)
+	seq, err := s.offer(&d)
 	return s, seq, err
 }

@@ -463,6 +463,18 @@ func checkID(s string) (escapes int, ok bool) {
 	if len(s) == 0 || len(s) > maxID {
 		return 0, false
 	}
+	special := uint8(0)
+	for i := range len(s) {
+		special |= idBytes[s[i]]
+	}
+	if special == 0 {
+		return 0, true
+	}
+	return checkSpecial(s)
+}
+
+// checkSpecial is checkID where there are bytes that may be more than themselves.
+func checkSpecial(s string) (escapes int, ok bool) {
 	for i := 0; i < len(s); i++ {
 		switch idBytes[s[i]] {
 		case idControl:

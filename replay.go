@@ -57,23 +57,34 @@ func (l *log) publish(d *draft) int {
 	}
 	c := l.store.room(d.size()+1, l.bytes)
 	b, data := d.appendTo(c.b[:c.used], l.head+1)
-	s := d.slot(l.head+1, data)
-	l.store.put(&s, c, len(b)-c.used)
-	l.push(s)
-	return int(s.size)
+	e := l.next()
+	d.note(e, l.head+1, data)
+	l.store.put(e, c, len(b)-c.used)
+	l.count(e)
+	return int(e.size)
+}
+
+// next is a free slot behind the last.
+func (l *log) next() *slot {
+	if l.ring.n == 0 {
+		l.low = l.head
+	}
+	return l.ring.add()
+}
+
+// count takes a slot for the last.
+func (l *log) count(e *slot) {
+	l.head = e.to
+	if !e.gap() {
+		l.events++
+		l.bytes += int(e.size)
+	}
 }
 
 // push appends a slot that has its bytes.
 func (l *log) push(s slot) {
-	if l.ring.n == 0 {
-		l.low = l.head
-	}
-	l.head = s.to
-	if !s.gap() {
-		l.events++
-		l.bytes += int(s.size)
-	}
-	l.ring.pushBack(s)
+	*l.next() = s
+	l.count(&s)
 }
 
 // gapSlot makes the slot of a gap.

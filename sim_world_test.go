@@ -478,8 +478,9 @@ func poisoned(data string) bool { return data[len(data)-2] == '!' }
 // offer publishes one event, or has its publisher wait.
 func (w *simWorld) offer(b *blocked) bool {
 	b.freed = b.s.st.budget.wait()
-	seq, wait, err := b.s.offer(&b.d)
-	b.wait = wait
+	b.s.st.budget.makeRoom(b.d.size())
+	seq, err := b.s.offer(&b.d)
+	b.wait = b.s.changed.wait()
 	switch {
 	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
 		w.blocked = append(w.blocked, b)

@@ -282,12 +282,30 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	if err := s.fill(&d); err != nil {
 		return 0, err
 	}
-	seq, _, err := s.offer(&d)
-	for err == ErrPendingFull && s.st.cfg.Overflow == Block {
-		freed := s.st.budget.wait() // before the next try, so that nothing is missed
+	s.st.budget.makeRoom(d.size())
+	s.mu.Lock()
+	seq, err := s.offer(&d)
+	s.mu.Unlock()
+	if err == ErrPendingFull && s.st.cfg.Overflow == Block {
+		return s.publishLater(ctx, &d)
+	}
+	return seq, err
+}
+
+// publishLater waits until there is room.
+func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
+	for {
+		freed := s.st.budget.wait() // before the try, so that nothing is missed
+		s.st.budget.makeRoom(d.size())
+		s.mu.Lock()
+		seq, err := s.offer(d)
 		var wait <-chan struct{}
-		if seq, wait, err = s.offer(&d); err != ErrPendingFull {
-			break
+		if err == ErrPendingFull {
+			wait = s.changed.wait()
+		}
+		s.mu.Unlock()
+		if err != ErrPendingFull {
+			return seq, err
 		}
 		select {
 		case <-wait:
@@ -296,7 +314,6 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 			return 0, context.Cause(ctx)
 		}
 	}
-	return seq, err
 }
 
 // fill fills a draft in for this session.
@@ -316,17 +333,13 @@ func (s *Session) fill(d *draft) error {
 	return nil
 }
 
-// offer appends the event if it may. With ErrPendingFull it returns a channel that
-// is closed when it is worth another try.
-func (s *Session) offer(d *draft) (uint64, <-chan struct{}, error) {
-	s.st.budget.makeRoom(d.size())
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// offer appends the event if it may.
+func (s *Session) offer(d *draft) (uint64, error) {
 	if err := s.refuses(); err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	if !s.makeRoom(d.size()) {
-		return 0, s.changed.wait(), ErrPendingFull
+		return 0, ErrPendingFull
 	}
 	n := s.log.publish(d)
 	s.st.budget.release(d.size() - n)
@@ -338,7 +351,7 @@ func (s *Session) offer(d *draft) (uint64, <-chan struct{}, error) {
 	}
 	s.trim()
 	s.poke()
-	return s.log.head, nil, nil
+	return s.log.head, nil
 }
 
 // refuses says why nothing can be published, if nothing can.
