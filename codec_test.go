@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -1004,6 +1005,29 @@ func TestTimes(t *testing.T) {
 		err := want.UnmarshalJSON([]byte(`"` + string(text) + `"`))
 		if got, ok := known.time(text); ok && (err != nil || !got.Equal(want)) {
 			t.Fatalf("read %v from %s, want %v, %v", got, text, want, err)
+		}
+	}
+}
+
+// TestClock: an event's time is the clock's, also where a second begins and where
+// another bubble's clock was read before.
+func TestClock(t *testing.T) {
+	for range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			for _, d := range []time.Duration{0, 1, 1e3, 123456789, 1e9 - 123457790, 999999999, 1, 1e9, 3600e9} {
+				<-time.After(d)
+				var room timeText
+				got := string(room[:room.now()])
+				if want := time.Now().UTC().Format(time.RFC3339Nano); got != want {
+					t.Errorf("the clock is at %s, want %s", got, want)
+				}
+			}
+		})
+		before := time.Now()
+		var room timeText
+		at, ok := new(memo).time(room[:room.now()])
+		if !ok || at.Sub(before).Abs() > time.Second {
+			t.Errorf("the clock is at %v, want %v", at, before)
 		}
 	}
 }

@@ -464,8 +464,10 @@ func (d *draft) check(trust bool) (err error) {
 		return ErrInvalidData
 	}
 	d.tail, d.escapes = len(`}`), escapes
-	if !ev.Time.IsZero() {
+	if d.timed == 0 && !ev.Time.IsZero() {
 		d.timed = d.time.put(ev.Time)
+	}
+	if d.timed > 0 {
 		d.tail += len(headTime) + d.timed + len(`"`)
 	}
 	if ev.Type != "" {
@@ -540,41 +542,64 @@ type timeText [timeRoom + len(`"`)]byte
 
 // put writes a time and the quote. It returns the length of the time.
 func (b *timeText) put(t time.Time) int {
-	const second = len(secondText{}.text)
-	if s := thisSecond.Load(); s != nil && s.unix == t.Unix() {
-		*(*[second]byte)(b[:]) = s.text
+	if s := thisSecond.Load(); s.unix == t.Unix() {
+		*(*secondText)(b[:]) = s.text
 	} else {
 		appendSecond(b[:0], t.UTC())
 	}
-	n := second
-	if nsec := uint64(t.Nanosecond()); nsec > 0 {
+	return b.fraction(uint64(t.Nanosecond()))
+}
+
+// now is put for time.Now, which reads two clocks: the one that counts on, and the one
+// that may be set. The latter is read here once a second.
+func (b *timeText) now() int {
+	s := thisSecond.Load()
+	d := time.Since(s.at)
+	if d < 0 || d >= s.left { // it may be that of another bubble
+		s, d = readClock(), 0
+	}
+	*(*secondText)(b[:]) = s.text
+	return b.fraction(uint64(s.at.Nanosecond()) + uint64(d))
+}
+
+// fraction writes .999999999Z and the quote. It returns the length of the whole time.
+func (b *timeText) fraction(nsec uint64) int {
+	n := len(secondText{})
+	if nsec > 0 {
 		rest := digitsOf(nsec % 1e8)
 		b[n], b[n+1] = '.', byte('0'+nsec/1e8)
 		binary.LittleEndian.PutUint64(b[n+2:], rest|'0'*everyByte)
-		n += len(".999999999") - bits.LeadingZeros64(rest)/8 // without the zeros at its end
+		n += len(".999999999")
+		if rest>>56 == 0 { // seldom: one zero at the end or more
+			n -= bits.LeadingZeros64(rest) / 8
+		}
 	}
 	b[n], b[n+1] = 'Z', '"'
 	return n + 1
 }
 
-// thisSecond is the text of the second that the clock showed last: most events have
-// it in their time.
-var thisSecond atomic.Pointer[secondText]
+// thisSecond is the second that the clock showed last: most events have it in their
+// time.
+var thisSecond atomic.Pointer[second]
 
-type secondText struct {
+func init() { readClock() }
+
+type second struct {
 	unix int64
-	text [len("2006-01-02T15:04:05")]byte
+	text secondText
+	at   time.Time     // when the clock was read
+	left time.Duration // of the second, from then on
 }
 
-// readClock is time.Now. It brings thisSecond up to date.
-func readClock() time.Time {
+type secondText [len("2006-01-02T15:04:05")]byte
+
+// readClock brings thisSecond up to date.
+func readClock() *second {
 	now := time.Now()
-	if s := thisSecond.Load(); s == nil || s.unix != now.Unix() {
-		s = &secondText{unix: now.Unix()}
-		appendSecond(s.text[:0], now.UTC())
-		thisSecond.Store(s)
-	}
-	return now
+	s := &second{unix: now.Unix(), at: now, left: time.Second - time.Duration(now.Nanosecond())}
+	appendSecond(s.text[:0], now.UTC())
+	thisSecond.Store(s)
+	return s
 }
 
 func appendSecond(dst []byte, t time.Time) []byte {
@@ -593,9 +618,8 @@ func appendNumber(dst []byte, n uint64) []byte {
 	if n >= 1e8 {
 		return strconv.AppendUint(dst, n, 10)
 	}
-	all := digitsOf(n)
-	zeros := bits.TrailingZeros64(all|1<<63) / 8 // before the first digit
-	dst = binary.LittleEndian.AppendUint64(dst, (all|'0'*everyByte)>>(8*zeros))
+	zeros := 8 - digits(n) // before the first digit
+	dst = binary.LittleEndian.AppendUint64(dst, (digitsOf(n)|'0'*everyByte)>>(8*zeros))
 	return dst[:len(dst)-zeros]
 }
 

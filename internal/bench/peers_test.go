@@ -394,7 +394,10 @@ type gvStore struct {
 	event func([]byte) gvEvent
 }
 
-func (s *gvStore) publish(data []byte) { s.agent.publish(s.event(data)) }
+func (s *gvStore) publish(data []byte) {
+	_, err := s.s.Publish(gone, s.event(data))
+	must(s.tb, err)
+}
 
 func (s *gvStore) settle(m *meter) {
 	m.pause()
