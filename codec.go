@@ -1033,58 +1033,67 @@ func (s *scanner) str() []byte {
 		s.fail("want a string")
 		return nil
 	}
-	start := s.i + 1
+	b, start := s.b, s.i+1
 	s.escaped = false
-	for s.i = start; ; {
-		s.i += plainLen(s.b[s.i:])
-		switch rest := s.b[s.i:]; {
-		case len(rest) == 0:
-			s.fail("string without an end")
-			return nil
-		case rest[0] == '"':
-			s.i++
-			return s.b[start : s.i-1]
-		case rest[0] != '\\':
-			s.fail("control character in a string")
-			return nil
+	for i := start; ; {
+		i += plainLen(b[i:])
+		if i < len(b) && b[i] == '"' {
+			s.i = i + 1
+			return b[start:i]
 		}
-		n := escapeLen(s.b[s.i:])
+		n := escapeLen(b[i:])
 		if n == 0 {
-			s.fail("bad escape in a string")
+			s.i = i
+			s.failString()
 			return nil
 		}
 		s.escaped = true
-		s.i += n
+		i += n
+	}
+}
+
+// failString says what is wrong with a string at s.i.
+func (s *scanner) failString() {
+	switch {
+	case s.i == len(s.b):
+		s.fail("string without an end")
+	case s.b[s.i] == '\\':
+		s.fail("bad escape in a string")
+	default:
+		s.fail("control character in a string")
 	}
 }
 
 // escapeLen is the length of the escape that b begins with, or 0 if it is none.
 func escapeLen(b []byte) int {
-	switch {
-	case len(b) > 1 && strings.IndexByte(`"\/bfnrt`, b[1]) >= 0:
-		return 2
-	case len(b) > 1 && b[1] == 'u' && hex4(b[2:]) >= 0:
-		return 6
+	if len(b) < 2 || b[0] != '\\' {
+		return 0
 	}
-	return 0
+	n := int(escapeLens[b[1]])
+	if n > 2 && hex4(b[2:]) < 0 {
+		return 0
+	}
+	return n
+}
+
+// escapeLens are the lengths of escapes by their second byte.
+var escapeLens = [256]uint8{
+	'"': 2, '\\': 2, '/': 2, 'b': 2, 'f': 2, 'n': 2, 'r': 2, 't': 2, 'u': 6,
 }
 
 // plainLen is the number of bytes before the first quote, backslash or control
 // character.
 func plainLen(b []byte) int {
-	rest := b
-	for len(rest) >= 32 {
-		le := binary.LittleEndian
-		if stops(le.Uint64(rest))|stops(le.Uint64(rest[8:]))|stops(le.Uint64(rest[16:]))|stops(le.Uint64(rest[24:])) != 0 {
+	le, rest := binary.LittleEndian, b
+	for ; len(rest) >= 16; rest = rest[16:] {
+		if stops(le.Uint64(rest))|stops(le.Uint64(rest[8:])) != 0 {
 			break
 		}
-		rest = rest[32:]
 	}
-	for len(rest) >= 8 {
-		if m := stops(binary.LittleEndian.Uint64(rest)); m != 0 {
+	for ; len(rest) >= 8; rest = rest[8:] {
+		if m := stops(le.Uint64(rest)); m != 0 {
 			return len(b) - len(rest) + bits.TrailingZeros64(m)/8
 		}
-		rest = rest[8:]
 	}
 	for len(rest) > 0 && rest[0] >= ' ' && rest[0] != '"' && rest[0] != '\\' {
 		rest = rest[1:]
