@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 	"testing"
@@ -388,7 +389,7 @@ func (s *floorLog) held() (int, []byte) {
 
 // A gvStore is a Streamer whose link is connected. Publishing is measured;
 // handing the events out and having them acknowledged is not, as in the other
-// stores.
+// stores, nor is the garbage that it leaves.
 type gvStore struct {
 	*agent
 	event func([]byte) gvEvent
@@ -403,6 +404,7 @@ func (s *gvStore) settle(m *meter) {
 	m.pause()
 	s.handOut()
 	s.ack(s.sent)
+	runtime.GC()
 	m.resume()
 }
 
