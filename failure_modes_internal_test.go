@@ -5,6 +5,7 @@ package gvstream
 func SetHead(s *Session, seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.begin()
 	s.log = log{head: seq}
 	s.acked = seq
 }

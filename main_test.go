@@ -3,17 +3,23 @@ package gvstream
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestMain fails the run if a goroutine of this package outlives the tests.
+// TestMain fails the run if a goroutine of this package outlives the tests, or if
+// something was written into what all sessions without events share.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if left := leakedGoroutines(5 * time.Second); code == 0 && len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "%d goroutines are left:\n\n%s\n", len(left), strings.Join(left, "\n\n"))
+		code = 1
+	}
+	if code == 0 && !reflect.ValueOf(unborn).IsZero() {
+		fmt.Fprintf(os.Stderr, "sessions without events have become %+v\n", unborn)
 		code = 1
 	}
 	os.Exit(code)

@@ -139,24 +139,40 @@ type Session struct {
 	st *Streamer
 	id string
 
-	mu            sync.Mutex // protects the fields below; before the locks of a link
-	epoch         string
+	mu      sync.Mutex // protects the fields below; before the locks of a link
+	epoch   string
+	*life               // in this epoch; nobody's before the first event
+	on      *attachment // the session on the current link, or nil
+	changed signal
+	age     *age // its place in the budget, whose lock protects it, or nil
+	gone    bool // forgotten
+	aged    bool // offered to the budget
+	over    bool // it stands in the Streamer's list of sessions to forget
+}
+
+// A life is what has become of a session in one epoch.
+type life struct {
 	log           log
 	acked         uint64 // everything up to it is acknowledged
-	maxSent       uint64 // highest number handed out in this epoch
+	maxSent       uint64 // highest number handed out
 	pendingEvents int    // events in (acked, head]
 	pendingBytes  int
-	on            *attachment // the session on the current link, or nil
-	hasEnded      bool        // the last event was published
-	gone          bool        // forgotten
-	aged          bool        // offered to the budget
-	over          bool        // it stands in the Streamer's list of sessions to forget
-	stopped       error       // why the hub does not want it
-	age           *age        // its place in the budget, whose lock protects it, or nil
-	overAt        *time.Time  // when to forget it, once its end is acknowledged
+	hasEnded      bool       // the last event was published
+	stopped       error      // why the hub does not want it
+	overAt        *time.Time // when to forget it, once its end is acknowledged
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
-	changed       signal
+}
+
+// unborn is the life of sessions of which nothing has become: most of many. It never
+// changes.
+var unborn life
+
+// begin has the session a life of its own, which may be changed.
+func (s *Session) begin() {
+	if s.life == &unborn {
+		s.life = new(life)
+	}
 }
 
 // Session returns the handle of a session, which is created if it does not exist.
@@ -189,7 +205,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.epoch(now)}
+	s := &Session{st: st, id: id, epoch: st.epoch(now), life: &unborn}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
@@ -341,6 +357,7 @@ func (s *Session) offer(d *draft) (uint64, error) {
 	if !s.makeRoom(d.size()) {
 		return 0, ErrPendingFull
 	}
+	s.begin()
 	n := s.log.publish(d)
 	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
@@ -455,6 +472,7 @@ func (s *Session) poke() {
 // acked.
 func (s *Session) free(now time.Time, upTo uint64) {
 	if upTo > s.acked {
+		s.begin()
 		for i := s.log.find(s.acked + 1); i < s.log.ring.n; i++ {
 			e := s.log.ring.at(i)
 			if e.to > upTo {
@@ -550,9 +568,7 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 // drop gives up everything the session holds.
 func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
-	s.log = log{}
-	s.acked, s.maxSent, s.pendingEvents, s.pendingBytes = 0, 0, 0, 0
-	s.hasEnded, s.stopped, s.progress, s.overAt, s.lost = false, nil, nil, nil, 0
+	s.life = &unborn
 	if s.aged {
 		s.aged = false
 		s.st.budget.forget(s)

@@ -293,6 +293,7 @@ func (s *Session) noteProgress(viewerID string, seq uint64) {
 	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
 		return
 	}
+	s.begin()
 	if s.progress == nil {
 		s.progress = make(map[string]uint64)
 	}
@@ -345,6 +346,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		a.resendAt = time.Time{}
 		a.l.schedule(&a.task, a.resume)
 	case !s.st.without.stop:
+		s.begin()
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
 	}

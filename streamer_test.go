@@ -2874,7 +2874,7 @@ func TestStreamerLastNumber(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.log.head, s.acked = MaxSeq-1, MaxSeq-1
+	SetHead(s, MaxSeq-1)
 	if seq, err := s.Publish(t.Context(), Event{}); seq != MaxSeq || err != nil {
 		t.Errorf("Publish = %d, %v", seq, err)
 	}
