@@ -1,5 +1,7 @@
 package gvstream
 
+import "slices"
+
 // A slot is one place in a log: an event, or a gap. Its bytes are the event's JSON,
 // or the gap's reason.
 type slot struct {
@@ -101,7 +103,7 @@ func (r *ring) remove(i int) {
 // copies: a chunk is written again only if it was never lent. What else becomes of it
 // is the garbage collector's business.
 type chunk struct {
-	b  []byte // all of its memory; the slice itself never changes
+	b  []byte // all of its memory; the slice itself changes only while it is not lent
 	of *store // that writes it; nil: nobody does
 	// The lock of that store's log protects these.
 	used int
@@ -121,10 +123,12 @@ type store struct {
 }
 
 // A chunk is as large as all that the log holds, within these bounds, so that a
-// log takes at most about twice the bytes of its events. A larger entry has a chunk
+// log takes at most about twice the bytes of its events. While it is smaller than
+// growChunk it grows instead of being followed by another. A larger entry has a chunk
 // of its own.
 const (
 	minChunk   = 512
+	growChunk  = 4 * minChunk
 	maxChunk   = 32 << 10
 	largeEntry = maxChunk / 8
 )
@@ -134,10 +138,23 @@ func (st *store) room(n, held int) *chunk {
 	if n > largeEntry {
 		return st.chunk(n, n)
 	}
-	if c := st.last; c == nil || len(c.b)-c.used < n {
+	c := st.last
+	switch {
+	case c != nil && len(c.b)-c.used >= n:
+	case c != nil && len(c.b) < growChunk && !c.lent:
+		st.grow(c, n)
+	default:
 		st.last = st.chunk(n, max(minChunk, min(held, maxChunk), n))
 	}
 	return st.last
+}
+
+// grow moves a chunk's bytes to where there is room for n more.
+func (st *store) grow(c *chunk, n int) {
+	st.size -= len(c.b)
+	c.b = slices.Grow(c.b[:c.used], n)
+	c.b = c.b[:cap(c.b)]
+	st.size += len(c.b)
 }
 
 // chunk returns an empty chunk for n bytes at least, of about a size.

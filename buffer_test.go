@@ -235,7 +235,8 @@ func TestStoreRoom(t *testing.T) {
 	if len(c.b) != minChunk {
 		t.Errorf("the first chunk has %d bytes, want %d", len(c.b), minChunk)
 	}
-	c.used = minChunk - 10
+	c.b = make([]byte, growChunk)
+	c.used = growChunk - 10
 	if st.room(10, 0) != c {
 		t.Error("10 bytes are left and not used for 10")
 	}
@@ -252,6 +253,37 @@ func TestStoreRoom(t *testing.T) {
 	} {
 		if c := new(store).room(test.n, test.held); len(c.b) != test.size {
 			t.Errorf("room for %d with %d held: a chunk of %d bytes, want %d", test.n, test.held, len(c.b), test.size)
+		}
+	}
+}
+
+// A small chunk grows with what it holds, unless somebody was lent its bytes.
+func TestStoreGrows(t *testing.T) {
+	for _, test := range []struct {
+		size  int
+		lent  bool
+		grows bool
+	}{
+		{minChunk, false, true}, {growChunk - 1, false, true}, {growChunk, false, false}, {minChunk, true, false},
+	} {
+		var st store
+		c := st.room(test.size, 0)
+		var s slot
+		st.put(&s, c, copy(c.b, bytes.Repeat([]byte{7}, test.size-1)))
+		was := s.bytes()
+		if c.lent = test.lent; test.lent {
+			was = bytes.Clone(was)
+		}
+		next := st.room(50, test.size)
+		if (next == c) != test.grows {
+			t.Errorf("%+v: grows %v", test, next == c)
+		}
+		clear(next.b[next.used:])
+		if !bytes.Equal(s.bytes(), was) || len(next.b)-next.used < 50 {
+			t.Errorf("%+v: %d bytes of room, or other bytes before it", test, len(next.b)-next.used)
+		}
+		if size := len(c.b); test.grows && st.size != size || !test.grows && st.size != size+len(next.b) {
+			t.Errorf("%+v: counts %d bytes of memory", test, st.size)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -2865,6 +2866,33 @@ func TestStreamerInvalidEvents(t *testing.T) {
 		}
 		publishN(t, st, "s", 1) // and is number 1
 	})
+}
+
+// An agent has many sessions of which most are idle: what one takes is bounded, and
+// its first events make no more than a chunk that fits them. Sizes are those of the
+// allocator's classes.
+func TestSessionMemory(t *testing.T) {
+	if n := reflect.TypeFor[Session]().Size(); n > 96 {
+		t.Errorf("a session takes %d bytes", n)
+	}
+	if n := reflect.TypeFor[life]().Size(); n > 160 {
+		t.Errorf("its life takes %d bytes", n)
+	}
+	s, err := NewStreamer(nil).Session("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Stats(); s.life != &unborn {
+		t.Error("a session without events has a life of its own")
+	}
+	for range 10 {
+		if _, err := s.Publish(t.Context(), Event{Type: "line", Data: []byte(`"` + strings.Repeat("x", 62) + `"`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.log.store.size; n > 1536 {
+		t.Errorf("10 events of %d bytes take %d", s.log.bytes, n)
+	}
 }
 
 // TestStreamerLastNumber: after MaxSeq nothing can be published (rule 1).
