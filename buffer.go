@@ -60,6 +60,14 @@ func (r *ring) popFront() {
 	r.shrink()
 }
 
+// copied are n slots from index i on.
+func (r *ring) copied(i, n int) []slot {
+	out := make([]slot, n)
+	from := (r.head + i) & (len(r.slots) - 1)
+	copy(out[copy(out, r.slots[from:]):], r.slots)
+	return out
+}
+
 func (r *ring) grow() {
 	if r.n == len(r.slots) {
 		r.resize(max(4, 2*r.n))

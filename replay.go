@@ -271,14 +271,13 @@ func (l *log) read(s span) page {
 		return p
 	}
 	start := l.find(p.last + 1)
-	n, events := l.measure(start, until, p.bytes, s)
-	p.slots = make([]slot, 0, events)
-	for i := start; i < start+n; i++ {
-		if e := l.ring.at(i); e.gap() {
-			p.addGap(min(e.to, until), e.reason())
-		} else {
-			p.addEvent(*e)
-		}
+	n, events, bytes := l.measure(start, until, p.bytes, s)
+	if n == events && n > 0 { // in one piece
+		p.slots = l.ring.copied(start, n)
+		p.last, p.bytes = p.slots[n-1].to, bytes
+	} else {
+		p.slots = make([]slot, 0, events)
+		l.readEach(&p, start, n, until)
 	}
 	switch {
 	case events == 0:
@@ -290,36 +289,54 @@ func (l *log) read(s span) page {
 	return p
 }
 
+// readEach adds n slots from index start on to a page, the last one up to a number.
+func (l *log) readEach(p *page, start, n int, until uint64) {
+	for i := start; i < start+n; i++ {
+		if e := l.ring.at(i); e.gap() {
+			p.addGap(min(e.to, until), e.reason())
+		} else {
+			p.addEvent(*e)
+		}
+	}
+}
+
 // lend has a page's bytes stay as they are.
 func (l *log) lend(p *page) {
+	var before *chunk
 	for i := range p.slots {
-		l.store.lend(p.slots[i].chunk)
+		if c := p.slots[i].chunk; c != before {
+			l.store.lend(c)
+			before = c
+		}
 	}
 	p.lent = true
 }
 
 // measure counts the slots from index start that fit the span, and the events
-// among them. used is what the page holds already. The span's end, until, is at most
-// head, so that the loop ends before the ring does.
-func (l *log) measure(start int, until uint64, used int, s span) (n, events int) {
+// among them. used is what the page holds already, and then also what it will hold.
+// The span's end, until, is at most head, so that the loop ends before the ring does.
+func (l *log) measure(start int, until uint64, used int, s span) (n, events, bytes int) {
 	gaps := 0
-	for ; ; n++ {
+	for from := l.from(start); from <= until && gaps < maxBatchGaps-1; n++ {
 		e := l.ring.at(start + n)
+		size := gapBytes
+		if !e.gap() {
+			size = int(e.size) + 1
+		}
 		switch {
-		case l.from(start+n) > until || gaps == maxBatchGaps-1 || e.gap() && events > 0 && used+gapBytes > s.bytes:
-			return n, events
+		case events > 0 && used+size > s.bytes:
+			return n, events, used
 		case e.gap():
-			used += gapBytes
 			gaps++
 		case e.to > s.eventsUntil || events == s.events:
-			return n, events
-		case events > 0 && used+int(e.size)+1 > s.bytes:
-			return n, events
+			return n, events, used
 		default:
-			used += int(e.size) + 1
 			events++
 		}
+		used += size
+		from = e.to + 1
 	}
+	return n, events, used
 }
 
 // A span bounds a page: numbers from after+1 to until, of which events may go up
