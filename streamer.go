@@ -113,6 +113,8 @@ type Streamer struct {
 	sessions map[string]*Session
 	link     *agentLink // the newest, or nil
 
+	someEnded atomic.Bool // ended is not empty
+
 	endedMu sync.Mutex // protects the field below; a leaf
 	ended   []endedSession
 }
@@ -178,6 +180,11 @@ func (s *Session) begin() {
 // Session returns the handle of a session, which is created if it does not exist.
 // It does not block. Errors: ErrInvalidID, ErrTooMany, ErrClosed.
 func (st *Streamer) Session(sessionID string) (*Session, error) {
+	if !st.someEnded.Load() { // nothing to expire, and no need of the clock
+		if s := st.lookup(sessionID); s != nil {
+			return s, nil
+		}
+	}
 	return st.session(time.Now(), sessionID)
 }
 
@@ -525,6 +532,7 @@ func (st *Streamer) forgetLater(s *Session) {
 	st.endedMu.Lock()
 	defer st.endedMu.Unlock()
 	st.ended = append(st.ended, endedSession{s, *s.overAt})
+	st.someEnded.Store(true)
 }
 
 // expire forgets the sessions whose time has come.
@@ -539,6 +547,7 @@ func (st *Streamer) expire(now time.Time) {
 		st.ended[0] = endedSession{}
 		if st.ended = st.ended[1:]; len(st.ended) == 0 {
 			st.ended = nil // a slice of none still holds them all
+			st.someEnded.Store(false)
 		}
 		st.endedMu.Unlock()
 		st.remove(s, func() bool {
