@@ -60,12 +60,11 @@ func (r *ring) popFront() {
 	r.shrink()
 }
 
-// copied are n slots from index i on.
-func (r *ring) copied(i, n int) []slot {
-	out := make([]slot, n)
+// appendTo appends n slots from index i on.
+func (r *ring) appendTo(dst []slot, i, n int) []slot {
 	from := (r.head + i) & (len(r.slots) - 1)
-	copy(out[copy(out, r.slots[from:]):], r.slots)
-	return out
+	first := min(n, len(r.slots)-from)
+	return append(append(dst, r.slots[from:from+first]...), r.slots[:n-first]...)
 }
 
 func (r *ring) grow() {

@@ -68,34 +68,35 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 // Every error is a *ProtocolError with code "malformed", or "unknown_type" for a
 // type that this version does not know: answer it, and go on (rule 11).
 func Unmarshal(data []byte) (Payload, error) {
-	if len(data) > maxFrame {
+	d := decoders.Get().(*decoder)
+	defer d.release()
+	p, err := d.decode(data)
+	return p, plain(err)
+}
+
+// decode returns the payload in a frame.
+func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
+	switch {
+	case len(frame) > maxFrame:
 		return nil, malformed("frame: more than %d bytes", maxFrame)
-	}
-	if !utf8.Valid(data) {
+	case !utf8.Valid(frame):
 		return nil, malformed("frame: not valid UTF-8")
 	}
-	p, err := decode(data)
+	d.b = frame
+	p, typ := d.envelope()
+	err := d.err
+	switch {
+	case err != nil:
+	case p == nil:
+		err = &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
+	default:
+		err = p.check()
+	}
 	if err == nil {
 		return p, nil
 	}
 	_, err.unanswered = p.(*ErrorPayload) // an error is never answered by an error (rule 11)
 	return nil, err
-}
-
-func decode(data []byte) (Payload, *ProtocolError) {
-	d := decoders.Get().(*decoder)
-	d.scanner.b = data
-	p, typ := d.envelope()
-	err := d.err
-	*d = decoder{memo: d.memo}
-	decoders.Put(d)
-	switch {
-	case err != nil:
-		return p, err
-	case p == nil:
-		return nil, &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
-	}
-	return p, p.check()
 }
 
 // newPayload returns an empty payload of a type, or nil.
@@ -446,6 +447,17 @@ type decoder struct {
 	memo
 	field string // being read, for messages
 	arena int    // bytes that the events' data needs
+
+	borrow bool   // batches are to be sealed, and their bytes left where they are
+	slots  []slot // those of such a batch, until release
+	chunk  chunk  // and its bytes
+}
+
+// release ends the use of a decoder, and of what it lent.
+func (d *decoder) release() {
+	clear(d.slots)
+	d.scanner, d.arena, d.borrow, d.slots, d.chunk = scanner{}, 0, false, d.slots[:0], chunk{}
+	decoders.Put(d)
 }
 
 // envelope returns the payload, or nil and the type if that is unknown.
@@ -516,93 +528,92 @@ func decodeList[T any](d *decoder, limit int) (list []T) {
 	return list
 }
 
-// events reads the events of a batch, about more+1 of them. If they stand in the
-// frame just as we write them, their JSON is kept in made.
-func (d *decoder) events(made *encodedEvents, more uint64, limit int) (events []Event) {
-	spaces, plain := d.spaces, true
-	start, c := 0, (*chunk)(nil)
-	for next := d.firstItem(); next; next = d.nextItem() {
-		switch {
-		case len(events) == limit:
-			d.fail("events: too many")
-			return nil
-		case events == nil: // at least 10 bytes each, `{"seq":1},`
-			n := min(more, uint64(limit-1), uint64(len(d.b)-d.i)/10)
-			events = make([]Event, 0, n+1)
-			made.slots = make([]slot, 0, n+1)
-			start, c = d.i, new(chunk)
-		}
-		events = append(events, Event{})
-		e, s := &events[len(events)-1], slot{chunk: c, off: uint32(d.i - start)}
-		if at := d.i; !plain || !d.plainEvent(e, &s) {
-			plain, d.i, *e = false, at, Event{}
-			d.event(e)
-		}
-		made.slots = append(made.slots, s)
-	}
-	switch {
-	case d.err != nil || events == nil:
+// events reads the events of a batch, about more+1 of them.
+func (d *decoder) events(made *encodedEvents, more uint64, limit int) []Event {
+	start, spaces := d.i, d.spaces
+	events, ok := d.plainEvents(made, more, limit)
+	if ok || d.err != nil {
 		return events
-	case !plain || d.spaces != spaces:
-		*made = encodedEvents{}
-		d.own(events)
-	default:
-		c.b = bytes.Clone(d.b[start : d.i-1])
-		made.checked = true
-		d.rebase(made, events)
 	}
-	return events
+	*made = encodedEvents{}
+	d.i, d.spaces = start, spaces
+	return d.anyEvents(events, limit)
 }
 
-// rebase moves the events from the frame to the copy of their JSON.
-func (d *decoder) rebase(made *encodedEvents, events []Event) {
-	made.sum = sumOf(events)
-	inBytes := made.give(events)
-	if inBytes == 0 || made.decodeBytes(events, inBytes) == nil {
-		return
+// plainEvents reads the events if they stand in the frame just as we write them, so
+// that their JSON can be kept in made; it reports false if they do not. Of those that
+// are borrowed it makes nothing else.
+func (d *decoder) plainEvents(made *encodedEvents, more uint64, limit int) (events []Event, ok bool) {
+	spaces := d.spaces
+	if !d.skipText("[") || len(d.b)-d.i < len(headSeq) {
+		return nil, false
 	}
-	made.give(events)
-	d.own(events)
-	*made = encodedEvents{}
+	start, c := d.i, &d.chunk
+	slots, e := d.slots[:0], new(Event)
+	if !d.borrow { // at least 10 bytes each, `{"seq":1},`
+		n := min(more, uint64(limit-1), uint64(len(d.b)-d.i)/10) + 1
+		slots, events, c = make([]slot, 0, n), make([]Event, 0, n), new(chunk)
+	}
+	for next := true; next; next = d.skipText(",") {
+		if len(slots) == limit {
+			d.fail("events: too many")
+			return events, false
+		}
+		if !d.borrow {
+			events = append(events, Event{Type: e.Type})
+			e = &events[len(events)-1]
+		}
+		s := slot{chunk: c, off: uint32(d.i - start)}
+		if !d.plainEvent(e, &s) {
+			return events, false
+		}
+		slots = append(slots, s)
+	}
+	if !d.skipText("]") || d.spaces != spaces {
+		return events, false
+	}
+	*made = encodedEvents{slots: slots, checked: true, sealed: d.borrow, borrowed: d.borrow}
+	if c.b = d.b[start : d.i-1 : d.i-1]; d.borrow {
+		d.slots = slots
+		return nil, true
+	}
+	c.b = bytes.Clone(c.b)
+	made.sum = sumOf(events)
+	if inBytes := made.give(events); inBytes > 0 {
+		made.decodeBytes(events, inBytes)
+	}
+	return events, true
 }
 
 // plainEvent reads an event that is written as we write it, and reports false if it
-// is not. Its Data and Bytes are what stands in the frame, as with event.
+// is not. The one before it had the type that e has.
 func (d *decoder) plainEvent(e *Event, s *slot) bool {
 	start := d.i
 	if !d.skipText(headSeq) || d.i == len(d.b) || d.b[d.i]-'0' > 9 {
 		return false
 	}
 	d.field = "seq"
-	e.Seq = d.number(MaxSeq)
+	s.to = d.number(MaxSeq)
+	e.Seq, s.kind = s.to, isJSON
 	if d.skipText(headTime) && !d.plainTime(&e.Time, s) {
 		return false
 	}
-	if d.skipText(headType) {
-		d.i-- // its quote
-		d.field = "type"
-		if e.Type = d.text(); d.escaped || e.Type == "" || len(e.Type) > maxID {
-			return false
-		}
+	if !d.skipText(headType) {
+		e.Type = ""
+	} else if !d.plainType(e) {
+		return false
 	}
-	s.to, s.kind = e.Seq, isJSON
 	switch {
 	case d.skipText(headData):
 		s.data = uint16(d.i - start)
-		from, spaces := d.i, d.spaces
 		d.skip(0)
-		e.Data = d.b[from:d.i]
-		d.arena += len(e.Data) - (d.spaces - spaces)
 	case d.skipText(head64):
 		s.kind, s.data = isBytes, uint16(d.i-start)
-		d.i--
-		if e.Bytes = d.str(); d.escaped || len(e.Bytes) == 0 {
+		if !d.plainBytes() {
 			return false
 		}
-		d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
 	}
-	if d.skipText(tailEnd) {
-		e.End = true
+	if e.End = d.skipText(tailEnd); e.End {
 		s.kind |= isEnd
 	}
 	s.size = uint32(d.i + 1 - start)
@@ -619,6 +630,62 @@ func (d *decoder) plainTime(t *time.Time, s *slot) (ok bool) {
 	d.i += n + 1
 	s.timed = uint8(n)
 	return ok && !t.IsZero()
+}
+
+// plainType reads a type without escapes and its first quote. It is mostly that of
+// the event before.
+func (d *decoder) plainType(e *Event) bool {
+	if n := d.i + len(e.Type); e.Type != "" && n < len(d.b) && d.b[n] == '"' && string(d.b[d.i:n]) == e.Type {
+		d.i = n + 1
+		return true
+	}
+	d.i--
+	text := d.str()
+	if d.escaped || len(text) == 0 || len(text) > maxID {
+		return false
+	}
+	e.Type = d.word(text)
+	return validID(e.Type)
+}
+
+// plainBytes reads base64 as we write it, without its first quote.
+func (d *decoder) plainBytes() bool {
+	d.i--
+	text := d.str()
+	return !d.escaped && len(text) > 0 && isBase64(text)
+}
+
+// isBase64 reports whether text is what we make of some bytes. No control characters
+// are in it, which the library takes.
+func isBase64(text []byte) bool {
+	const piece = 1024
+	var out [piece / 4 * 3]byte
+	for ; len(text) > piece; text = text[piece:] {
+		if n, err := strictBase64.Decode(out[:], text[:piece]); err != nil || n < len(out) {
+			return false
+		}
+	}
+	_, err := strictBase64.Decode(out[:], text)
+	return err == nil
+}
+
+// anyEvents reads the events in whatever form they stand. The memory of those that
+// were read in vain is used again.
+func (d *decoder) anyEvents(events []Event, limit int) []Event {
+	events = events[:0]
+	for next := d.firstItem(); next; next = d.nextItem() {
+		if len(events) == limit {
+			d.fail("events: too many")
+			return nil
+		}
+		events = append(events, Event{})
+		d.event(&events[len(events)-1])
+	}
+	if d.err != nil || len(events) == 0 {
+		return nil
+	}
+	d.own(events)
+	return events
 }
 
 // skipText passes over a text if it comes next.

@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -17,12 +18,15 @@ import (
 // wire: made once, when they were published, so that a resend, a replay or a relay
 // encodes nothing again. Its bytes are read-only.
 type encodedEvents struct {
-	slots   []slot // of the events alone, in order
-	sum     uint64 // sumOf the events
-	raw     []byte // the decoded data of those whose data is bytes, one behind the other
-	lent    bool   // others may hold the bytes too
-	sealed  bool   // the payload's Events are still to be made of it
-	checked bool   // all data is known to be JSON
+	slots    []slot // of the events alone, in order
+	sum      uint64 // sumOf the events
+	raw      []byte // the decoded data of those whose data is bytes, one behind the other
+	lent     bool   // others may hold the bytes too
+	borrowed bool   // slots and bytes are in memory that will be used again
+	sealed   bool   // the payload's Events are still to be made of it
+	checked  bool   // all data is known to be JSON
+
+	memory *pageMemory // holds the slots, and the bytes if they are borrowed; or nil
 }
 
 // appendTo appends the events' JSON objects, separated by commas. What lies in one
@@ -46,6 +50,7 @@ func (m *encodedEvents) open(events []Event) []Event {
 		return events
 	}
 	m.sealed = false
+	m.settle()
 	return m.events()
 }
 
@@ -84,7 +89,7 @@ func (m *encodedEvents) events() []Event {
 		inBytes += s.give(e)
 	}
 	if inBytes > 0 {
-		m.decodeBytes(events, inBytes) // our own encoding
+		m.decodeBytes(events, inBytes)
 	}
 	m.sum = sumOf(events)
 	return events
@@ -113,21 +118,18 @@ func (m *encodedEvents) give(events []Event) (inBytes int) {
 	return inBytes
 }
 
-// decodeBytes makes bytes of the base64 text in the events' Bytes.
-func (m *encodedEvents) decodeBytes(events []Event, most int) error {
+// decodeBytes makes bytes of the base64 text in the events' Bytes, which is as we
+// write it.
+func (m *encodedEvents) decodeBytes(events []Event, most int) {
 	m.raw = make([]byte, 0, most)
 	for i := range events {
 		if m.slots[i].kind&kindMask != isBytes {
 			continue
 		}
 		from := len(m.raw)
-		var err error
-		if m.raw, err = strictBase64.AppendDecode(m.raw, events[i].Bytes); err != nil {
-			return err
-		}
+		m.raw, _ = strictBase64.AppendDecode(m.raw, events[i].Bytes)
 		events[i].Bytes = m.raw[from:len(m.raw):len(m.raw)]
 	}
-	return nil
 }
 
 var strictBase64 = base64.StdEncoding.Strict()
@@ -254,12 +256,49 @@ func (m *encodedEvents) copyOut() {
 	for i := range m.slots {
 		size += int(m.slots[i].size) + 1
 	}
-	c, off := &chunk{b: m.appendTo(make([]byte, 0, size))}, uint32(0)
+	m.copyTo(&chunk{b: make([]byte, 0, size)})
+}
+
+// copyTo takes the JSON to a chunk.
+func (m *encodedEvents) copyTo(c *chunk) {
+	c.b = m.appendTo(c.b[:0])
+	off := uint32(0)
 	for i := range m.slots {
 		s := &m.slots[i]
 		s.chunk, s.off = c, off
 		off += s.size + 1
 	}
+}
+
+// settle takes what is borrowed to memory of its own.
+func (m *encodedEvents) settle() {
+	if !m.borrowed && m.memory == nil {
+		return
+	}
+	memory := m.memory
+	m.slots, m.memory = slices.Clone(m.slots), nil
+	if m.borrowed {
+		m.copyOut()
+		m.borrowed = false
+	}
+	memory.release()
+}
+
+// A pageMemory is what a page of a log is made of, to be used again by another once
+// that one is encoded. A page that nobody gives back is the garbage collector's.
+type pageMemory struct {
+	slots []slot
+	chunk chunk
+}
+
+var pageMemories = sync.Pool{New: func() any { return new(pageMemory) }}
+
+func (m *pageMemory) release() {
+	if m == nil || len(m.chunk.b) > maxBatchBytes {
+		return
+	}
+	clear(m.slots) // they hold the log's chunks
+	pageMemories.Put(m)
 }
 
 const (

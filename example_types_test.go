@@ -340,6 +340,34 @@ func ExampleReceiveFunc() {
 	// build-42 <nil>
 }
 
+// A transport that carries messages, such as a WebSocket, takes and gives frames.
+func ExampleLink_NextFrame() {
+	ctx := context.Background()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	up, down := agent.Connect(), hub.ConnectAgent("agent-1")
+	var buf []byte
+	carry := func(from, to *gvstream.Link) { // in a program: conn.Write, and conn.Read at the other end
+		var err error
+		if buf, err = from.NextFrame(ctx, buf[:0]); err == nil {
+			err = to.HandleFrame(ctx, buf) // the buffer is free again
+		}
+		if err != nil {
+			fmt.Println(err)
+		}
+	}
+	carry(up, down) // hello
+	fmt.Println(string(buf))
+	carry(down, up) // welcome
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Data: []byte(`"ok"`)})
+	carry(up, down)
+	for stats := range hub.Sessions() {
+		fmt.Println(stats.SessionID, "accepted", stats.Acked)
+	}
+	// Output:
+	// {"type":"hello","payload":{"viewer_id":"","v":1,"role":"agent"}}
+	// build-42 accepted 1
+}
+
 // Each line is one payload.
 func ExampleLines() {
 	ctx := context.Background()

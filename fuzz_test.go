@@ -55,8 +55,8 @@ var looseFrames = []string{
 func equalWire(a, b Payload) bool { return reflect.DeepEqual(a, b) || cmp.Equal(a, b, sameWire) }
 
 // FuzzUnmarshal: what Unmarshal takes means the same to encoding/json and survives
-// Marshal; and what it refuses, encoding/json refuses too, but for what the page on
-// the wire says.
+// Marshal; what it refuses, encoding/json refuses too, but for what the page on the
+// wire says; and HandleFrame makes the same of all.
 func FuzzUnmarshal(f *testing.F) {
 	addFrames(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -65,6 +65,7 @@ func FuzzUnmarshal(f *testing.F) {
 		if !bytes.Equal(data, given) {
 			t.Fatal("changed its input")
 		}
+		checkBorrowed(t, given, p, err)
 		theirs, theirErr := jsonDecode(given)
 		if err != nil {
 			checkRefusal(t, p, err)

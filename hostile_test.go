@@ -754,13 +754,13 @@ func TestHostileFrames(t *testing.T) {
 					frame := hostileFrame(t, c.typ, c.old, c.new)
 					before := v.state()
 					frames := [][]byte{frame}
-					err := v.l.receiveLoop(t.Context(), func(context.Context) (Payload, error) {
+					err := receiveLoop(t.Context(), v.l, func(context.Context) (Payload, error) {
 						if len(frames) == 0 {
 							return nil, io.EOF
 						}
 						frames = nil
 						return Unmarshal(frame)
-					})
+					}, v.l.Handle)
 					if err != io.EOF {
 						t.Fatalf("%.200s: %v", frame, err)
 					}

@@ -908,6 +908,7 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 		return
 	}
 	answer.pack()
+	answer.settle()
 	for _, pg := range answer.pieces() {
 		f.due = now.Add(f.timer) // an answer without news is none
 		c.timer = 0

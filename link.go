@@ -55,7 +55,7 @@ func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 // ErrSuperseded and change nothing (rule 3).
 //
 // Run does everything. Callers who dispatch payloads themselves use Handle and
-// Next instead, and Close when the connection is gone.
+// Next instead, or HandleFrame and NextFrame, and Close when the connection is gone.
 type Link struct {
 	m       machine
 	refused *atomic.Uint64 // counts the payloads answered by an error
@@ -281,6 +281,13 @@ func (l *Link) finish() {
 	}
 }
 
+// spoken takes note that what was said before is sent.
+func (l *Link) spoken() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.finish()
+}
+
 func (l *Link) failure() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -318,7 +325,6 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 			return p, time.Time{}, nil
 		}
 		if l.err != nil {
-			l.finish()
 			return nil, time.Time{}, l.err
 		}
 		for len(l.timers) > 0 && !l.timers[0].due.After(now) {
@@ -353,10 +359,45 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 // on the next link. The payload is read-only. Calls are safe at the same time, but
 // only payloads sent in the order in which Next returned them spare resends.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
+	p, err := l.await(ctx)
+	open(p)
+	return p, err
+}
+
+// NextFrame is Next and Append in one, for callers whose transport carries messages:
+// it appends the JSON envelope of the next payload to send to dst and returns the
+// extended slice, or dst as it was with an error. It is faster, since the events of a
+// batch never become a []Event. It blocks as Next does, and what holds of its ctx,
+// of errors and of calls at the same time holds here. The link keeps nothing of dst.
+func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
+	p, err := l.await(ctx)
+	if err != nil {
+		return dst, err
+	}
+	return appendOnce(dst, p), nil
+}
+
+// appendOnce appends the envelope of a payload that a machine made, and ends its use.
+func appendOnce(dst []byte, p Payload) []byte {
+	out, _ := Append(dst, p) // a machine says nothing that can't be told
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		p.encoded.memory.release()
+	case *ReplayBatchPayload:
+		p.encoded.memory.release()
+	}
+	return out
+}
+
+// await is Next for who encodes the payload and does not look into it.
+func (l *Link) await(ctx context.Context) (Payload, error) {
 	var timer *time.Timer
 	for {
 		now := time.Now()
-		p, at, err := l.next(now)
+		p, at, err := l.take(now)
+		if err != nil {
+			l.spoken()
+		}
 		if p != nil || err != nil {
 			return p, err
 		}
@@ -379,6 +420,27 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// HandleFrame is Unmarshal and Handle in one, for callers whose transport carries
+// messages: it applies one JSON envelope from the peer, and keeps nothing of frame.
+// It is faster, since the events of a batch never become a []Event. It blocks as
+// Handle does, and what holds of its ctx, of errors and of calls at the same time
+// holds here. A frame that can't be decoded is refused with a *ProtocolError: the
+// peer is told, unless the frame is an error, and the link goes on (rule 11).
+func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
+	if err := l.failure(); err != nil {
+		return err
+	}
+	d := decoders.Get().(*decoder)
+	defer d.release()
+	d.borrow = true
+	p, err := d.decode(frame)
+	if err != nil {
+		l.refuseFrame(err)
+		return err
+	}
+	return l.Handle(ctx, p)
 }
 
 // Handle applies one payload from the peer. It may block: in a callback of
@@ -426,6 +488,13 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 	return l.m.handle(ctx, now, p)
 }
 
+// refuseFrame tells the peer of a frame that could not be decoded.
+func (l *Link) refuseFrame(err *ProtocolError) {
+	if !err.unanswered {
+		l.refuse(time.Now(), err)
+	}
+}
+
 // refuse tells the peer, and ends the link if the rule says so.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
@@ -444,6 +513,19 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 // link, with a back-off of your own. Run a link once. An agent's or viewer's ends
 // with ErrSilent after 45 s without a word from the hub; a hub's does not.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
+	next := func(ctx context.Context) error {
+		p, err := l.Next(ctx)
+		if err != nil {
+			return err
+		}
+		return send(ctx, p)
+	}
+	return run(ctx, l, next, receive, l.Handle)
+}
+
+// run is Run for payloads or frames. send sends what the link says next.
+func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
+	receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
 	l.mu.Lock()
 	busy := l.running
 	l.running = true
@@ -454,8 +536,14 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 	defer l.Close()
 	caller := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return l.sendLoop(ctx, send) })
-	g.Go(func() error { return l.receiveLoop(ctx, receive) })
+	g.Go(func() error {
+		for {
+			if err := send(ctx); err != nil {
+				return err
+			}
+		}
+	})
+	g.Go(func() error { return receiveLoop(ctx, l, receive, handle) })
 	g.Go(func() error { return l.watch(ctx) })
 	err := g.Wait()
 	if caller.Err() != nil && errors.Is(err, caller.Err()) {
@@ -489,30 +577,17 @@ func (l *Link) watch(ctx context.Context) error {
 	}
 }
 
-func (l *Link) sendLoop(ctx context.Context, send SendFunc) error {
+func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
 	for {
-		p, err := l.Next(ctx)
-		if err != nil {
-			return err
-		}
-		if err := send(ctx, p); err != nil {
-			return err
-		}
-	}
-}
-
-func (l *Link) receiveLoop(ctx context.Context, receive ReceiveFunc) error {
-	for {
-		p, err := receive(ctx)
+		m, err := receive(ctx)
 		var refused *ProtocolError
 		switch {
-		case errors.As(err, &refused) && refused.unanswered:
 		case errors.As(err, &refused):
-			l.refuse(time.Now(), refused)
+			l.refuseFrame(refused)
 		case err != nil:
 			return err
 		default:
-			err = l.Handle(ctx, p)
+			err = handle(ctx, m)
 		}
 		if dead := l.failure(); dead != nil {
 			l.letSpeak(ctx)

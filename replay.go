@@ -180,10 +180,18 @@ func (l *log) tidy() {
 	l.store = new(store)
 	for i := range l.ring.n {
 		if s := l.ring.at(i); !s.gap() {
-			c := l.store.room(int(s.size)+1, l.bytes)
-			l.store.put(s, c, copy(c.b[c.used:], s.bytes()))
+			l.keep(s)
 		}
 	}
+}
+
+// keep copies an event's bytes into a chunk of the log's own.
+func (l *log) keep(s *slot) {
+	if l.store == nil {
+		l.store = new(store)
+	}
+	c := l.store.room(int(s.size)+1, l.bytes)
+	l.store.put(s, c, copy(c.b[c.used:], s.bytes()))
 }
 
 // find returns the index of the slot that covers seq, which is between first and
@@ -230,13 +238,16 @@ func (l *log) joins(i, j int) bool {
 	return a.gap() && b.gap() && (a.reason() == b.reason() || l.ring.n > 2*l.events+maxGaps)
 }
 
-// accept appends a page that begins behind head. Nothing is copied: the log's slots
-// have the page's bytes, which nobody writes to any more.
+// accept appends a page that begins behind head. The log's slots have the page's
+// bytes, which nobody writes to any more; what is borrowed is copied.
 func (l *log) accept(p *page) {
 	gaps := p.gaps
 	for _, s := range p.slots {
 		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
 			l.lost(gaps[0].To, gaps[0].Reason)
+		}
+		if p.borrowed {
+			l.keep(&s)
 		}
 		l.push(s)
 	}
@@ -272,20 +283,27 @@ func (l *log) read(s span) page {
 	}
 	start := l.find(p.last + 1)
 	n, events, bytes := l.measure(start, until, p.bytes, s)
+	if events > 0 {
+		p.memory = pageMemories.Get().(*pageMemory)
+		p.slots = slices.Grow(p.memory.slots[:0], events)
+	}
 	if n == events && n > 0 { // in one piece
-		p.slots = l.ring.copied(start, n)
+		p.slots = l.ring.appendTo(p.slots, start, n)
 		p.last, p.bytes = p.slots[n-1].to, bytes
 	} else {
-		p.slots = make([]slot, 0, events)
 		l.readEach(&p, start, n, until)
 	}
 	switch {
 	case events == 0:
+		return p
 	case p.bytes <= s.copied:
-		p.copyOut()
+		p.memory.chunk.b = slices.Grow(p.memory.chunk.b[:0], p.bytes)
+		p.copyTo(&p.memory.chunk)
+		p.borrowed = true
 	default:
 		l.lend(&p)
 	}
+	p.memory.slots = p.slots
 	return p
 }
 
@@ -434,8 +452,9 @@ func (p *page) cut(last uint64) {
 
 // pack takes the events' bytes to memory of their own, if they are less than half of
 // that in which a peer sent them: beside some that are known already, or refused.
+// Those that are borrowed stay where they are.
 func (p *page) pack() {
-	if bytes := p.bytes - len(p.gaps)*gapBytes; !p.lent && len(p.slots) > 0 && len(p.slots[0].chunk.b) > 2*bytes {
+	if bytes := p.bytes - len(p.gaps)*gapBytes; !p.lent && !p.borrowed && len(p.slots) > 0 && len(p.slots[0].chunk.b) > 2*bytes {
 		p.encodedEvents = p.copied()
 	}
 }

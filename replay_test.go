@@ -128,6 +128,7 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 // split is what a payload of a page has, once its Events are made.
 func split(p *page) ([]Event, []Gap, encodedEvents) {
 	encoded := p.seal()
+	encoded.memory = nil // p goes on with it
 	events := encoded.open(nil)
 	return events, p.gaps, encoded
 }
