@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// A farEnd plays the peer of a link by hand, line by line: the link runs over Lines
+// A farEnd plays the peer of a link by hand, line by line: the link runs by RunLines
 // at the other end of a connection.
 type farEnd struct {
 	t    *testing.T
@@ -34,10 +34,7 @@ func runLines(t *testing.T, l *Link) *farEnd {
 	near, far := net.Pipe()
 	f := &farEnd{t: t, conn: far, said: make(chan string, 100), ran: make(chan error, 1)}
 	go func() {
-		send, receive := Lines(near)
-		err := l.Run(context.Background(), send, receive)
-		near.Close()
-		f.ran <- err
+		f.ran <- l.RunLines(context.Background(), near)
 	}()
 	go func() {
 		for lines := bufio.NewReader(far); ; {

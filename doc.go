@@ -5,8 +5,8 @@
 // takes the events of many agents. A [Viewer] watches sessions at a hub. The
 // package numbers the events, keeps them until they are acknowledged, sends them
 // again after a cut, serves viewers that come late or come back, and declares what
-// is lost. It moves no bytes by itself: the caller plugs in a [SendFunc] and a
-// [ReceiveFunc], such as those of [Lines].
+// is lost. It moves no bytes by itself: the caller plugs in a byte stream, with
+// [Link.RunLines], or a [SendFunc] and a [ReceiveFunc].
 //
 // What agents, hubs and viewers say to each other is written down in PROTOCOL.md,
 // from which one can be built in another language. Comments that quote a rule by

@@ -103,7 +103,7 @@ func endToEnd(t *testing.T, seed uint64) {
 // faulty is a dialer of in-memory connections with faults.
 func faulty(seed uint64) dialer {
 	var mu sync.Mutex
-	return func() (near, far streamtest.Transport) {
+	return func() (near, far end) {
 		mu.Lock()
 		seed += 1000
 		faults := streamtest.Faults{
@@ -111,9 +111,9 @@ func faulty(seed uint64) dialer {
 			MaxDelay: 50 * time.Millisecond, CutAfter: 60,
 		}
 		mu.Unlock()
-		near, far = pipe()
-		near.Send, near.Receive = faults.Wrap(near.Send, near.Receive)
-		return near, far
+		a, b := pipe()
+		a.Send, a.Receive = faults.Wrap(a.Send, a.Receive)
+		return onto(a), onto(b)
 	}
 }
 

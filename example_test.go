@@ -30,7 +30,7 @@ func Example_terminal() {
 		return
 	}
 	fmt.Printf("recording: %d events, %d bytes, sha256 %.8x\n", len(rec.output), len(rec.text), sha256.Sum256([]byte(rec.text)))
-	screens, cuts, err := play(ctx, rec, pipe)
+	screens, cuts, err := play(ctx, rec, inMemory)
 	fmt.Printf("agent:     cut off %d times, all acknowledged: %v\n", cuts, err == nil)
 	for i, name := range []string{"early: ", "late:  ", "resumed:"} {
 		s := screens[i]

@@ -210,7 +210,7 @@ func FuzzData(f *testing.F) {
 }
 
 // FuzzLines: how a stream is cut into reads changes nothing, every line comes out
-// once, and the stream ends as it ended. A tab in data stands for many spaces, so
+// once, and the stream ends as it ended; RunLines handles the same. A tab in data stands for many spaces, so
 // that short inputs make long lines.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte(helloLine+"\n"), []byte{1}, uint16(1))
@@ -225,6 +225,7 @@ func FuzzLines(f *testing.F) {
 		ctx := context.Background()
 		_, receive := Lines(stream{Reader: &cutReader{data: data, cuts: cuts}})
 		lines := bytes.Split(data, []byte("\n"))
+		var all []Payload
 		for _, line := range lines[:len(lines)-1] {
 			if line = bytes.TrimSuffix(line, []byte("\r")); len(line) == 0 {
 				continue
@@ -233,6 +234,9 @@ func FuzzLines(f *testing.F) {
 			got, err := receive(ctx)
 			if !equalWire(got, want) || errorText(err) != errorText(wantErr) {
 				t.Fatalf("got %v, %v; want %v, %v", got, err, want, wantErr)
+			}
+			if err == nil {
+				all = append(all, got)
 			}
 		}
 		end := io.EOF
@@ -243,6 +247,19 @@ func FuzzLines(f *testing.F) {
 			if _, err := receive(ctx); err != end {
 				t.Fatalf("ends with %v, want %v", err, end)
 			}
+		}
+		m := newScript()
+		m.handled = func(_ context.Context, p Payload) error {
+			if open(p); len(all) == 0 || !equalWire(p, all[0]) {
+				t.Errorf("RunLines handles %v", p)
+				return nil
+			}
+			all = all[1:]
+			return nil
+		}
+		err := m.RunLines(ctx, stream{Reader: &cutReader{data: data, cuts: cuts}, Writer: io.Discard})
+		if err != end || len(all) > 0 {
+			t.Fatalf("RunLines ends with %v, want %v; %d payloads missing", err, end, len(all))
 		}
 	})
 }

@@ -51,9 +51,7 @@ func (s *street) join(who string, near, far *Link) {
 
 func (s *street) run(who string, l *Link, c net.Conn) {
 	s.tasks.Go(func() {
-		send, receive := Lines(c)
-		err := l.Run(s.ctx, send, receive)
-		c.Close()
+		err := l.RunLines(s.ctx, c)
 		s.mu.Lock()
 		s.failed[who] = err
 		s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 )
 
 const (
@@ -39,10 +40,23 @@ const (
 // stream between two lines, io.ErrUnexpectedEOF inside of one, and whatever else
 // Read returns.
 func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
-	end := sync.OnceFunc(func() { rw.Close() })
-	s := &lineSender{w: rw, closer: closer{end: end}}
-	r := &lineReceiver{r: rw, closer: closer{end: end}}
+	s, r := newLines(rw)
 	return s.send, r.receive
+}
+
+// RunLines is Run over Lines(rw), and faster: frames go from the link to the stream
+// and back as NextFrame and HandleFrame tell them, and all lines that are ready, up
+// to 64 KiB and one more, are one Write. It returns what Run would, and has closed rw
+// when it returns.
+func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
+	s, r := newLines(rw)
+	defer s.end()
+	return run(ctx, l, func(ctx context.Context) error { return s.sendReady(ctx, l) }, r.frame, l.HandleFrame)
+}
+
+func newLines(rw io.ReadWriteCloser) (*lineSender, *lineReceiver) {
+	end := sync.OnceFunc(func() { rw.Close() })
+	return &lineSender{w: rw, closer: closer{end: end}}, &lineReceiver{r: rw, closer: closer{end: end}}
 }
 
 // A closer calls end when the ctx that it was shown last ends.
@@ -108,13 +122,46 @@ func (s *lineSender) send(ctx context.Context, p Payload) error {
 		return err
 	case len(line) > maxLine:
 		*buf = nil
-		return fmt.Errorf("%w: a line of %d bytes", ErrTooLarge, len(line))
+		return tooLong(line)
+	}
+	*buf = append(line, '\n')
+	return s.write(ctx, *buf)
+}
+
+func tooLong(line []byte) error {
+	return fmt.Errorf("%w: a line of %d bytes", ErrTooLarge, len(line))
+}
+
+// sendReady sends what the link says next, and what else is ready then.
+func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
+	p, err := l.await(ctx)
+	if err != nil {
+		return err
+	}
+	buf := lineBuffers.Get().(*[]byte)
+	defer lineBuffers.Put(buf)
+	lines := (*buf)[:0]
+	for now := time.Now(); p != nil; p, _, _ = l.take(now) {
+		start := len(lines)
+		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
+			return tooLong(lines[start:])
+		}
+		if lines = append(lines, '\n'); len(lines) >= keepLine {
+			break
+		}
+	}
+	*buf = lines
+	return s.write(ctx, lines)
+}
+
+// write is one Write.
+func (s *lineSender) write(ctx context.Context, lines []byte) error {
+	if ctx.Err() != nil {
+		return s.errorOf(ctx, nil)
 	}
 	s.watch(ctx)
-	line = append(line, '\n')
-	*buf = line
-	n, err := s.w.Write(line)
-	if err == nil && n < len(line) {
+	n, err := s.w.Write(lines)
+	if err == nil && n < len(lines) {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
@@ -137,13 +184,18 @@ type lineReceiver struct {
 }
 
 func (r *lineReceiver) receive(ctx context.Context) (Payload, error) {
+	line, err := r.frame(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Unmarshal(line)
+}
+
+// frame returns the next line that is not empty.
+func (r *lineReceiver) frame(ctx context.Context) ([]byte, error) {
 	for {
-		line, err := r.next(ctx)
-		switch {
-		case err != nil:
-			return nil, err
-		case len(line) > 0:
-			return Unmarshal(line)
+		if line, err := r.next(ctx); len(line) > 0 || err != nil {
+			return line, err
 		}
 	}
 }

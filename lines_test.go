@@ -119,14 +119,17 @@ func testLinesBothWays(t *testing.T, a, b net.Conn) {
 	}
 }
 
-func TestLinesReceive(t *testing.T) {
-	t.Parallel()
+// A lineStream is a stream of lines, and what is received from it: "ok" or the error,
+// up to the one that stays.
+type lineStream struct {
+	in   io.Reader
+	want []string
+}
+
+func lineStreams() map[string]lineStream {
 	broken := errors.New("broken")
 	tooLong := fmt.Sprintf("gvstream: malformed: frame: a line of more than %d bytes", maxLine)
-	for name, c := range map[string]struct {
-		in   io.Reader
-		want []string // "ok" or the error, up to the one that stays
-	}{
+	return map[string]lineStream{
 		"nothing":               {strings.NewReader(""), []string{"EOF"}},
 		"one":                   {strings.NewReader(helloLine + "\n"), []string{"ok", "EOF"}},
 		"CR LF":                 {strings.NewReader(helloLine + "\r\n" + helloLine + "\r\n"), []string{"ok", "ok", "EOF"}},
@@ -151,7 +154,12 @@ func TestLinesReceive(t *testing.T) {
 		"too long, at the end":  {iotest.DataErrReader(strings.NewReader(padded(2*maxLine) + "\n")), []string{tooLong, "EOF"}},
 		"too long, broken off":  {strings.NewReader(padded(3 * maxLine)), []string{"unexpected EOF"}},
 		"twice too long":        {strings.NewReader(padded(2*maxLine) + "\n" + padded(maxLine+2) + "\n" + helloLine + "\n"), []string{tooLong, tooLong, "ok", "EOF"}},
-	} {
+	}
+}
+
+func TestLinesReceive(t *testing.T) {
+	t.Parallel()
+	for name, c := range lineStreams() {
 		t.Run(name, func(t *testing.T) {
 			_, receive := Lines(stream{Reader: c.in})
 			last := c.want[len(c.want)-1]

@@ -62,9 +62,7 @@ func accept(ctx context.Context, l net.Listener, link func(net.Conn) *gvstream.L
 }
 
 func run(ctx context.Context, conn net.Conn, link *gvstream.Link) {
-	defer conn.Close()
-	send, receive := gvstream.Lines(conn)
-	log.Print(link.Run(ctx, send, receive)) // returns when the connection breaks
+	log.Print(link.RunLines(ctx, conn)) // returns when the connection breaks, and closes it
 }
 
 func stayConnected(ctx context.Context, addr string, connect func() *gvstream.Link) {

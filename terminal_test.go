@@ -66,7 +66,24 @@ func (s *screen) String() string {
 }
 
 // A dialer makes a connection: the end of an agent or a viewer, and the hub's.
-type dialer func() (near, far streamtest.Transport)
+type dialer func() (near, far end)
+
+// An end of a connection runs a link over itself, until it is closed.
+type end struct {
+	run   func(context.Context, *gvstream.Link) error
+	close func() error
+}
+
+// onto is the end that a transport is.
+func onto(t streamtest.Transport) end {
+	run := func(ctx context.Context, l *gvstream.Link) error { return l.Run(ctx, t.Send, t.Receive) }
+	return end{run, t.Close}
+}
+
+func inMemory() (near, far end) {
+	a, b := pipe()
+	return onto(a), onto(b)
+}
 
 func pipe() (near, far streamtest.Transport) {
 	a, b := streamtest.Pipe()
@@ -84,13 +101,13 @@ func stay(ctx context.Context, dial dialer, connect, accept func() *gvstream.Lin
 		near, far := dial()
 		up, hangUp := context.WithCancel(ctx)
 		broken := make(chan struct{})
-		running.Go(func() { accept().Run(ctx, far.Send, far.Receive); far.Close() })
-		running.Go(func() { connect().Run(up, near.Send, near.Receive); close(broken) })
+		running.Go(func() { far.run(ctx, accept()); far.close() })
+		running.Go(func() { near.run(up, connect()); close(broken) })
 		select {
 		case <-cut:
 		case <-broken:
 		}
-		near.Close()
+		near.close()
 		hangUp()
 		<-broken
 	}
@@ -208,28 +225,38 @@ func (s *screen) add(next *screen) {
 	s.text.WriteString(next.text.String())
 }
 
-// tcp is a dialer over real connections on loopback, with JSON lines.
-func tcp(t *testing.T) dialer {
+// tcp makes real connections on loopback.
+func tcp(t *testing.T) func() (near, far net.Conn) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
 	var one sync.Mutex // dial and accept in pairs
-	return func() (near, far streamtest.Transport) {
+	return func() (near, far net.Conn) {
 		one.Lock()
 		defer one.Unlock()
-		a, err := net.Dial("tcp", listener.Addr().String())
+		near, err := net.Dial("tcp", listener.Addr().String())
+		if err == nil {
+			far, err = listener.Accept()
+		}
 		if err != nil {
 			t.Error(err)
-			return pipe()
+			return net.Pipe()
 		}
-		b, err := listener.Accept()
-		if err != nil {
-			t.Error(err)
-			return pipe()
-		}
-		return lines(a), lines(b)
+		return near, far
+	}
+}
+
+// overTCP runs links as lines over real connections.
+func overTCP(t *testing.T) dialer {
+	run := func(conn net.Conn) end {
+		return end{func(ctx context.Context, l *gvstream.Link) error { return l.RunLines(ctx, conn) }, conn.Close}
+	}
+	dial := tcp(t)
+	return func() (near, far end) {
+		a, b := dial()
+		return run(a), run(b)
 	}
 }
 
@@ -245,8 +272,8 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("in memory", func(t *testing.T) { testTerminal(t, rec, pipe) })
-	t.Run("over TCP", func(t *testing.T) { testTerminal(t, rec, tcp(t)) })
+	t.Run("in memory", func(t *testing.T) { testTerminal(t, rec, inMemory) })
+	t.Run("over TCP", func(t *testing.T) { testTerminal(t, rec, overTCP(t)) })
 }
 
 func testTerminal(t *testing.T, rec recording, dial dialer) {
@@ -288,6 +315,9 @@ func TestTransports(t *testing.T) {
 	t.Run("tcp", func(t *testing.T) {
 		t.Parallel()
 		dial := tcp(t)
-		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) { return dial() })
+		streamtest.TestTransport(t, func(*testing.T) (agent, hub streamtest.Transport) {
+			a, b := dial()
+			return lines(a), lines(b)
+		})
 	})
 }
