@@ -15,6 +15,9 @@ import (
 // has acknowledged the last one, in rounds of 5,000 (640 of 16 KiB) with a
 // connection each. An operation is one event.
 //
+// gvstream runs its links by RunLines; "gvstream-open" runs them by Run over Lines, with
+// payloads between, and trusts the publisher.
+//
 // The naive forms write one JSON frame an event, and acknowledge every 32 by one.
 // NATS stores each event in a memory stream and acknowledges each; 4,096 may be on
 // their way. The floor is bytes alone, 100 events a write, and one byte back at the
@@ -34,6 +37,7 @@ func BenchmarkEndToEnd(b *testing.B) {
 		}
 		round("gvstream", endToEndChecked)
 		round("gvstream-trusted", endToEndTrusted)
+		round("gvstream-open", endToEndOpen)
 		for _, c := range codecs[:2] {
 			round("naive+"+c.name, func(tb testing.TB, data []byte, n int) { endToEndNaive(tb, c, data, n) })
 		}
@@ -43,11 +47,20 @@ func BenchmarkEndToEnd(b *testing.B) {
 }
 
 func endToEndChecked(tb testing.TB, data []byte, n int) {
-	endToEndGvstream(tb, streamerConfig(), data, n)
+	endToEndGvstream(tb, streamerConfig(), (*gvstream.Link).RunLines, data, n)
 }
 
 func endToEndTrusted(tb testing.TB, data []byte, n int) {
-	endToEndGvstream(tb, trusting(streamerConfig()), data, n)
+	endToEndGvstream(tb, trusting(streamerConfig()), (*gvstream.Link).RunLines, data, n)
+}
+
+func endToEndOpen(tb testing.TB, data []byte, n int) {
+	run := func(l *gvstream.Link, ctx context.Context, rw io.ReadWriteCloser) error {
+		defer rw.Close()
+		send, receive := gvstream.Lines(rw)
+		return l.Run(ctx, send, receive)
+	}
+	endToEndGvstream(tb, trusting(streamerConfig()), run, data, n)
 }
 
 // connection is a TCP connection on loopback.
@@ -62,15 +75,13 @@ func connection(tb testing.TB) (near, far net.Conn) {
 	return near, far
 }
 
-func endToEndGvstream(tb testing.TB, cfg *gvstream.StreamerConfig, data []byte, n int) {
+func endToEndGvstream(tb testing.TB, cfg *gvstream.StreamerConfig, runLines func(*gvstream.Link, context.Context, io.ReadWriteCloser) error, data []byte, n int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	near, far := connection(tb)
 	st, hub := gvstream.NewStreamer(cfg), gvstream.NewHub(nil)
 	ended := make(chan struct{}, 2)
 	run := func(l *gvstream.Link, c net.Conn) {
-		send, receive := gvstream.Lines(c)
-		l.Run(ctx, send, receive)
-		c.Close()
+		runLines(l, ctx, c)
 		ended <- struct{}{}
 	}
 	go run(st.Connect(), near)
@@ -211,6 +222,7 @@ func TestEndToEnd(t *testing.T) {
 	data := payload(256)
 	endToEndChecked(t, data, n)
 	endToEndTrusted(t, data, n)
+	endToEndOpen(t, data, n)
 	endToEndRaw(t, data, n)
 	for _, c := range codecs {
 		endToEndNaive(t, c, data, n)

@@ -72,6 +72,17 @@ func ready(tb testing.TB, l *gvstream.Link) gvstream.Payload {
 	return p
 }
 
+// frame appends the next frame that is ready to buf; nothing if there is none.
+func (a *agent) frame(buf []byte) []byte { return readyFrame(a.tb, a.link, buf) }
+
+func readyFrame(tb testing.TB, l *gvstream.Link, buf []byte) []byte {
+	out, err := l.NextFrame(gone, buf)
+	if err != nil && err != gone.Err() {
+		tb.Fatal(err)
+	}
+	return out
+}
+
 func (a *agent) handle(p gvstream.Payload) { must(a.tb, a.link.Handle(gone, p)) }
 
 func (a *agent) publish(ev gvstream.Event) {

@@ -152,13 +152,14 @@ func benchHandOut(b *testing.B, size int) {
 
 // PublishWireAck: 32 events are published, made one JSON frame (those of 16 KiB a
 // few, at gvstream), and acknowledged. The payload is JSON already: "gvstream" and
-// sonicfast take the caller's word for it, the others check. An operation is one
-// event.
+// sonicfast take the caller's word for it, the others check. "gvstream-open" makes
+// payloads first, for who looks at them. An operation is one event.
 func BenchmarkPublishWireAck(b *testing.B) {
 	for _, size := range payloads {
 		for _, f := range eventForms[:2] {
 			b.Run(f.row+"/"+size.name, func(b *testing.B) { benchWireGvstream(b, f.config(), size.n) })
 		}
+		b.Run("gvstream-open/"+size.name, func(b *testing.B) { benchWireOpen(b, size.n) })
 		b.Run("slice+json/"+size.name, func(b *testing.B) { benchWire(b, &sliceLog{}, codecs[0], size.n) })
 		b.Run("mapring+json/"+size.name, func(b *testing.B) { benchWire(b, newMapRing(), codecs[0], size.n) })
 		b.Run("mapring+sonic/"+size.name, func(b *testing.B) { benchWire(b, newMapRing(), codecs[1], size.n) })
@@ -168,6 +169,28 @@ func BenchmarkPublishWireAck(b *testing.B) {
 
 func benchWireGvstream(b *testing.B, cfg *gvstream.StreamerConfig, size int) {
 	s := &gvStore{newAgent(b, cfg), jsonEvent}
+	data := payload(size)
+	fill(s, data)
+	var buf, frame []byte
+	m := start(b, ackEvery)
+	for b.Loop() {
+		for range ackEvery {
+			s.publish(data)
+		}
+		for buf = s.frame(buf[:0]); len(buf) > 0; buf = s.frame(buf[:0]) { // one, or a few of 256 KiB
+			frame = buf
+		}
+		s.sent += ackEvery
+		s.ack(s.sent)
+	}
+	m.done()
+	want(b, "published", s.s.Stats().Head, uint64(2*history+b.N*ackEvery))
+	want(b, "left", s.s.Stats().PendingEvents, 0)
+	checkFrame(b, frame, data)
+}
+
+func benchWireOpen(b *testing.B, size int) {
+	s := &gvStore{newAgent(b, trusting(streamerConfig())), jsonEvent}
 	data := payload(size)
 	fill(s, data)
 	var frame []byte

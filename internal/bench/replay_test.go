@@ -36,12 +36,14 @@ func (a *agent) ask(after uint64) {
 // Replay: 1,000 events for a viewer that comes late, made bytes for its
 // connection. An operation is all 1,000. The floor is a copy of that many bytes.
 //
-// gvstream, slice and mapring make JSON frames of 100 events. So does centrifuge,
-// by its own encoder, without types. go-sse and MCP write one SSE
+// gvstream, slice and mapring make JSON frames of 100 events; "gvstream-open" makes
+// payloads first, for who looks at them. So does centrifuge, by its own encoder, without
+// types. go-sse and MCP write one SSE
 // message an event; a message is flushed alone, which costs nothing here.
 func BenchmarkReplay(b *testing.B) {
 	for _, size := range payloads {
 		b.Run("gvstream/"+size.name, func(b *testing.B) { benchReplayGvstream(b, size.n) })
+		b.Run("gvstream-open/"+size.name, func(b *testing.B) { benchReplayOpen(b, size.n) })
 		b.Run("centrifuge/"+size.name, func(b *testing.B) { benchReplayCentrifuge(b, size.n) })
 		b.Run("go-sse/"+size.name, func(b *testing.B) { benchReplaySSE(b, size.n) })
 		b.Run("mcp/"+size.name, func(b *testing.B) { benchReplayMCP(b, size.n) })
@@ -66,6 +68,36 @@ func (r *replayed) check(b *testing.B, data []byte) {
 }
 
 func benchReplayGvstream(b *testing.B, size int) {
+	a := newAgent(b, streamerConfig())
+	data := payload(size)
+	fill(&gvStore{a, jsonEvent}, data)
+	after := a.s.Stats().Head - history
+	var r replayed
+	var buf []byte
+	m := start(b, 1)
+	for b.Loop() {
+		r = replayed{}
+		a.ask(after)
+		for buf = a.frame(buf[:0]); len(buf) > 0; buf = a.frame(buf[:0]) {
+			r.bytes += len(buf)
+			r.last = buf
+		}
+	}
+	m.done()
+	a.ask(after) // one more, to be looked into
+	for frame := a.frame(nil); len(frame) > 0; frame = a.frame(nil) {
+		p, err := gvstream.Unmarshal(frame)
+		must(b, err)
+		r.events += len(p.(*gvstream.ReplayBatchPayload).Events)
+		r.bytes -= len(frame)
+		r.last = frame
+	}
+	want(b, "bytes of the last replay beyond this", r.bytes, 0)
+	r.bytes = history * size
+	r.check(b, data)
+}
+
+func benchReplayOpen(b *testing.B, size int) {
 	a := newAgent(b, streamerConfig())
 	data := payload(size)
 	fill(&gvStore{a, jsonEvent}, data)
