@@ -536,7 +536,8 @@ func (c *cursor) take(now time.Time) Payload {
 	case p == nil:
 		return nil
 	case replayed:
-		b := &ReplayBatchPayload{
+		b := replayBatches.Get().(*ReplayBatchPayload)
+		*b = ReplayBatchPayload{
 			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
 			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
 			Done: p.last == first-1,
@@ -544,7 +545,8 @@ func (c *cursor) take(now time.Time) Payload {
 		b.Gaps, b.encoded = p.gaps, p.seal()
 		return b
 	}
-	b := &EventBatchPayload{
+	b := eventBatches.Get().(*EventBatchPayload)
+	*b = EventBatchPayload{
 		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
 		FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
 	}

@@ -383,11 +383,21 @@ func appendOnce(dst []byte, p Payload) []byte {
 	switch p := p.(type) {
 	case *EventBatchPayload:
 		p.encoded.memory.release()
+		*p = EventBatchPayload{}
+		eventBatches.Put(p)
 	case *ReplayBatchPayload:
 		p.encoded.memory.release()
+		*p = ReplayBatchPayload{}
+		replayBatches.Put(p)
 	}
 	return out
 }
+
+// Batches whose use has ended.
+var (
+	eventBatches  = sync.Pool{New: func() any { return new(EventBatchPayload) }}
+	replayBatches = sync.Pool{New: func() any { return new(ReplayBatchPayload) }}
+)
 
 // await is Next for who encodes the payload and does not look into it.
 func (l *Link) await(ctx context.Context) (Payload, error) {

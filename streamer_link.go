@@ -458,7 +458,8 @@ func (a *attachment) take(now time.Time) Payload {
 	if a.resendAt.IsZero() {
 		a.arm(now)
 	}
-	b := &EventBatchPayload{
+	b := eventBatches.Get().(*EventBatchPayload)
+	*b = EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
 	}
 	s.mu.Unlock()
@@ -709,7 +710,8 @@ func (r *replay) take(time.Time) Payload {
 		r.a.drop(r)
 	}
 	s.mu.Unlock()
-	b := &ReplayBatchPayload{
+	b := replayBatches.Get().(*ReplayBatchPayload)
+	*b = ReplayBatchPayload{
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
 	}
