@@ -271,12 +271,13 @@ func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
 // accept takes a page that begins after what is accepted: the one place where an
 // event becomes visible to viewers and acks.
 func (s *hubSession) accept(p *page) {
-	s.log.accept(p)
+	s.log.accept(p, func() {
+		if !s.h.without.hubLog {
+			s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
+		}
+	})
 	if p.ends() {
 		s.endSeq = p.last
-	}
-	if !s.h.without.hubLog {
-		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	}
 	s.head = max(s.head, s.log.head)
 	s.noteEnd()

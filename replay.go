@@ -238,22 +238,27 @@ func (l *log) joins(i, j int) bool {
 	return a.gap() && b.gap() && (a.reason() == b.reason() || l.ring.n > 2*l.events+maxGaps)
 }
 
-// accept appends a page that begins behind head. The log's slots have the page's
-// bytes, which nobody writes to any more; what is borrowed is copied.
-func (l *log) accept(p *page) {
+// accept appends a page that begins behind head, and calls trim now and then, so that
+// new events find the chunks of old ones. The log's slots have the page's bytes, which
+// nobody writes to any more; what is borrowed is copied.
+func (l *log) accept(p *page, trim func()) {
+	const every = 32
 	gaps := p.gaps
-	for _, s := range p.slots {
+	for i, s := range p.slots {
 		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
 			l.lost(gaps[0].To, gaps[0].Reason)
 		}
 		if p.borrowed {
 			l.keep(&s)
 		}
-		l.push(s)
+		if l.push(s); i%every == every-1 {
+			trim()
+		}
 	}
 	for _, g := range gaps {
 		l.lost(g.To, g.Reason)
 	}
+	trim()
 }
 
 // oldest is the time of the oldest event, if it is acknowledged.

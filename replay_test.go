@@ -594,7 +594,7 @@ func TestNewPage(t *testing.T) {
 	}
 	checkPage(t, &p, 0, 9, []uint64{3, 4, 6}, gaps)
 	l := &log{}
-	l.accept(&p)
+	l.accept(&p, func() {})
 	m := &logModel{first: 1, at: []string{"dropped", "dropped", "", "", "rejected", "", "rejected", "rejected", "rejected"}}
 	checkLog(t, l, m)
 	checkRead(t, l, m)
@@ -712,7 +712,7 @@ func TestLogAcceptsClippedPage(t *testing.T) {
 	after := p.slots[i].to - 1
 	p.clip(after)
 	taken := log{head: after}
-	taken.accept(&p)
+	taken.accept(&p, func() {})
 	for seq := after + 1; seq <= 200; seq++ {
 		want := l.ring.at(l.find(seq)).bytes()
 		if got := taken.ring.at(taken.find(seq)).bytes(); !bytes.Equal(got, want) {
@@ -827,7 +827,7 @@ func TestLogMemory(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.accept(&p)
+			l.accept(&p, func() {})
 			l.trim(l.head, 1, 1<<30)
 		},
 	} {
