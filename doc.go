@@ -132,7 +132,7 @@
 //	        one event's JSON                          1 MiB
 //	        sessions; sessions of one agent           100,000; 10,000
 //	        watches of one viewer                     100
-//	        window, a session                         256 events
+//	        window, a session                         1,024 events
 //	        replays at a time, a session; a viewer    8; 4
 //	        session without agent and viewers         1 hour
 //	        wait for an agent that is away            10 seconds

@@ -69,7 +69,7 @@ type HubConfig struct {
 	// negative, none.
 	MaxViewerReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
-	// session. If zero, 256. If negative, none.
+	// session. If zero, 1,024. If negative, none.
 	Window int
 	// SessionTTL is how long the hub remembers a session whose agent is away and
 	// that nobody watches, and one that has ended. If zero, 1 hour. If
@@ -94,7 +94,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxWatches = or(d.MaxWatches, 100)
 	d.MaxReplays = or(d.MaxReplays, 8)
 	d.MaxViewerReplays = or(d.MaxViewerReplays, 4)
-	d.Window = min(or(d.Window, 256), math.MaxInt32) // what everybody can read
+	d.Window = min(or(d.Window, 1024), math.MaxInt32) // what everybody can read
 	d.SessionTTL = or(d.SessionTTL, time.Hour)
 	d.ReplayWait = or(d.ReplayWait, 10*time.Second)
 	return d

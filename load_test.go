@@ -625,6 +625,7 @@ func TestLoadCuts(t *testing.T) {
 	var stored uint64
 	sc := newLoadScene(t, &HubConfig{
 		LogEvents: 20_000,
+		Window:    256, // what is on its way must not be all that a connection carries
 		Commit: func(_ context.Context, _, _ string, items []Item) error {
 			for _, it := range items {
 				wantNext(t, "hub", &stored, it)
