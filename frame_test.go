@@ -356,7 +356,9 @@ func TestFramesAllocate(t *testing.T) {
 	for range 30 {
 		batch()
 	}
-	if n := testing.AllocsPerRun(100, batch); n > 8 { // payloads of two batches and acks at the most, and chunks
+	// Payloads of two batches and acks at the most, and chunks. A sync.Pool forgets
+	// things under the race detector.
+	if n := testing.AllocsPerRun(100, batch); n > 8 && !raceEnabled {
 		t.Errorf("%v allocations", n)
 	}
 	if n := st.Stats().PendingEvents; n != 0 {
