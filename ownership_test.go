@@ -78,7 +78,19 @@ func lentBytesStay(t *testing.T) {
 	var wg sync.WaitGroup
 	link := func(what string, a, b *Link) {
 		wg.Go(func() {
+			var frame []byte
 			for ctx.Err() == nil {
+				if rand.IntN(3) == 0 { // through a buffer that is used again
+					var err error
+					if frame, err = a.NextFrame(ctx, frame[:0]); err != nil {
+						return
+					}
+					if err := b.HandleFrame(ctx, frame); err != nil && ctx.Err() == nil {
+						t.Error(err)
+					}
+					clear(frame)
+					continue
+				}
 				p, err := a.Next(ctx)
 				if err != nil {
 					return
