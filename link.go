@@ -439,6 +439,10 @@ func (l *Link) await(ctx context.Context) (Payload, error) {
 // holds here. A frame that can't be decoded is refused with a *ProtocolError: the
 // peer is told, unless the frame is an error, and the link goes on (rule 11).
 func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
+	return l.handleFrame(ctx, time.Now(), frame)
+}
+
+func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) error {
 	if err := l.failure(); err != nil {
 		return err
 	}
@@ -447,10 +451,10 @@ func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
 	d.borrow = true
 	p, err := d.decode(frame)
 	if err != nil {
-		l.refuseFrame(err)
+		l.refuseFrame(now, err)
 		return err
 	}
-	return l.Handle(ctx, p)
+	return l.handle(ctx, now, p)
 }
 
 // Handle applies one payload from the peer. It may block: in a callback of
@@ -499,9 +503,9 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 }
 
 // refuseFrame tells the peer of a frame that could not be decoded.
-func (l *Link) refuseFrame(err *ProtocolError) {
+func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 	if !err.unanswered {
-		l.refuse(time.Now(), err)
+		l.refuse(now, err)
 	}
 }
 
@@ -593,7 +597,7 @@ func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Conte
 		var refused *ProtocolError
 		switch {
 		case errors.As(err, &refused):
-			l.refuseFrame(refused)
+			l.refuseFrame(time.Now(), refused)
 		case err != nil:
 			return err
 		default:

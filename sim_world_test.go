@@ -682,9 +682,23 @@ func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	}
 	w.handling = p
 	before := w.beforeHandling(x, to, p)
-	err := to.link.handle(ctx, now, p)
+	err := w.handOver(ctx, now, to.link, p)
 	w.afterHandling(before, to, p)
 	return err
+}
+
+// handOver has a link handle a payload; where payloads are encoded, as a frame whose
+// bytes nobody may keep.
+func (w *simWorld) handOver(ctx context.Context, now time.Time, l *Link, p Payload) error {
+	if !w.encoded {
+		return l.handle(ctx, now, p)
+	}
+	frame, err := Marshal(p)
+	if err != nil {
+		w.fail("wire: %v: %s", err, brief(p))
+	}
+	defer clear(frame)
+	return l.handleFrame(ctx, now, frame)
 }
 
 // remember keeps payloads that say which link they belong to, so that they may
