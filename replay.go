@@ -457,9 +457,15 @@ func (p *page) cut(last uint64) {
 
 // pack takes the events' bytes to memory of their own, if they are less than half of
 // that in which a peer sent them: beside some that are known already, or refused.
-// Those that are borrowed stay where they are.
+// Those that are borrowed stay where they are, unless a log would have a chunk for
+// each of them.
 func (p *page) pack() {
-	if bytes := p.bytes - len(p.gaps)*gapBytes; !p.lent && !p.borrowed && len(p.slots) > 0 && len(p.slots[0].chunk.b) > 2*bytes {
+	bytes := p.bytes - len(p.gaps)*gapBytes
+	switch {
+	case p.lent || len(p.slots) == 0:
+	case p.borrowed && bytes > len(p.slots)*largeEntry:
+		p.settle()
+	case !p.borrowed && len(p.slots[0].chunk.b) > 2*bytes:
 		p.encodedEvents = p.copied()
 	}
 }
