@@ -20,7 +20,8 @@ const (
 
 // Lines makes a transport of any byte stream, such as a TCP or TLS connection, a
 // unix socket, an ssh channel or a process's stdin and stdout: one JSON envelope
-// (see Marshal) a line, lines ended by \n or \r\n. Empty lines mean nothing.
+// (see Marshal) a line, lines ended by \n or \r\n. Empty lines mean nothing. Whoever
+// does not look at payloads gives the stream to Link.RunLines instead.
 //
 // Both functions block as long as rw does. When the ctx that was last given to one
 // of them ends, also between calls, rw is closed, which makes both return, with
