@@ -48,7 +48,8 @@ func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 // RunLines is Run over Lines(rw), and faster: frames go from the link to the stream
 // and back as NextFrame and HandleFrame tell them, and all lines that are ready, up
 // to 64 KiB and one more, are one Write. It returns what Run would, and has closed rw
-// when it returns.
+// when it returns; so the Close of rw must make its Read and Write return. A payload
+// that is more than a line may hold ends it with an error that wraps ErrTooLarge.
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
 	defer s.end()
