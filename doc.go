@@ -79,8 +79,8 @@
 // # Concurrency
 //
 // All methods of Streamer, [Session], Hub, Viewer and Link are safe for
-// concurrent use. The package starts no goroutine outside of Run, and Run has ended
-// its own when it returns. Locks are never held while a callback, send or receive
+// concurrent use. The package starts no goroutine outside of Run, which has ended
+// its own when it returns, and [Link.Push], whose end when there is nothing to send. Locks are never held while a callback, send or receive
 // runs, so callbacks may call anything back. Close of a Streamer waits for acks as
 // its context allows; no Close waits for a callback.
 //

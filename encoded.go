@@ -18,13 +18,14 @@ import (
 // wire: made once, when they were published, so that a resend, a replay or a relay
 // encodes nothing again. Its bytes are read-only.
 type encodedEvents struct {
-	slots    []slot // of the events alone, in order
-	sum      uint64 // sumOf the events
-	raw      []byte // the decoded data of those whose data is bytes, one behind the other
-	lent     bool   // others may hold the bytes too
-	borrowed bool   // slots and bytes are in memory that will be used again
-	sealed   bool   // the payload's Events are still to be made of it
-	checked  bool   // all data is known to be JSON
+	slots    []slot        // of the events alone, in order
+	sum      uint64        // sumOf the events
+	raw      []byte        // the decoded data of those whose data is bytes, one behind the other
+	lent     bool          // others may hold the bytes too
+	borrowed bool          // slots and bytes are in memory that will be used again
+	sealed   bool          // the payload's Events are still to be made of it
+	checked  bool          // all data is known to be JSON
+	shared   *sharedEvents // with other payloads, or nil
 
 	memory *pageMemory // holds the slots, and the bytes if they are borrowed; or nil
 }
@@ -50,8 +51,27 @@ func (m *encodedEvents) open(events []Event) []Event {
 		return events
 	}
 	m.sealed = false
-	m.settle()
-	return m.events()
+	if m.shared == nil {
+		m.settle()
+		return m.events()
+	}
+	return m.shared.open(m)
+}
+
+// sharedEvents are the Events of several payloads, made for the first that is opened.
+type sharedEvents struct {
+	once   sync.Once
+	of     encodedEvents
+	events []Event
+}
+
+func (s *sharedEvents) open(m *encodedEvents) []Event {
+	s.once.Do(func() {
+		s.of = encodedEvents{slots: m.slots}
+		s.events = s.of.events()
+	})
+	m.sum, m.raw = s.of.sum, s.of.raw
+	return s.events
 }
 
 // count is the number of the payload's events.
@@ -195,12 +215,13 @@ type eventError struct {
 func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.seq, e.err) }
 func (e *eventError) Unwrap() error { return e.err }
 
-// own returns events whose bytes nobody else reads: copies, if others may.
-func (m *encodedEvents) own(events []Event) []Event {
+// own returns the payload's events and gaps as nobody else reads them: copies, if
+// others may.
+func (m *encodedEvents) own(events []Event, gaps []Gap) ([]Event, []Gap) {
 	if !m.lent {
-		return events
+		return events, gaps
 	}
-	return cloneEvents(events)
+	return cloneEvents(events), slices.Clone(gaps)
 }
 
 func cloneEvents(events []Event) []Event {

@@ -303,6 +303,36 @@ func ExampleLink() {
 	// gvstream: closed
 }
 
+// A server with many viewers and an event loop has the hub push into its queues, and
+// hands over what comes in.
+func ExampleLink_Push() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hub, agent := gvstream.NewHub(nil), gvstream.NewStreamer(nil)
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
+
+	queue := make(chan gvstream.Payload, 100) // of one viewer's connection
+	tab := hub.ConnectViewer("tab-1")
+	tab.Push(ctx, func(ctx context.Context, p gvstream.Payload) error {
+		select {
+		case queue <- p:
+			return nil
+		default:
+			return errors.New("too slow") // it may come back: its position is its own
+		}
+	})
+	tab.Handle(ctx, &gvstream.HelloPayload{V: 1, Role: "viewer"})
+	tab.Handle(ctx, &gvstream.WatchPayload{SessionID: "build-42"})
+	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
+	for p := range queue {
+		if batch, ok := p.(*gvstream.EventBatchPayload); ok {
+			fmt.Printf("%s: %s\n", batch.ViewerID, batch.Events[0].Bytes)
+			break
+		}
+	}
+	// Output: tab-1: ok
+}
+
 // One agent, one hub and two viewers, of which one comes when all is over.
 func ExampleHub() {
 	ctx, cancel := context.WithCancel(context.Background())

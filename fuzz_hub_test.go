@@ -48,7 +48,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	}
 	w.h = NewHub(&cfg)
 	w.h.mint = countingMinter()
-	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3})}
+	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3}), fan: maxFan}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
@@ -636,7 +636,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
 	w.st.mint = w.h.mint
-	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplay}
+	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplay, fan: maxFan}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w

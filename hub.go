@@ -103,7 +103,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 // A Hub takes the events of many agents, each exactly once and in order, and
 // serves them to many viewers, each at its own pace. It keeps one log a session,
 // of which every viewer is a cursor; what is older, it fetches from the agent. It
-// starts no goroutines.
+// starts no goroutines but those of links that push, and of [Link.Run].
 //
 // All methods are safe for concurrent use.
 type Hub struct {
@@ -111,6 +111,7 @@ type Hub struct {
 	sizes   sizes
 	without omitted
 	mint    *minter
+	crew    crew // of links that are pushed
 
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
@@ -165,12 +166,16 @@ type hubSession struct {
 	away    time.Time      // when the owner's link was lost
 	listed  time.Time      // when the agent last spoke of it
 	busy    *busy          // the callback that is running for it
-	cursors []*cursor      // of all viewers; first those that wait for the next event
-	idle    int            // how many those are
+	cursors []*cursor      // of all viewers
+	resting queue[*fan]    // of those at the head that the crew wakes; who rests longest is never ahead of another
+	atRest  int            // cursors in those
+	idle    queue[*cursor] // of others that wait for the next event
+	page    *page          // read last, for others to share, or nil
 	turns   queue[*cursor] // of those that wait for their turn to ask the agent
 	open    int            // replay requests open at the agent
 
-	expiry // the lock of the hub's heap protects it
+	expiry            // the lock of the hub's heap protects it
+	news   place[job] // in the crew's queue
 }
 
 // pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
@@ -281,10 +286,13 @@ func (s *hubSession) accept(p *page) {
 	}
 	s.head = max(s.head, s.log.head)
 	s.noteEnd()
-	for _, c := range s.cursors[:s.idle] {
+	s.page = nil
+	for c := s.idle.pop(); c != nil; c = s.idle.pop() {
 		c.hv.ready(&c.task)
 	}
-	s.idle = 0
+	if s.resting.n > 0 {
+		s.h.crew.add(&s.news, s)
+	}
 }
 
 func (s *hubSession) noteEnd() {
@@ -295,8 +303,11 @@ func (s *hubSession) noteEnd() {
 	}
 }
 
+// wakeAll has every cursor look where it stands: what it reads has changed.
 func (s *hubSession) wakeAll() {
+	s.page = nil
 	for _, c := range s.cursors {
+		c.leave()
 		c.hv.ready(&c.task)
 	}
 }
@@ -311,7 +322,7 @@ func (s *hubSession) forgetEpochs() {
 	}
 	s.belongTo("")
 	s.epoch, s.log, s.head, s.endSeq, s.ended = "", log{}, 0, 0, false
-	s.prev, s.prevID, s.prevSeq, s.on = nil, "", 0, nil
+	s.prev, s.prevID, s.prevSeq, s.on, s.page = nil, "", 0, nil, nil
 	for _, c := range s.cursors {
 		c.restart(c.epoch, c.seq)
 		c.tell()

@@ -33,6 +33,7 @@ type hubViewer struct {
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
 	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
 	hv.Link = newLink(hv, &h.refusedPayloads)
+	hv.crew = &h.crew
 	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
 	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
 	hv.refund = task{owner: takeFunc(hv.takeRefund), urgent: true}
@@ -357,7 +358,10 @@ type cursor struct {
 	lost  uint64        // the agent can't give what is up to here
 	since time.Time     // it waits for the agent since then; zero: it does not
 
-	turn place[*cursor] // in the session's queue for a turn
+	fan    *fan           // in which it rests, or nil
+	pusher *pusher        // of its link, or nil; for the fan
+	idle   place[*cursor] // in the session's queue of others that wait
+	turn   place[*cursor] // in the session's queue for a turn
 	// The link's lock protects these.
 	slot    place[*cursor] // in the link's queue for a slot
 	offered bool           // a slot is kept for it
@@ -389,24 +393,17 @@ func (c *cursor) remove() {
 
 // drop takes a cursor out.
 func (s *hubSession) drop(c *cursor) {
-	if c.at < s.idle {
-		s.idle--
-		s.swap(c.at, s.idle)
-	}
+	c.leave()
 	last := len(s.cursors) - 1
-	s.swap(c.at, last)
+	s.cursors[c.at] = s.cursors[last]
+	s.cursors[c.at].at = c.at
 	s.cursors[last] = nil
 	s.cursors = s.cursors[:last]
 }
 
-func (s *hubSession) swap(i, j int) {
-	cs := s.cursors
-	cs[i], cs[j] = cs[j], cs[i]
-	cs[i].at, cs[j].at = i, j
-}
-
 // restart puts the cursor at a position.
 func (c *cursor) restart(epoch string, seq uint64) {
+	c.leave()
 	c.dropFetch()
 	c.leaveQueue()
 	c.epoch, c.seq = epoch, seq
@@ -515,6 +512,7 @@ func (c *cursor) take(now time.Time) Payload {
 	defer c.passSlot()
 	s := c.s
 	s.mu.Lock()
+	c.leave()
 	if c.gone || c.due || s.epoch == "" {
 		s.mu.Unlock()
 		return nil
@@ -568,8 +566,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	case c.seq+1 >= l.first():
 		c.dropFetch()
 		c.pages = nil
-		read := l.read(span{c.seq, l.head, l.head, s.h.sizes.batch, pageBytes, 0})
-		p = &read
+		p = s.read(l, c.seq)
 	case len(c.pages) > 0:
 		p, replayed = &c.pages[0], true
 		c.pages = c.pages[1:]
@@ -584,10 +581,35 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 
 // rest puts the cursor among those that wait for the next event.
 func (c *cursor) rest() {
-	if s := c.s; c.at >= s.idle {
-		s.swap(c.at, s.idle)
-		s.idle++
+	s := c.s
+	if c.hv.served.Load() && c.seq == s.log.head && c.epoch == s.epoch {
+		s.join(c)
+	} else {
+		s.idle.push(&c.idle, c)
 	}
+	s.leaveOff()
+}
+
+// leaveOff forgets the page that cursors shared, if none of them is on the way.
+func (s *hubSession) leaveOff() {
+	behind := s.resting.front()
+	if s.atRest+s.idle.n == len(s.cursors) && (behind == nil || behind.at == s.log.head) {
+		s.page = nil
+	}
+}
+
+// read returns the page behind a number of one of the session's logs. Cursors that
+// come one after the other share it.
+func (s *hubSession) read(l *log, after uint64) *page {
+	if p := s.page; p != nil && p.of == l && p.first == after+1 {
+		return p
+	}
+	p := l.read(span{after, l.head, l.head, s.h.sizes.batch, pageBytes, 0})
+	if len(s.cursors) > 1 {
+		p.of, p.shared, p.memory = l, new(sharedEvents), nil // which nobody may use again
+		s.page = &p
+	}
+	return &p
 }
 
 // older deals with what is older than the hub's log: it asks the agent, waits, or

@@ -154,6 +154,9 @@ func hubSessionFault(s *hubSession) string {
 	if o := s.on; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
 		return "open on a link that is not its owner's"
 	}
+	if f := fanFault(s); f != "" {
+		return f
+	}
 	turns := 0
 	for _, c := range s.cursors {
 		if f := cursorFault(c); f != "" {
@@ -163,7 +166,7 @@ func hubSessionFault(s *hubSession) string {
 			turns++
 		}
 	}
-	if turns != s.open || s.open > cfg.MaxReplays || s.idle > len(s.cursors) || s.turns.len() > len(s.cursors) {
+	if turns != s.open || s.open > cfg.MaxReplays || s.turns.len() > len(s.cursors) {
 		return fmt.Sprintf("S10: %d requests count as %d of %d", turns, s.open, cfg.MaxReplays)
 	}
 	return ""

@@ -59,8 +59,11 @@ func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 type Link struct {
 	m       machine
 	refused *atomic.Uint64 // counts the payloads answered by an error
-	wake    chan struct{}  // one slot: Next has something to look at
-	done    chan struct{}  // closed when the link is dead and has said so
+	crew    *crew          // that Push shares with other links, or nil
+	served  atomic.Bool    // Run or Push was called
+	pusher  atomic.Pointer[pusher]
+	wake    chan struct{} // one slot: Next has something to look at
+	done    chan struct{} // closed when the link is dead and has said so
 
 	mu      sync.Mutex   // protects the fields below
 	answers []Payload    // said first, in order
@@ -245,8 +248,12 @@ func (l *Link) answer(p Payload) {
 	l.wakeNext()
 }
 
-// wakeNext wakes Next.
+// wakeNext wakes Next, or whoever pushes.
 func (l *Link) wakeNext() {
+	if p := l.pusher.Load(); p != nil {
+		p.wake()
+		return
+	}
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -269,6 +276,9 @@ func (l *Link) fail(now time.Time, err error) {
 	l.finish()
 	l.mu.Unlock()
 	l.wakeNext()
+	if p := l.pusher.Load(); p != nil {
+		p.failed()
+	}
 	l.m.detach(now)
 }
 
@@ -540,11 +550,7 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 // run is Run for payloads or frames. send sends what the link says next.
 func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 	receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
-	l.mu.Lock()
-	busy := l.running
-	l.running = true
-	l.mu.Unlock()
-	if busy {
+	if !l.occupy() {
 		return ErrBusy
 	}
 	defer l.Close()
@@ -634,7 +640,10 @@ func (l *Link) Close() error {
 
 // A queue is a first-in first-out queue of pointers. It allocates nothing, and a
 // place in it is given up at the same cost however many wait.
-type queue[T any] struct{ first, last *place[T] }
+type queue[T any] struct {
+	first, last *place[T]
+	n           int
+}
 
 // A place is what stands in a queue: a field of what waits, for each queue that it
 // may wait in. The queue's lock protects it.
@@ -650,12 +659,29 @@ func (q *queue[T]) push(p *place[T], v T) {
 		return
 	}
 	*p = place[T]{in: q, of: v, prev: q.last}
+	q.n++
 	if q.last == nil {
 		q.first = p
 	} else {
 		q.last.next = p
 	}
 	q.last = p
+}
+
+// front is the first, or a zero T.
+func (q *queue[T]) front() (v T) {
+	if q.first != nil {
+		v = q.first.of
+	}
+	return v
+}
+
+// back is the last, or a zero T.
+func (q *queue[T]) back() (v T) {
+	if q.last != nil {
+		v = q.last.of
+	}
+	return v
 }
 
 // pop takes out the first, or returns a zero T.
@@ -683,6 +709,7 @@ func (p *place[T]) leave() {
 	} else {
 		p.next.prev = p.prev
 	}
+	q.n--
 	*p = place[T]{}
 }
 

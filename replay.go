@@ -385,6 +385,7 @@ type page struct {
 	gaps        []Gap
 	bytes       int // of the events' JSON, and what the gaps will take
 
+	of        *log   // that it was read from, if others share it
 	request   string // the replay request it answers, or empty
 	available uint64 // and what that answer said the agent holds
 }
@@ -415,7 +416,7 @@ func newPage(first, last uint64, events []Event, gaps []Gap, made *encodedEvents
 	p := page{first: first, last: last, gaps: gaps, bytes: len(gaps) * gapBytes}
 	if made.checked && (made.sealed || made.isOf(events)) {
 		p.encodedEvents = *made
-		p.raw, p.sealed = nil, false
+		p.raw, p.sealed, p.shared = nil, false, nil
 	} else if err := p.encode(made.open(events)); err != nil {
 		return page{}, err
 	}

@@ -57,6 +57,7 @@ type omitted struct {
 	authorize    bool // 13: each watch is allowed by the caller
 	revoke       bool // 13: until that is revoked
 	ahead        bool // 13: a position that no agent has reached is refused
+	fanLeft      bool // 13: who left while others were served is served no more
 	viewerBeat   bool // 13: a status goes to each viewer every 15 s
 	watchLimit   bool // 13: so many watches on a link
 	noteEnd      bool // 16: a status may say where the end is

@@ -147,6 +147,9 @@ func (w *simWorld) checkHub() {
 			continue
 		}
 		w.checkRequests(s)
+		if f := fanFault(s); f != "" {
+			w.fail("S7: %s: %s", id, f)
+		}
 		if s.epoch == "" {
 			if len(s.cursors) == 0 {
 				w.fail("S10: the hub holds %s for nobody", id)

@@ -108,6 +108,8 @@ type simWorld struct {
 	old      []*simWire // of before
 	busy     []busyEnd
 	handling Payload // the last that was handled
+	pushed   int     // payloads
+	inside   bool    // something goes on while one is pushed
 	blocked  []*blocked
 	serial   int // events made
 
@@ -118,6 +120,7 @@ type simWorld struct {
 	viewerCfg ViewerConfig
 	durable   bool // hubs restart with their store
 	encoded   bool // payloads travel as JSON
+	pushes    bool // the hub's links to viewers push
 	plain     bool // no event is special
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
@@ -217,7 +220,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1)}
+	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), fan: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
@@ -237,6 +240,7 @@ func (w *simWorld) configure() {
 		BufferItems: pick(w, 256, 4, 1), BufferBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
 	}
 	w.encoded = w.rarely(16)
+	w.pushes = w.rarely(3)
 	w.upsets, w.cuts = pick(w, 2, 0, 1, 3), pick(w, 1, 0, 3)
 }
 
@@ -254,6 +258,7 @@ func (r simRandom) Read(p []byte) (int, error) {
 func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
 	w.hub.mint, w.hub.sizes, w.hub.without = w.minter(), w.sizes, w.without
+	w.hub.crew.byHand = true
 	clear(w.position)
 }
 
@@ -361,6 +366,18 @@ func (w *simWorld) connectViewer(v *simViewer) {
 		viewer: v,
 		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
 		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
+	}
+	if x := v.wire; w.pushes && !v.local {
+		x.hub.link.Push(context.Background(), func(_ context.Context, p Payload) error {
+			w.pushed++
+			w.sent(x, &x.hub, &x.peer, p)
+			if w.rarely(4) && !w.inside {
+				w.inside = true
+				w.deliver()
+				w.inside = false
+			}
+			return nil
+		})
 	}
 	w.rewire()
 }
@@ -551,6 +568,9 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if from.dead || len(to.inbox) >= 20 {
 		return false
 	}
+	if p := from.link.pusher.Load(); p != nil {
+		return w.push(from, p)
+	}
 	p, _, err := from.link.next(w.at(from))
 	if err != nil {
 		w.say("%s is dead: %v", from.name, err)
@@ -560,18 +580,40 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if p == nil {
 		return false
 	}
+	w.sent(x, from, to, p)
+	return true
+}
+
+// push has the hub's crew work until something is sent, on whichever link, or nothing
+// is left to be done.
+func (w *simWorld) push(from *simEnd, p *pusher) bool {
+	before := w.pushed
+	p.wake()
+	for j := p.crew.next(); j != nil; j = p.crew.next() {
+		if j.work(w.at(from)); w.pushed > before {
+			return true
+		}
+	}
+	if err := from.link.failure(); err != nil {
+		w.say("%s is dead: %v", from.name, err)
+		w.closeEnd(from)
+	}
+	return false
+}
+
+// sent puts what one link sends into the other's inbox.
+func (w *simWorld) sent(x *simWire, from, to *simEnd, p Payload) {
 	if w.verbose {
 		w.say("%s sends %s%s", from.name, brief(p), into(x, to))
 	}
 	w.checkSent(x, from, p)
 	if x.cut || to.dead {
-		return true
+		return
 	}
 	if w.encoded {
 		p = w.overTheWire(p)
 	}
 	to.inbox = append(to.inbox, p)
-	return true
 }
 
 // overTheWire encodes and decodes a payload.

@@ -62,6 +62,7 @@ var plantedFaults = []struct {
 	{"13 authorize", "S11", 100, omitted{authorize: true}},
 	{"13 revoke", "S11", 300, omitted{revoke: true}},
 	{"13 ahead", "L1", 1000, omitted{ahead: true}},
+	{"13 fan left", "S7", 1000, omitted{fanLeft: true}},
 	{"13 viewer beat", "L2", 300, omitted{viewerBeat: true}},
 	{"13 watch limit", "S10", 100, omitted{watchLimit: true}},
 	{"16 note end", "L2", 1000, omitted{noteEnd: true}},

@@ -376,11 +376,13 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 		}
 	case *EventBatchPayload:
 		if vl.heard(now, p.Link, p.ViewerID) {
-			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, p.encoded.own(p.encoded.open(p.Events)), p.Gaps)
+			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *ReplayBatchPayload:
 		if vl.heard(now, vl.id, p.ViewerID) {
-			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, p.encoded.own(p.encoded.open(p.Events)), p.Gaps)
+			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *ErrorPayload:
 		return vl.refused(ctx, now, p)

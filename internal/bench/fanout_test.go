@@ -29,7 +29,8 @@ var fans = []struct {
 	row  string
 	open func(tb testing.TB, viewers int) fan
 }{
-	{"gvstream", newTurns},
+	{"gvstream", newPushes},
+	{"gvstream-next", newTurns},
 	{"gvstream-run", newRuns},
 	{"go-sse", newJoe},
 	{"chan", newChannels},
@@ -158,6 +159,22 @@ func (t *tally) add(n int) {
 
 func (t *tally) wait()       { <-t.reached }
 func (t *tally) seen() int64 { return t.n.Load() }
+
+// pushes are viewers whose links push to a function.
+type pushes struct{ *runs }
+
+func newPushes(tb testing.TB, viewers int) fan {
+	ctx, cancel := context.WithCancel(context.Background())
+	tb.Cleanup(cancel)
+	f := &pushes{&runs{newPair(tb), newTally(viewers)}}
+	f.publishOne(payload(64)) // the session is there before they come
+	f.expect(1)
+	for i := range viewers {
+		must(tb, f.watch(i).Push(ctx, f.sink))
+	}
+	f.wait()
+	return f
+}
 
 // runs are viewers each of whose links is served by Run.
 type runs struct {

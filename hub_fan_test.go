@@ -1,0 +1,366 @@
+package gvstream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A fanned is a viewer that is played by hand and whose link pushes.
+type fanned struct {
+	*speaker
+	got  []string
+	then func() // called once, after the next payload
+	deaf bool   // what comes is not noted
+}
+
+func (f *fanned) take(_ context.Context, p Payload) error {
+	if f.deaf {
+		return nil
+	}
+	f.got = append(f.got, f.told(p))
+	if then := f.then; then != nil {
+		f.then = nil
+		then()
+	}
+	return nil
+}
+
+// told is a payload in a few words. It has to be one for this viewer.
+func (f *fanned) told(p Payload) string {
+	if err := p.check(); err != nil {
+		f.t.Errorf("%s got %s: %v", f.viewer, payloadText(p), err)
+	}
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		if p.ViewerID != f.viewer || p.Link != f.id {
+			f.t.Errorf("%s got a batch for %s on %s", f.viewer, p.ViewerID, p.Link)
+		}
+		return fmt.Sprintf("%s %d-%d of %d%s", p.Epoch, p.FirstSeq, p.LastSeq, p.HeadSeq, gapsText(p.Gaps))
+	case *StatusPayload:
+		text := "status"
+		for _, s := range p.Sessions {
+			text += fmt.Sprintf(" %s %d of %d", s.Epoch, s.AckSeq, s.HeadSeq)
+			if s.Ended {
+				text += " ended"
+			}
+		}
+		return text
+	case *ErrorPayload:
+		return p.Code
+	}
+	return payloadText(p)
+}
+
+func gapsText(gaps []Gap) (text string) {
+	for _, g := range gaps {
+		text += fmt.Sprintf(" gap %d-%d %s", g.From, g.To, g.Reason)
+	}
+	return text
+}
+
+// crewWorks does all jobs that there are.
+func crewWorks(h *Hub) {
+	for j := h.crew.next(); j != nil; j = h.crew.next() {
+		j.work(time.Now())
+	}
+}
+
+// fanRig is a hub, whose crew works when it is told to, with one agent and viewers that
+// rest after event 10.
+func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *speaker, vs []*fanned) {
+	t.Helper()
+	h = NewHub(cfg)
+	h.crew.byHand = true
+	a = speakAgent(t, h, "agent")
+	a.feed("s", "e1", 1, 10)
+	for i := range viewers {
+		f := &fanned{speaker: speakViewer(t, h, fmt.Sprint("tab", i))}
+		f.send(f.watch("s", "e1", 10))
+		if err := f.l.Push(t.Context(), f.take); err != nil {
+			t.Fatal(err)
+		}
+		crewWorks(h)
+		f.got = nil
+		vs = append(vs, f)
+	}
+	s := h.lookup("s")
+	if f := fanFault(s); s.atRest != viewers || s.page != nil || f != "" {
+		t.Fatalf("%d of %d viewers rest, page %v, %s", s.atRest, viewers, s.page, f)
+	}
+	return h, a, vs
+}
+
+// While the first of two viewers is sent events 11 and 12, something happens to the
+// second. Each gets what its own link would have said, and in the end both have all.
+func TestFanDisturbed(t *testing.T) {
+	both := []string{"e1 11-12 of 12"}
+	for _, c := range []struct {
+		name    string
+		cfg     *HubConfig
+		disturb func(h *Hub, a *speaker, v *fanned)
+		first   []string
+		second  []string
+	}{
+		{"nothing", nil, func(*Hub, *speaker, *fanned) {}, both, both},
+		{
+			"more events", nil,
+			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e1", 13, 13)) },
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13"}, []string{"e1 11-12 of 12", "e1 13-13 of 13"},
+		},
+		{
+			"more events, and a watch that is answered before them", nil,
+			func(_ *Hub, a *speaker, v *fanned) {
+				a.send(a.batch("s", "e1", 13, 13))
+				v.send(v.watch("other", "", 0))
+			},
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13"},
+			[]string{"e1 11-12 of 12", "status  0 of 0", "e1 13-13 of 13"},
+		},
+		{
+			"it watches from elsewhere", nil,
+			func(_ *Hub, _ *speaker, v *fanned) { v.send(v.watch("s", "e1", 3)) },
+			both, []string{"e1 11-12 of 12", "status e1 3 of 12", "e1 4-12 of 12"},
+		},
+		{
+			"it watches from elsewhere, and more events", nil,
+			func(_ *Hub, a *speaker, v *fanned) {
+				v.send(v.watch("s", "e1", 3))
+				a.send(a.batch("s", "e1", 13, 13))
+			},
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13"},
+			[]string{"e1 11-12 of 12", "status e1 3 of 13", "e1 4-13 of 13"},
+		},
+		{
+			"its watch ends, and more events", nil,
+			func(_ *Hub, a *speaker, v *fanned) {
+				v.send(v.stop("s"))
+				a.send(a.batch("s", "e1", 13, 13))
+			},
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13"}, both,
+		},
+		{
+			"its watch is revoked", nil,
+			func(h *Hub, _ *speaker, v *fanned) { h.Revoke(v.viewer, "s") },
+			both, []string{"e1 11-12 of 12", "forbidden"},
+		},
+		{
+			"its link is closed, and more events", nil,
+			func(_ *Hub, a *speaker, v *fanned) {
+				v.l.Close()
+				a.send(a.batch("s", "e1", 13, 13))
+			},
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13"}, both,
+		},
+		{
+			"the end", nil,
+			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.last("s", "e1", 13)) },
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13", "status e1 13 of 13 ended"},
+			[]string{"e1 11-12 of 12", "e1 13-13 of 13", "status e1 13 of 13 ended"},
+		},
+		{
+			"a new epoch", nil,
+			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e2", 1, 1)) },
+			[]string{"e1 11-12 of 12", "status e2 0 of 1", "e2 1-1 of 1"},
+			[]string{"e1 11-12 of 12", "status e2 0 of 1", "e2 1-1 of 1"},
+		},
+		{
+			"the hub forgets", nil,
+			func(h *Hub, _ *speaker, _ *fanned) { h.Forget("s") },
+			[]string{"e1 11-12 of 12", "status  0 of 0"}, []string{"e1 11-12 of 12", "status  0 of 0"},
+		},
+		{ // what comes next is the agent's to replay, and no gap
+			"more events than the hub's log holds", &HubConfig{LogEvents: 2},
+			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e1", 13, 16)) },
+			both, both,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, a, vs := fanRig(t, c.cfg, 2)
+				vs[0].then = func() { c.disturb(h, a, vs[1]) }
+				a.send(a.batch("s", "e1", 11, 12))
+				crewWorks(h)
+				for i, want := range [][]string{c.first, c.second} {
+					if diff := cmp.Diff(want, vs[i].got); diff != "" {
+						t.Errorf("%s: -want +got\n%s", vs[i].viewer, diff)
+					}
+				}
+				if s := h.lookup("s"); s != nil {
+					if f := fanFault(s); f != "" {
+						t.Error(f)
+					}
+				}
+				h.Close()
+				crewWorks(h)
+			})
+		})
+	}
+}
+
+// A cursor that rests below the hub's log asks the agent for what it missed.
+func TestFanBelowLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, &HubConfig{LogEvents: 2}, 1)
+		a.send(a.batch("s", "e1", 11, 14))
+		crewWorks(h)
+		r := a.asked("s", "tab0", "e1", 10, 12)
+		a.send(answerTo(r, 11, 12, true))
+		crewWorks(h)
+		if len(vs[0].got) != 2 || vs[0].got[1] != "e1 13-14 of 14" {
+			t.Errorf("got %q", vs[0].got)
+		}
+		h.Close()
+	})
+}
+
+// A status is said before events that come at the same time (rule 7).
+func TestFanStatusFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, 2)
+		pass(heartbeat)
+		for _, v := range vs {
+			v.l.pusher.Load().wake() // as its timer does
+		}
+		a.send(a.batch("s", "e1", 11, 11))
+		crewWorks(h)
+		for _, v := range vs {
+			if want := []string{"status e1 10 of 11", "e1 11-11 of 11"}; !slices.Equal(v.got, want) {
+				t.Errorf("%s got %q, want %q", v.viewer, v.got, want)
+			}
+		}
+		h.Close()
+	})
+}
+
+// Viewers that are sent the same share the events, and when all have them the hub holds
+// no more of them than its log.
+func TestFanShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, 0)
+		var kept []*EventBatchPayload
+		for i := range 3 {
+			v := speakViewer(t, h, fmt.Sprint("tab", i))
+			v.send(v.watch("s", "e1", 10))
+			if i == 2 { // one that is served by Next
+				vs = append(vs, &fanned{speaker: v})
+				v.drain()
+				continue
+			}
+			v.l.Push(t.Context(), func(_ context.Context, p Payload) error {
+				if b, ok := p.(*EventBatchPayload); ok {
+					kept = append(kept, b)
+				}
+				return nil
+			})
+		}
+		crewWorks(h)
+		a.send(a.batch("s", "e1", 11, 12))
+		crewWorks(h)
+		s := h.lookup("s")
+		if s.page == nil {
+			t.Error("nothing is kept for the viewer that is still to come")
+		}
+		b, ok := vs[0].next().(*EventBatchPayload)
+		if !ok || len(kept) != 2 {
+			t.Fatalf("%d batches", len(kept))
+		}
+		vs[0].wantIdle("at the head")
+		for _, other := range kept {
+			if &other.Events[0] != &b.Events[0] || other == b {
+				t.Error("events of their own")
+			}
+			if line, err := Marshal(other); err != nil || string(line) == "" {
+				t.Error(err)
+			}
+		}
+		if s.page != nil {
+			t.Error("the page is kept when everybody has it")
+		}
+		h.Close()
+	})
+}
+
+// What the publisher's link does for an event is the same for one viewer and for many:
+// it tells the crew (rule 7).
+func TestGrowthAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, 3*maxFan)
+		a.send(a.batch("s", "e1", 11, 11))
+		if h.crew.jobs.n != 1 {
+			t.Errorf("%d jobs", h.crew.jobs.n)
+		}
+		for _, v := range vs {
+			if v.l.pusher.Load().state.Load() != pushIdle || v.l.bulk.n > 0 {
+				t.Fatal("a viewer's link was touched")
+			}
+		}
+		crewWorks(h)
+		s := h.lookup("s")
+		if s.resting.n != 3 {
+			t.Errorf("%d fans of %d viewers", s.resting.n, len(vs))
+		}
+		for i, v := range vs { // most leave, and those that stay come together
+			if len(v.got) != 1 {
+				t.Errorf("%s got %q", v.viewer, v.got)
+			}
+			if i%4 > 0 {
+				v.l.Close()
+			}
+		}
+		a.send(a.batch("s", "e1", 12, 12))
+		crewWorks(h)
+		if f := fanFault(s); f != "" || s.resting.n != 1 || s.atRest != 3*maxFan/4 {
+			t.Errorf("%d fans of %d viewers: %s", s.resting.n, s.atRest, f)
+		}
+		h.Close()
+		crewWorks(h)
+	})
+}
+
+// A viewer costs no allocation of its own.
+func TestFanAllocs(t *testing.T) {
+	h, a, vs := fanRig(t, nil, maxFan)
+	for _, v := range vs {
+		v.deaf = true
+	}
+	seq := uint64(10)
+	allocs := testing.AllocsPerRun(50, func() {
+		seq++
+		a.send(a.batch("s", "e1", seq, seq))
+		crewWorks(h)
+	})
+	alone := testing.AllocsPerRun(50, func() {
+		seq++
+		a.send(a.batch("s", "e1", seq, seq))
+	})
+	if allocs-alone > 8 {
+		t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
+	}
+}
+
+// fanFault says what is wrong with a session's fans.
+func fanFault(s *hubSession) string {
+	n, at := 0, uint64(0)
+	for p := s.resting.first; p != nil; p = p.next {
+		f := p.of
+		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at < at || f.at > s.log.head {
+			return fmt.Sprintf("a fan of %d cursors at %d, after one at %d", len(f.cursors), f.at, at)
+		}
+		for _, c := range f.cursors {
+			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.in != nil {
+				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
+			}
+		}
+		n, at = n+len(f.cursors), f.at
+	}
+	if n != s.atRest || n+s.idle.n > len(s.cursors) {
+		return fmt.Sprintf("%d cursors rest, and %d count", n, s.atRest)
+	}
+	return ""
+}

@@ -1,0 +1,221 @@
+package gvstream
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Push has the link call send with each payload that Next would return, as soon as
+// there is one, and returns at once. It is for callers who have no goroutine for
+// each connection: an event-driven server, a sink in this process. The peer's
+// payloads come in by Handle.
+//
+// send is called from a few goroutines that all links of a Hub share, and that are
+// there only while there is something to send; for one link it is called by one of
+// them at a time. So it has to be quick, such as an append to a queue of the
+// connection's own: one that blocks holds up others. Its payload may share its
+// bytes with those of other viewers and is read-only; it may be kept. An error of
+// send is the link's end, which Handle returns from then on.
+//
+// When ctx ends, the link is closed. The ctx that send is given ends soon after the
+// link, if not before. Errors: ErrBusy if Push or Run was called before.
+func (l *Link) Push(ctx context.Context, send SendFunc) error {
+	if !l.occupy() {
+		return ErrBusy
+	}
+	p := &pusher{l: l, crew: l.crew, send: send}
+	if p.crew == nil {
+		p.crew = new(crew)
+	}
+	p.ctx, p.cancel = context.WithCancel(ctx)
+	p.timer = time.AfterFunc(timerMax, p.tick)
+	p.alarm(heartbeat)
+	p.release = context.AfterFunc(ctx, func() { l.Close() })
+	l.pusher.Store(p)
+	p.wake()
+	return nil
+}
+
+// occupy reports whether the caller is the one that serves the link.
+func (l *Link) occupy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.running
+	l.running = true
+	l.served.Store(true)
+	return !was
+}
+
+// A pusher sends what its link has to send, when a crew comes round.
+type pusher struct {
+	l       *Link
+	crew    *crew
+	ctx     context.Context
+	cancel  context.CancelFunc
+	send    SendFunc
+	release func() bool // of what was registered with the caller's ctx
+
+	state atomic.Int32
+	place place[job] // in the crew's queue
+	timer *time.Timer
+	// Whoever claimed the link has these to itself.
+	at time.Time // what the timer was set to
+}
+
+// States of a pusher. Only an idle one may be claimed, so that send is called by one
+// goroutine at a time; and one that is idle has nothing to send.
+const (
+	pushIdle int32 = iota
+	pushBusy       // claimed, or waiting for the crew
+	pushMore       // and there was news since
+)
+
+// wake has the crew serve the link.
+func (p *pusher) wake() {
+	for {
+		old := p.state.Load()
+		if old == pushMore {
+			return
+		}
+		if p.state.CompareAndSwap(old, old+1) {
+			if old == pushIdle {
+				p.crew.add(&p.place, p)
+			}
+			return
+		}
+	}
+}
+
+// claim makes the caller the one that may send, if there is nothing else to be sent.
+func (p *pusher) claim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
+
+// news reports whether something came to be sent since the link was claimed.
+func (p *pusher) news() bool { return p.state.Load() != pushBusy }
+
+// unclaim is its end.
+func (p *pusher) unclaim() {
+	if !p.state.CompareAndSwap(pushBusy, pushIdle) {
+		p.crew.add(&p.place, p)
+	}
+}
+
+// pushTurn is how many payloads a link sends before it is another's turn.
+const pushTurn = 16
+
+// work sends what the link has to send, for one turn.
+func (p *pusher) work(now time.Time) {
+	for range pushTurn {
+		p.state.Store(pushBusy)
+		pl, at, err := p.l.next(now)
+		switch {
+		case err != nil: // it is never idle again
+			p.l.spoken()
+			p.end()
+			return
+		case pl != nil:
+			p.give(now, pl)
+		default:
+			p.setTimer(now, at)
+			if p.state.CompareAndSwap(pushBusy, pushIdle) {
+				return
+			}
+		}
+	}
+	p.crew.add(&p.place, p)
+}
+
+func (p *pusher) give(now time.Time, pl Payload) {
+	if err := p.send(p.ctx, pl); err != nil {
+		p.l.fail(now, err)
+	}
+}
+
+func (p *pusher) setTimer(now, at time.Time) {
+	if at.Equal(p.at) {
+		return
+	}
+	if p.at = at; !at.IsZero() {
+		p.alarm(at.Sub(now))
+	}
+}
+
+// alarm has the clock be looked at after a while.
+func (p *pusher) alarm(d time.Duration) {
+	if p.timer.Stop(); !p.crew.byHand {
+		p.timer.Reset(d)
+	}
+}
+
+// tick is called when a task of the link is due. While send is stuck, nobody else
+// looks at the clock (rule 9), and a link that is dead waits no longer.
+func (p *pusher) tick() {
+	m, listens := p.l.m.(listener)
+	now := time.Now()
+	switch {
+	case p.l.failure() != nil:
+		p.cancel()
+	case listens && m.silent(now):
+		p.l.fail(now, ErrSilent)
+	case listens:
+		p.alarm(heartbeat)
+		fallthrough
+	default:
+		p.wake()
+	}
+}
+
+// failed gives send a last moment to say why the link died.
+func (p *pusher) failed() { p.alarm(lastWords) }
+
+func (p *pusher) end() {
+	p.timer.Stop()
+	p.release()
+	p.cancel()
+}
+
+// A crew is a few goroutines that do what there is to do for many links, in turn.
+// When there is nothing to do, there are none.
+type crew struct {
+	mu   sync.Mutex // protects the fields below; a leaf
+	jobs queue[job]
+	busy int // goroutines
+
+	byHand bool // somebody else does the jobs, and looks at the clock: the simulation
+}
+
+// A job is a link that has something to send, or a session that has news for many.
+type job interface{ work(now time.Time) }
+
+// add has a job done, once, however often it is added before.
+func (c *crew) add(p *place[job], j job) {
+	c.mu.Lock()
+	c.jobs.push(p, j)
+	start := c.busy < runtime.GOMAXPROCS(0) && !c.byHand
+	if start {
+		c.busy++
+	}
+	c.mu.Unlock()
+	if start {
+		go c.work()
+	}
+}
+
+func (c *crew) work() {
+	for j := c.next(); j != nil; j = c.next() {
+		j.work(time.Now())
+	}
+}
+
+// next takes out the next job. Without one the goroutine ends.
+func (c *crew) next() job {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	j := c.jobs.pop()
+	if j == nil {
+		c.busy--
+	}
+	return j
+}

@@ -1,0 +1,325 @@
+package gvstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A catcher is where a link pushes to.
+type catcher struct {
+	mu  sync.Mutex
+	got []Payload
+}
+
+func (c *catcher) send(_ context.Context, p Payload) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.got = append(c.got, p)
+	return nil
+}
+
+// wantTypes wants what came since it was asked last, by the types.
+func (c *catcher) wantTypes(t *testing.T, want ...string) {
+	t.Helper()
+	var got []string
+	for _, p := range c.take() {
+		got = append(got, p.payloadType())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("pushed %q, want %q", got, want)
+	}
+}
+
+// take returns what came since it was asked last.
+func (c *catcher) take() []Payload {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got := c.got
+	c.got = nil
+	return got
+}
+
+func TestPush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		l := h.ConnectViewer("tab")
+		var c catcher
+		if err := l.Push(t.Context(), c.send); err != nil {
+			t.Fatal(err)
+		}
+		c.wantTypes(t)
+		l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+		c.wantTypes(t, "welcome")
+		l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
+		c.wantTypes(t, "status")
+		a.feed("s", "e1", 1, 250)
+		next := uint64(1)
+		for _, p := range c.take() {
+			b, ok := p.(*EventBatchPayload)
+			if !ok { // where the session stands, once it is known
+				continue
+			}
+			if b.FirstSeq != next || len(b.Events) != int(b.LastSeq-b.FirstSeq+1) {
+				t.Errorf("a batch of %d to %d with %d events", b.FirstSeq, b.LastSeq, len(b.Events))
+			}
+			next = b.LastSeq + 1
+		}
+		if next != 251 {
+			t.Errorf("events up to %d", next-1)
+		}
+		pass(heartbeat) // the clock is looked at without a Next
+		c.wantTypes(t, "status")
+		pass(2 * heartbeat)
+		c.wantTypes(t, "status", "status")
+		if err := l.Push(t.Context(), c.send); err != ErrBusy {
+			t.Errorf("a second Push: %v", err)
+		}
+		if err := l.Run(t.Context(), c.send, nil); err != ErrBusy {
+			t.Errorf("Run beside Push: %v", err)
+		}
+		h.Close()
+		synctest.Wait()
+		if err := l.Handle(t.Context(), &WatchPayload{SessionID: "s"}); err != ErrClosed {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+func TestPushBesideRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewHub(nil).ConnectViewer("tab")
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- l.Run(ctx, new(catcher).send, func(ctx context.Context) (Payload, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			})
+		}()
+		synctest.Wait()
+		if err := l.Push(t.Context(), new(catcher).send); err != ErrBusy {
+			t.Errorf("Push beside Run: %v", err)
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// What ends a link that pushes, and what its caller then gets.
+func TestPushEnds(t *testing.T) {
+	broken := errors.New("broken")
+	hello := &HelloPayload{V: 1, Role: roleViewer}
+	for _, c := range []struct {
+		name string
+		end  func(t *testing.T, h *Hub, l *Link, cancel context.CancelFunc)
+		want error
+	}{
+		{"ctx", func(_ *testing.T, _ *Hub, _ *Link, cancel context.CancelFunc) { cancel() }, ErrClosed},
+		{"Close", func(_ *testing.T, _ *Hub, l *Link, _ context.CancelFunc) { l.Close() }, ErrClosed},
+		{"a newer link", func(_ *testing.T, h *Hub, _ *Link, _ context.CancelFunc) { h.ConnectViewer("tab") }, ErrSuperseded},
+		{"send", func(t *testing.T, _ *Hub, l *Link, _ context.CancelFunc) { l.Handle(t.Context(), hello) }, broken},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := NewHub(nil)
+				l := h.ConnectViewer("tab")
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var given context.Context
+				l.Push(ctx, func(ctx context.Context, _ Payload) error {
+					given = ctx
+					return broken
+				})
+				c.end(t, h, l, cancel)
+				synctest.Wait()
+				if err := l.Handle(t.Context(), hello); !errors.Is(err, c.want) {
+					t.Errorf("Handle: %v, want %v", err, c.want)
+				}
+				if given != nil && given.Err() == nil {
+					t.Error("the ctx of send goes on")
+				}
+				if p := l.pusher.Load(); p.ctx.Err() == nil {
+					t.Error("the pusher goes on")
+				}
+			})
+		})
+	}
+}
+
+// Why a link died is pushed before it ends.
+func TestPushLastWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewHub(nil).ConnectViewer("tab")
+		var c catcher
+		l.Push(t.Context(), c.send)
+		var refused *ProtocolError
+		if err := l.Handle(t.Context(), &HelloPayload{V: 7, Role: roleViewer}); !errors.As(err, &refused) {
+			t.Fatal(err)
+		}
+		c.wantTypes(t, "error")
+	})
+}
+
+// A send that is stuck holds up nobody for whom there is a goroutine left, and is told
+// to end soon after its link has died.
+func TestPushStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 1)
+		stuck := make(chan error, 1)
+		var quick catcher
+		for _, send := range []SendFunc{
+			func(ctx context.Context, _ Payload) error {
+				<-ctx.Done()
+				stuck <- ctx.Err()
+				return ctx.Err()
+			}, quick.send,
+		} {
+			l := h.ConnectViewer(fmt.Sprint("tab", h.Stats().Viewers))
+			l.Push(t.Context(), send)
+			l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+			l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
+			synctest.Wait()
+		}
+		quick.wantTypes(t, "welcome", "status", "event_batch")
+		start := time.Now()
+		h.ConnectViewer("tab0") // supersedes the stuck one
+		if err := <-stuck; !errors.Is(err, context.Canceled) || time.Since(start) > lastWords {
+			t.Errorf("the stuck send ends with %v after %v", err, time.Since(start))
+		}
+		h.Close()
+	})
+}
+
+// Rule 9: a hub that is silent is taken for gone, also while send is stuck.
+func TestPushSilence(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		send SendFunc
+	}{
+		{"a sender", new(catcher).send},
+		{"a stuck sender", func(ctx context.Context, _ Payload) error { <-ctx.Done(); return ctx.Err() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := NewStreamer(nil).Connect()
+				l.Push(t.Context(), c.send)
+				start := time.Now()
+				<-l.done
+				if err := l.failure(); err != ErrSilent || time.Since(start) > maxSilence+heartbeat {
+					t.Errorf("%v after %v", err, time.Since(start))
+				}
+				pass(lastWords) // the stuck send ends
+			})
+		})
+	}
+}
+
+// Agents, a hub and viewers that all push to one another: everybody gets everything,
+// each viewer's link sends by one goroutine at a time, and when it is over none is left.
+func TestPushAllAround(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const sessions, viewers, events = 3, 40, 200
+		h := NewHub(&HubConfig{LogEvents: 50}) // the rest is replayed
+		st := NewStreamer(nil)
+		up, down := st.Connect(), h.ConnectAgent("agent")
+		join(t, up, down)
+		var readers sync.WaitGroup
+		for i := range viewers {
+			v := NewViewer(nil)
+			for s := range sessions {
+				v.Watch(fmt.Sprint("s", s), Position{})
+			}
+			connect := func() { join(t, v.Connect(), h.ConnectViewer(fmt.Sprint("tab", i))) }
+			connect()
+			readers.Go(func() { readAll(t, v, sessions, events, connect) })
+		}
+		for n := range events * sessions {
+			id := fmt.Sprint("s", n%sessions)
+			publish := st.Publish
+			if n >= (events-1)*sessions {
+				publish = st.End
+			}
+			if _, err := publish(t.Context(), id, Event{Data: []byte(`1`)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		readers.Wait()
+		if err := st.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		h.Close()
+		synctest.Wait()
+		if h.crew.busy != 0 || h.crew.jobs.n != 0 {
+			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.n)
+		}
+	})
+}
+
+// join has two links push to each other.
+func join(t *testing.T, a, b *Link) {
+	push := func(from, to *Link) {
+		var busy atomic.Int32
+		err := from.Push(t.Context(), func(ctx context.Context, p Payload) error {
+			if busy.Add(1) != 1 {
+				t.Error("two sends at a time")
+			}
+			defer busy.Add(-1)
+			var refused *ProtocolError
+			if err := to.Handle(ctx, p); !errors.As(err, &refused) {
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	push(a, b)
+	push(b, a)
+}
+
+// readAll reads until all sessions have ended, and connects anew now and then.
+func readAll(t *testing.T, v *Viewer, sessions, events int, connect func()) {
+	random := rand.New(rand.NewPCG(1, 2))
+	next := make(map[string]uint64)
+	ended := 0
+	for it, err := range v.Items(t.Context()) {
+		switch {
+		case err != nil:
+			t.Error(err)
+			return
+		case it.Event != nil:
+			if next[it.SessionID]++; it.Event.Seq != next[it.SessionID] {
+				t.Errorf("%s: event %d after %d", it.SessionID, it.Event.Seq, next[it.SessionID]-1)
+			}
+		case it.Gap != nil:
+			t.Errorf("%s: a gap %v", it.SessionID, it.Gap)
+		case it.End:
+			ended++
+		}
+		if random.IntN(200) == 0 {
+			connect()
+		}
+		if ended == sessions {
+			break
+		}
+	}
+	for id, seq := range next {
+		if seq != uint64(events)+1 && seq != uint64(events) {
+			t.Errorf("%s: %d events", id, seq)
+		}
+	}
+	v.Close()
+}
