@@ -298,10 +298,10 @@ func (m *encodedEvents) settle() {
 	}
 	memory := m.memory
 	m.slots, m.memory = slices.Clone(m.slots), nil
-	if m.borrowed {
+	if m.borrowed && len(m.slots) > 0 {
 		m.copyOut()
-		m.borrowed = false
 	}
+	m.borrowed = false
 	memory.release()
 }
 
