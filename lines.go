@@ -53,6 +53,7 @@ func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
 	defer s.end()
+	defer s.alarm.stop()
 	return run(ctx, l, func(ctx context.Context) error { return s.sendReady(ctx, l) }, r.frame, l.HandleFrame)
 }
 
@@ -103,8 +104,9 @@ func (c *closer) errorOf(ctx context.Context, err error) error {
 
 type lineSender struct {
 	closer
-	w   io.Writer
-	err error // of an earlier Write
+	alarm alarm
+	w     io.Writer
+	err   error // of an earlier Write
 }
 
 // lineBuffers holds buffers for the length of a send, so that none stays with a
@@ -136,7 +138,7 @@ func tooLong(line []byte) error {
 
 // sendReady sends what the link says next, and what else is ready then.
 func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
-	p, err := l.await(ctx)
+	p, err := l.await(ctx, &s.alarm)
 	if err != nil {
 		return err
 	}

@@ -262,7 +262,11 @@ func (l *Link) wakeNext() {
 
 // fail makes the link dead. What was to be said to the peer is still said, unless
 // the link was superseded or closed, or the peer is gone.
-func (l *Link) fail(now time.Time, err error) {
+func (l *Link) fail(now time.Time, err error) { l.failSaying(now, err, nil) }
+
+// failSaying is fail with a last payload, unless that is nil. Both at once, so that
+// nobody can have sent the last one and not know that it was.
+func (l *Link) failSaying(now time.Time, err error, last Payload) {
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -272,6 +276,8 @@ func (l *Link) fail(now time.Time, err error) {
 	l.urgent, l.bulk, l.timers = queue[*task]{}, queue[*task]{}, nil
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.answers = nil
+	} else if last != nil {
+		l.answers = append(l.answers, last)
 	}
 	l.finish()
 	l.mu.Unlock()
@@ -369,7 +375,9 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 // on the next link. The payload is read-only. Calls are safe at the same time, but
 // only payloads sent in the order in which Next returned them spare resends.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
-	p, err := l.await(ctx)
+	var a alarm
+	defer a.stop()
+	p, err := l.await(ctx, &a)
 	open(p)
 	return p, err
 }
@@ -380,7 +388,9 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 // batch never become a []Event. It blocks as Next does, and what holds of its ctx,
 // of errors and of calls at the same time holds here. The link keeps nothing of dst.
 func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
-	p, err := l.await(ctx)
+	var a alarm
+	defer a.stop()
+	p, err := l.await(ctx, &a)
 	if err != nil {
 		return dst, err
 	}
@@ -409,9 +419,35 @@ var (
 	replayBatches = sync.Pool{New: func() any { return new(ReplayBatchPayload) }}
 )
 
+// An alarm is a timer that is set only if the time is another one. Who waits often
+// for the same deadline sets it once.
+type alarm struct {
+	timer *time.Timer
+	at    time.Time // what it was set to; zero: it has rung, or was never set
+}
+
+// set returns what is to be waited for, or nil if there is no such time.
+func (a *alarm) set(now, at time.Time) <-chan time.Time {
+	switch {
+	case at.IsZero():
+		return nil
+	case a.timer == nil:
+		a.timer = time.NewTimer(at.Sub(now))
+	case !at.Equal(a.at):
+		a.timer.Reset(at.Sub(now))
+	}
+	a.at = at
+	return a.timer.C
+}
+
+func (a *alarm) stop() {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+}
+
 // await is Next for who encodes the payload and does not look into it.
-func (l *Link) await(ctx context.Context) (Payload, error) {
-	var timer *time.Timer
+func (l *Link) await(ctx context.Context, a *alarm) (Payload, error) {
 	for {
 		now := time.Now()
 		p, at, err := l.take(now)
@@ -423,17 +459,12 @@ func (l *Link) await(ctx context.Context) (Payload, error) {
 		}
 		var fire <-chan time.Time
 		if !at.IsZero() && ctx.Err() == nil { // whoever only asks needs no timer
-			if timer == nil {
-				timer = time.NewTimer(at.Sub(now))
-				defer timer.Stop()
-			} else {
-				timer.Reset(at.Sub(now))
-			}
-			fire = timer.C
+			fire = a.set(now, at)
 		}
 		select {
 		case <-l.wake:
 		case <-fire:
+			a.at = time.Time{}
 		case <-l.done:
 		case <-ctx.Done():
 			l.wakeNext() // another call may have to look at the clock in this one's place
@@ -522,9 +553,10 @@ func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 // refuse tells the peer, and ends the link if the rule says so.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
-	l.answer(err.Payload())
 	if err.fatal {
-		l.fail(now, err)
+		l.failSaying(now, err, err.Payload())
+	} else {
+		l.answer(err.Payload())
 	}
 }
 
@@ -537,11 +569,14 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 // link, with a back-off of your own. Run a link once. An agent's or viewer's ends
 // with ErrSilent after 45 s without a word from the hub; a hub's does not.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
+	var a alarm
+	defer a.stop()
 	next := func(ctx context.Context) error {
-		p, err := l.Next(ctx)
+		p, err := l.await(ctx, &a)
 		if err != nil {
 			return err
 		}
+		open(p)
 		return send(ctx, p)
 	}
 	return run(ctx, l, next, receive, l.Handle)
