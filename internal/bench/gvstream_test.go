@@ -163,3 +163,12 @@ func (p *pair) watch(i int) *gvstream.Link {
 	must(p.tb, l.Handle(gone, &gvstream.WatchPayload{SessionID: session, ViewerID: id}))
 	return l
 }
+
+// accept publishes, and has the hub accept.
+func (p *pair) accept(n int, data []byte) {
+	for range n {
+		_, err := p.s.Publish(gone, jsonEvent(data))
+		must(p.tb, err)
+	}
+	p.pump()
+}
