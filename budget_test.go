@@ -172,6 +172,7 @@ func TestBudgetDropsInVain(t *testing.T) {
 
 // TestBudgetForgets: sessions that are gone leave nothing behind (S10).
 func TestBudgetForgets(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 1 << 20})
 		hub := playHub(t, st)

@@ -984,6 +984,7 @@ func hostileFrame(t testing.TB, typ, old, new string) []byte {
 // TestTimes: times are written as encoding/json writes them in UTC, and read back as
 // they were; of other texts none is read differently than encoding/json reads it.
 func TestTimes(t *testing.T) {
+	t.Parallel()
 	rnd := rand.New(rand.NewPCG(5, 5))
 	var known memo
 	for i := range 20_000 {

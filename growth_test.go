@@ -238,6 +238,7 @@ func TestForgottenIsFree(t *testing.T) {
 // The hub's clock holds a session once, and none that is gone: it kept each that
 // Forget removed for an hour.
 func TestGrowthHubExpiry(t *testing.T) {
+	t.Parallel()
 	sc := newLoadScene(t, nil, nil)
 	for i := range 1000 {
 		id := fmt.Sprint("s", i%2)

@@ -105,6 +105,7 @@ func heapBytes() int64 {
 
 // The same from a peer that reads no answers: what waits for it is bounded.
 func TestFloodUnread(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st, w := NewStreamer(nil), NewViewer(nil)
 		h := NewHub(nil)
@@ -265,6 +266,7 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 // A status names 256 sessions at the most and stays far below a line, whatever their
 // ids are.
 func TestStatusKeepsLimits(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st, h := NewStreamer(nil), NewHub(&HubConfig{MaxWatches: 600})
 		for i := range 600 {
@@ -353,6 +355,7 @@ func TestErrorsKeepLimits(t *testing.T) {
 // What comes out for what goes in, at once and by everybody, to whoever it goes. The
 // events of a session that the peer may see count as what he asked for.
 func TestAmplification(t *testing.T) {
+	t.Parallel()
 	type in struct {
 		name   string
 		kind   string
@@ -611,6 +614,7 @@ func TestGapsKeepLimits(t *testing.T) {
 // An agent that begins epoch after epoch has two logs of a session at the hub, and
 // one that comes and goes has one entry in the hub's clock.
 func TestEpochsKeepLimits(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		held := func() map[string]int { return footprint(h) }
@@ -723,6 +727,10 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 // frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
 func TestFramesPinNoMemory(t *testing.T) {
 	const known, bytes = 40, 2500
+	rounds := uint64(100)
+	if raceEnabled {
+		rounds = 30
+	}
 	h := NewHub(&HubConfig{MaxEventBytes: 20_000, LogEvents: 150})
 	a := speakAgent(t, h, "agent")
 	batch := func(from, to, small uint64, bytes int) Payload {
@@ -735,11 +743,11 @@ func TestFramesPinNoMemory(t *testing.T) {
 			t.Fatalf("the hub's log has %d bytes of memory for %d of events", l.memory(), l.bytes)
 		}
 	}
-	for seq := uint64(known + 1); seq <= known+100; seq++ {
+	for seq := uint64(known + 1); seq <= known+rounds; seq++ {
 		a.send(batch(seq-known, seq, seq, bytes))
 	}
 	checkMemory()
-	for seq := uint64(known + 101); seq <= known+200; seq++ {
+	for seq := known + rounds + 1; seq <= known+2*rounds; seq++ {
 		a.refused(batch(seq, seq+1, seq, 50_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
 	}
 	checkMemory()
@@ -753,7 +761,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 		}
 	}
 	a.send(stuffed(t, answerTo(r, 1, 1, false), 1, known, 0, 10))
-	for seq := uint64(known + 1); seq <= known+50; seq++ {
+	for seq := uint64(known + 1); seq <= known+rounds/2; seq++ {
 		a.send(stuffed(t, answerTo(r, 1, 1, false), seq-known, seq, seq, bytes))
 	}
 	var slots []slot
@@ -761,7 +769,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 	for _, p := range h.lookup("s").cursors[0].pages {
 		slots, raw, counted = append(slots, p.slots...), raw+len(p.raw), counted+p.bytes
 	}
-	if has := memory(slots, nil) + raw; len(slots) != known+50 || has > 4*counted+4<<10 {
+	if has := memory(slots, nil) + raw; len(slots) != known+int(rounds/2) || has > 4*counted+4<<10 {
 		t.Errorf("%d events to replay have %d bytes of memory, count %d", len(slots), has, counted)
 	}
 
@@ -770,10 +778,10 @@ func TestFramesPinNoMemory(t *testing.T) {
 	hub := speakHub(t, w)
 	hub.drain()
 	before := heapBytes()
-	for seq := uint64(known + 1); seq <= known+200; seq++ {
+	for seq := uint64(known + 1); seq <= known+2*rounds; seq++ {
 		hub.send(stuffed(t, hub.batch("s", "e1", 1, 1), seq-known, seq, seq, bytes))
 	}
-	if has := heapBytes() - before; w.Stats().Items != 200 || has > 4*1<<20 {
+	if has := heapBytes() - before; w.Stats().Items != int(2*rounds) || has > 4*1<<20 {
 		t.Errorf("%d items that count %d bytes take %d", w.Stats().Items, w.Stats().Bytes, has)
 	}
 }

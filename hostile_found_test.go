@@ -231,6 +231,7 @@ func printable(s string) bool {
 // agent each time: for a hundred bytes of its own the agent sent a page of up to
 // 256 KiB, as often as the viewer liked.
 func TestViewerCausesFewReplays(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"watch", "stop and watch"} {
 		synctest.Test(t, func(t *testing.T) {
 			h, agent := smallHub(t, HubConfig{})

@@ -286,6 +286,7 @@ func TestHostileNeighbours(t *testing.T) {
 // Two processes have a hostile hub, and a good one beside it: what the one says
 // changes nothing at the other, and costs its own link at the most.
 func TestHostileHub(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreet(t, nil)
 		s.goesOn("before")

@@ -167,8 +167,9 @@ type hubSession struct {
 	listed  time.Time      // when the agent last spoke of it
 	busy    *busy          // the callback that is running for it
 	cursors []*cursor      // of all viewers
-	resting queue[*fan]    // of those at the head that the crew wakes; who rests longest is never ahead of another
-	atRest  int            // cursors in those
+	resting queue[*fan]    // that were at the head when they were put there; who rests longest is never ahead of another
+	behind  queue[*fan]    // that have not got all yet
+	atRest  int            // cursors in both
 	idle    queue[*cursor] // of others that wait for the next event
 	page    *page          // read last, for others to share, or nil
 	turns   queue[*cursor] // of those that wait for their turn to ask the agent
@@ -290,9 +291,7 @@ func (s *hubSession) accept(p *page) {
 	for c := s.idle.pop(); c != nil; c = s.idle.pop() {
 		c.hv.ready(&c.task)
 	}
-	if s.resting.n > 0 {
-		s.h.crew.add(&s.news, s)
-	}
+	s.callCrew()
 }
 
 func (s *hubSession) noteEnd() {

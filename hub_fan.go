@@ -8,7 +8,7 @@ import "time"
 // the fan and is served by its link as ever. The session's lock protects it.
 type fan struct {
 	s       *hubSession
-	place   place[*fan] // in the session's queue of those that rest
+	place   place[*fan] // in one of the session's queues
 	at      uint64      // where its cursors are
 	cursors []*cursor
 	flying  bool // served now: their links are claimed, and cursors is read without the lock
@@ -65,48 +65,67 @@ func (f *fan) keep(stays func(c *cursor) bool) {
 	f.cursors = f.cursors[:n]
 }
 
-// work gives the news to those who rest, as the hub's crew.
+// work gives fans what is next, as the hub's crew, for one turn.
 func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for f := s.launch(); f != nil; f = s.launch() {
-		for f.load() {
-			s.mu.Unlock()
-			f.send(now)
-			s.mu.Lock()
-			f.settle()
+	for turn := 0; turn < pushTurn; {
+		f, others := s.launch()
+		if f == nil {
+			return
 		}
+		loaded := f.load()
+		s.mu.Unlock()
+		for _, c := range others { // whoever wakes wants the lock
+			c.hv.ready(&c.task)
+		}
+		if loaded {
+			f.send(now)
+			turn++
+		}
+		s.mu.Lock()
 		f.land()
+	}
+	s.callCrew()
+}
+
+// callCrew has the crew come if there is a fan that is behind the head.
+func (s *hubSession) callCrew() {
+	if s.late() != nil {
+		s.h.crew.add(&s.news, s)
 	}
 }
 
-// launch takes the fan that has rested longest, if it is behind the head. If another
-// one is, somebody else of the crew may take that.
-func (s *hubSession) launch() *fan {
-	f := s.resting.front()
-	if f == nil || f.at >= s.log.head {
-		return nil
+// late is the next fan that is behind the head, or nil.
+func (s *hubSession) late() *fan {
+	if f := s.resting.front(); f != nil && f.at < s.log.head {
+		return f
+	}
+	return s.behind.front()
+}
+
+// launch takes the next fan that is behind the head, and returns those of its cursors
+// too that leave it, since their own links serve them. If another fan is behind,
+// somebody else of the crew may take that.
+func (s *hubSession) launch() (f *fan, others []*cursor) {
+	if f = s.late(); f == nil {
+		return nil, nil
 	}
 	f.place.leave()
-	if next := s.resting.front(); next != nil && next.at < s.log.head {
-		s.h.crew.add(&s.news, s)
-	}
+	s.callCrew()
 	s.atRest -= len(f.cursors)
-	held := f.held()
+	held := f.at+1 >= s.log.first() // else its agent is asked
 	f.keep(func(c *cursor) bool {
 		if held && !c.due && c.claim() {
 			return true
 		}
 		c.fan = nil
-		c.hv.ready(&c.task)
+		others = append(others, c)
 		return false
 	})
 	f.flying, f.left = true, false
-	return f
+	return f, others
 }
-
-// held reports whether the hub's log has what comes next.
-func (f *fan) held() bool { return f.at+1 >= f.s.log.first() }
 
 // claim makes the caller the one that may send to the viewer, if its link is pushed
 // and has nothing else to say.
@@ -142,49 +161,53 @@ func (f *fan) send(now time.Time) {
 	}
 }
 
-// settle lets those go that left meanwhile, and before there is more those with
-// something else to say, or all if the log has lost what comes next.
-func (f *fan) settle() {
+// land lets those go that left meanwhile, and has the others rest again.
+func (f *fan) land() {
 	s := f.s
-	more, held := f.at < s.log.head, f.held()
+	f.flying, f.page = false, nil
 	if s.h.without.fanLeft {
 		f.left = false
 	}
-	if !more && held && !s.ended && !f.left {
-		return
+	if f.left || s.ended {
+		f.keep(f.stays)
 	}
-	f.keep(func(c *cursor) bool {
-		if c.fan == f && held && !s.ended && !(more && c.pusher.news()) {
-			return true
-		}
-		if c.fan == f {
-			c.fan = nil
-			c.hv.ready(&c.task)
-		}
-		c.pusher.unclaim()
-		return false
-	})
-}
-
-// land has the cursors rest again.
-func (f *fan) land() {
-	f.flying, f.page = false, nil
-	if len(f.cursors) == 0 {
-		return
-	}
-	s := f.s
 	for _, c := range f.cursors {
 		c.pusher.unclaim()
 	}
-	s.atRest += len(f.cursors)
+	if len(f.cursors) > 0 {
+		s.atRest += len(f.cursors)
+		s.put(f)
+	}
+	s.leaveOff()
+}
+
+// stays reports whether a cursor stays in a fan that lands. Who is told of the end is
+// told by its own link.
+func (f *fan) stays(c *cursor) bool {
+	if c.fan == f && !f.s.ended {
+		return true
+	}
+	if c.fan == f {
+		c.fan = nil
+		c.hv.ready(&c.task)
+	}
+	c.pusher.unclaim()
+	return false
+}
+
+// put puts a fan where it is found when there is more: at the head behind the others,
+// which are not ahead of it, or among those that have not got all yet.
+func (s *hubSession) put(f *fan) {
 	last := s.resting.back()
-	if last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.fan {
+	switch {
+	case f.at < s.log.head:
+		s.behind.push(&f.place, f)
+	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.fan:
 		s.resting.push(&f.place, f)
-	} else { // two that became small
+	default: // two that became small
 		for _, c := range f.cursors {
 			c.fan = last
 		}
 		last.cursors = append(last.cursors, f.cursors...)
 	}
-	s.leaveOff()
 }

@@ -99,6 +99,7 @@ func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *speaker, vs [
 // While the first of two viewers is sent events 11 and 12, something happens to the
 // second. Each gets what its own link would have said, and in the end both have all.
 func TestFanDisturbed(t *testing.T) {
+	t.Parallel()
 	both := []string{"e1 11-12 of 12"}
 	for _, c := range []struct {
 		name    string
@@ -219,6 +220,34 @@ func TestFanBelowLog(t *testing.T) {
 	})
 }
 
+// A session in which something happens all the time is served in turn with the others:
+// the crew does not stay with it as long as there is more.
+func TestFanTakesTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, 1)
+		seq := uint64(11)
+		var more func()
+		more = func() {
+			if seq++; seq <= 100 {
+				a.send(a.batch("s", "e1", seq, seq))
+				vs[0].then = more
+			}
+		}
+		vs[0].then = more
+		a.send(a.batch("s", "e1", seq, seq))
+		h.crew.next().work(time.Now())
+		if n := len(vs[0].got); n != pushTurn || h.crew.jobs.n != 1 {
+			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.n)
+		}
+		crewWorks(h)
+		if got := vs[0].got[len(vs[0].got)-1]; got != "e1 100-100 of 100" {
+			t.Errorf("ends with %s", got)
+		}
+		h.Close()
+		crewWorks(h)
+	})
+}
+
 // A status is said before events that come at the same time (rule 7).
 func TestFanStatusFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -289,6 +318,7 @@ func TestFanShares(t *testing.T) {
 // What the publisher's link does for an event is the same for one viewer and for many:
 // it tells the crew (rule 7).
 func TestGrowthAccept(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 3*maxFan)
 		a.send(a.batch("s", "e1", 11, 11))
@@ -347,17 +377,27 @@ func TestFanAllocs(t *testing.T) {
 // fanFault says what is wrong with a session's fans.
 func fanFault(s *hubSession) string {
 	n, at := 0, uint64(0)
+	var fans []*fan
 	for p := s.resting.first; p != nil; p = p.next {
-		f := p.of
-		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at < at || f.at > s.log.head {
-			return fmt.Sprintf("a fan of %d cursors at %d, after one at %d", len(f.cursors), f.at, at)
+		if p.of.at < at {
+			return fmt.Sprintf("a fan rests at %d, after one at %d", p.of.at, at)
+		}
+		at = p.of.at
+		fans = append(fans, p.of)
+	}
+	for p := s.behind.first; p != nil; p = p.next {
+		fans = append(fans, p.of)
+	}
+	for _, f := range fans {
+		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at > s.log.head {
+			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.at)
 		}
 		for _, c := range f.cursors {
 			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.in != nil {
 				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
 			}
 		}
-		n, at = n+len(f.cursors), f.at
+		n += len(f.cursors)
 	}
 	if n != s.atRest || n+s.idle.n > len(s.cursors) {
 		return fmt.Sprintf("%d cursors rest, and %d count", n, s.atRest)

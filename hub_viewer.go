@@ -592,8 +592,7 @@ func (c *cursor) rest() {
 
 // leaveOff forgets the page that cursors shared, if none of them is on the way.
 func (s *hubSession) leaveOff() {
-	behind := s.resting.front()
-	if s.atRest+s.idle.n == len(s.cursors) && (behind == nil || behind.at == s.log.head) {
+	if s.atRest+s.idle.n == len(s.cursors) && s.late() == nil {
 		s.page = nil
 	}
 }

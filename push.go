@@ -92,9 +92,6 @@ func (p *pusher) wake() {
 // claim makes the caller the one that may send, if there is nothing else to be sent.
 func (p *pusher) claim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
 
-// news reports whether something came to be sent since the link was claimed.
-func (p *pusher) news() bool { return p.state.Load() != pushBusy }
-
 // unclaim is its end.
 func (p *pusher) unclaim() {
 	if !p.state.CompareAndSwap(pushBusy, pushIdle) {
@@ -102,7 +99,8 @@ func (p *pusher) unclaim() {
 	}
 }
 
-// pushTurn is how many payloads a link sends before it is another's turn.
+// pushTurn is how many payloads a link sends before it is another's turn, and how many
+// times a session sends to a fan.
 const pushTurn = 16
 
 // work sends what the link has to send, for one turn.

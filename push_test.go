@@ -117,6 +117,7 @@ func TestPushBesideRun(t *testing.T) {
 
 // What ends a link that pushes, and what its caller then gets.
 func TestPushEnds(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("broken")
 	hello := &HelloPayload{V: 1, Role: roleViewer}
 	for _, c := range []struct {
@@ -204,6 +205,7 @@ func TestPushStuck(t *testing.T) {
 
 // Rule 9: a hub that is silent is taken for gone, also while send is stuck.
 func TestPushSilence(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		send SendFunc
@@ -229,6 +231,7 @@ func TestPushSilence(t *testing.T) {
 // Agents, a hub and viewers that all push to one another: everybody gets everything,
 // each viewer's link sends by one goroutine at a time, and when it is over none is left.
 func TestPushAllAround(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const sessions, viewers, events = 3, 40, 200
 		h := NewHub(&HubConfig{LogEvents: 50}) // the rest is replayed

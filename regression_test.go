@@ -525,6 +525,7 @@ func TestLinkTypedNil(t *testing.T) {
 
 // TestStreamerNoReplays: an agent that answers no replays says so for good (rule 12).
 func TestStreamerNoReplays(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
 		st := NewStreamer(&StreamerConfig{MaxReplays: -1})

@@ -337,6 +337,7 @@ func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 
 // TestLogSteps does everything to a log in random order.
 func TestLogSteps(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 2))
 		l, m := &log{}, &logModel{first: 1}
@@ -734,6 +735,7 @@ func TestReadCopies(t *testing.T) {
 
 // TestPagePieces: each piece fits one payload, and together they are the page.
 func TestPagePieces(t *testing.T) {
+	t.Parallel()
 	var events []Event
 	var gaps []Gap
 	seq := uint64(1)

@@ -14,6 +14,7 @@ import (
 // SECURITY.md names tests, limits and payloads that there are, and a test in each row
 // of its tables of attacks.
 func TestSecurityPage(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("SECURITY.md")
 	if err != nil {
 		t.Fatal(err)

@@ -734,6 +734,7 @@ func TestStreamerTimerOfFirstBatch(t *testing.T) {
 // TestStreamerReplayBytesExact: an answer to a request with a limit ends where it has
 // reached 1 MiB, to the byte.
 func TestStreamerReplayBytesExact(t *testing.T) {
+	t.Parallel()
 	for short, last := range []uint64{4, 5} { // bytes short of it: the last number
 		bubble(t, func(t *testing.T) {
 			st := NewStreamer(nil)
@@ -1018,6 +1019,7 @@ func (h *playedHub) wantDeadOf(code string) {
 // TestStreamerManySessions: at most 256 sessions stand in a status, with more on
 // all but the last (rule 5).
 func TestStreamerManySessions(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{0, 1, 256, 257, 513} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -2832,6 +2834,7 @@ func TestStreamerEvents(t *testing.T) {
 
 // TestStreamerInvalidEvents: what can't be told on the wire uses no number.
 func TestStreamerInvalidEvents(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		for _, test := range []struct {
