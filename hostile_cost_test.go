@@ -727,10 +727,6 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 // frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
 func TestFramesPinNoMemory(t *testing.T) {
 	const known, bytes = 40, 2500
-	rounds := uint64(100)
-	if raceEnabled {
-		rounds = 30
-	}
 	h := NewHub(&HubConfig{MaxEventBytes: 20_000, LogEvents: 150})
 	a := speakAgent(t, h, "agent")
 	batch := func(from, to, small uint64, bytes int) Payload {
@@ -743,11 +739,11 @@ func TestFramesPinNoMemory(t *testing.T) {
 			t.Fatalf("the hub's log has %d bytes of memory for %d of events", l.memory(), l.bytes)
 		}
 	}
-	for seq := uint64(known + 1); seq <= known+rounds; seq++ {
+	for seq := uint64(known + 1); seq <= known+100; seq++ {
 		a.send(batch(seq-known, seq, seq, bytes))
 	}
 	checkMemory()
-	for seq := known + rounds + 1; seq <= known+2*rounds; seq++ {
+	for seq := uint64(known + 101); seq <= known+200; seq++ {
 		a.refused(batch(seq, seq+1, seq, 50_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
 	}
 	checkMemory()
@@ -761,7 +757,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 		}
 	}
 	a.send(stuffed(t, answerTo(r, 1, 1, false), 1, known, 0, 10))
-	for seq := uint64(known + 1); seq <= known+rounds/2; seq++ {
+	for seq := uint64(known + 1); seq <= known+50; seq++ {
 		a.send(stuffed(t, answerTo(r, 1, 1, false), seq-known, seq, seq, bytes))
 	}
 	var slots []slot
@@ -769,7 +765,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 	for _, p := range h.lookup("s").cursors[0].pages {
 		slots, raw, counted = append(slots, p.slots...), raw+len(p.raw), counted+p.bytes
 	}
-	if has := memory(slots, nil) + raw; len(slots) != known+int(rounds/2) || has > 4*counted+4<<10 {
+	if has := memory(slots, nil) + raw; len(slots) != known+50 || has > 4*counted+4<<10 {
 		t.Errorf("%d events to replay have %d bytes of memory, count %d", len(slots), has, counted)
 	}
 
@@ -778,10 +774,10 @@ func TestFramesPinNoMemory(t *testing.T) {
 	hub := speakHub(t, w)
 	hub.drain()
 	before := heapBytes()
-	for seq := uint64(known + 1); seq <= known+2*rounds; seq++ {
+	for seq := uint64(known + 1); seq <= known+200; seq++ {
 		hub.send(stuffed(t, hub.batch("s", "e1", 1, 1), seq-known, seq, seq, bytes))
 	}
-	if has := heapBytes() - before; w.Stats().Items != int(2*rounds) || has > 4*1<<20 {
+	if has := heapBytes() - before; w.Stats().Items != 200 || has > 4*1<<20 {
 		t.Errorf("%d items that count %d bytes take %d", w.Stats().Items, w.Stats().Bytes, has)
 	}
 }

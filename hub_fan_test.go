@@ -369,7 +369,7 @@ func TestFanAllocs(t *testing.T) {
 		seq++
 		a.send(a.batch("s", "e1", seq, seq))
 	})
-	if allocs-alone > 8 {
+	if allocs-alone > 8 && !raceEnabled {
 		t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
 	}
 }

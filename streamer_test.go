@@ -2984,9 +2984,10 @@ func TestAckAllocs(t *testing.T) {
 	for range 100 {
 		batch(200)()
 	}
-	// The payload, its events, its slots and their JSON.
+	// The payload, its events, its slots and their JSON. The race detector has pools
+	// lose things.
 	for _, events := range []int{1, 10, 200} {
-		if n := testing.AllocsPerRun(100, batch(events)); n > 6 {
+		if n := testing.AllocsPerRun(100, batch(events)); n > 6 && !raceEnabled {
 			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
 		}
 	}
