@@ -360,12 +360,12 @@ func TestFanAllocs(t *testing.T) {
 		v.deaf = true
 	}
 	seq := uint64(10)
-	allocs := testing.AllocsPerRun(50, func() {
+	allocs := testing.AllocsPerRun(Fewer(50), func() {
 		seq++
 		a.send(a.batch("s", "e1", seq, seq))
 		crewWorks(h)
 	})
-	alone := testing.AllocsPerRun(50, func() {
+	alone := testing.AllocsPerRun(Fewer(50), func() {
 		seq++
 		a.send(a.batch("s", "e1", seq, seq))
 	})
