@@ -418,6 +418,7 @@ func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, 
 	if err := s.fill(&d); err != nil {
 		return s, 0, err
 	}
+	s.st.budget.makeRoom(d.size()) // as publish does
 	seq, err := s.offer(&d)
 	return s, seq, err
 }
