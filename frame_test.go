@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -364,4 +365,40 @@ func TestFramesAllocate(t *testing.T) {
 	if n := st.Stats().PendingEvents; n != 0 {
 		t.Errorf("%d events pending", n)
 	}
+}
+
+// Large events of a frame stay together in the log, which would have had a chunk for
+// each.
+func TestHandleFrameLargeEvents(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 3)
+		for i := range b.Events {
+			b.Events[i].Data = fmt.Appendf(nil, "%q", strings.Repeat(string(rune('a'+i)), 2*largeEntry))
+		}
+		frame, err := Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.l.HandleFrame(t.Context(), frame); err != nil {
+			t.Fatal(err)
+		}
+		clear(frame)
+		l := &h.lookup("s").log
+		if l.ring.at(0).chunk != l.ring.at(2).chunk {
+			t.Error("the events are apart")
+		}
+		n := 0
+		for it := range h.Items(endedContext, "s", Position{}) {
+			if string(it.Event.Data) != string(b.Events[n].Data) {
+				t.Errorf("event %d is %.20s", it.Event.Seq, it.Event.Data)
+			}
+			n++
+		}
+		if n != 3 {
+			t.Errorf("%d events", n)
+		}
+	})
 }

@@ -168,8 +168,13 @@ func (f *fan) land() {
 	if s.h.without.fanLeft {
 		f.left = false
 	}
-	if f.left || s.ended {
-		f.keep(f.stays)
+	if f.left {
+		f.keep(func(c *cursor) bool {
+			if c.fan != f {
+				c.pusher.unclaim()
+			}
+			return c.fan == f
+		})
 	}
 	for _, c := range f.cursors {
 		c.pusher.unclaim()
@@ -179,20 +184,6 @@ func (f *fan) land() {
 		s.put(f)
 	}
 	s.leaveOff()
-}
-
-// stays reports whether a cursor stays in a fan that lands. Who is told of the end is
-// told by its own link.
-func (f *fan) stays(c *cursor) bool {
-	if c.fan == f && !f.s.ended {
-		return true
-	}
-	if c.fan == f {
-		c.fan = nil
-		c.hv.ready(&c.task)
-	}
-	c.pusher.unclaim()
-	return false
 }
 
 // put puts a fan where it is found when there is more: at the head behind the others,

@@ -426,14 +426,11 @@ type alarm struct {
 	at    time.Time // what it was set to; zero: it has rung, or was never set
 }
 
-// set returns what is to be waited for, or nil if there is no such time.
+// set returns what is to be waited for.
 func (a *alarm) set(now, at time.Time) <-chan time.Time {
-	switch {
-	case at.IsZero():
-		return nil
-	case a.timer == nil:
+	if a.timer == nil {
 		a.timer = time.NewTimer(at.Sub(now))
-	case !at.Equal(a.at):
+	} else if !at.Equal(a.at) {
 		a.timer.Reset(at.Sub(now))
 	}
 	a.at = at
