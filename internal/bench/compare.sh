@@ -14,7 +14,7 @@
 #   -cpu        compare the CPU time of the process instead of the time that passed
 #   -all        print a line for each peer, instead of the fastest one's
 #   -md         print a Markdown table
-#   -readme     put that table into README.md instead
+#   -readme     put that table into README.md instead; with -cpu, into its second one
 #   -raw file   keep the output of the benchmarks there
 #   -from file  run nothing, and compare what -raw has kept
 set -euo pipefail
@@ -124,9 +124,9 @@ if [ "$readme" = 0 ]; then
 	summary
 else
 	summary >"$tmp/table" || { cat "$tmp/table" >&2 && exit 1; }
-	awk -v table="$tmp/table" '
-	/^<!-- end/ { while ((getline row < table) > 0) print row; inside = 0 }
+	awk -v table="$tmp/table" -v unit="$unit" '
+	$0 == "<!-- end " unit " -->" { while ((getline row < table) > 0) print row; inside = 0 }
 	!inside { print }
-	/^<!-- begin/ { inside = 1 }' README.md >"$tmp/readme"
+	$0 == "<!-- begin " unit " -->" { inside = 1 }' README.md >"$tmp/readme"
 	cp "$tmp/readme" README.md
 fi
