@@ -79,10 +79,11 @@
 // # Concurrency
 //
 // All methods of Streamer, [Session], Hub, Viewer and Link are safe for
-// concurrent use. The package starts no goroutine outside of Run, which has ended
-// its own when it returns, and [Link.Push], whose end when there is nothing to send. Locks are never held while a callback, send or receive
-// runs, so callbacks may call anything back. Close of a Streamer waits for acks as
-// its context allows; no Close waits for a callback.
+// concurrent use. The package starts no goroutines but those of Run, which have ended
+// when it returns, and those of [Link.Push], which end when there is nothing to send.
+// Locks are never held while a callback, send or receive runs, so callbacks may call
+// anything back. Close of a Streamer waits for acks as its context allows; no Close
+// waits for a callback.
 //
 // What can block takes a context, and its comment says what it waits for. Handle
 // at a viewer waits while the viewer's buffer is full: a reader that stands still

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -148,7 +149,11 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	for now := time.Now(); p != nil; p, _, _ = l.take(now) {
 		start := len(lines)
 		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
-			return tooLong(lines[start:])
+			err := tooLong(lines[start:])
+			if start > 0 { // what others say does not suffer from it
+				err = errors.Join(err, s.write(ctx, lines[:start]))
+			}
+			return err
 		}
 		if lines = append(lines, '\n'); len(lines) >= keepLine {
 			break

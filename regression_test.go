@@ -1195,3 +1195,30 @@ func TestReplayFrameTwice(t *testing.T) {
 		v.want(replayedTo(r, 1, 2), replayedTo(r, 3, 4))
 	})
 }
+
+// TestReplayGivenUpWhileSent: a viewer that asks anew gives its older request up. That
+// one's last batch read whether it was done when others could write that (rule 12):
+// the race detector sees it, and it could have said done in the middle.
+func TestReplayGivenUpWhileSent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		st := NewStreamer(nil)
+		publishN(t, st, "s", 300)
+		hub := playHub(t, st)
+		var sender sync.WaitGroup
+		sender.Go(func() {
+			for err := error(nil); err == nil; {
+				_, err = hub.link.NextFrame(ctx, nil)
+			}
+		})
+		for i := range 3000 {
+			r := &ReplayRequestPayload{SessionID: "s", ViewerID: "tab", RequestID: fmt.Sprint(i)}
+			if err := hub.link.Handle(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		sender.Wait()
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -341,4 +342,39 @@ func TestRunLinesBetweenForms(t *testing.T) {
 			})
 		}
 	}
+}
+
+// One payload that no line can hold ends the link, but what came before it is sent:
+// other sessions do not starve of it.
+func TestRunLinesBeforeTooLarge(t *testing.T) {
+	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+		st := NewStreamer(&StreamerConfig{MaxEventBytes: maxLine + 1000})
+		for id, text := range map[string]string{"a": "x", "b": strings.Repeat("x", maxLine)} {
+			if _, err := st.Publish(t.Context(), id, Event{Data: []byte(`"` + text + `"`)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		near, far := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- run(st.Connect(), t.Context(), near) }()
+		var got []string
+		in := bufio.NewScanner(far)
+		for in.Scan() {
+			p, err := Unmarshal(in.Bytes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got = append(got, p.payloadType()); len(got) == 1 {
+				go far.Write([]byte(`{"type":"welcome","payload":{"v":1,"link":"l","window":9}}` + "\n"))
+			}
+		}
+		slices.Sort(got) // in whatever order, and however often
+		got = slices.Compact(got)
+		if want := []string{"event_batch", "hello", "status"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if err := <-ended; !errors.Is(err, ErrTooLarge) {
+			t.Errorf("ends with %v", err)
+		}
+	})
 }

@@ -709,11 +709,12 @@ func (r *replay) take(time.Time) Payload {
 	if r.done {
 		r.a.drop(r)
 	}
+	done := r.done // which a later request of the viewer may set, though this one goes on
 	s.mu.Unlock()
 	b := replayBatches.Get().(*ReplayBatchPayload)
 	*b = ReplayBatchPayload{
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
-		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: r.done,
+		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: done,
 	}
 	p.checked = !s.st.cfg.TrustData
 	b.Gaps, b.encoded = p.gaps, p.seal()
