@@ -315,6 +315,28 @@ func TestFanShares(t *testing.T) {
 	})
 }
 
+// The page is not kept for a viewer that has gone.
+func TestFanPageOfGoneViewer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, 1)
+		v := speakViewer(t, h, "slow")
+		v.send(v.watch("s", "e1", 10))
+		v.drain()
+		a.send(a.batch("s", "e1", 11, 12))
+		crewWorks(h)
+		if h.lookup("s").page == nil {
+			t.Error("nothing is kept for the viewer that is still to come")
+		}
+		v.l.Close()
+		if h.lookup("s").page != nil {
+			t.Error("the page is kept for nobody")
+		}
+		vs[0].l.Close()
+		h.Close()
+		crewWorks(h)
+	})
+}
+
 // What the publisher's link does for an event is the same for one viewer and for many:
 // it tells the crew (rule 7).
 func TestGrowthAccept(t *testing.T) {

@@ -399,6 +399,7 @@ func (s *hubSession) drop(c *cursor) {
 	s.cursors[c.at].at = c.at
 	s.cursors[last] = nil
 	s.cursors = s.cursors[:last]
+	s.leaveOff()
 }
 
 // restart puts the cursor at a position.

@@ -304,6 +304,14 @@ func (l *Link) spoken() {
 	l.finish()
 }
 
+// mute drops what was still to be said: the dead link's peer can't be told.
+func (l *Link) mute() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answers = nil
+	l.finish()
+}
+
 func (l *Link) failure() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

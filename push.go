@@ -61,6 +61,7 @@ type pusher struct {
 	state atomic.Int32
 	place place[job] // in the crew's queue
 	timer *time.Timer
+	rang  atomic.Bool // the timer did, and was not set since
 	// Whoever claimed the link has these to itself.
 	at time.Time // what the timer was set to
 }
@@ -116,7 +117,7 @@ func (p *pusher) work(now time.Time) {
 		case pl != nil:
 			p.give(now, pl)
 		default:
-			p.setTimer(now, at)
+			p.setTimer(at)
 			if p.state.CompareAndSwap(pushBusy, pushIdle) {
 				return
 			}
@@ -128,15 +129,16 @@ func (p *pusher) work(now time.Time) {
 func (p *pusher) give(now time.Time, pl Payload) {
 	if err := p.send(p.ctx, pl); err != nil {
 		p.l.fail(now, err)
+		p.l.mute()
 	}
 }
 
-func (p *pusher) setTimer(now, at time.Time) {
-	if at.Equal(p.at) {
+func (p *pusher) setTimer(at time.Time) {
+	if !p.rang.Swap(false) && at.Equal(p.at) {
 		return
 	}
 	if p.at = at; !at.IsZero() {
-		p.alarm(at.Sub(now))
+		p.alarm(time.Until(at))
 	}
 }
 
@@ -161,6 +163,7 @@ func (p *pusher) tick() {
 		p.alarm(heartbeat)
 		fallthrough
 	default:
+		p.rang.Store(true) // whoever is at work may have an older now
 		p.wake()
 	}
 }

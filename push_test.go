@@ -326,3 +326,56 @@ func readAll(t *testing.T, v *Viewer, sessions, events int, connect func()) {
 	}
 	v.Close()
 }
+
+// A heartbeat that falls due while a send is under way is sent after it, and those
+// after it too (rule 9). The crew went by the time at which its turn had begun, to
+// which the timer was set already, and had rung: the link's clock stood still for good.
+func TestPushTimerRingsDuringSend(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		l := h.ConnectViewer("tab")
+		var c catcher
+		slow := make(chan struct{})
+		l.Push(t.Context(), func(ctx context.Context, p Payload) error {
+			if s, ok := p.(*StatusPayload); ok && len(s.Sessions) > 0 {
+				<-slow // closed after the first
+			}
+			return c.send(ctx, p)
+		})
+		l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+		c.wantTypes(t, "welcome")
+		pass(heartbeat - time.Second/2)
+		l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
+		pass(time.Second)
+		close(slow)
+		c.wantTypes(t, "status", "status")
+		pass(10 * heartbeat)
+		if n := len(c.take()); n != 10 {
+			t.Errorf("%d heartbeats in ten periods", n)
+		}
+		h.Close()
+	})
+}
+
+// Nothing is sent on a transport that has failed, though more was ready.
+func TestPushSendsNoMoreAfterError(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		l := h.ConnectViewer("tab")
+		for range 10 {
+			l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+		}
+		calls := 0
+		l.Push(t.Context(), func(context.Context, Payload) error {
+			calls++
+			return errors.New("broken")
+		})
+		synctest.Wait()
+		if calls != 1 {
+			t.Errorf("send was called %d times", calls)
+		}
+		h.Close()
+	})
+}
