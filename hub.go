@@ -111,7 +111,7 @@ type Hub struct {
 	sizes   sizes
 	without omitted
 	mint    *minter
-	crew    crew // of links that are pushed
+	crew    crew // of viewers' links that push
 
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64

@@ -69,7 +69,7 @@ func (f *fan) keep(stays func(c *cursor) bool) {
 func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for turn := 0; turn < pushTurn; {
+	for range pushTurn {
 		f, others := s.launch()
 		if f == nil {
 			return
@@ -81,7 +81,6 @@ func (s *hubSession) work(now time.Time) {
 		}
 		if loaded {
 			f.send(now)
-			turn++
 		}
 		s.mu.Lock()
 		f.land()
@@ -152,9 +151,13 @@ func (f *fan) send(now time.Time) {
 		Gaps: f.page.gaps, encoded: f.page.seal(),
 	}
 	open(&first)
-	batches := make([]EventBatchPayload, len(f.cursors))
-	for i, c := range f.cursors {
-		b := &batches[i]
+	var batches []EventBatchPayload // a few at a time: who keeps one keeps its neighbours
+	for _, c := range f.cursors {
+		if len(batches) == 0 {
+			batches = make([]EventBatchPayload, 8)
+		}
+		b := &batches[0]
+		batches = batches[1:]
 		*b = first
 		b.ViewerID, b.Link = c.hv.viewerID, c.hv.id
 		c.pusher.give(now, b)

@@ -81,6 +81,17 @@ func replayedTo(r *ReplayRequestPayload, from, to uint64) *ReplayBatchPayload {
 	return answerTo(r, from, to, to == r.UntilSeq)
 }
 
+// withoutLog has a viewer watch a session of which the hub keeps nothing.
+func withoutLog(t *testing.T, events uint64) (a, v *speaker) {
+	h := NewHub(&HubConfig{LogEvents: -1})
+	a = speakAgent(t, h, "agent")
+	a.feed("s", "e1", 1, events)
+	v = speakViewer(t, h, "tab")
+	v.send(v.watch("s", "", 0))
+	v.drain()
+	return a, v
+}
+
 // smallHub keeps five events of a session; s has 20.
 func smallHub(t *testing.T, cfg HubConfig) (*Hub, *speaker) {
 	cfg.LogEvents = 5

@@ -11,18 +11,25 @@ import (
 // Push has the link call send with each payload that Next would return, as soon as
 // there is one, and returns at once. It is for callers who have no goroutine for
 // each connection: an event-driven server, a sink in this process. The peer's
-// payloads come in by Handle.
+// payloads come in by Handle. Do not call Next beside it.
 //
-// send is called from a few goroutines that all links of a Hub share, and that are
-// there only while there is something to send; for one link it is called by one of
-// them at a time. So it has to be quick, such as an append to a queue of the
-// connection's own: one that blocks holds up others. Its payload may share its
-// bytes with those of other viewers and is read-only; it may be kept. An error of
-// send is the link's end, which Handle returns from then on.
+// send is called from a few goroutines that all viewers' links of a Hub share, and
+// that are there only while there is something to send; every other link has one of
+// its own. For one link it is called by one of them at a time. So it has to be quick,
+// such as an append to a queue of the connection's own: one that blocks holds up
+// others. Its payload is read-only, since viewers share the events; it may be kept,
+// with which a few payloads beside it stay in memory. An error of send is the link's
+// end, and send is not called again.
 //
-// When ctx ends, the link is closed. The ctx that send is given ends soon after the
-// link, if not before. Errors: ErrBusy if Push or Run was called before.
+// When ctx ends, the link is closed. Whoever has to know when the link is over, why
+// ever that is, waits for the ctx that send is given, which ends at most a second after
+// the link and not before the last words to the peer are sent; a call that is under way
+// may return later. Handle returns the cause. Errors: ErrBusy if Push or Run was called
+// before, or why the link is dead already.
 func (l *Link) Push(ctx context.Context, send SendFunc) error {
+	if err := l.failure(); err != nil {
+		return err
+	}
 	if !l.occupy() {
 		return ErrBusy
 	}
@@ -32,7 +39,7 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.timer = time.AfterFunc(timerMax, p.tick)
-	p.alarm(heartbeat)
+	p.ringIn(heartbeat)
 	p.release = context.AfterFunc(ctx, func() { l.Close() })
 	l.pusher.Store(p)
 	p.wake()
@@ -138,12 +145,12 @@ func (p *pusher) setTimer(at time.Time) {
 		return
 	}
 	if p.at = at; !at.IsZero() {
-		p.alarm(time.Until(at))
+		p.ringIn(time.Until(at))
 	}
 }
 
-// alarm has the clock be looked at after a while.
-func (p *pusher) alarm(d time.Duration) {
+// ringIn has the clock be looked at after a while.
+func (p *pusher) ringIn(d time.Duration) {
 	if p.timer.Stop(); !p.crew.byHand {
 		p.timer.Reset(d)
 	}
@@ -160,7 +167,7 @@ func (p *pusher) tick() {
 	case listens && m.silent(now):
 		p.l.fail(now, ErrSilent)
 	case listens:
-		p.alarm(heartbeat)
+		p.ringIn(heartbeat)
 		fallthrough
 	default:
 		p.rang.Store(true) // whoever is at work may have an older now
@@ -169,7 +176,7 @@ func (p *pusher) tick() {
 }
 
 // failed gives send a last moment to say why the link died.
-func (p *pusher) failed() { p.alarm(lastWords) }
+func (p *pusher) failed() { p.ringIn(lastWords) }
 
 func (p *pusher) end() {
 	p.timer.Stop()
@@ -187,6 +194,9 @@ type crew struct {
 	byHand bool // somebody else does the jobs, and looks at the clock: the simulation
 }
 
+// crewSize is how many goroutines a crew is at the most.
+var crewSize = runtime.GOMAXPROCS(0)
+
 // A job is a link that has something to send, or a session that has news for many.
 type job interface{ work(now time.Time) }
 
@@ -194,7 +204,7 @@ type job interface{ work(now time.Time) }
 func (c *crew) add(p *place[job], j job) {
 	c.mu.Lock()
 	c.jobs.push(p, j)
-	start := c.busy < runtime.GOMAXPROCS(0) && !c.byHand
+	start := c.busy < crewSize && !c.byHand
 	if start {
 		c.busy++
 	}

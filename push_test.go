@@ -92,6 +92,11 @@ func TestPush(t *testing.T) {
 		if err := l.Handle(t.Context(), &WatchPayload{SessionID: "s"}); err != ErrClosed {
 			t.Errorf("after Close: %v", err)
 		}
+		for want, dead := range map[error]*Link{ErrClosed: h.ConnectViewer("tab"), ErrInvalidID: NewHub(nil).ConnectViewer("")} {
+			if err := dead.Push(t.Context(), c.send); err != want {
+				t.Errorf("Push on a dead link: %v, want %v", err, want)
+			}
+		}
 	})
 }
 

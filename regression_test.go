@@ -1148,12 +1148,7 @@ func TestReplayTwice(t *testing.T) {
 // requests before (rule 12).
 func TestReplayTimerStartsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{LogEvents: -1})
-		a := speakAgent(t, h, "agent")
-		a.feed("s", "e1", 1, 3)
-		v := speakViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		a, v := withoutLog(t, 3)
 		a.asked("s", "tab", "e1", 0, 3)
 		pass(timerFirst) // it was lost
 		v.drain()
@@ -1175,12 +1170,7 @@ func TestReplayTimerStartsAnew(t *testing.T) {
 // left that is new. Taking what is left of it out of the frame was a panic.
 func TestReplayFrameTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{LogEvents: -1})
-		a := speakAgent(t, h, "agent")
-		a.feed("s", "e1", 1, 4)
-		v := speakViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		a, v := withoutLog(t, 4)
 		r := a.asked("s", "tab", "e1", 0, 4)
 		frame, err := Marshal(answerTo(r, 1, 2, false))
 		if err != nil {

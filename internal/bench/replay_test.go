@@ -67,11 +67,15 @@ func (r *replayed) check(b *testing.B, data []byte) {
 	}
 }
 
-func benchReplayGvstream(b *testing.B, size int) {
-	a := newAgent(b, streamerConfig())
-	data := payload(size)
+// fullAgent has a full history, which begins after a number.
+func fullAgent(b *testing.B, size int) (a *agent, data []byte, after uint64) {
+	a, data = newAgent(b, streamerConfig()), payload(size)
 	fill(&gvStore{a, jsonEvent}, data)
-	after := a.s.Stats().Head - history
+	return a, data, a.s.Stats().Head - history
+}
+
+func benchReplayGvstream(b *testing.B, size int) {
+	a, data, after := fullAgent(b, size)
 	var r replayed
 	var buf []byte
 	m := start(b, 1)
@@ -98,10 +102,7 @@ func benchReplayGvstream(b *testing.B, size int) {
 }
 
 func benchReplayOpen(b *testing.B, size int) {
-	a := newAgent(b, streamerConfig())
-	data := payload(size)
-	fill(&gvStore{a, jsonEvent}, data)
-	after := a.s.Stats().Head - history
+	a, data, after := fullAgent(b, size)
 	var r replayed
 	var buf []byte
 	m := start(b, 1)
