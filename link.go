@@ -54,8 +54,9 @@ func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 // connection is dead from the moment a newer one is made: its calls return
 // ErrSuperseded and change nothing (rule 3).
 //
-// Run does everything. Callers who dispatch payloads themselves use Handle and
-// Next instead, or HandleFrame and NextFrame, and Close when the connection is gone.
+// Run does everything, and RunLines over a byte stream. Callers who dispatch payloads
+// themselves use Handle, and Next or Push, instead, or HandleFrame and NextFrame, and
+// Close when the connection is gone.
 type Link struct {
 	m       machine
 	refused *atomic.Uint64 // counts the payloads answered by an error

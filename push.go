@@ -118,7 +118,6 @@ func (p *pusher) work(now time.Time) {
 		pl, at, err := p.l.next(now)
 		switch {
 		case err != nil: // it is never idle again
-			p.l.spoken()
 			p.end()
 			return
 		case pl != nil:
