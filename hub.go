@@ -107,11 +107,10 @@ func (c *HubConfig) withDefaults() HubConfig {
 //
 // All methods are safe for concurrent use.
 type Hub struct {
-	cfg     HubConfig
-	sizes   sizes
-	without omitted
-	mint    *minter
-	crew    crew // of viewers' links that push
+	cfg   HubConfig
+	sizes sizes
+	mint  *minter
+	crew  crew // of viewers' links that push
 
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
@@ -135,7 +134,7 @@ type Hub struct {
 // cfg is copied.
 func NewHub(cfg *HubConfig) *Hub {
 	return &Hub{
-		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process,
+		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, crew: newCrew(),
 		sessions: make(map[string]*hubSession),
 		agents:   make(map[string]*hubAgent),
 		owned:    make(map[string]int),
@@ -278,9 +277,7 @@ func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
 // event becomes visible to viewers and acks.
 func (s *hubSession) accept(p *page) {
 	s.log.accept(p, func() {
-		if !s.h.without.hubLog {
-			s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
-		}
+		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	})
 	if p.ends() {
 		s.endSeq = p.last
@@ -577,7 +574,7 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
 	hv := h.viewers[viewerID]
 	h.mu.Unlock()
-	if hv != nil && !h.without.revoke {
+	if hv != nil {
 		hv.revoke(sessionID)
 	}
 }

@@ -49,7 +49,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	h.mu.Unlock()
 	if closed {
 		ha.fail(now, ErrClosed)
-	} else if old != nil && !h.without.hubNewest {
+	} else if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
 	return ha
@@ -175,7 +175,7 @@ func badVersion(v int) *ProtocolError {
 func (ha *hubAgent) current(now time.Time, link string) error {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
-	if ha.greeted && (link == ha.id || ha.h.without.hubLink) {
+	if ha.greeted && link == ha.id {
 		return nil
 	}
 	return staleLink(ha.h, ha.Link, now, &ha.staleAt)
@@ -229,14 +229,12 @@ func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) er
 	defer s.mu.Unlock()
 	if !s.ended { // nothing follows the end
 		s.head = max(s.head, e.HeadSeq)
-		if e.Ended && !ha.h.without.noteEnd {
+		if e.Ended {
 			s.endSeq = e.HeadSeq
 			s.noteEnd()
 		}
 	}
-	if !ha.h.without.answerStatus {
-		s.on.ackNow()
-	}
+	s.on.ackNow()
 	s.watchClock()
 	return nil
 }
@@ -300,7 +298,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 	if err := s.staleEpoch(e.Epoch); err != nil {
 		return err
 	}
-	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) && !ha.h.without.epochLead {
+	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
 	if err := ha.full(s); err != nil {
@@ -314,7 +312,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 		if err := ha.failure(); err != nil {
 			return err
 		}
-		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) && !ha.h.without.hubSessions {
+		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
 			ha.h.known.Add(-1) // others were faster
 			return overloaded(s.id)
 		}
@@ -325,7 +323,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 
 // staleEpoch refuses an epoch older than the session's (rule 2).
 func (s *hubSession) staleEpoch(epoch string) error {
-	if epoch >= s.epoch || s.h.without.epochBack {
+	if epoch >= s.epoch {
 		return nil
 	}
 	err := refusal(codeStaleEpoch, s.id, "the session has a later epoch")
@@ -336,7 +334,7 @@ func (s *hubSession) staleEpoch(epoch string) error {
 // claims reports whether the agent has the session, or may take it over. The lock is
 // free meanwhile, and no callback runs when it is taken again.
 func (ha *hubAgent) claims(ctx context.Context, s *hubSession) (bool, error) {
-	if s.owner == "" || s.owner == ha.agentID || ha.h.without.owner {
+	if s.owner == "" || s.owner == ha.agentID {
 		return true, nil
 	}
 	if ha.h.cfg.Claim == nil {
@@ -364,7 +362,7 @@ func (ha *hubAgent) full(s *hubSession) error {
 	ha.h.agentsMu.Lock()
 	n := ha.h.owned[ha.agentID]
 	ha.h.agentsMu.Unlock()
-	if ha.h.without.hubSessions || n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
+	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
 	return overloaded(s.id)
@@ -379,7 +377,7 @@ func overloaded(sessionID string) error {
 // start is the number up to which an epoch that is new to the hub counts as
 // accepted.
 func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
-	if ha.h.cfg.Resume == nil || ha.h.without.resume {
+	if ha.h.cfg.Resume == nil {
 		return e.AckSeq, nil
 	}
 	var start uint64
@@ -448,20 +446,18 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 	s.head = max(s.head, p.HeadSeq)
 	s.listed = now
 	switch {
-	case p.FirstSeq > accepted+1 && !ha.h.without.hole:
+	case p.FirstSeq > accepted+1:
 		o.nack(now)
 		return nil
 	case p.LastSeq <= accepted:
 		o.ackNow() // a duplicate: its ack may have been lost
 		return nil
 	}
-	if !ha.h.without.skipKnown {
-		pg.clip(accepted)
-	}
+	pg.clip(accepted)
 	tooLarge := ha.fit(s, &pg)
 	if pg.last >= pg.first {
 		pg.pack()
-		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil && !ha.h.without.commit {
+		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil {
 			return err
 		}
 		if s.epoch != p.Epoch {
@@ -506,7 +502,7 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 			return nil, err
 		}
 	}
-	if p.FirstSeq != 1 && !ha.h.without.openBatch {
+	if p.FirstSeq != 1 {
 		err := refusal(codeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
 		return nil, err
@@ -638,9 +634,6 @@ func (o *opening) take(now time.Time) Payload {
 		return nil
 	}
 	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.nacking}
-	if o.ha.h.without.ackAccepted {
-		p.UpToSeq = s.head
-	}
 	o.due, o.nacking, o.ackAt, o.unacked = false, false, time.Time{}, 0
 	return p
 }

@@ -168,9 +168,6 @@ func (f *fan) send(now time.Time) {
 func (f *fan) land() {
 	s := f.s
 	f.flying, f.page = false, nil
-	if s.h.without.fanLeft {
-		f.left = false
-	}
 	if f.left {
 		f.keep(func(c *cursor) bool {
 			if c.fan != f {

@@ -76,7 +76,7 @@ func crewWorks(h *Hub) {
 func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *speaker, vs []*fanned) {
 	t.Helper()
 	h = NewHub(cfg)
-	h.crew.byHand = true
+	h.crew.size = 0
 	a = speakAgent(t, h, "agent")
 	a.feed("s", "e1", 1, 10)
 	for i := range viewers {

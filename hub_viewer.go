@@ -232,7 +232,7 @@ func (hv *hubViewer) revoke(sessionID string) {
 
 // authorize asks whether the viewer may watch, and ends its watch if not.
 func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
-	if hv.h.cfg.Authorize == nil || hv.local || hv.h.without.authorize {
+	if hv.h.cfg.Authorize == nil || hv.local {
 		return nil
 	}
 	err := hv.h.cfg.Authorize(ctx, hv.viewerID, sessionID)
@@ -266,7 +266,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, hv.failure()
 	case c != nil:
 		return c, nil
-	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local && !h.without.watchLimit:
+	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
@@ -322,7 +322,7 @@ func (hv *hubViewer) takeBeat(now time.Time) Payload {
 		cursors = append(cursors, c)
 	}
 	hv.mu.Unlock()
-	if !due || hv.h.without.viewerBeat {
+	if !due {
 		return nil
 	}
 	hv.h.expire(now)
@@ -465,7 +465,7 @@ func (c *cursor) describe() (SessionStatus, bool) {
 // ahead refuses a position that no agent has reached (rule 13).
 func (c *cursor) ahead() *ProtocolError {
 	s := c.s
-	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head || s.h.without.ahead {
+	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head {
 		return nil
 	}
 	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
@@ -629,8 +629,6 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		return gap(until, ReasonEvicted)
 	case c.lost > c.seq:
 		return gap(min(c.lost, until), ReasonUnavailable)
-	case c.fetch != nil && s.h.without.askAgain:
-		return nil
 	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet: its agent's link may be stuck
 		c.fetch.due = now.Add(c.fetch.timer)
 		c.hv.schedule(&c.task, c.fetch.due)
@@ -645,13 +643,10 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
-		if s.h.without.askCeiling {
-			until = s.head
-		}
 		c.ask(ha, until)
 		return nil
 	}
-	if c.since.IsZero() || s.h.without.replayWait {
+	if c.since.IsZero() {
 		c.since = now
 	}
 	patience := s.h.cfg.ReplayWait
@@ -711,7 +706,7 @@ func (c *cursor) grant() bool {
 	}
 	s, hv := c.s, c.hv
 	hv.mu.Lock()
-	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays || s.h.without.askInTurn
+	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays
 	switch {
 	case !free:
 		hv.waiting.push(&c.slot, c)
@@ -724,7 +719,7 @@ func (c *cursor) grant() bool {
 	if !free {
 		return false
 	}
-	if s.open >= s.h.cfg.MaxReplays && !s.h.without.askInTurn {
+	if s.open >= s.h.cfg.MaxReplays {
 		s.turns.push(&c.turn, c)
 		return false
 	}
@@ -924,9 +919,6 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 // accept keeps what is new in an answer for the cursor to hand out.
 func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	c := f.c
-	if c.s.h.without.routeReplay {
-		c = c.s.cursors[0]
-	}
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
 		f.pause(now, time.Second)
 		return

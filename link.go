@@ -125,7 +125,6 @@ type greeter struct {
 	mu   sync.Locker
 	role string
 
-	once     bool          // it is not said again
 	awaiting bool          // a hello waits for its welcome
 	at       time.Time     // when to say it again; zero: not said yet
 	timer    time.Duration // until then
@@ -150,7 +149,7 @@ func (g *greeter) take(now time.Time) Payload {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case !g.awaiting || g.once && !g.at.IsZero():
+	case !g.awaiting:
 		return nil
 	case now.Before(g.at):
 		g.l.schedule(&g.task, g.at)

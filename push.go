@@ -35,7 +35,8 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	}
 	p := &pusher{l: l, crew: l.crew, send: send}
 	if p.crew == nil {
-		p.crew = new(crew)
+		own := newCrew()
+		p.crew = &own
 	}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.timer = time.AfterFunc(timerMax, p.tick)
@@ -150,7 +151,7 @@ func (p *pusher) setTimer(at time.Time) {
 
 // ringIn has the clock be looked at after a while.
 func (p *pusher) ringIn(d time.Duration) {
-	if p.timer.Stop(); !p.crew.byHand {
+	if p.timer.Stop(); p.crew.size > 0 {
 		p.timer.Reset(d)
 	}
 }
@@ -189,12 +190,10 @@ type crew struct {
 	mu   sync.Mutex // protects the fields below; a leaf
 	jobs queue[job]
 	busy int // goroutines
-
-	byHand bool // somebody else does the jobs, and looks at the clock: the simulation
+	size int // goroutines at the most; with none, its owner does the jobs and looks at the clock
 }
 
-// crewSize is how many goroutines a crew is at the most.
-var crewSize = runtime.GOMAXPROCS(0)
+func newCrew() crew { return crew{size: runtime.GOMAXPROCS(0)} }
 
 // A job is a link that has something to send, or a session that has news for many.
 type job interface{ work(now time.Time) }
@@ -203,7 +202,7 @@ type job interface{ work(now time.Time) }
 func (c *crew) add(p *place[job], j job) {
 	c.mu.Lock()
 	c.jobs.push(p, j)
-	start := c.busy < crewSize && !c.byHand
+	start := c.busy < c.size
 	if start {
 		c.busy++
 	}
@@ -219,12 +218,12 @@ func (c *crew) work() {
 	}
 }
 
-// next takes out the next job. Without one the goroutine ends.
+// next takes out the next job. Without one the goroutine ends, if the caller is one.
 func (c *crew) next() job {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	j := c.jobs.pop()
-	if j == nil {
+	if j == nil && c.size > 0 {
 		c.busy--
 	}
 	return j

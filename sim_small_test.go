@@ -88,7 +88,6 @@ func (w *simWorld) beginSmall(c smallWorld) {
 	w.agents, w.viewers = []*simAgent{a}, []*simViewer{v}
 	w.startAgent(a)
 	v.v, v.seen = NewViewer(&w.viewerCfg), make(map[string]*simReader)
-	v.v.without = w.without
 	w.watch(v, simIDs[0], nil, false)
 	w.smallConnect()
 	for range 2 {
@@ -176,8 +175,8 @@ func (w *simWorld) smallAgain(to *simEnd) bool {
 
 // runSmall runs one schedule of the small world. It reports false for one that has
 // a step which can't happen.
-func runSmall(src source, c smallWorld, without omitted, verbose bool) (w *simWorld, whole bool) {
-	w = emptyWorld(src, without)
+func runSmall(src source, c smallWorld, verbose bool) (w *simWorld, whole bool) {
+	w = emptyWorld(src)
 	w.verbose = verbose
 	defer w.recoverPanic()
 	w.beginSmall(c)
@@ -200,10 +199,10 @@ func everySchedule(world, first, depth int, count *atomic.Uint64) error {
 	for d := 1; d <= depth; d++ {
 		e := &enumerator{depth: d, path: []int{first}, of: []int{len(smallSteps)}, prefix: 1}
 		for more := true; more; more = e.advance() {
-			w, whole := runSmall(e, smallWorlds[world], omitted{}, false)
+			w, whole := runSmall(e, smallWorlds[world], false)
 			if w.err != nil {
 				e.at, e.steps = 0, 0
-				w, _ = runSmall(e, smallWorlds[world], omitted{}, true)
+				w, _ = runSmall(e, smallWorlds[world], true)
 				return fmt.Errorf("%w\n%s", w.err, w.story())
 			}
 			if whole {

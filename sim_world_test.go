@@ -92,7 +92,6 @@ type blocked struct {
 type simWorld struct {
 	src     source
 	random  *rand.Rand // for ids, which are no choices
-	without omitted
 	now     time.Time
 	ended   context.Context // a viewer without room does not wait
 	verbose bool
@@ -176,11 +175,11 @@ func pick[T any](w *simWorld, vs ...T) T { return vs[w.choose(len(vs))] }
 // rarely is true once in n times.
 func (w *simWorld) rarely(n int) bool { return w.choose(n) == n-1 }
 
-func emptyWorld(src source, without omitted) *simWorld {
+func emptyWorld(src source) *simWorld {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return &simWorld{
-		src: src, without: without, now: simStart, ended: ctx,
+		src: src, now: simStart, ended: ctx,
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
@@ -257,8 +256,8 @@ func (r simRandom) Read(p []byte) (int, error) {
 
 func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
-	w.hub.mint, w.hub.sizes, w.hub.without = w.minter(), w.sizes, w.without
-	w.hub.crew.byHand = true
+	w.hub.mint, w.hub.sizes = w.minter(), w.sizes
+	w.hub.crew.size = 0
 	clear(w.position)
 }
 
@@ -266,7 +265,7 @@ func (w *simWorld) startAgent(a *simAgent) {
 	w.breakWire(a.wire)
 	a.wire = nil
 	a.st = NewStreamer(&w.agentCfg)
-	a.st.mint, a.st.sizes, a.st.without = w.minter(), w.sizes, w.without
+	a.st.mint, a.st.sizes = w.minter(), w.sizes
 	w.blocked = slices.DeleteFunc(w.blocked, func(b *blocked) bool { return b.a == a })
 	w.rewire()
 }
@@ -282,7 +281,6 @@ func (w *simWorld) startViewer(v *simViewer, persisted bool) {
 	if v.local {
 		v.v = NewViewer(nil) // Items has room for a payload whatever it holds
 	}
-	v.v.without = w.without
 	v.seen = make(map[string]*simReader)
 	for _, id := range simIDs {
 		if (!v.local || len(v.seen) == 0) && !w.rarely(5) {

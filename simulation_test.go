@@ -21,8 +21,8 @@ const simSteps = 500
 
 // runSchedule runs a world through one schedule; its err is the first violation. A
 // panic is one.
-func runSchedule(src source, without omitted, verbose bool) (w *simWorld) {
-	w = emptyWorld(src, without)
+func runSchedule(src source, verbose bool) (w *simWorld) {
+	w = emptyWorld(src)
 	w.verbose = verbose
 	defer w.recoverPanic()
 	w.begin()
@@ -49,7 +49,7 @@ func (w *simWorld) recoverPanic() {
 func TestSimulation(t *testing.T) {
 	t.Parallel()
 	if seed, ok := simEnv("GVSTREAM_SIM_SEED"); ok {
-		w := runSchedule(newSeeded(seed, simSteps), omitted{}, true)
+		w := runSchedule(newSeeded(seed, simSteps), true)
 		t.Logf("%s", w.story())
 		if w.err != nil {
 			t.Fatal(w.err)
@@ -69,7 +69,7 @@ func TestSimulation(t *testing.T) {
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() error {
 			for i := done.Add(1) - 1; i < runs; i = done.Add(1) - 1 {
-				w := runSchedule(newSeeded(from+i, simSteps), omitted{}, false)
+				w := runSchedule(newSeeded(from+i, simSteps), false)
 				steps.Add(uint64(w.steps))
 				if w.err != nil {
 					done.Store(runs)
@@ -95,11 +95,11 @@ func simEnv(name string) (uint64, bool) {
 const shrinkTries = 4000
 
 // shrinkSeed makes the failing schedule of a seed short.
-func shrinkSeed(seed uint64, without omitted) schedule {
+func shrinkSeed(seed uint64) schedule {
 	rec := newRecorder(newSeeded(seed, simSteps))
-	w := runSchedule(rec, without, false)
+	w := runSchedule(rec, false)
 	return shrink(rec.schedule(), shrinkTries, func(s schedule) bool {
-		again := runSchedule(newReplayer(s), without, false)
+		again := runSchedule(newReplayer(s), false)
 		return again.err != nil && invariantOf(again.err) == invariantOf(w.err)
 	})
 }
@@ -110,16 +110,10 @@ func invariantOf(err error) string {
 	return name
 }
 
-// broken is the invariant that was violated; when one payload was lost (L5), what it
-// led to.
-func (w *simWorld) broken() string {
-	return invariantOf(errors.New(strings.TrimPrefix(w.err.Error(), "L5: ")))
-}
-
 // tellShrunk tells the shortest conversation that fails as a seed's does.
 func tellShrunk(seed uint64) error {
-	s := shrinkSeed(seed, omitted{})
-	w := runSchedule(newReplayer(s), omitted{}, true)
+	s := shrinkSeed(seed)
+	w := runSchedule(newReplayer(s), true)
 	return fmt.Errorf("GVSTREAM_SIM_SEED=%d go test -v -run 'TestSimulation$' . tells all of it. Shrunk:\n%s\nAs a file for testdata/simulation:\n%s",
 		seed, w.shortStory(), s)
 }
@@ -137,37 +131,10 @@ func TestSimulationSchedules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if w := runSchedule(newReplayer(s), omitted{}, true); w.err != nil {
+			if w := runSchedule(newReplayer(s), true); w.err != nil {
 				t.Fatalf("%s\n%v", w.story(), w.err)
 			}
 		})
-	}
-}
-
-// TestSimulationShrinks: what one seed found is found again from its recorded
-// choices, and shrunk to a schedule of a few steps that finds the same.
-func TestSimulationShrinks(t *testing.T) {
-	t.Parallel()
-	without := omitted{skipKnown: true}
-	seed := uint64(0)
-	for runSchedule(newSeeded(seed, simSteps), without, false).err == nil {
-		if seed++; seed > 1000 {
-			t.Fatal("finds nothing")
-		}
-	}
-	rec := newRecorder(newSeeded(seed, simSteps))
-	first := runSchedule(rec, without, true)
-	again := runSchedule(newReplayer(rec.schedule()), without, true)
-	if first.story() != again.story() {
-		t.Fatalf("recorded:\n%s\nreplayed:\n%s", first.story(), again.story())
-	}
-	s := shrinkSeed(seed, without)
-	w := runSchedule(newReplayer(s), without, true)
-	if w.err == nil || invariantOf(w.err) != invariantOf(first.err) {
-		t.Fatalf("shrunk from %v to %v", first.err, w.err)
-	}
-	if len(s) > 40 {
-		t.Errorf("shrunk from %d steps to %d:\n%s", len(rec.schedule())-2, len(s)-2, w.story())
 	}
 }
 
@@ -177,7 +144,7 @@ func FuzzSimulation(f *testing.F) {
 		f.Add(simBytes(seed, 600))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		w := runSchedule(&byteSource{data[:min(len(data), 4000)]}, omitted{}, false)
+		w := runSchedule(&byteSource{data[:min(len(data), 4000)]}, false)
 		if w.err != nil {
 			t.Fatal(w.err)
 		}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"iter"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -98,13 +97,12 @@ const endedTTL = 5 * time.Minute
 //
 // All methods are safe for concurrent use.
 type Streamer struct {
-	cfg     StreamerConfig
-	sizes   sizes
-	without omitted
-	mint    *minter
-	budget  budget
-	closed  atomic.Bool // no more publishing
-	shut    atomic.Bool // no more links
+	cfg    StreamerConfig
+	sizes  sizes
+	mint   *minter
+	budget budget
+	closed atomic.Bool // no more publishing
+	shut   atomic.Bool // no more links
 
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
@@ -212,20 +210,12 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.epoch(now), life: &unborn}
+	s := &Session{st: st, id: id, epoch: st.mint.epoch(now), life: &unborn}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
 	}
 	return s, nil
-}
-
-// epoch is that of a session's new life (rule 2).
-func (st *Streamer) epoch(now time.Time) string {
-	if st.without.freshEpoch {
-		return "0"
-	}
-	return st.mint.epoch(now)
 }
 
 func (st *Streamer) lookup(id string) *Session {
@@ -385,7 +375,7 @@ func (s *Session) refuses() error {
 		return ErrClosed
 	case s.stopped != nil:
 		return s.stopped
-	case s.hasEnded && !s.st.without.afterEnd:
+	case s.hasEnded:
 		return ErrEnded
 	case s.log.head >= MaxSeq:
 		return ErrSeqExhausted
@@ -398,7 +388,7 @@ func (s *Session) makeRoom(n int) bool {
 	cfg := &s.st.cfg
 	for {
 		full := s.pendingEvents >= cfg.MaxPendingEvents || s.pendingBytes+n > cfg.MaxPendingBytes
-		if (!full || s.st.without.pendingLimit) && s.st.budget.reserve(n) {
+		if !full && s.st.budget.reserve(n) {
 			return true
 		}
 		if cfg.Overflow != DropOldest || s.pendingEvents == 0 || !s.st.budget.fits(n, s.pendingBytes) {
@@ -413,10 +403,6 @@ func (s *Session) dropOldest() {
 	i := s.log.find(s.acked + 1)
 	for s.log.ring.at(i).gap() {
 		i++
-	}
-	if s.st.without.declaredDrop {
-		s.free(time.Time{}, s.log.ring.at(i).to)
-		return
 	}
 	s.loseAt(i, ReasonDropped)
 }
@@ -433,15 +419,7 @@ func (s *Session) loseAt(i int, reason Reason) {
 
 // trim evicts what is acknowledged and more than is kept for replay.
 func (s *Session) trim() {
-	acked := s.acked
-	if s.st.without.keepUnacked {
-		acked = s.log.head
-	}
-	events, bytes := s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes
-	if s.st.without.keepFew {
-		events, bytes = math.MaxInt, math.MaxInt
-	}
-	s.st.budget.release(s.log.trim(acked, events, bytes))
+	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
 	if s.st.budget.max == 0 || s.aged {
 		return
 	}
@@ -492,9 +470,7 @@ func (s *Session) free(now time.Time, upTo uint64) {
 		}
 		s.acked = upTo
 		s.trim()
-		if !s.st.without.wakePublisher {
-			s.changed.broadcast()
-		}
+		s.changed.broadcast()
 		if s.hasEnded && s.acked == s.log.head {
 			at := now.Add(endedTTL)
 			s.overAt = &at
@@ -506,7 +482,7 @@ func (s *Session) free(now time.Time, upTo uint64) {
 // moveBack makes everything after a number pending again, because the hub has
 // lost it. What the log no longer holds, is declared (rule 6).
 func (s *Session) moveBack(to uint64) {
-	if first := s.log.first(); first > to+1 && !s.st.without.declaredLoss {
+	if first := s.log.first(); first > to+1 {
 		s.lost += min(first-1, s.acked) - to
 		s.log.declare(to, ReasonEvicted)
 	}

@@ -37,7 +37,6 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
 	al.hello = newGreeter(al.Link, &al.mu, roleAgent)
-	al.hello.once = st.without.agentHello
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
 	st.mu.Lock()
@@ -50,7 +49,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 		al.fail(now, ErrClosed)
 		return al
 	}
-	if old != nil && !st.without.agentNewest {
+	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
 	al.mu.Lock()
@@ -174,7 +173,7 @@ func (al *agentLink) silent(now time.Time) bool {
 	if al.heardAt.IsZero() { // it counts from the first hello
 		al.heardAt = now
 	}
-	return now.Sub(al.heardAt) >= maxSilence && !al.st.without.agentSilence
+	return now.Sub(al.heardAt) >= maxSilence
 }
 
 func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
@@ -205,7 +204,7 @@ func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
 func (al *agentLink) heard(now time.Time, link string) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	if al.id == "" || link != "" && link != al.id && !al.st.without.agentLink {
+	if al.id == "" || link != "" && link != al.id {
 		al.st.stalePayloads.Add(1)
 		return false
 	}
@@ -221,7 +220,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if al.st.link != al || !al.hello.welcomed() && !al.st.without.awaitedWelcome {
+	if al.st.link != al || !al.hello.welcomed() {
 		al.mu.Unlock()
 		al.st.stalePayloads.Add(1)
 		return nil
@@ -280,7 +279,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	case a == nil || a.l != al || p.Epoch != s.epoch:
 		al.st.stalePayloads.Add(1)
 		return nil
-	case p.ViewerID != "" && !s.st.without.viewerAck:
+	case p.ViewerID != "":
 		s.noteProgress(p.ViewerID, p.UpToSeq)
 		return nil
 	}
@@ -345,7 +344,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		a.opened, a.pioneer, a.rewind = false, false, true
 		a.resendAt = time.Time{}
 		a.l.schedule(&a.task, a.resume)
-	case !s.st.without.stop:
+	default:
 		s.begin()
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
@@ -431,14 +430,11 @@ func (a *attachment) take(now time.Time) Payload {
 		return nil
 	}
 	a.noteUnacked()
-	if !a.opened && !a.pioneer && !s.st.without.openFirst {
+	if !a.opened && !a.pioneer {
 		s.mu.Unlock()
 		return nil
 	}
 	limit := s.acked + a.window
-	if s.st.without.window {
-		limit = s.log.head
-	}
 	// A copy, some ten microseconds at the most, so that publishing needs no new
 	// memory for what was sent.
 	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
@@ -497,10 +493,10 @@ func (a *attachment) tick(now time.Time) (dead bool) {
 	}
 	a.expired, a.silent = true, true
 	a.timer = backoff(a.timer)
-	if (a.opened || a.pioneer) && !a.s.st.without.resend {
+	if a.opened || a.pioneer {
 		a.sent = a.s.acked
 	}
-	if !a.opened && !a.pioneer && !a.s.st.without.statusAgain {
+	if !a.opened && !a.pioneer {
 		a.announce()
 	}
 	a.arm(now)
@@ -511,22 +507,22 @@ func (a *attachment) tick(now time.Time) (dead bool) {
 func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
 	limit := s.maxSent
-	if a.opened || s.st.without.firstAck {
+	if a.opened {
 		limit = max(a.first, a.top)
 	}
 	switch {
-	case p.UpToSeq > limit && !s.st.without.beyondSent:
+	case p.UpToSeq > limit:
 		return &ProtocolError{
 			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: limit,
 			Message: "ack beyond what was sent", fatal: true,
 		}
-	case a.opened && p.UpToSeq < s.acked && !s.st.without.oldAck:
+	case a.opened && p.UpToSeq < s.acked:
 		s.st.stalePayloads.Add(1) // old: later news came before it
 		return nil
 	}
 	a.silent = false
 	progress := p.UpToSeq > s.acked || !a.opened && a.top == 0
-	if p.UpToSeq < s.acked && !s.st.without.ackMovesBack {
+	if p.UpToSeq < s.acked {
 		s.moveBack(p.UpToSeq)
 	}
 	s.free(now, p.UpToSeq)
@@ -601,7 +597,7 @@ func (a *attachment) vet() {
 // reject turns an event that the hub refuses into a gap (rule 11).
 func (a *attachment) reject(seq uint64) {
 	s := a.s
-	if seq <= s.acked || seq > a.top || s.st.without.reject {
+	if seq <= s.acked || seq > a.top {
 		return
 	}
 	i := s.log.find(seq)
@@ -664,17 +660,17 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 			break
 		}
 	}
-	if len(a.replays) >= al.st.cfg.MaxReplays && !al.st.without.replayBusy {
+	if len(a.replays) >= al.st.cfg.MaxReplays {
 		err := refusal(codeReplayBusy, s.id, "%d replays are running", len(a.replays))
 		err.Retryable = len(a.replays) > 0
 		return about(p, err)
 	}
 	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
 	r.task.owner = r
-	if p.UntilSeq != 0 && !al.st.without.replayCeiling {
+	if p.UntilSeq != 0 {
 		r.until = min(p.UntilSeq, s.log.head)
 	}
-	if p.Limit == 0 || al.st.without.replayLimit {
+	if p.Limit == 0 {
 		r.left = math.MaxInt
 	}
 	a.replays = append(a.replays, r)
@@ -695,12 +691,8 @@ func (r *replay) take(time.Time) Payload {
 		s.mu.Unlock()
 		return nil
 	}
-	gapsUntil := r.until
-	if s.st.without.clipGaps {
-		gapsUntil = s.log.head
-	}
 	n := min(s.st.sizes.page, r.left)
-	p := s.log.read(span{r.after, gapsUntil, r.until, n, pageBytes, 0})
+	p := s.log.read(span{r.after, r.until, r.until, n, pageBytes, 0})
 	available := s.log.first()
 	r.after = p.last
 	r.bytes += p.bytes

@@ -41,7 +41,6 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 // All methods are safe for concurrent use; Items runs once at a time.
 type Viewer struct {
 	cfg             ViewerConfig
-	without         omitted
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
@@ -217,9 +216,6 @@ func (v *Viewer) front() (*queued, <-chan struct{}) {
 	case v.closed:
 		return nil, nil
 	case len(v.queue) > 0:
-		if q := v.queue[0]; v.without.yielded && q.err == nil {
-			q.w.handled = q.item.Position()
-		}
 		return v.queue[0], nil
 	}
 	return nil, v.more.wait()
@@ -301,7 +297,6 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
 	vl.hello = newGreeter(vl.Link, &v.mu, roleViewer)
-	vl.hello.once = v.without.viewerHello
 	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
@@ -313,7 +308,7 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 		vl.fail(now, ErrClosed)
 		return vl
 	}
-	if old != nil && !v.without.viewerNewest {
+	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
 	v.mu.Lock()
@@ -355,7 +350,7 @@ func (vl *viewerLink) takeBeat(now time.Time) Payload {
 func (vl *viewerLink) silent(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
-	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() || vl.v.without.viewerQuiet { // it counts from the first hello
+	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
 		vl.held, vl.heardAt = false, now
 	}
 	return now.Sub(vl.heardAt) >= maxSilence
@@ -364,7 +359,7 @@ func (vl *viewerLink) silent(now time.Time) bool {
 func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
-	if vl.v.link != vl && !vl.v.without.viewerNewest {
+	if vl.v.link != vl {
 		return vl.gone()
 	}
 	switch p := p.(type) {
@@ -400,7 +395,7 @@ func (vl *viewerLink) gone() error {
 // heard takes note of a frame and reports whether it is one of this link and for
 // this viewer.
 func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
-	if vl.id == "" || link != vl.id && !vl.v.without.viewerLink || viewerID != "" && viewerID != vl.viewerID {
+	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
 		vl.v.stalePayloads.Add(1)
 		return false
 	}
@@ -462,7 +457,7 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 	if w == nil {
 		return nil
 	}
-	if epoch != w.epoch && !vl.v.without.epochStatus {
+	if epoch != w.epoch {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
@@ -470,16 +465,12 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 	switch {
 	case last <= w.received:
 		return nil
-	case first > w.received+1 && !vl.v.without.viewerHole:
+	case first > w.received+1:
 		w.on.again()
 		return nil
 	}
 	w.on.progress()
-	known := w.received
-	if vl.v.without.skipReceived {
-		known = 0
-	}
-	for _, it := range tile(id, epoch, newEvents(events, known), newGaps(gaps, known)) {
+	for _, it := range tile(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
 		if it.Gap != nil && it.Gap.From <= w.received { // known in part
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
@@ -503,7 +494,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 	if it.Event != nil {
 		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
 	}
-	for len(v.queue) > 0 && !v.without.buffer && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
+	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
 		wait := v.room.wait()
 		before := Position{w.epoch, w.received}
 		vl.holding++
@@ -542,7 +533,7 @@ func (v *Viewer) push(q *queued) {
 func (vl *viewerLink) end(ctx context.Context, w *watch) error {
 	ok, err := vl.put(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
 	if ok {
-		w.ended = !vl.v.without.endOnce
+		w.ended = true
 		vl.v.detachWatch(w)
 	}
 	return err
@@ -568,10 +559,10 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 	switch {
 	case s.Epoch == "": // the hub does not know the session yet
 		return nil
-	case s.Epoch < w.epoch && !w.fresh && !vl.v.without.smallerEpoch: // old news, or the hub reads on elsewhere
+	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
 		w.on.again()
 		return nil
-	case s.Epoch > w.epoch && !w.fresh && !vl.v.without.reset:
+	case s.Epoch > w.epoch && !w.fresh:
 		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
 			w.missed = s.Epoch // its last words may have been lost on the way: ask once
 			w.on.again()
@@ -585,7 +576,7 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 	case s.Epoch != w.epoch: // the first epoch is no reset
 		w.epoch, w.received = s.Epoch, 0
 	}
-	if s.AckSeq > w.received && !vl.v.without.watermark { // sent on this link, and not here
+	if s.AckSeq > w.received { // sent on this link, and not here
 		w.on.again()
 		return nil
 	}
@@ -665,7 +656,7 @@ func (a *watchLink) take(now time.Time) Payload {
 	a.vl.v.mu.Lock()
 	defer a.vl.v.mu.Unlock()
 	w := a.w
-	if w.on != a || a.asked && a.vl.v.without.watchAgain {
+	if w.on != a {
 		return nil
 	}
 	late := a.asked && !now.Before(a.retryAt)

@@ -1,0 +1,7 @@
+package gvstream
+
+// awake is the name of the one planted fault that is to show.
+var awake string
+
+// planted reports whether a fault is awake. The replacements in faults.txt call it.
+func planted(name string) bool { return name == awake }
