@@ -13,7 +13,7 @@ type budget struct {
 	max  int64        // 0: no limit
 	used atomic.Int64 // counted only if there is a limit
 
-	mu    sync.Mutex // protects the fields below, and Session's age; a leaf
+	mu    sync.Mutex // level 4; protects the fields below, and Session's age
 	aged  ageHeap
 	freed signal // bytes were released, or may be evicted
 }

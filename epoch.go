@@ -24,7 +24,7 @@ const (
 type minter struct {
 	random io.Reader
 
-	mu   sync.Mutex // protects the field below
+	mu   sync.Mutex // level 4; protects the field below
 	last uint64     // milliseconds of the newest epoch
 }
 

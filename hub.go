@@ -116,17 +116,17 @@ type Hub struct {
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
-	mu       sync.Mutex // protects the fields below; before any hubSession.mu
+	mu       sync.Mutex // level 1; protects the fields below
 	sessions map[string]*hubSession
 	viewers  map[string]*hubViewer
 	locals   map[*hubViewer]bool // the cursors of Items
 	closed   bool
 
-	agentsMu sync.Mutex // protects the fields below; a leaf
+	agentsMu sync.Mutex // level 4; protects the fields below
 	agents   map[string]*hubAgent
 	owned    map[string]int // sessions that count against an agent's limit
 
-	expiryMu sync.Mutex // protects the field below and each session's expiry; a leaf
+	expiryMu sync.Mutex // level 4; protects the field below and each session's expiry
 	expiry   expiryHeap
 }
 
@@ -149,7 +149,7 @@ type hubSession struct {
 	h  *Hub
 	id string
 
-	mu      sync.Mutex     // protects the fields below; before the locks of a link
+	mu      sync.Mutex     // level 2; protects the fields below
 	gone    bool           // no longer in the hub's map
 	owner   string         // the agent it belongs to (rule 4)
 	counted bool           // against that agent's limit

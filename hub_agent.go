@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -21,9 +20,9 @@ type hubAgent struct {
 	agentID string
 	id      string // of the link
 
-	mu       sync.Mutex // protects the fields below; a leaf but for Link's own
-	greeted  bool       // hello came
-	staleAt  time.Time  // when stale_link was last said
+	// Link's lock protects the fields below.
+	greeted  bool      // hello came
+	staleAt  time.Time // when stale_link was last said
 	sessions map[*hubSession]*opening
 	fetches  map[string]*fetch // open replay requests by their id
 	requests int               // made so far
@@ -186,7 +185,7 @@ func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= time.Second {
 		*last = now
-		l.answer(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
+		l.answerLocked(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
 	}
 	return errStale
 }

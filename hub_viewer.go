@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -18,7 +17,7 @@ type hubViewer struct {
 
 	status, beat, refund task
 
-	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
+	// Link's lock protects the fields below.
 	greeted bool
 	staleAt time.Time
 	cursors map[string]*cursor // by session
@@ -110,7 +109,7 @@ func (hv *hubViewer) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if !hv.greeted {
 		hv.greeted = true
 		hv.beatAt = now.Add(heartbeat)
-		hv.schedule(&hv.beat, hv.beatAt)
+		hv.scheduleLocked(&hv.beat, hv.beatAt)
 	}
 	hv.mu.Unlock()
 	hv.answer(&WelcomePayload{ViewerID: hv.viewerID, V: version, Link: hv.id})
@@ -167,7 +166,7 @@ func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
 	hv.mu.Lock()
 	hv.slots++
 	hv.givenUp = append(hv.givenUp, now.Add(time.Second))
-	hv.schedule(&hv.refund, hv.givenUp[0])
+	hv.scheduleLocked(&hv.refund, hv.givenUp[0])
 	hv.mu.Unlock()
 	c.dropFetch()
 }
@@ -180,7 +179,7 @@ func (hv *hubViewer) takeRefund(now time.Time) Payload {
 		n++
 	}
 	if hv.givenUp = hv.givenUp[n:]; len(hv.givenUp) > 0 {
-		hv.schedule(&hv.refund, hv.givenUp[0])
+		hv.scheduleLocked(&hv.refund, hv.givenUp[0])
 	}
 	hv.mu.Unlock()
 	for range n {
@@ -263,7 +262,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 	defer hv.mu.Unlock()
 	switch c := hv.cursors[sessionID]; {
 	case hv.cursors == nil:
-		return nil, hv.failure()
+		return nil, hv.err
 	case c != nil:
 		return c, nil
 	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
@@ -316,7 +315,7 @@ func (hv *hubViewer) takeBeat(now time.Time) Payload {
 	if due {
 		hv.beatAt = now.Add(heartbeat)
 	}
-	hv.schedule(&hv.beat, hv.beatAt)
+	hv.scheduleLocked(&hv.beat, hv.beatAt)
 	cursors := make([]*cursor, 0, len(hv.cursors))
 	for _, c := range hv.cursors {
 		cursors = append(cursors, c)
@@ -430,8 +429,8 @@ func (c *cursor) tell() {
 	c.due = true
 	c.hv.mu.Lock()
 	c.hv.due.push(&c.news, c)
+	c.hv.readyLocked(&c.hv.status)
 	c.hv.mu.Unlock()
-	c.hv.ready(&c.hv.status)
 }
 
 // describe is the session's place in a status to this viewer. Its AckSeq is what
@@ -783,11 +782,9 @@ func (hv *hubViewer) offerSlot() {
 	if c != nil {
 		hv.slots++
 		c.offered = true
+		hv.readyLocked(&c.task)
 	}
 	hv.mu.Unlock()
-	if c != nil {
-		hv.ready(&c.task)
-	}
 }
 
 // dropFetch gives up the open request: what still comes of it, counts for nothing.

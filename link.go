@@ -57,6 +57,11 @@ func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 // Run does everything, and RunLines over a byte stream. Callers who dispatch payloads
 // themselves use Handle, and Next or Push, instead, or HandleFrame and NextFrame, and
 // Close when the connection is gone.
+//
+// Locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2 that
+// of a session, 3 that of a link, which also protects the fields of the half that embeds
+// it, 4 the leaves, under which nothing else is locked. No goroutine holds two locks of
+// one level. A method that wants a lock held ends in Locked.
 type Link struct {
 	m       machine
 	refused *atomic.Uint64 // counts the payloads answered by an error
@@ -66,7 +71,7 @@ type Link struct {
 	wake    chan struct{} // one slot: Next has something to look at
 	done    chan struct{} // closed when the link is dead and has said so
 
-	mu      sync.Mutex   // protects the fields below
+	mu      sync.Mutex   // level 3; protects the fields below, and those of the half that embeds the Link
 	answers []Payload    // said first, in order
 	urgent  queue[*task] // acks, statuses, requests: before events (rule 7)
 	bulk    queue[*task] // sessions, cursors and replays: in turn
@@ -122,7 +127,6 @@ func (f takeFunc) take(now time.Time) Payload { return f(now) }
 type greeter struct {
 	task
 	l    *Link
-	mu   sync.Locker
 	role string
 
 	awaiting bool          // a hello waits for its welcome
@@ -132,27 +136,35 @@ type greeter struct {
 
 // start says hello, unless a welcome is awaited already.
 func (g *greeter) start() {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
 	if !g.awaiting {
 		g.awaiting, g.at, g.timer = true, time.Time{}, timerFirst
-		g.l.ready(&g.task)
+		g.l.readyLocked(&g.task)
 	}
 }
 
 // welcomed reports whether a welcome is one that was asked for.
 func (g *greeter) welcomed() bool {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	return g.welcomedLocked()
+}
+
+func (g *greeter) welcomedLocked() bool {
 	ok := g.awaiting && !g.at.IsZero()
 	g.awaiting = g.awaiting && !ok
 	return ok
 }
 
 func (g *greeter) take(now time.Time) Payload {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
 	switch {
 	case !g.awaiting:
 		return nil
 	case now.Before(g.at):
-		g.l.schedule(&g.task, g.at)
+		g.l.scheduleLocked(&g.task, g.at)
 		return nil
 	}
 	g.at = now.Add(g.timer)
@@ -160,8 +172,8 @@ func (g *greeter) take(now time.Time) Payload {
 	return &HelloPayload{V: version, Role: g.role}
 }
 
-func newGreeter(l *Link, mu sync.Locker, role string) *greeter {
-	g := &greeter{l: l, mu: mu, role: role}
+func newGreeter(l *Link, role string) *greeter {
+	g := &greeter{l: l, role: role}
 	g.task = task{owner: g, urgent: true}
 	return g
 }
@@ -173,12 +185,17 @@ func newLink(m machine, refused *atomic.Uint64) *Link {
 // ready asks t for its next payload, in turn.
 func (l *Link) ready(t *task) {
 	l.mu.Lock()
-	l.enqueue(t)
+	l.enqueueLocked(t)
 	l.mu.Unlock()
 	l.wakeNext()
 }
 
-func (l *Link) enqueue(t *task) {
+func (l *Link) readyLocked(t *task) {
+	l.enqueueLocked(t)
+	l.wakeNext()
+}
+
+func (l *Link) enqueueLocked(t *task) {
 	switch {
 	case l.err != nil:
 	case t.urgent:
@@ -193,6 +210,10 @@ func (l *Link) enqueue(t *task) {
 func (l *Link) schedule(t *task, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.scheduleLocked(t, at)
+}
+
+func (l *Link) scheduleLocked(t *task, at time.Time) {
 	switch {
 	case l.err != nil:
 	case t.due.IsZero():
@@ -225,6 +246,10 @@ func (l *Link) forget(t *task) {
 func (l *Link) clear() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.clearLocked()
+}
+
+func (l *Link) clearLocked() {
 	for l.urgent.pop() != nil || l.bulk.pop() != nil {
 	}
 	for _, t := range l.timers {
@@ -236,15 +261,19 @@ func (l *Link) clear() {
 // answer queues a payload that says something once. If the peer reads nothing, it
 // may be lost, a refusal before anything else.
 func (l *Link) answer(p Payload) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answerLocked(p)
+}
+
+func (l *Link) answerLocked(p Payload) {
 	room := 2 * maxAnswers
 	if _, isError := p.(*ErrorPayload); isError {
 		room = maxAnswers
 	}
-	l.mu.Lock()
 	if l.err == nil && len(l.answers) < room {
 		l.answers = append(l.answers, p)
 	}
-	l.mu.Unlock()
 	l.wakeNext()
 }
 
@@ -279,7 +308,7 @@ func (l *Link) failSaying(now time.Time, err error, last Payload) {
 	} else if last != nil {
 		l.answers = append(l.answers, last)
 	}
-	l.finish()
+	l.finishLocked()
 	l.mu.Unlock()
 	l.wakeNext()
 	if p := l.pusher.Load(); p != nil {
@@ -288,9 +317,8 @@ func (l *Link) failSaying(now time.Time, err error, last Payload) {
 	l.m.detach(now)
 }
 
-// finish closes done once nothing is left to say, and what was said is sent. It
-// needs the lock.
-func (l *Link) finish() {
+// finishLocked closes done once nothing is left to say, and what was said is sent.
+func (l *Link) finishLocked() {
 	if l.err != nil && len(l.answers) == 0 && !l.over {
 		l.over = true
 		close(l.done)
@@ -301,7 +329,7 @@ func (l *Link) finish() {
 func (l *Link) spoken() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.finish()
+	l.finishLocked()
 }
 
 // mute drops what was still to be said: the dead link's peer can't be told.
@@ -309,7 +337,7 @@ func (l *Link) mute() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.answers = nil
-	l.finish()
+	l.finishLocked()
 }
 
 func (l *Link) failure() error {
@@ -354,7 +382,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		for len(l.timers) > 0 && !l.timers[0].due.After(now) {
 			t := heap.Pop(&l.timers).(*task)
 			t.due = time.Time{}
-			l.enqueue(t)
+			l.enqueueLocked(t)
 		}
 		t := l.urgent.pop()
 		if t == nil {
@@ -370,7 +398,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		p := t.owner.take(now)
 		l.mu.Lock()
 		if p != nil {
-			l.enqueue(t) // it may have more, after the others
+			l.enqueueLocked(t) // it may have more, after the others
 			l.wakeNext()
 			return p, time.Time{}, nil
 		}

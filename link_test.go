@@ -671,8 +671,8 @@ func TestLinkConcurrentNext(t *testing.T) {
 		}
 		synctest.Wait()
 		m.mu.Lock() // both become ready before anyone looks
-		m.enqueue(notes("a", false, 1))
-		m.enqueue(notes("b", false, 1))
+		m.enqueueLocked(notes("a", false, 1))
+		m.enqueueLocked(notes("b", false, 1))
 		m.mu.Unlock()
 		m.wakeNext()
 		synctest.Wait()

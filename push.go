@@ -187,7 +187,7 @@ func (p *pusher) end() {
 // A crew is a few goroutines that do what there is to do for many links, in turn.
 // When there is nothing to do, there are none.
 type crew struct {
-	mu   sync.Mutex // protects the fields below; a leaf
+	mu   sync.Mutex // level 4; protects the fields below
 	jobs queue[job]
 	busy int // goroutines
 	size int // goroutines at the most; with none, its owner does the jobs and looks at the clock

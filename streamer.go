@@ -107,13 +107,13 @@ type Streamer struct {
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
-	mu       sync.RWMutex // protects the fields below; before any Session.mu
+	mu       sync.RWMutex // level 1; protects the fields below
 	sessions map[string]*Session
 	link     *agentLink // the newest, or nil
 
 	someEnded atomic.Bool // ended is not empty
 
-	endedMu sync.Mutex // protects the field below; a leaf
+	endedMu sync.Mutex // level 4; protects the field below
 	ended   []endedSession
 }
 
@@ -139,7 +139,7 @@ type Session struct {
 	st *Streamer
 	id string
 
-	mu      sync.Mutex // protects the fields below; before the locks of a link
+	mu      sync.Mutex // level 2; protects the fields below
 	epoch   string
 	*life               // in this epoch; nobody's before the first event
 	on      *attachment // the session on the current link, or nil

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -19,8 +18,8 @@ type agentLink struct {
 	status, beat task
 	unvetted     atomic.Bool // something was sent that vet has not looked at
 
-	mu      sync.Mutex // protects the fields below; a leaf but for Link's own
-	id      string     // the hub's name of the link; empty before the welcome
+	// Link's lock protects the fields below.
+	id      string // the hub's name of the link; empty before the welcome
 	window  uint64
 	beatAt  time.Time // when to give the next sign of life
 	heardAt time.Time
@@ -36,7 +35,7 @@ func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
-	al.hello = newGreeter(al.Link, &al.mu, roleAgent)
+	al.hello = newGreeter(al.Link, roleAgent)
 	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
 	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
 	st.mu.Lock()
@@ -52,9 +51,7 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
-	al.mu.Lock()
 	al.hello.start()
-	al.mu.Unlock()
 	al.schedule(&al.beat, now)
 	return al
 }
@@ -113,7 +110,7 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 	if due {
 		al.beatAt = now.Add(heartbeat)
 	}
-	al.schedule(&al.beat, al.beatAt)
+	al.scheduleLocked(&al.beat, al.beatAt)
 	al.mu.Unlock()
 	if !due {
 		return nil
@@ -220,7 +217,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if al.st.link != al || !al.hello.welcomed() {
+	if al.st.link != al || !al.hello.welcomedLocked() {
 		al.mu.Unlock()
 		al.st.stalePayloads.Add(1)
 		return nil
@@ -230,10 +227,10 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 		al.mu.Unlock()
 		return nil
 	}
-	al.clear() // nothing of another link id goes on
+	al.clearLocked() // nothing of another link id goes on
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.beatAt = now.Add(heartbeat)
-	al.schedule(&al.beat, al.beatAt)
+	al.scheduleLocked(&al.beat, al.beatAt)
 	al.list, al.unacked = nil, nil
 	al.mu.Unlock()
 	sessions := slices.Collect(maps.Values(al.st.sessions))
@@ -303,9 +300,7 @@ func (s *Session) noteProgress(viewerID string, seq uint64) {
 func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
-		al.mu.Lock()
 		al.hello.start()
-		al.mu.Unlock()
 		return nil
 	case p.Code == codeVersion:
 		err := p.protocolError()
@@ -392,8 +387,8 @@ func (a *attachment) announce() {
 	a.listed = true
 	a.l.mu.Lock()
 	a.l.list = append(a.l.list, a)
+	a.l.readyLocked(&a.l.status)
 	a.l.mu.Unlock()
-	a.l.ready(&a.l.status)
 }
 
 // describe is the session's place in a status. While it is unopened, its timer

@@ -44,7 +44,7 @@ type Viewer struct {
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
-	mu      sync.Mutex // protects the fields below; before the locks of a link
+	mu      sync.Mutex // level 1; protects the fields below
 	watches map[string]*watch
 	link    *viewerLink
 	queue   []*queued // what Items yields next
@@ -296,7 +296,7 @@ func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
-	vl.hello = newGreeter(vl.Link, &v.mu, roleViewer)
+	vl.hello = newGreeter(vl.Link, roleViewer)
 	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
@@ -311,9 +311,7 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
-	v.mu.Lock()
 	vl.hello.start()
-	v.mu.Unlock()
 	vl.schedule(&vl.beat, now)
 	return vl
 }
