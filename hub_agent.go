@@ -7,12 +7,6 @@ import (
 	"time"
 )
 
-// How long and for how many events the hub holds an ack back (rule 6).
-const (
-	ackDelay  = 250 * time.Millisecond
-	ackEvents = 64
-)
-
 // A hubAgent is the hub's half of one connection to an agent.
 type hubAgent struct {
 	*Link
@@ -573,15 +567,9 @@ func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
 // An opening is one session on one link of its agent: what the hub owes it.
 type opening struct {
 	task
-	s  *hubSession
-	ha *hubAgent
-
-	due      bool      // an ack at once
-	nacking  bool      // and a nack
-	ackAt    time.Time // an ack then; zero: none
-	unacked  int       // events accepted since the last ack
-	nacked   uint64    // accepted at the last nack, and when that was
-	nackedAt time.Time
+	s    *hubSession
+	ha   *hubAgent
+	acks ackState
 }
 
 func (o *opening) close() {
@@ -591,31 +579,30 @@ func (o *opening) close() {
 	o.ha.mu.Unlock()
 }
 
+// ackNow owes an ack at once: a status, or a duplicate, is answered by one.
 func (o *opening) ackNow() {
-	o.due = true
+	o.acks.now = true
 	o.ha.ready(&o.task)
 }
 
-// nack asks for what is missing: once until something was accepted or a second
-// has passed.
+// nack asks for what did not arrive.
 func (o *opening) nack(now time.Time) {
-	if !o.nackedAt.IsZero() && o.nacked == o.s.log.head && now.Sub(o.nackedAt) < time.Second {
-		return
-	}
-	o.nacked, o.nackedAt, o.nacking = o.s.log.head, now, true
-	o.ackNow()
+	o.acks.hole(now, o.s.log.head)
+	o.wake(now)
 }
 
-// accepted owes an ack for so many events: now for many or the end, or soon
-// (rule 6).
+// accepted owes an ack for new events.
 func (o *opening) accepted(now time.Time, events int) {
-	o.nacking = false // what was missing came
-	o.unacked += events
-	if o.unacked >= max(1, min(ackEvents, o.ha.h.cfg.Window/4)) || o.s.ended {
-		o.ackNow()
-	} else if o.ackAt.IsZero() {
-		o.ackAt = now.Add(ackDelay)
-		o.ha.schedule(&o.task, o.ackAt)
+	o.acks.accept(now, events, o.ha.h.cfg.Window, o.s.ended)
+	o.wake(now)
+}
+
+// wake has take called when the ack is due.
+func (o *opening) wake(now time.Time) {
+	if due, next := o.acks.due(now); due {
+		o.ha.ready(&o.task)
+	} else if !next.IsZero() {
+		o.ha.schedule(&o.task, next)
 	}
 }
 
@@ -626,13 +613,12 @@ func (o *opening) take(now time.Time) Payload {
 	if s.on != o {
 		return nil
 	}
-	if !o.due && (o.ackAt.IsZero() || now.Before(o.ackAt)) {
-		if !o.ackAt.IsZero() {
-			o.ha.schedule(&o.task, o.ackAt)
+	if due, next := o.acks.due(now); !due {
+		if !next.IsZero() {
+			o.ha.schedule(&o.task, next)
 		}
 		return nil
 	}
-	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.nacking}
-	o.due, o.nacking, o.ackAt, o.unacked = false, false, time.Time{}, 0
+	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.acks.sent()}
 	return p
 }
