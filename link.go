@@ -23,13 +23,9 @@ type SendFunc func(ctx context.Context, p Payload) error
 // the link goes on; any other error ends the link's Run.
 type ReceiveFunc func(ctx context.Context) (Payload, error)
 
-// The timer of the protocol: what is not answered is said again after
-// timerFirst, then after twice as long, up to timerMax; progress resets it.
-// A heartbeat goes out every heartbeat, and a peer that is silent for
-// maxSilence is taken for gone (rules 3, 6, 9).
+// A heartbeat goes out every heartbeat, and a peer that is silent for maxSilence is
+// taken for gone (rules 6, 9).
 const (
-	timerFirst = 15 * time.Second
-	timerMax   = 2 * time.Minute
 	heartbeat  = 15 * time.Second
 	maxSilence = 3 * heartbeat
 
@@ -129,9 +125,8 @@ type greeter struct {
 	l    *Link
 	role string
 
-	awaiting bool          // a hello waits for its welcome
-	at       time.Time     // when to say it again; zero: not said yet
-	timer    time.Duration // until then
+	awaiting bool  // a hello waits for its welcome
+	timer    retry // runs from the first hello on
 }
 
 // start says hello, unless a welcome is awaited already.
@@ -139,7 +134,7 @@ func (g *greeter) start() {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
 	if !g.awaiting {
-		g.awaiting, g.at, g.timer = true, time.Time{}, timerFirst
+		g.awaiting, g.timer = true, retry{}
 		g.l.readyLocked(&g.task)
 	}
 }
@@ -152,7 +147,7 @@ func (g *greeter) welcomed() bool {
 }
 
 func (g *greeter) welcomedLocked() bool {
-	ok := g.awaiting && !g.at.IsZero()
+	ok := g.awaiting && g.timer.running()
 	g.awaiting = g.awaiting && !ok
 	return ok
 }
@@ -163,12 +158,14 @@ func (g *greeter) take(now time.Time) Payload {
 	switch {
 	case !g.awaiting:
 		return nil
-	case now.Before(g.at):
-		g.l.scheduleLocked(&g.task, g.at)
+	case !g.timer.running():
+		g.timer.start(now)
+	case !g.timer.expired(now):
+		g.l.scheduleLocked(&g.task, g.timer.at)
 		return nil
+	default:
+		g.timer.again(now)
 	}
-	g.at = now.Add(g.timer)
-	g.timer = backoff(g.timer)
 	return &HelloPayload{V: version, Role: g.role}
 }
 

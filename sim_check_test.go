@@ -606,7 +606,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 	case *agentLink:
 		switch p := p.(type) {
 		case *WelcomePayload:
-			return !m.hello.awaiting || m.hello.at.IsZero()
+			return !m.hello.awaiting || !m.hello.timer.running()
 		case *StatusPayload:
 			return p.Link != m.id
 		case *AckBatchPayload:
@@ -626,7 +626,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 	case *viewerLink:
 		switch p := p.(type) {
 		case *WelcomePayload:
-			return !m.hello.awaiting || m.hello.at.IsZero()
+			return !m.hello.awaiting || !m.hello.timer.running()
 		case *StatusPayload:
 			return p.Link != m.id
 		case *EventBatchPayload:

@@ -428,7 +428,7 @@ func (vl *viewerLink) attach(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
-	a := &watchLink{w: w, vl: vl, timer: timerFirst, want: true}
+	a := &watchLink{w: w, vl: vl, want: true}
 	a.task = task{owner: a, urgent: true}
 	w.on = a
 	vl.ready(&a.task)
@@ -545,7 +545,7 @@ func (vl *viewerLink) status(ctx context.Context, now time.Time, p *StatusPayloa
 			continue
 		}
 		w.on.heardAt = now
-		w.on.asked = false
+		w.on.timer.stop() // an answer came
 		if err := vl.session(ctx, w, s); err != nil {
 			return err
 		}
@@ -628,25 +628,21 @@ type watchLink struct {
 	w  *watch
 	vl *viewerLink
 
-	want    bool // ask now
-	asked   bool // an answer is awaited
-	retryAt time.Time
+	want    bool  // ask now
+	timer   retry // runs while an answer is awaited
 	heardAt time.Time
-	timer   time.Duration
 }
 
 // again asks once more from what was received, unless an answer is awaited.
 func (a *watchLink) again() {
-	if !a.asked {
+	if !a.timer.running() {
 		a.want = true
 		a.vl.ready(&a.task)
 	}
 }
 
 // progress takes note that what was asked for comes.
-func (a *watchLink) progress() {
-	a.asked, a.timer = false, timerFirst
-}
+func (a *watchLink) progress() { a.timer.reset() }
 
 // take asks: when something is missing, when no answer came, or when nothing was
 // heard of the session for two periods (rules 13 and 14).
@@ -657,20 +653,22 @@ func (a *watchLink) take(now time.Time) Payload {
 	if w.on != a {
 		return nil
 	}
-	late := a.asked && !now.Before(a.retryAt)
-	quiet := !a.asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeat))
+	asked, late := a.timer.running(), a.timer.expired(now)
+	quiet := !asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeat))
 	if !a.want && !late && !quiet {
-		if a.asked {
-			a.vl.schedule(&a.task, a.retryAt)
+		if asked {
+			a.vl.schedule(&a.task, a.timer.at)
 		} else {
 			a.vl.schedule(&a.task, a.heardAt.Add(2*heartbeat))
 		}
 		return nil
 	}
 	if late {
-		a.timer = backoff(a.timer)
+		a.timer.again(now)
+	} else {
+		a.timer.start(now)
 	}
-	a.want, a.asked, a.retryAt = false, true, now.Add(a.timer)
-	a.vl.schedule(&a.task, a.retryAt)
+	a.want = false
+	a.vl.schedule(&a.task, a.timer.at)
 	return &WatchPayload{SessionID: w.id, ViewerID: a.vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
 }
