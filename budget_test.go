@@ -181,7 +181,7 @@ func TestBudgetForgets(t *testing.T) {
 			budgetHub(t, hub, id)
 			st.Forget(id)
 		}
-		if n := len(st.budget.aged); n > 100 {
+		if n := st.budget.aged.Len(); n > 100 {
 			t.Errorf("the budget remembers %d sessions, and the Streamer has %d", n, st.Stats().Sessions)
 		}
 		if n := st.budget.used.Load(); n != 0 {

@@ -634,7 +634,7 @@ func TestEpochsKeepLimits(t *testing.T) {
 				before = held()
 			}
 		}
-		if n := len(h.expiry); n > 8 {
+		if n := h.expiry.Len(); n > 8 {
 			t.Errorf("%d entries in the hub's clock for two sessions", n)
 		}
 		now := held()

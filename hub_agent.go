@@ -396,7 +396,7 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 		return nil
 	}
 	o := &opening{s: s, ha: ha}
-	o.task = task{owner: o, urgent: true}
+	o.task = task{Source: o.take, Control: true}
 	ha.mu.Lock()
 	dead := ha.sessions == nil
 	if !dead {

@@ -236,8 +236,8 @@ func TestFanTakesTurns(t *testing.T) {
 		vs[0].then = more
 		a.send(a.batch("s", "e1", seq, seq))
 		h.crew.next().work(time.Now())
-		if n := len(vs[0].got); n != pushTurn || h.crew.jobs.n != 1 {
-			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.n)
+		if n := len(vs[0].got); n != pushTurn || h.crew.jobs.Len() != 1 {
+			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.Len())
 		}
 		crewWorks(h)
 		if got := vs[0].got[len(vs[0].got)-1]; got != "e1 100-100 of 100" {
@@ -344,18 +344,18 @@ func TestGrowthAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 3*maxFan)
 		a.send(a.batch("s", "e1", 11, 11))
-		if h.crew.jobs.n != 1 {
-			t.Errorf("%d jobs", h.crew.jobs.n)
+		if h.crew.jobs.Len() != 1 {
+			t.Errorf("%d jobs", h.crew.jobs.Len())
 		}
 		for _, v := range vs {
-			if v.l.pusher.Load().state.Load() != pushIdle || v.l.bulk.n > 0 {
+			if v.l.pusher.Load().state.Load() != pushIdle || readyTasks(v.l) > 0 {
 				t.Fatal("a viewer's link was touched")
 			}
 		}
 		crewWorks(h)
 		s := h.lookup("s")
-		if s.resting.n != 3 {
-			t.Errorf("%d fans of %d viewers", s.resting.n, len(vs))
+		if s.resting.Len() != 3 {
+			t.Errorf("%d fans of %d viewers", s.resting.Len(), len(vs))
 		}
 		for i, v := range vs { // most leave, and those that stay come together
 			if len(v.got) != 1 {
@@ -367,8 +367,8 @@ func TestGrowthAccept(t *testing.T) {
 		}
 		a.send(a.batch("s", "e1", 12, 12))
 		crewWorks(h)
-		if f := fanFault(s); f != "" || s.resting.n != 1 || s.atRest != 3*maxFan/4 {
-			t.Errorf("%d fans of %d viewers: %s", s.resting.n, s.atRest, f)
+		if f := fanFault(s); f != "" || s.resting.Len() != 1 || s.atRest != 3*maxFan/4 {
+			t.Errorf("%d fans of %d viewers: %s", s.resting.Len(), s.atRest, f)
 		}
 		h.Close()
 		crewWorks(h)
@@ -400,28 +400,26 @@ func TestFanAllocs(t *testing.T) {
 func fanFault(s *hubSession) string {
 	n, at := 0, uint64(0)
 	var fans []*fan
-	for p := s.resting.first; p != nil; p = p.next {
-		if p.of.at < at {
-			return fmt.Sprintf("a fan rests at %d, after one at %d", p.of.at, at)
+	for f := range s.resting.All() {
+		if f.at < at {
+			return fmt.Sprintf("a fan rests at %d, after one at %d", f.at, at)
 		}
-		at = p.of.at
-		fans = append(fans, p.of)
+		at = f.at
+		fans = append(fans, f)
 	}
-	for p := s.behind.first; p != nil; p = p.next {
-		fans = append(fans, p.of)
-	}
+	fans = slices.AppendSeq(fans, s.behind.All())
 	for _, f := range fans {
 		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at > s.log.head {
 			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.at)
 		}
 		for _, c := range f.cursors {
-			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.in != nil {
+			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.Queued() {
 				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
 			}
 		}
 		n += len(f.cursors)
 	}
-	if n != s.atRest || n+s.idle.n > len(s.cursors) {
+	if n != s.atRest || n+s.idle.Len() > len(s.cursors) {
 		return fmt.Sprintf("%d cursors rest, and %d count", n, s.atRest)
 	}
 	return ""

@@ -1254,12 +1254,12 @@ func TestHubExpiryHeapIsShort(t *testing.T) {
 			pass(40 * time.Minute)
 			h.Stats()
 		}
-		if n := len(h.expiry); n > 4 {
+		if n := h.expiry.Len(); n > 4 {
 			t.Errorf("%d deadlines of one session", n)
 		}
 		pass(time.Hour)
-		if h.Stats().Sessions != 0 || len(h.expiry) != 0 {
-			t.Errorf("%d deadlines of no session", len(h.expiry))
+		if h.Stats().Sessions != 0 || h.expiry.Len() != 0 {
+			t.Errorf("%d deadlines of no session", h.expiry.Len())
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A hubViewer is the hub's half of one connection to a viewer: a set of cursors.
@@ -20,22 +22,22 @@ type hubViewer struct {
 	// Link's lock protects the fields below.
 	greeted bool
 	staleAt time.Time
-	cursors map[string]*cursor // by session
-	due     queue[*cursor]     // to be named in the next status
+	cursors map[string]*cursor   // by session
+	due     sched.Queue[*cursor] // to be named in the next status
 	beatAt  time.Time
-	slots   int            // replay requests open for this link, offered to a cursor, and given up in the last second
-	waiting queue[*cursor] // for a slot
-	givenUp []time.Time    // when slots of requests that the viewer gave up are free again
-	asks    []*ask         // calls of Authorize that are running
+	slots   int                  // replay requests open for this link, offered to a cursor, and given up in the last second
+	waiting sched.Queue[*cursor] // for a slot
+	givenUp []time.Time          // when slots of requests that the viewer gave up are free again
+	asks    []*ask               // calls of Authorize that are running
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
 	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.crew = &h.crew
-	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
-	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
-	hv.refund = task{owner: takeFunc(hv.takeRefund), urgent: true}
+	hv.status = task{Source: hv.takeStatus, Control: true}
+	hv.beat = task{Source: hv.takeBeat, Control: true}
+	hv.refund = task{Source: hv.takeRefund, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, ErrInvalidID)
 		return hv
@@ -269,7 +271,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
-	c.task.owner = c
+	c.task.Source = c.take
 	h.sessions[sessionID] = s
 	hv.cursors[sessionID] = c
 	s.cursors = append(s.cursors, c)
@@ -293,7 +295,7 @@ func (hv *hubViewer) takeStatus(time.Time) Payload {
 	p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	for len(p.Sessions) < maxStatus {
 		hv.mu.Lock()
-		c := hv.due.pop()
+		c := hv.due.Pop()
 		hv.mu.Unlock()
 		if c == nil {
 			break
@@ -357,14 +359,14 @@ type cursor struct {
 	lost  uint64        // the agent can't give what is up to here
 	since time.Time     // it waits for the agent since then; zero: it does not
 
-	fan    *fan           // in which it rests, or nil
-	pusher *pusher        // of its link, or nil; for the fan
-	idle   place[*cursor] // in the session's queue of others that wait
-	turn   place[*cursor] // in the session's queue for a turn
+	fan    *fan                   // in which it rests, or nil
+	pusher *pusher                // of its link, or nil; for the fan
+	idle   sched.Element[*cursor] // in the session's queue of others that wait
+	turn   sched.Element[*cursor] // in the session's queue for a turn
 	// The link's lock protects these.
-	slot    place[*cursor] // in the link's queue for a slot
-	offered bool           // a slot is kept for it
-	news    place[*cursor] // in the link's queue for a status
+	slot    sched.Element[*cursor] // in the link's queue for a slot
+	offered bool                   // a slot is kept for it
+	news    sched.Element[*cursor] // in the link's queue for a status
 }
 
 // remove takes the cursor off its session.
@@ -381,8 +383,8 @@ func (c *cursor) remove() {
 	s.watchClock()
 	s.mu.Unlock()
 	c.hv.mu.Lock()
-	c.news.leave()
-	c.slot.leave()
+	c.news.Remove()
+	c.slot.Remove()
 	c.leaveSlot()
 	c.hv.mu.Unlock()
 	c.hv.forget(&c.task)
@@ -428,7 +430,7 @@ func (c *cursor) tell() {
 	}
 	c.due = true
 	c.hv.mu.Lock()
-	c.hv.due.push(&c.news, c)
+	c.hv.due.Push(&c.news, c)
 	c.hv.readyLocked(&c.hv.status)
 	c.hv.mu.Unlock()
 }
@@ -481,7 +483,7 @@ func (c *cursor) refuse(err *ProtocolError) {
 	if c.hv.cursors[c.s.id] == c {
 		delete(c.hv.cursors, c.s.id)
 	}
-	c.slot.leave()
+	c.slot.Remove()
 	c.leaveSlot()
 	c.hv.mu.Unlock()
 	c.hv.offerSlot()
@@ -585,14 +587,14 @@ func (c *cursor) rest() {
 	if c.hv.served.Load() && c.seq == s.log.head && c.epoch == s.epoch {
 		s.join(c)
 	} else {
-		s.idle.push(&c.idle, c)
+		s.idle.Push(&c.idle, c)
 	}
 	s.leaveOff()
 }
 
 // leaveOff forgets the page that cursors shared, if none of them is on the way.
 func (s *hubSession) leaveOff() {
-	if s.atRest+s.idle.n == len(s.cursors) && s.late() == nil {
+	if s.atRest+s.idle.Len() == len(s.cursors) && s.late() == nil {
 		s.page = nil
 	}
 }
@@ -678,7 +680,7 @@ func (c *cursor) ask(ha *hubAgent, until uint64) {
 func (c *cursor) request(ha *hubAgent, until uint64) {
 	timer := max(c.timer, timerFirst)
 	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
-	f.task = task{owner: f, urgent: true}
+	f.task = task{Source: f.take, Control: true}
 	c.fetch = f
 	ha.mu.Lock()
 	dead := ha.fetches == nil
@@ -700,7 +702,7 @@ func (c *cursor) request(ha *hubAgent, until uint64) {
 // grant takes a turn at asking, of the session's and of the link's, or queues for
 // one.
 func (c *cursor) grant() bool {
-	if c.turn.in != nil {
+	if c.turn.Queued() {
 		return false
 	}
 	s, hv := c.s, c.hv
@@ -708,10 +710,10 @@ func (c *cursor) grant() bool {
 	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays
 	switch {
 	case !free:
-		hv.waiting.push(&c.slot, c)
+		hv.waiting.Push(&c.slot, c)
 	case !c.offered:
 		hv.slots++
-		c.slot.leave()
+		c.slot.Remove()
 	}
 	c.offered = false
 	hv.mu.Unlock()
@@ -719,7 +721,7 @@ func (c *cursor) grant() bool {
 		return false
 	}
 	if s.open >= s.h.cfg.MaxReplays {
-		s.turns.push(&c.turn, c)
+		s.turns.Push(&c.turn, c)
 		return false
 	}
 	s.open++
@@ -728,8 +730,8 @@ func (c *cursor) grant() bool {
 
 // leaveQueue gives up the cursor's place in the queue for a turn.
 func (c *cursor) leaveQueue() {
-	if c.turn.in != nil {
-		c.turn.leave()
+	if c.turn.Queued() {
+		c.turn.Remove()
 		c.hv.freeSlot()
 	}
 }
@@ -737,7 +739,7 @@ func (c *cursor) leaveQueue() {
 // passTurn gives the session's turn to the first that waits for it and can use it.
 // The request goes out here and now: the viewer's own link may be stuck.
 func (s *hubSession) passTurn() {
-	for c := s.turns.pop(); c != nil; c = s.turns.pop() {
+	for c := s.turns.Pop(); c != nil; c = s.turns.Pop() {
 		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
 			c.request(ha, s.log.first()-1)
 			return
@@ -777,7 +779,7 @@ func (hv *hubViewer) offerSlot() {
 	hv.mu.Lock()
 	var c *cursor
 	if hv.slots < hv.h.cfg.MaxViewerReplays {
-		c = hv.waiting.pop()
+		c = hv.waiting.Pop()
 	}
 	if c != nil {
 		hv.slots++

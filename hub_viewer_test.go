@@ -416,8 +416,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		for _, v := range vs {
 			v.l.Close()
 		}
-		if s := h.lookup("s"); s.open != 0 || s.turns.len() != 0 || len(s.cursors) != 0 {
-			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, s.turns.len(), len(s.cursors))
+		if s := h.lookup("s"); s.open != 0 || s.turns.Len() != 0 || len(s.cursors) != 0 {
+			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, s.turns.Len(), len(s.cursors))
 		}
 		if n := len(h.agents["agent"].fetches); n != 0 {
 			t.Errorf("%d requests stay", n)
@@ -749,10 +749,10 @@ func TestHubWatchAndStopWithoutReading(t *testing.T) {
 			v.send(v.watch("r", "", 0), v.stop("r"))
 		}
 		hv := h.viewers["tab"]
-		if n := hv.due.len(); n > 200 {
+		if n := hv.due.Len(); n > 200 {
 			t.Errorf("%d answers wait for a viewer that reads nothing", n)
 		}
-		if n := hv.Link.bulk.len(); n > 200 {
+		if n := readyTasks(hv.Link); n > 200 {
 			t.Errorf("%d tasks wait for a viewer that reads nothing", n)
 		}
 		v.send(v.watch("s", "", 0))

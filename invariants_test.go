@@ -77,8 +77,8 @@ func streamerFault(st *Streamer) string {
 	if max := st.budget.max; max > 0 && (int64(used) != st.budget.used.Load() || int64(used) > max) {
 		return fmt.Sprintf("S10: %d bytes count as %d of %d", used, st.budget.used.Load(), st.budget.max)
 	}
-	if len(st.sessions) > st.cfg.MaxSessions || len(st.budget.aged) > len(st.sessions) {
-		return fmt.Sprintf("S10: %d sessions, %d of them aged", len(st.sessions), len(st.budget.aged))
+	if len(st.sessions) > st.cfg.MaxSessions || st.budget.aged.Len() > len(st.sessions) {
+		return fmt.Sprintf("S10: %d sessions, %d of them aged", len(st.sessions), st.budget.aged.Len())
 	}
 	if st.link != nil {
 		return linkFault(st.link.Link)
@@ -91,15 +91,16 @@ func linkFault(l *Link) string {
 	if len(l.answers) > 2*maxAnswers || errorsIn(l.answers) > maxAnswers {
 		return fmt.Sprintf("S10: %d answers wait", len(l.answers))
 	}
-	for i, t := range l.timers {
-		if t.index != i || t.due.IsZero() {
-			return "a timer is out of place"
-		}
-	}
-	if l.err != nil && (len(l.timers) > 0 || l.urgent.first != nil || l.bulk.first != nil) {
+	if now, later := l.tasks.Len(); l.err != nil && now+later > 0 {
 		return "a dead link holds tasks"
 	}
 	return ""
+}
+
+// readyTasks is how many tasks of a link are to be asked now.
+func readyTasks(l *Link) int {
+	n, _ := l.tasks.Len()
+	return n
 }
 
 func errorsIn(ps []Payload) (n int) {
@@ -166,7 +167,7 @@ func hubSessionFault(s *hubSession) string {
 			turns++
 		}
 	}
-	if turns != s.open || s.open > cfg.MaxReplays || s.turns.len() > len(s.cursors) {
+	if turns != s.open || s.open > cfg.MaxReplays || s.turns.Len() > len(s.cursors) {
 		return fmt.Sprintf("S10: %d requests count as %d of %d", turns, s.open, cfg.MaxReplays)
 	}
 	return ""
@@ -211,12 +212,12 @@ func hubAgentFault(ha *hubAgent) string {
 }
 
 func hubViewerFault(hv *hubViewer) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.len() > len(hv.cursors) || hv.waiting.len() > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.len(), hv.waiting.len())
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.Len() > len(hv.cursors) || hv.waiting.Len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.Len(), hv.waiting.Len())
 	}
 	slots := 0
 	for _, c := range hv.cursors {
-		if c.offered || c.turn.in != nil || c.fetch != nil && !c.fetch.closed {
+		if c.offered || c.turn.Queued() || c.fetch != nil && !c.fetch.closed {
 			slots++
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -222,13 +221,13 @@ func note(name string) Payload { return &WatchPayload{SessionID: name} }
 
 // notes is a task that says something n times.
 func notes(name string, urgent bool, n int) *task {
-	return &task{urgent: urgent, owner: takeFunc(func(time.Time) Payload {
+	return &task{Control: urgent, Source: func(time.Time) Payload {
 		if n == 0 {
 			return nil
 		}
 		n--
 		return note(name)
-	})}
+	}}
 }
 
 func blockedSend(ctx context.Context, _ Payload) error {
@@ -620,43 +619,6 @@ func TestLinkTurns(t *testing.T) {
 	}
 }
 
-// A queue keeps the order of those that are left, whoever leaves it.
-func TestLinkQueueOrder(t *testing.T) {
-	var q queue[*int]
-	places := make([]place[*int], 1000)
-	var want, got []*int
-	for i := range places {
-		v := &i
-		q.push(&places[i], v)
-		q.push(&places[i], v) // has its place
-		if i%2 == 0 {
-			want = append(want, v)
-		}
-	}
-	for _, i := range []int{999, 1, 501, 499} { // the last, and some between
-		places[i].leave()
-		places[i].leave() // has none
-	}
-	for i := 3; i < 999; i += 2 {
-		places[i].leave()
-	}
-	if n := q.len(); n != 500 {
-		t.Errorf("%d wait, want 500", n)
-	}
-	places[0].leave() // the first
-	want = want[1:]
-	for v := q.pop(); v != nil; v = q.pop() {
-		got = append(got, v)
-	}
-	if !slices.Equal(want, got) {
-		t.Error("order lost")
-	}
-	q.push(&places[7], want[0]) // it begins anew
-	if v := q.pop(); v != want[0] || q.pop() != nil || q.len() != 0 {
-		t.Error("an emptied queue has no more use")
-	}
-}
-
 // Whoever waits in Next is woken for each payload: two calls, two payloads.
 func TestLinkConcurrentNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -671,8 +633,8 @@ func TestLinkConcurrentNext(t *testing.T) {
 		}
 		synctest.Wait()
 		m.mu.Lock() // both become ready before anyone looks
-		m.enqueueLocked(notes("a", false, 1))
-		m.enqueueLocked(notes("b", false, 1))
+		m.readyLocked(notes("a", false, 1))
+		m.readyLocked(notes("b", false, 1))
 		m.mu.Unlock()
 		m.wakeNext()
 		synctest.Wait()
@@ -802,13 +764,6 @@ func TestLinkNextLeavesTimer(t *testing.T) {
 		}
 		m.Close()
 	})
-}
-
-func (q *queue[T]) len() (n int) {
-	for p := q.first; p != nil; p = p.next {
-		n++
-	}
-	return n
 }
 
 // Whoever polls with a context that has ended pays for no timer.

@@ -551,12 +551,12 @@ func (r *resumed) add(c *cursor) {
 // wantAtRest checks that nothing is asked for, by nobody.
 func wantAtRest(t *testing.T, hs *hubSession, s *Session) {
 	t.Helper()
-	if hs.open != 0 || len(s.on.replays) != 0 || s.on.l.bulk.len() != 0 {
+	if hs.open != 0 || len(s.on.replays) != 0 || readyTasks(s.on.l.Link) != 0 {
 		t.Errorf("%d requests open, %d replays running, %d tasks at the agent when all are served",
-			hs.open, len(s.on.replays), s.on.l.bulk.len())
+			hs.open, len(s.on.replays), readyTasks(s.on.l.Link))
 	}
 	for _, c := range hs.cursors {
-		if c.fetch != nil || len(c.pages) != 0 || c.turn.in != nil {
+		if c.fetch != nil || len(c.pages) != 0 || c.turn.Queued() {
 			t.Errorf("a cursor is not done: %+v", c)
 		}
 	}

@@ -269,8 +269,8 @@ func TestPushAllAround(t *testing.T) {
 		}
 		h.Close()
 		synctest.Wait()
-		if h.crew.busy != 0 || h.crew.jobs.n != 0 {
-			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.n)
+		if h.crew.busy != 0 || h.crew.jobs.Len() != 0 {
+			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.Len())
 		}
 	})
 }

@@ -165,7 +165,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), Window: 1})
 		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
 	}
-	if n := al.bulk.len(); n > 100 {
+	if n := readyTasks(al.Link); n > 100 {
 		t.Errorf("agent: %d tasks in the queue of 100 sessions", n)
 	}
 	v := NewViewer(nil)
@@ -177,7 +177,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 		vl.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
 		vl.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
 	}
-	if n := vl.urgent.len(); n > 101 {
+	if n := readyTasks(vl.Link); n > 101 {
 		t.Errorf("viewer: %d tasks in the queue of 100 watches", n)
 	}
 }
@@ -195,7 +195,7 @@ func TestHubFetchesGivenUp(t *testing.T) {
 		h.agentsMu.Lock()
 		ha := h.agents["agent"]
 		h.agentsMu.Unlock()
-		if n := ha.urgent.len(); n > 10 {
+		if n := readyTasks(ha.Link); n > 10 {
 			t.Errorf("%d fetches in the queue of the agent's link, %d open", n, len(ha.fetches))
 		}
 	})
@@ -216,7 +216,7 @@ func TestHubWaitingGivenUp(t *testing.T) {
 			}
 			v.send(v.stop("r"))
 		}
-		if n := h.viewers["tab"].waiting.len(); n > 10 {
+		if n := h.viewers["tab"].waiting.Len(); n > 10 {
 			t.Errorf("%d cursors wait for a slot, the link has %d", n, len(h.viewers["tab"].cursors))
 		}
 	})

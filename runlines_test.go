@@ -75,14 +75,14 @@ func TestRunLinesReceive(t *testing.T) {
 
 // sayTexts is a task that says texts, in watches of that id.
 func sayTexts(texts ...string) *task {
-	return &task{owner: takeFunc(func(time.Time) Payload {
+	return &task{Source: func(time.Time) Payload {
 		if len(texts) == 0 {
 			return nil
 		}
 		p := &WatchPayload{SessionID: texts[0]}
 		texts = texts[1:]
 		return p
-	})}
+	}}
 }
 
 // A tap lets a test look at what is written, and wait for it. Reads wait for its end.

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // Overflow is what Publish does when a session's pending is full (rule 10).
@@ -144,10 +146,10 @@ type Session struct {
 	*life               // in this epoch; nobody's before the first event
 	on      *attachment // the session on the current link, or nil
 	changed signal
-	age     *age // its place in the budget, whose lock protects it, or nil
-	gone    bool // forgotten
-	aged    bool // offered to the budget
-	over    bool // it stands in the Streamer's list of sessions to forget
+	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
+	gone    bool                   // forgotten
+	aged    bool                   // offered to the budget
+	over    bool                   // it stands in the Streamer's list of sessions to forget
 }
 
 // A life is what has become of a session in one epoch.

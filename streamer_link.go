@@ -36,8 +36,8 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
 	al.hello = newGreeter(al.Link, roleAgent)
-	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
-	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
+	al.status = task{Source: al.takeStatus, Control: true}
+	al.beat = task{Source: al.takeBeat, Control: true}
 	st.mu.Lock()
 	old, shut := st.link, st.shut.Load()
 	if !shut {
@@ -227,7 +227,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 		al.mu.Unlock()
 		return nil
 	}
-	al.clearLocked() // nothing of another link id goes on
+	al.tasks.Clear() // nothing of another link id goes on
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.beatAt = now.Add(heartbeat)
 	al.scheduleLocked(&al.beat, al.beatAt)
@@ -257,7 +257,7 @@ func (al *agentLink) attach(s *Session) *attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := &attachment{s: s, l: al, id: id, window: window, timer: timerFirst}
-	a.task.owner = a
+	a.task.Source = a.take
 	a.pioneer = s.maxSent == 0
 	s.on = a
 	s.poke()
@@ -661,7 +661,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		return about(p, err)
 	}
 	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
-	r.task.owner = r
+	r.task.Source = r.take
 	if p.UntilSeq != 0 {
 		r.until = min(p.UntilSeq, s.log.head)
 	}

@@ -11,10 +11,13 @@ type Heap[T any] struct{ entries entries[T] }
 // An Entry is the place of a value in a heap: a field of what waits. The zero Entry is
 // in no heap.
 type Entry[T any] struct {
-	at    time.Time // zero: in no heap
+	at    time.Time
 	value T
-	index int
+	place int // its index in the heap, plus one; 0: it is in none
 }
+
+// Queued reports whether e is in a heap.
+func (e *Entry[T]) Queued() bool { return e.place > 0 }
 
 // At returns the time under which e is in a heap, or the zero time if it is in none.
 func (e *Entry[T]) At() time.Time { return e.at }
@@ -22,22 +25,22 @@ func (e *Entry[T]) At() time.Time { return e.at }
 // Len returns the number of values in the heap.
 func (h *Heap[T]) Len() int { return len(h.entries) }
 
-// Set puts v into the heap under a time, which is not zero, with e for its place. If e
-// is in the heap already, it moves to that time.
+// Set puts v into the heap under a time, with e for its place. If e is in the heap
+// already, it moves to that time.
 func (h *Heap[T]) Set(e *Entry[T], v T, at time.Time) {
-	if e.at.IsZero() {
+	if e.place == 0 {
 		e.at, e.value = at, v
 		heap.Push(&h.entries, e)
 		return
 	}
 	e.at = at
-	heap.Fix(&h.entries, e.index)
+	heap.Fix(&h.entries, e.place-1)
 }
 
 // SetEarlier is Set, unless e is in the heap under that time or an earlier one already.
 // It reports whether it changed anything.
 func (h *Heap[T]) SetEarlier(e *Entry[T], v T, at time.Time) bool {
-	if !e.at.IsZero() && !at.Before(e.at) {
+	if e.place > 0 && !at.Before(e.at) {
 		return false
 	}
 	h.Set(e, v, at)
@@ -46,8 +49,8 @@ func (h *Heap[T]) SetEarlier(e *Entry[T], v T, at time.Time) bool {
 
 // Remove takes e out, if it is in the heap.
 func (h *Heap[T]) Remove(e *Entry[T]) {
-	if !e.at.IsZero() {
-		heap.Remove(&h.entries, e.index)
+	if e.place > 0 {
+		heap.Remove(&h.entries, e.place-1)
 		*e = Entry[T]{}
 	}
 }
@@ -97,13 +100,13 @@ func (s entries[T]) Less(i, j int) bool { return s[i].at.Before(s[j].at) }
 
 func (s entries[T]) Swap(i, j int) {
 	s[i], s[j] = s[j], s[i]
-	s[i].index, s[j].index = i, j
+	s[i].place, s[j].place = i+1, j+1
 }
 
 func (s *entries[T]) Push(x any) {
 	e := x.(*Entry[T])
-	e.index = len(*s)
 	*s = append(*s, e)
+	e.place = len(*s)
 }
 
 func (s *entries[T]) Pop() any {

@@ -1,5 +1,7 @@
 package sched
 
+import "iter"
+
 // A Queue is a first-in first-out queue. The zero Queue is empty. It must not be copied
 // while something is in it.
 type Queue[T any] struct {
@@ -57,6 +59,14 @@ func (q *Queue[T]) Pop() (v T) {
 		e.Remove()
 	}
 	return v
+}
+
+// All yields the values from the first to the last. The queue must not change meanwhile.
+func (q *Queue[T]) All() iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for e := q.first; e != nil && yield(e.value); e = e.next {
+		}
+	}
 }
 
 // Queued reports whether e is in a queue.

@@ -14,6 +14,14 @@ type waiter struct {
 	entry Entry[*waiter]
 }
 
+// listed are all in the queue, by name.
+func listed(q *Queue[*waiter]) (names string) {
+	for w := range q.All() {
+		names += w.name
+	}
+	return names
+}
+
 // drain pops all, by name.
 func drain(q *Queue[*waiter]) (names string) {
 	for w := q.Pop(); w != nil; w = q.Pop() {
@@ -60,6 +68,9 @@ func TestQueue(t *testing.T) {
 					t.Errorf("from %s to %s, want %s", first, last, test.want)
 				}
 			}
+			if got := listed(&q); got != test.want {
+				t.Errorf("listed %s, want %s", got, test.want)
+			}
 			if got := drain(&q); got != test.want {
 				t.Errorf("got %s, want %s", got, test.want)
 			}
@@ -72,6 +83,29 @@ func TestQueue(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// To give up a place costs the same however many wait: itself and its two neighbours
+// change.
+func TestQueueRemoveCost(t *testing.T) {
+	var q Queue[int]
+	places := make([]Element[int], 100)
+	for i := range places {
+		q.Push(&places[i], i)
+	}
+	for _, i := range []int{50, 0, 99, 49, 51} {
+		before := slices.Clone(places)
+		places[i].Remove()
+		changed := 0
+		for j := range places {
+			if places[j] != before[j] {
+				changed++
+			}
+		}
+		if changed > 3 {
+			t.Errorf("%d places of %d changed when one was given up", changed, len(places))
+		}
 	}
 }
 
@@ -123,8 +157,8 @@ func TestHeap(t *testing.T) {
 				h.Remove(&w.entry)
 				delete(times, w)
 			}
-			if got := w.entry.At(); !got.Equal(times[w]) {
-				t.Fatalf("it is in the heap at %v, want %v", got, times[w])
+			if at, want := times[w]; w.entry.Queued() != want || !w.entry.At().Equal(at) {
+				t.Fatalf("it is in the heap: %v, at %v; want %v, %v", w.entry.Queued(), w.entry.At(), want, at)
 			}
 		}
 		if h.Len() != len(times) {
@@ -146,7 +180,7 @@ func TestHeap(t *testing.T) {
 			if !ok || !got.Equal(at) || !times[w].Equal(at) {
 				t.Fatalf("popped %v, want %v", got, at)
 			}
-			if !w.entry.At().IsZero() {
+			if w.entry.Queued() {
 				t.Fatal("it believes it is in the heap")
 			}
 		}
@@ -163,7 +197,7 @@ func TestHeapClear(t *testing.T) {
 		h.Set(&w.entry, w, time.Unix(1000, 0))
 	}
 	h.Clear()
-	if h.Len() != 0 || !ws[0].entry.At().IsZero() {
+	if h.Len() != 0 || ws[0].entry.Queued() {
 		t.Error("something is left")
 	}
 	h.Set(&ws[1].entry, ws[1], time.Unix(1000, 0))
@@ -219,7 +253,20 @@ func TestTasks(t *testing.T) {
 				t.Errorf("next at %v, want %v", next, test.next)
 			}
 			s.Clear()
+			if now, later := s.Len(); now+later > 0 {
+				t.Errorf("%d and %d tasks are left after Clear", now, later)
+			}
 		})
+	}
+}
+
+func TestTasksLen(t *testing.T) {
+	var s Tasks[string]
+	s.Ready(say("a", false))
+	s.Ready(say("!", true))
+	s.ReadyAt(say("b", false), time.Unix(1000, 0))
+	if now, later := s.Len(); now != 2 || later != 1 {
+		t.Errorf("%d now and %d later, want 2 and 1", now, later)
 	}
 }
 

@@ -47,6 +47,11 @@ func (s *Tasks[M]) Remove(t *Task[M]) {
 	t.place.Remove()
 }
 
+// Len returns how many tasks are to be asked now, and how many later.
+func (s *Tasks[M]) Len() (now, later int) {
+	return s.control.Len() + s.data.Len(), s.timers.Len()
+}
+
 // Clear takes all tasks out.
 func (s *Tasks[M]) Clear() {
 	for s.control.Pop() != nil || s.data.Pop() != nil {
