@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // ringNumbers are the numbers in the ring, front first.
@@ -185,7 +187,7 @@ func TestStoreReuses(t *testing.T) {
 		for range 300 {
 			cycle()
 		}
-		if n := testing.AllocsPerRun(Fewer(1000), cycle); n > 0 {
+		if n := testing.AllocsPerRun(testenv.Fewer(1000), cycle); n > 0 {
 			t.Errorf("%d bytes: %v allocations an event", size, n)
 		}
 		held := l.memory()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 const wireEpoch = "01jdqz7c3k9w5v8x2m4n6p0rst"
@@ -1055,7 +1056,7 @@ func TestTooMuchForSlots(t *testing.T) {
 		t.Errorf("encoded: %v", err)
 	}
 	most := maxFrame
-	if raceEnabled || most == math.MaxInt { // the detector would touch all of the frame
+	if testenv.RaceEnabled || most == math.MaxInt { // the detector would touch all of the frame
 		return
 	}
 	if _, err := Unmarshal(make([]byte, most+1)); err == nil || err.Error() != fmt.Sprintf("gvstream: malformed: frame: more than %d bytes", most) {

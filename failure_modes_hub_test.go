@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
 
@@ -249,7 +250,7 @@ func hostileFrames(t *testing.T) {
 		"{}", "[]", "null", "123", "true", `"text"`, `{"session":1}`, `{"session":""}`, `{"session_id":""}`, `{"session_id":1}`,
 		`{"session_id":"s","session_id":"t"}`, "{\"session_id\":\"\xff\"}", `{"session_id":"\ud800"}`, `{"session_id":"a` + "\x00" + `"}`,
 		`{"x":` + strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000) + `}`, `{`, `{"a"`, ``,
-		`{"session_id":"` + strings.Repeat("x", gvstream.Fewer(50<<20)) + `"}`,
+		`{"session_id":"` + strings.Repeat("x", testenv.Fewer(50<<20)) + `"}`,
 	}
 	frames := []string{
 		"", "{}", "[]", "null", "123", "{", "\xff", `{"type":1}`, `{"type":"nothing","payload":{}}`, `{"TYPE":"hello"}`,
@@ -690,7 +691,7 @@ func batchBytes(t *testing.T) {
 	// the wire, text or base64. An event that is longer by itself travels alone.
 	for _, raw := range []bool{false, true} {
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingBytes: 64 << 20, ReplayBytes: 64 << 20})
-		events, large := gvstream.Fewer(1000), 15
+		events, large := testenv.Fewer(1000), 15
 		for i := range events {
 			e := gvstream.Event{Type: "x", Data: text(10 << 10)}
 			if raw {
@@ -791,7 +792,7 @@ func replaysQueue(t *testing.T) {
 	// replays are open at a time, the others wait in turn, first come first served, and
 	// all finish.
 	const events = 110 // two pages of an agent for each
-	viewers := gvstream.Fewer(1000)
+	viewers := testenv.Fewer(1000)
 	sc := newScene(t, &gvstream.HubConfig{LogEvents: 1})
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", events)

@@ -9,12 +9,3 @@ func SetHead(s *Session, seq uint64) {
 	s.log = log{head: seq}
 	s.acked = seq
 }
-
-// Fewer is n, or a tenth of it under the race detector, which makes everything several
-// times as slow: the numbers of the scenarios are reached without it.
-func Fewer(n int) int {
-	if raceEnabled {
-		return n / 10
-	}
-	return n
-}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
 
@@ -1042,7 +1043,7 @@ func numbersUnderContention(t *testing.T) {
 	// Sixty-four goroutines publish at once. The numbers are 1 to the last without a
 	// hole, each goroutine's grow, and what is kept, sent and stored is in their order.
 	const publishers = 64
-	each := gvstream.Fewer(1000)
+	each := testenv.Fewer(1000)
 	var disk store
 	sg := newStage(t, &gvstream.HubConfig{Commit: disk.commit})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingEvents: publishers * each})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
 
@@ -29,7 +30,7 @@ func joinAnywhere(t *testing.T) {
 		session, err := st.Session("s")
 		noError(t, err)
 		var work sync.WaitGroup
-		for i := range gvstream.Fewer(30) {
+		for i := range testenv.Fewer(30) {
 			delay := time.Duration(random.IntN(events)) * time.Millisecond
 			part := random.Float64()
 			work.Go(func() {
@@ -116,7 +117,7 @@ func seamKnowsNoTime(t *testing.T) {
 	for _, jump := range []time.Duration{0, 10 * time.Second} {
 		sc := newScene(t, &gvstream.HubConfig{LogEvents: 50})
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 200_000, MaxPendingEvents: 200_000})
-		n := gvstream.Fewer(100_000)
+		n := testenv.Fewer(100_000)
 		if jump > 0 {
 			n = 250
 		}
@@ -555,7 +556,7 @@ func nobodyTakesAnything(t *testing.T) {
 	const limit = 100
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: limit, ReplayEvents: limit})
 	h := answer(t, st, 10)
-	for i := range gvstream.Fewer(100_000) {
+	for i := range testenv.Fewer(100_000) {
 		_, err := st.Publish(over, "s", gvstream.Event{Data: text(20)})
 		noError(t, err)
 		if i%50 > 0 {

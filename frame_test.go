@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // borrowed is what HandleFrame makes of a frame, in the form of Unmarshal. The frame
@@ -359,7 +360,7 @@ func TestFramesAllocate(t *testing.T) {
 	}
 	// Payloads of two batches and acks at the most, and chunks. A sync.Pool forgets
 	// things under the race detector.
-	if n := testing.AllocsPerRun(Fewer(100), batch); n > 8 && !raceEnabled {
+	if n := testing.AllocsPerRun(testenv.Fewer(100), batch); n > 8 && !testenv.RaceEnabled {
 		t.Errorf("%v allocations", n)
 	}
 	if n := st.Stats().PendingEvents; n != 0 {

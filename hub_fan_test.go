@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // A fanned is a viewer that is played by hand and whose link pushes.
@@ -382,16 +383,16 @@ func TestFanAllocs(t *testing.T) {
 		v.deaf = true
 	}
 	seq := uint64(10)
-	allocs := testing.AllocsPerRun(Fewer(50), func() {
+	allocs := testing.AllocsPerRun(testenv.Fewer(50), func() {
 		seq++
 		a.send(a.batch("s", "e1", seq, seq))
 		crewWorks(h)
 	})
-	alone := testing.AllocsPerRun(Fewer(50), func() {
+	alone := testing.AllocsPerRun(testenv.Fewer(50), func() {
 		seq++
 		a.send(a.batch("s", "e1", seq, seq))
 	})
-	if allocs-alone > maxFan/8+8 && !raceEnabled {
+	if allocs-alone > maxFan/8+8 && !testenv.RaceEnabled {
 		t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // A stream is a ReadWriteCloser of parts.
@@ -156,7 +157,7 @@ func lineStreams() map[string]lineStream {
 		"too long, broken off":  {strings.NewReader(padded(3 * maxLine)), []string{"unexpected EOF"}},
 		"twice too long":        {strings.NewReader(padded(2*maxLine) + "\n" + padded(maxLine+2) + "\n" + helloLine + "\n"), []string{tooLong, tooLong, "ok", "EOF"}},
 	}
-	if raceEnabled { // one goroutine, and megabytes: once is enough
+	if testenv.RaceEnabled { // one goroutine, and megabytes: once is enough
 		maps.DeleteFunc(all, func(name string, _ lineStream) bool {
 			return name != "too long" && name != "longest" && strings.Contains(name, "long")
 		})

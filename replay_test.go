@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // A logModel is a log the slow way: what stands at each number from first on.
@@ -834,7 +835,7 @@ func TestLogMemory(t *testing.T) {
 		},
 	} {
 		l := &log{}
-		n := max(500, Fewer(2000))
+		n := max(500, testenv.Fewer(2000))
 		for i := range n {
 			step(l, i)
 			if i%41 > 0 && i < n-10 {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 var sameEvents = cmpopts.EquateEmpty()
@@ -2945,7 +2946,7 @@ func TestPublishAllocs(t *testing.T) {
 			for range 2000 {
 				publish()
 			}
-			if n := testing.AllocsPerRun(Fewer(1000), publish); n > 0 {
+			if n := testing.AllocsPerRun(testenv.Fewer(1000), publish); n > 0 {
 				t.Errorf("%s: %v allocations a Publish of type %q", name, n, ev.Type)
 			}
 		}
@@ -2987,7 +2988,7 @@ func TestAckAllocs(t *testing.T) {
 	// The payload, its events, its slots and their JSON. The race detector has pools
 	// lose things.
 	for _, events := range []int{1, 10, 200} {
-		if n := testing.AllocsPerRun(Fewer(100), batch(events)); n > 6 && !raceEnabled {
+		if n := testing.AllocsPerRun(testenv.Fewer(100), batch(events)); n > 6 && !testenv.RaceEnabled {
 			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
 		}
 	}
