@@ -567,28 +567,6 @@ func largestNumbers(t *testing.T) {
 	}
 }
 
-func lastNumber(t *testing.T) {
-	// A session has used all numbers but one. It can use that, and then says that
-	// there are no more; nothing wraps around, and a new life begins at 1.
-	st := gvstream.NewStreamer(nil)
-	s, err := st.Session("s")
-	noError(t, err)
-	gvstream.SetHead(s, gvstream.MaxSeq-1)
-	seq, err := st.Publish(over, "s", gvstream.Event{})
-	noError(t, err)
-	equal(t, "the last number", seq, gvstream.MaxSeq)
-	for range 2 {
-		_, err = st.Publish(over, "s", gvstream.Event{})
-		equal(t, "one more", err, gvstream.ErrSeqExhausted)
-		_, err = st.End(over, "s", gvstream.Event{})
-		equal(t, "the end", err, gvstream.ErrSeqExhausted)
-	}
-	equal(t, "head", s.Stats().Head, gvstream.MaxSeq)
-	equal(t, "kept", unacked(st, "s"), fmt.Sprint(uint64(gvstream.MaxSeq)))
-	noError(t, st.Renew("s"))
-	publish(t, st, "s", 1)
-}
-
 func emptyPages(t *testing.T) {
 	// An agent answers replay requests with nothing. If it says that this was all,
 	// the viewer is told of a gap after one page; if it says that more follows, it

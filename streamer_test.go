@@ -2899,20 +2899,38 @@ func TestSessionMemory(t *testing.T) {
 	}
 }
 
-// TestStreamerLastNumber: after MaxSeq nothing can be published (rule 1).
+// TestStreamerLastNumber: a session that has used all numbers but one can use that, and
+// then says that there are no more (rule 1). Nothing wraps around, and a new life begins
+// at 1. Nobody can publish that many, so it is put there.
 func TestStreamerLastNumber(t *testing.T) {
 	st := NewStreamer(nil)
 	s, err := st.Session("s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	SetHead(s, MaxSeq-1)
+	s.mu.Lock()
+	s.begin()
+	s.log = log{head: MaxSeq - 1}
+	s.acked = MaxSeq - 1
+	s.mu.Unlock()
 	if seq, err := s.Publish(t.Context(), Event{}); seq != MaxSeq || err != nil {
 		t.Errorf("Publish = %d, %v", seq, err)
 	}
-	if seq, err := s.Publish(t.Context(), Event{}); seq != 0 || err != ErrSeqExhausted {
-		t.Errorf("Publish = %d, %v", seq, err)
+	for range 2 {
+		if seq, err := s.Publish(t.Context(), Event{}); seq != 0 || err != ErrSeqExhausted {
+			t.Errorf("Publish = %d, %v", seq, err)
+		}
+		if seq, err := s.End(t.Context(), Event{}); seq != 0 || err != ErrSeqExhausted {
+			t.Errorf("End = %d, %v", seq, err)
+		}
 	}
+	if got := s.Stats(); got.Head != MaxSeq || got.PendingEvents != 1 {
+		t.Errorf("%+v", got)
+	}
+	if err := st.Renew("s"); err != nil {
+		t.Fatal(err)
+	}
+	publishN(t, st, "s", 1)
 }
 
 // TestPublishAllocs: a publish allocates nothing once the log has its size, whatever
