@@ -29,7 +29,13 @@ func TestLoadRun(t *testing.T) {
 		runs.Go(func() { wantCanceled(t, far.Run(ctx, b.Send, b.Receive)) })
 	}
 	connect(agent.Connect(), hub.ConnectAgent("agent"))
-	publish(t, agent, "s", events/2)
+	publish := func() {
+		for range events / 2 {
+			_, err := agent.Publish(ctx, "s", gvstream.Event{})
+			noError(t, err)
+		}
+	}
+	publish()
 
 	var there sync.WaitGroup // until all have read the first half
 	gvstream.Measure(t, "a viewer comes, and reads 100 events", n, func() {
@@ -51,7 +57,7 @@ func TestLoadRun(t *testing.T) {
 		there.Wait()
 	})
 	gvstream.Measure(t, "read 100 more, and the end, one by one", n, func() {
-		publish(t, agent, "s", events/2)
+		publish()
 		_, err := agent.End(ctx, "s", gvstream.Event{})
 		noError(t, err)
 		readers.Wait()
@@ -97,5 +103,12 @@ func readAll(t *testing.T, ctx context.Context, v *gvstream.Viewer, last uint64,
 func wantCanceled(t *testing.T, err error) {
 	if !errors.Is(err, context.Canceled) && !errors.Is(err, gvstream.ErrClosed) {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -20,7 +20,7 @@ func TestSecurityPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	declared := declarations(t)
-	modes, err := os.ReadFile("failure_modes_test.go")
+	modes, err := os.ReadFile("internal/scenarios/failure_modes_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,16 +47,20 @@ func TestSecurityPage(t *testing.T) {
 	}
 }
 
-// declarations are the names that the package declares, fields and tests included,
-// and the codes of errors behind "code:".
+// declarations are the names that the package and the scenarios declare,
+// fields and tests included, and the codes of errors behind "code:".
 func declarations(t *testing.T) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
+	scenarios, err := filepath.Glob("internal/scenarios/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	names := make(map[string]bool)
-	for _, file := range files {
+	for _, file := range append(files, scenarios...) {
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

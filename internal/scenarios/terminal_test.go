@@ -1,4 +1,4 @@
-package gvstream_test
+package scenarios_test
 
 import (
 	"bufio"
@@ -268,7 +268,7 @@ func lines(conn net.Conn) streamtest.Transport {
 // TestTerminal streams the recording in memory and over TCP, in real time, and
 // logs what each viewer saw.
 func TestTerminal(t *testing.T) {
-	rec, err := readRecording("testdata/shell-session.cast")
+	rec, err := readRecording("../../testdata/shell-session.cast")
 	if err != nil {
 		t.Fatal(err)
 	}

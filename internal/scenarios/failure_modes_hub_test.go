@@ -1,4 +1,4 @@
-package gvstream_test
+package scenarios_test
 
 import (
 	"bytes"
