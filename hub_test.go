@@ -644,6 +644,36 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 	})
 }
 
+// A link that is closed while it waits for a session that another one is opening opens
+// nothing and asks nothing.
+func TestHubLinkClosedWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		claims := 0
+		h := NewHub(&HubConfig{
+			Resume: func(context.Context, string, string) (uint64, error) { <-release; return 0, nil },
+			Claim:  func(context.Context, string, string, string) bool { claims++; return true },
+		})
+		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		opened, waited := make(chan error), make(chan error)
+		go func() { opened <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 0, 1))) }()
+		synctest.Wait()
+		go func() { waited <- b.l.Handle(context.Background(), b.status(entryOf("s", "e2", 1, 0, 1))) }()
+		synctest.Wait()
+		b.l.Close()
+		close(release)
+		if err := <-opened; err != nil {
+			t.Errorf("Handle of the one that opens: %v", err)
+		}
+		if err := <-waited; err != ErrClosed {
+			t.Errorf("Handle of the one that was closed: %v, want ErrClosed", err)
+		}
+		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Epoch != "e1" || claims != 0 {
+			t.Errorf("%+v after %d claims, want a's e1 and none", st, claims)
+		}
+	})
+}
+
 // MaxSessions holds, also while Resume takes its time for several at once.
 func TestHubMaxSessionsDuringResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
