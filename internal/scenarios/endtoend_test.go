@@ -1,7 +1,6 @@
 package scenarios_test
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
 	"github.com/vibetools/gvstream/streamtest"
 )
 
@@ -27,19 +27,14 @@ func TestEndToEnd(t *testing.T) {
 
 func endToEnd(t *testing.T, seed uint64) {
 	const events = 200
-	ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // of the bubble
-	defer cancel()
-	hub := gvstream.NewHub(&gvstream.HubConfig{LogEvents: 20, Window: 32})
-	dial := faulty(seed)
-	var connections, work sync.WaitGroup
-	defer connections.Wait()
-	defer cancel()
-
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 20, Window: 32})
+	ctx, dial := sc.Context(), faulty(seed)
+	var work sync.WaitGroup
 	sessions := []string{"s1", "s2", "s3"}
 	for i, ids := range [][]string{{"s1", "s2"}, {"s3"}} {
 		agent := gvstream.NewStreamer(nil)
-		connections.Go(func() {
-			stay(ctx, dial, agent.Connect, func() *gvstream.Link { return hub.ConnectAgent(fmt.Sprint("agent", i)) }, nil)
+		sc.Go(func() {
+			stay(ctx, dial, agent.Connect, func() *gvstream.Link { return sc.Hub.ConnectAgent(fmt.Sprint("agent", i)) }, nil)
 		})
 		work.Go(func() {
 			for n := range events {
@@ -49,7 +44,7 @@ func endToEnd(t *testing.T, seed uint64) {
 						t.Error(err)
 					}
 				}
-				pause(ctx, 10*time.Millisecond)
+				pass(10 * time.Millisecond)
 			}
 			for _, id := range ids {
 				if _, err := agent.End(ctx, id, gvstream.Event{Type: "exit"}); err != nil {
@@ -63,11 +58,11 @@ func endToEnd(t *testing.T, seed uint64) {
 	}
 	for i := range 3 {
 		v := gvstream.NewViewer(nil)
-		connections.Go(func() {
-			stay(ctx, dial, v.Connect, func() *gvstream.Link { return hub.ConnectViewer(fmt.Sprint("viewer", i)) }, nil)
+		sc.Go(func() {
+			stay(ctx, dial, v.Connect, func() *gvstream.Link { return sc.Hub.ConnectViewer(fmt.Sprint("viewer", i)) }, nil)
 		})
 		work.Go(func() {
-			pause(ctx, time.Duration(i)*700*time.Millisecond) // the last ones come late
+			pass(time.Duration(i) * 700 * time.Millisecond) // the last ones come late
 			var seen streamtest.Recorder
 			for _, id := range sessions {
 				if err := v.Watch(id, gvstream.Position{}); err != nil {
@@ -98,30 +93,4 @@ func endToEnd(t *testing.T, seed uint64) {
 		})
 	}
 	work.Wait()
-}
-
-// faulty is a dialer of in-memory connections with faults.
-func faulty(seed uint64) dialer {
-	var mu sync.Mutex
-	return func() (near, far end) {
-		mu.Lock()
-		seed += 1000
-		faults := streamtest.Faults{
-			Seed: seed, Drop: 0.03, Duplicate: 0.03, Reorder: 0.03, Delay: 0.2,
-			MaxDelay: 50 * time.Millisecond, CutAfter: 60,
-		}
-		mu.Unlock()
-		a, b := pipe()
-		a.Send, a.Receive = faults.Wrap(a.Send, a.Receive)
-		return onto(a), onto(b)
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
 	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
@@ -28,7 +29,7 @@ func authorizeEveryWatch(t *testing.T) {
 	// every watch, also at one that resumes. A viewer can't ask for a replay in any
 	// other way.
 	var asked []string
-	sc := newScene(t, &gvstream.HubConfig{
+	sc := scene.New(t, &gvstream.HubConfig{
 		LogEvents: 2,
 		Authorize: func(_ context.Context, viewer, id string) error {
 			asked = append(asked, viewer+" "+id)
@@ -41,28 +42,28 @@ func authorizeEveryWatch(t *testing.T) {
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s1", 5)
 	publish(t, st, "s2", 5)
-	sc.agent("a", st)
-	sc.acked()
+	sc.Agent("a", st)
+	sc.Acked()
 
-	h := callViewer(t, sc.hub, "tab")
+	h := callViewer(t, sc.Hub, "tab")
 	var answers []string
 	for _, id := range []string{"s1", "none"} {
 		equal(t, "watch "+id, code(h.watch(id, gvstream.Position{})), "forbidden")
-		p := next(h.link).(*gvstream.ErrorPayload)
+		p := scene.Next(h.link).(*gvstream.ErrorPayload)
 		answers = append(answers, fmt.Sprintf("%s %q %v %d %q", p.Code, p.Message, p.Retryable, p.Seq, p.Epoch))
-		sc.flow()
+		sc.Flow()
 		equal(t, "and then", h.says(), "")
 	}
 	equal(t, "the two answers", answers[0], answers[1])
-	equal(t, "a request of its own", code(handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "s1", RequestID: "r"})), "unexpected")
+	equal(t, "a request of its own", code(h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s1", RequestID: "r"})), "unexpected")
 
 	asked = nil
 	v := newViewer(t, "s2", gvstream.Position{})
-	w := sc.viewer("tab", v)
-	sc.flow()
-	w.cut()
-	sc.viewer("tab", v)
-	sc.flow()
+	w := sc.Viewer("tab", v)
+	sc.Flow()
+	w.Cut()
+	sc.Viewer("tab", v)
+	sc.Flow()
 	equal(t, "the allowed one gets", read(t, v), "1..5")
 	equal(t, "asked, first and when it resumed", strings.Join(asked, ", "), "tab s2, tab s2")
 }
@@ -81,53 +82,53 @@ func replayOfOneLife(t *testing.T) {
 		"unknown_session": {SessionID: "s3", Epoch: stats(t, st, "s1").Epoch, AfterSeq: 1},
 	} {
 		ask.RequestID = "r"
-		equal(t, "asked of the agent", code(handle(h.link, &ask)), what)
+		equal(t, "asked of the agent", code(h.link.Handle(t.Context(), &ask)), what)
 		equal(t, "its answer", h.says(), "error "+strings.Fields(what)[0])
 	}
 
-	sc := newScene(t, nil)
-	sc.agent("a", st)
-	sc.flow()
-	equal(t, "s2 behind a position of s1", sc.show("s2", at(t, st, "s1", 2)), "reset from 2 of 0, 1..3")
+	sc := scene.New(t, nil)
+	sc.Agent("a", st)
+	sc.Flow()
+	equal(t, "s2 behind a position of s1", show(t, sc, "s2", at(t, st, "s1", 2)), "reset from 2 of 0, 1..3")
 	var refused []string
 	v := newViewer(t, "s1", at(t, st, "s2", 2)) // a greater epoch
-	sc.viewer("tab", v)
-	sc.flow()
-	for it, err := range v.Items(over) {
+	sc.Viewer("tab", v)
+	sc.Flow()
+	for it, err := range v.Items(scene.Ended) {
 		refused = append(refused, code(err)+tell([]gvstream.Item{it}))
 	}
 	equal(t, "s1 behind a position of s2", strings.Join(refused, ";"), "replay_ahead 5")
-	equal(t, "an unknown one", sc.show("s3", at(t, st, "s1", 2)), "")
+	equal(t, "an unknown one", show(t, sc, "s3", at(t, st, "s1", 2)), "")
 }
 
 func nothingOfTheOldOwner(t *testing.T) {
 	// A session has ended and is forgotten, and another agent uses its id. Whoever
 	// comes with the old position gets nothing of the old owner, and what the old
 	// owner still has on its way doesn't get into the new one's session.
-	sc := newScene(t, &gvstream.HubConfig{SessionTTL: time.Minute})
+	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Minute})
 	old := gvstream.NewStreamer(nil)
-	oldWire := sc.agent("old", old)
+	oldWire := sc.Agent("old", old)
 	publish(t, old, "s", 3)
-	_, err := old.End(over, "s", event(4))
+	_, err := old.End(scene.Ended, "s", event(4))
 	noError(t, err)
-	sc.acked()
+	sc.Acked()
 	position := at(t, old, "s", 2)
-	link := oldWire.down[0].(*gvstream.WelcomePayload).Link
-	equal(t, "a viewer of the old one gets", sc.show("s", position), "3..4, end")
+	link := oldWire.Down[0].(*gvstream.WelcomePayload).Link
+	equal(t, "a viewer of the old one gets", show(t, sc, "s", position), "3..4, end")
 
-	sc.later(12 * time.Minute)
-	equal(t, "sessions that the hub knows", sc.hub.Stats().Sessions, 0)
-	equal(t, "with the old position", sc.show("s", position), "")
+	sc.Later(12 * time.Minute)
+	equal(t, "sessions that the hub knows", sc.Hub.Stats().Sessions, 0)
+	equal(t, "with the old position", show(t, sc, "s", position), "")
 
 	young := gvstream.NewStreamer(nil)
 	publish(t, young, "s", 2)
-	sc.agent("young", young)
-	sc.acked()
+	sc.Agent("young", young)
+	sc.Acked()
 	late := &gvstream.EventBatchPayload{SessionID: "s", Epoch: position.Epoch, Link: link, FirstSeq: 1, LastSeq: 1, HeadSeq: 1, Events: numbered(1)}
-	equal(t, "a late batch of the old owner", code(handle(oldWire.far, late)), "forbidden")
-	equal(t, "with the old position", sc.show("s", position), "reset from 2 of 0, 1..2")
-	equal(t, "with none", sc.show("s", gvstream.Position{}), "1..2")
-	for it, err := range sc.hub.Items(over, "s", gvstream.Position{}) {
+	equal(t, "a late batch of the old owner", code(oldWire.Far.Handle(t.Context(), late)), "forbidden")
+	equal(t, "with the old position", show(t, sc, "s", position), "reset from 2 of 0, 1..2")
+	equal(t, "with none", show(t, sc, "s", gvstream.Position{}), "1..2")
+	for it, err := range sc.Hub.Items(scene.Ended, "s", gvstream.Position{}) {
 		noError(t, err)
 		equal(t, "whose epoch", it.Epoch, stats(t, young, "s").Epoch)
 	}
@@ -137,11 +138,11 @@ func idsNobodyGuesses(t *testing.T) {
 	// Ids of links and epochs that the library makes are random: the first by 128
 	// bits, the second by 80 behind the time. An id that a client chose opens
 	// nothing that belongs to somebody else, and a watch makes no session.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	seen := make(map[string]bool)
 	bits := make([]int64, 26)
 	for range 1000 {
-		name := callAgent(t, sc.hub, "a").name
+		name := callAgent(t, sc.Hub, "a").name
 		equal(t, "length of a link's id", len(name), 26) // of 5 bits each
 		equal(t, "seen before", seen[name], false)
 		seen[name] = true
@@ -161,14 +162,14 @@ func idsNobodyGuesses(t *testing.T) {
 
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 1)
-	sc.agent("owner", st)
-	sc.flow()
-	thief := callAgent(t, sc.hub, "thief")
+	sc.Agent("owner", st)
+	sc.Flow()
+	thief := callAgent(t, sc.Hub, "thief")
 	equal(t, "another's status", code(thief.status("s", epoch1, 0, 0)), "forbidden")
 	equal(t, "another's batch", code(thief.batch("s", stats(t, st, "s").Epoch, 1, 2)), "forbidden")
-	equal(t, "accepted", accepted(sc.hub, "s"), 1)
-	noError(t, callViewer(t, sc.hub, "tab").watch("guess", gvstream.Position{}))
-	equal(t, "sessions", sc.hub.Stats().Sessions, 1)
+	equal(t, "accepted", accepted(sc.Hub, "s"), 1)
+	noError(t, callViewer(t, sc.Hub, "tab").watch("guess", gvstream.Position{}))
+	equal(t, "sessions", sc.Hub.Stats().Sessions, 1)
 }
 
 func floodOfUnknown(t *testing.T) {
@@ -181,19 +182,19 @@ func floodOfUnknown(t *testing.T) {
 	flood := func(n int) {
 		for i := range n {
 			id := fmt.Sprint("none", i)
-			handle(h.link, &gvstream.AckBatchPayload{SessionID: id, Epoch: epoch1, Link: h.name, UpToSeq: uint64(i)})
-			handle(h.link, &gvstream.ReplayRequestPayload{SessionID: id, RequestID: id})
-			handle(a.link, &gvstream.ReplayBatchPayload{SessionID: id, RequestID: id, Epoch: epoch1, FirstSeq: 1})
-			handle(a.link, &gvstream.EventBatchPayload{SessionID: id, Epoch: epoch1, Link: a.name,
+			h.link.Handle(t.Context(), &gvstream.AckBatchPayload{SessionID: id, Epoch: epoch1, Link: h.name, UpToSeq: uint64(i)})
+			h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: id, RequestID: id})
+			a.link.Handle(t.Context(), &gvstream.ReplayBatchPayload{SessionID: id, RequestID: id, Epoch: epoch1, FirstSeq: 1})
+			a.link.Handle(t.Context(), &gvstream.EventBatchPayload{SessionID: id, Epoch: epoch1, Link: a.name,
 				FirstSeq: 2, LastSeq: 2, HeadSeq: 2, Events: numbered(2)})
-			handle(v.link, &gvstream.WatchPayload{SessionID: id})
+			v.link.Handle(t.Context(), &gvstream.WatchPayload{SessionID: id})
 		}
-		ready(v.link)
+		scene.Ready(v.link)
 	}
 	flood(1000)
-	before, goroutines := heap(), runtime.NumGoroutine()
+	before, goroutines := testenv.HeapInUse(), runtime.NumGoroutine()
 	flood(20_000)
-	if grown := heap() - before; grown > 1<<20 {
+	if grown := testenv.HeapInUse() - before; grown > 1<<20 {
 		t.Errorf("the heap grew by %d bytes", grown)
 	}
 	if n := runtime.NumGoroutine(); n > goroutines { // one of an earlier test may have ended
@@ -211,7 +212,7 @@ func tooManySessions(t *testing.T) {
 	for i := range limit {
 		publish(t, st, fmt.Sprint("s", i), 1)
 	}
-	_, err := st.Publish(over, "one more", event(1))
+	_, err := st.Publish(scene.Ended, "one more", event(1))
 	equal(t, "at the agent", err, gvstream.ErrTooMany)
 	publish(t, st, "s0", 1)
 
@@ -313,10 +314,10 @@ func pagesEndExactly(t *testing.T) {
 			want, requests := uint64(0), 0
 			for done := false; !done; {
 				requests++
-				noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: fmt.Sprint("r", requests),
+				noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: fmt.Sprint("r", requests),
 					Epoch: stats(t, st, "s").Epoch, AfterSeq: want, UntilSeq: uint64(n), Limit: limit}))
 				got := 0
-				ps := ready(h.link)
+				ps := scene.Ready(h.link)
 				for i, p := range ps {
 					b := p.(*gvstream.ReplayBatchPayload)
 					equal(t, "first of a page", b.FirstSeq, want+1)
@@ -340,20 +341,20 @@ func pagesEndExactly(t *testing.T) {
 			st = gvstream.NewStreamer(nil)
 			publish(t, st, "s", n)
 			h = answer(t, st, math.MaxInt32)
-			ps := ready(h.link)
+			ps := scene.Ready(h.link)
 			equal(t, fmt.Sprint("payloads for ", n), len(ps), 1+(n+255)/256)
 		}
 		// And all the way to a viewer.
-		sc := newScene(t, &gvstream.HubConfig{LogEvents: -1, Window: 1 << 20})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: -1, Window: 1 << 20})
 		st = gvstream.NewStreamer(nil)
 		publish(t, st, "s", n)
-		sc.agent("a", st)
-		sc.acked()
+		sc.Agent("a", st)
+		sc.Acked()
 		want := ""
 		if n > 0 {
 			want = tellEvents(numbered(to(1, uint64(n))...), nil)
 		}
-		equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), want)
+		equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), want)
 	}
 
 	// A page ends inside of a gap: that is cut, and goes on in the next page.
@@ -362,7 +363,7 @@ func pagesEndExactly(t *testing.T) {
 	h := answer(t, st, 256)
 	h.says()
 	for _, ends := range [][2]uint64{{0, 7}, {7, 8}, {8, 17}, {17, 20}} {
-		noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r",
+		noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r",
 			Epoch: stats(t, st, "s").Epoch, AfterSeq: ends[0], UntilSeq: ends[1]}))
 		equal(t, "cut gaps", h.says(), map[uint64]string{
 			7: "replayed s gap 1..7 dropped done", 8: "replayed s gap 8..8 dropped done",
@@ -373,13 +374,13 @@ func pagesEndExactly(t *testing.T) {
 	// Ten thousand, most of them only at the agent.
 	st = gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 10_000, MaxPendingEvents: 10_000})
 	publish(t, st, "s", 10_000)
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 256})
-	w := sc.agent("a", st)
-	sc.acked()
-	w.forget()
-	equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "1..10000")
-	equal(t, "requests", strings.Count(say(w.down...), "replay s"), 20) // of 500 events
-	equal(t, "batches", strings.Count(say(w.up...), "replayed s"), 98)  // of 100: 19 times 5, and 3 for 244
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 256})
+	w := sc.Agent("a", st)
+	sc.Acked()
+	w.Forget()
+	equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "1..10000")
+	equal(t, "requests", strings.Count(say(w.Down...), "replay s"), 20) // of 500 events
+	equal(t, "batches", strings.Count(say(w.Up...), "replayed s"), 98)  // of 100: 19 times 5, and 3 for 244
 }
 
 func everyRingEveryPosition(t *testing.T) {
@@ -408,29 +409,29 @@ func everyRingEveryPosition(t *testing.T) {
 			noError(t, h.ack("s", uint64(count)))
 			h.says()
 
-			sc := newScene(t, &gvstream.HubConfig{LogEvents: capacity})
+			sc := scene.New(t, &gvstream.HubConfig{LogEvents: capacity})
 			bare := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: -1})
 			publish(t, bare, "s", count)
-			sc.agent("a", bare)
-			sc.acked()
+			sc.Agent("a", bare)
+			sc.Acked()
 			for after := 0; after <= count+3; after++ {
 				name := fmt.Sprintf("capacity %d, %d events, after %d", capacity, count, after)
 				ask := &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r", Epoch: s.Stats().Epoch, AfterSeq: uint64(after)}
-				err := handle(h.link, ask)
+				err := h.link.Handle(t.Context(), ask)
 				v := newViewer(t, "s", at(t, bare, "s", uint64(after)))
-				w := sc.viewer("tab", v)
-				sc.flow()
-				w.cut()
+				w := sc.Viewer("tab", v)
+				sc.Flow()
+				w.Cut()
 				if after > count {
 					equal(t, name, strings.TrimSuffix(code(err), fmt.Sprint(" ", count)), "replay_ahead")
 					equal(t, name, h.says(), "error replay_ahead")
-					for _, err := range v.Items(over) {
+					for _, err := range v.Items(scene.Ended) {
 						equal(t, name+", at the hub", strings.TrimSuffix(code(err), fmt.Sprint(" ", count)), "replay_ahead")
 					}
 					continue
 				}
 				noError(t, err)
-				b := next(h.link).(*gvstream.ReplayBatchPayload)
+				b := scene.Next(h.link).(*gvstream.ReplayBatchPayload)
 				equal(t, name, tellEvents(b.Events, b.Gaps), expect(capacity, count, after))
 				equal(t, name+": oldest", int(b.AvailableFrom), max(1, count-capacity+1))
 				equal(t, name+": newest", int(b.UntilSeq), count)
@@ -445,19 +446,19 @@ func evictionDuringReplay(t *testing.T) {
 	// An agent publishes without a pause, its replay buffer and the hub's log hold 64
 	// events, and eight viewers replay. Whatever is evicted under them is a gap:
 	// what each of them gets has no hole and nothing twice, to the end.
-	sg := newStage(t, &gvstream.HubConfig{LogEvents: 64})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 64})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 64})
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	var work sync.WaitGroup
 	for i := range 8 {
 		work.Go(func() {
 			pass(time.Duration(i) * time.Millisecond)
 			v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 8})
 			v.Watch("s", gvstream.Position{})
-			sg.join(v.Connect(), sg.hub.ConnectViewer(fmt.Sprint("tab", i)), nil)
+			sc.Join(v.Connect(), sc.Hub.ConnectViewer(fmt.Sprint("tab", i)), nil)
 			defer v.Close()
 			var seen streamtest.Recorder
-			for it, err := range v.Items(sg.ctx) {
+			for it, err := range v.Items(sc.Context()) {
 				if err == nil {
 					err = seen.Record(it)
 				}
@@ -487,10 +488,10 @@ func evictionDuringReplay(t *testing.T) {
 			pass(time.Millisecond)
 		}
 	}
-	_, err := st.End(sg.ctx, "s", gvstream.Event{})
+	_, err := st.End(sc.Context(), "s", gvstream.Event{})
 	noError(t, err)
 	work.Wait()
-	sg.close()
+	sc.Close()
 }
 
 func hostileNumbers(t *testing.T) {
@@ -529,8 +530,8 @@ func hostileNumbers(t *testing.T) {
 					continue
 				}
 				if err == nil {
-					handle(link, p)
-					ready(link)
+					link.Handle(t.Context(), p)
+					scene.Ready(link)
 				} else {
 					equal(t, frame, code(err), "malformed")
 				}
@@ -550,7 +551,7 @@ func largestNumbers(t *testing.T) {
 	// The greatest numbers survive a reader that keeps numbers as floating point:
 	// neighbours stay apart. What is no plain integer is no number.
 	for _, seq := range []uint64{gvstream.MaxSeq - 2, gvstream.MaxSeq - 1, gvstream.MaxSeq} {
-		p := recode(t, &gvstream.WatchPayload{SessionID: "s", Epoch: epoch1, AfterSeq: seq}).(*gvstream.WatchPayload)
+		p := scene.Recode(t, &gvstream.WatchPayload{SessionID: "s", Epoch: epoch1, AfterSeq: seq}).(*gvstream.WatchPayload)
 		equal(t, "encoded and decoded", p.AfterSeq, seq)
 		equal(t, "as floating point", uint64(float64(seq)), seq)
 		if float64(seq) == float64(seq-1) {
@@ -572,25 +573,24 @@ func emptyPages(t *testing.T) {
 	// the viewer is told of a gap after one page; if it says that more follows, it
 	// gets its time, and is asked again only when the timer fires.
 	for _, done := range []bool{true, false} {
-		hub := gvstream.NewHub(&gvstream.HubConfig{LogEvents: 2})
-		a := callAgent(t, hub, "a")
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 2})
+		a := callAgent(t, sc.Hub, "a")
 		noError(t, a.batch("s", epoch1, to(1, 10)...))
-		ready(a.link)
-		sc := &scene{T: t, hub: hub}
+		scene.Ready(a.link)
 		v := newViewer(t, "s", gvstream.Position{})
-		sc.viewer("tab", v)
+		sc.Viewer("tab", v)
 		requests := 0
 		start := time.Now()
 		for time.Since(start) < time.Minute {
-			sc.flow()
-			for _, p := range ready(a.link) {
+			sc.Flow()
+			for _, p := range scene.Ready(a.link) {
 				if r, ok := p.(*gvstream.ReplayRequestPayload); ok {
 					requests++
-					noError(t, handle(a.link, &gvstream.ReplayBatchPayload{SessionID: "s", ViewerID: "tab", RequestID: r.RequestID,
+					noError(t, a.link.Handle(t.Context(), &gvstream.ReplayBatchPayload{SessionID: "s", ViewerID: "tab", RequestID: r.RequestID,
 						Epoch: epoch1, FirstSeq: r.AfterSeq + 1, LastSeq: r.AfterSeq, UntilSeq: r.UntilSeq, AvailableFrom: 1, Done: done}))
 				}
 			}
-			sc.flow()
+			sc.Flow()
 			pass(time.Second)
 		}
 		if done {
@@ -611,7 +611,7 @@ func sessionsTakeTurns(t *testing.T) {
 	publish(t, st, "a", many)
 	publish(t, st, "b", 1)
 	h := answer(t, st, math.MaxInt32)
-	sent := ready(h.link)
+	sent := scene.Ready(h.link)
 	equal(t, "b behind one batch of a", say(sent[1:3]...), "batch a 1..256; batch b 1")
 	for _, p := range sent[1:] {
 		b := p.(*gvstream.EventBatchPayload)
@@ -621,20 +621,20 @@ func sessionsTakeTurns(t *testing.T) {
 			t.Errorf("a batch of %d events, %d bytes", len(b.Events), len(line))
 		}
 	}
-	noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
-	equal(t, "a replays", say(next(h.link)), "replayed a 1..100")
+	noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
+	equal(t, "a replays", say(scene.Next(h.link)), "replayed a 1..100")
 	publish(t, st, "b", 10)
-	equal(t, "b behind one page of a", say(next(h.link), next(h.link)), "replayed a 101..200; batch b 2..11")
+	equal(t, "b behind one page of a", say(scene.Next(h.link), scene.Next(h.link)), "replayed a 101..200; batch b 2..11")
 
 	// The same at the hub, for one viewer of both.
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: many})
-	sc.agent("agent", st).shared = true
-	sc.acked()
-	v := callViewer(t, sc.hub, "tab")
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: many})
+	sc.Agent("agent", st).Shared = true
+	sc.Acked()
+	v := callViewer(t, sc.Hub, "tab")
 	noError(t, v.watch("a", gvstream.Position{}))
-	equal(t, "a", say(next(v.link), next(v.link)), "status a 50000 acked 0; batch a 1..256")
+	equal(t, "a", say(scene.Next(v.link), scene.Next(v.link)), "status a 50000 acked 0; batch a 1..256")
 	noError(t, v.watch("b", gvstream.Position{}))
-	got := say(next(v.link), next(v.link), next(v.link))
+	got := say(scene.Next(v.link), scene.Next(v.link), scene.Next(v.link))
 	equal(t, "b behind one batch of a", got, "status b 11 acked 0; batch a 257..512; batch b 1..11")
 }
 
@@ -647,14 +647,14 @@ func acksPassReplays(t *testing.T) {
 	publish(t, st, "b", 10)
 	h := answer(t, st, math.MaxInt32)
 	h.says()
-	noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
-	equal(t, "a replays", say(next(h.link)), "replayed a 1..100")
+	noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
+	equal(t, "a replays", say(scene.Next(h.link)), "replayed a 1..100")
 	noError(t, h.ack("b", 10))
 	equal(t, "kept of b", unacked(st, "b"), "")
 	pass(15 * time.Second) // a sign of life is due
-	equal(t, "next", say(next(h.link), next(h.link)), "status a 1000 acked 0; replayed a 101..200")
-	equal(t, "refused at once", code(handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "none", RequestID: "r"})), "unknown_session")
-	equal(t, "next", say(next(h.link)), "error unknown_session")
+	equal(t, "next", say(scene.Next(h.link), scene.Next(h.link)), "status a 1000 acked 0; replayed a 101..200")
+	equal(t, "refused at once", code(h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "none", RequestID: "r"})), "unknown_session")
+	equal(t, "next", say(scene.Next(h.link)), "error unknown_session")
 
 	hub := gvstream.NewHub(nil)
 	a := callAgent(t, hub, "a")
@@ -678,7 +678,7 @@ func batchBytes(t *testing.T) {
 			if i+1 == large {
 				e = gvstream.Event{Type: "large", Data: text(300 << 10)}
 			}
-			_, err := st.Publish(over, "s", e)
+			_, err := st.Publish(scene.Ended, "s", e)
 			noError(t, err)
 		}
 		check := func(p gvstream.Payload, events []gvstream.Event) {
@@ -691,13 +691,13 @@ func batchBytes(t *testing.T) {
 		}
 		h := answer(t, st, math.MaxInt32)
 		live, replayed := 0, 0
-		for _, p := range ready(h.link)[1:] {
+		for _, p := range scene.Ready(h.link)[1:] {
 			b := p.(*gvstream.EventBatchPayload)
 			check(b, b.Events)
 			live += len(b.Events)
 		}
-		noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r"}))
-		for _, p := range ready(h.link) {
+		noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r"}))
+		for _, p := range scene.Ready(h.link) {
 			b := p.(*gvstream.ReplayBatchPayload)
 			check(b, b.Events)
 			replayed += len(b.Events)
@@ -712,7 +712,7 @@ func oneSessionsTrouble(t *testing.T) {
 	// tried again on its timer.
 	ill := true
 	var disk store
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit, Resume: func(_ context.Context, id, _ string) (uint64, error) {
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit, Resume: func(_ context.Context, id, _ string) (uint64, error) {
 		if ill && id == "s07" {
 			return 0, errors.New("timeout")
 		}
@@ -723,11 +723,11 @@ func oneSessionsTrouble(t *testing.T) {
 		publish(t, st, fmt.Sprintf("s%02d", i), 3)
 	}
 	answer(t, st, 256).says() // a hub that died
-	w := sc.agent("a", st)
-	sc.acked()
-	equal(t, "links", sc.hub.Stats().Agents, 1)
-	equal(t, "hellos", strings.Count(say(w.up...), "hello"), 1)
-	equal(t, "refused", strings.Join(w.errs, ";"), "overloaded")
+	w := sc.Agent("a", st)
+	sc.Acked()
+	equal(t, "links", sc.Hub.Stats().Agents, 1)
+	equal(t, "hellos", strings.Count(say(w.Up...), "hello"), 1)
+	equal(t, "refused", codes(w.Errs), "overloaded")
 	for i := range 16 {
 		want := "1..3"
 		if i == 7 {
@@ -736,10 +736,10 @@ func oneSessionsTrouble(t *testing.T) {
 		equal(t, fmt.Sprint("stored of ", i), disk.tell(fmt.Sprintf("s%02d", i)), want)
 	}
 	ill = false
-	sc.later(20 * time.Second)
+	sc.Later(20 * time.Second)
 	equal(t, "stored of 7", disk.tell("s07"), "1..3")
 	equal(t, "pending", st.Stats().PendingEvents, 0)
-	equal(t, "hellos", strings.Count(say(w.up...), "hello"), 1)
+	equal(t, "hellos", strings.Count(say(w.Up...), "hello"), 1)
 }
 
 func noReconnectOfItsOwn(t *testing.T) {
@@ -758,7 +758,7 @@ func noReconnectOfItsOwn(t *testing.T) {
 	link := gvstream.NewStreamer(nil).Connect()
 	var times []string
 	for start := time.Now(); time.Since(start) < 10*time.Minute; pass(time.Second) {
-		if say(ready(link)...) == "hello" {
+		if say(scene.Ready(link)...) == "hello" {
 			times = append(times, time.Since(start).String())
 		}
 	}
@@ -771,39 +771,39 @@ func replaysQueue(t *testing.T) {
 	// all finish.
 	const events = 110 // two pages of an agent for each
 	viewers := testenv.Fewer(1000)
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 1})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 1})
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", events)
-	w := sc.agent("a", st)
-	sc.acked()
-	w.forget()
-	all, tabs := make([]*gvstream.Viewer, viewers), make([]*wire, viewers)
+	w := sc.Agent("a", st)
+	sc.Acked()
+	w.Forget()
+	all, tabs := make([]*gvstream.Viewer, viewers), make([]*scene.Wire, viewers)
 	for i := range all {
 		all[i] = newViewer(t, "s", gvstream.Position{})
-		tabs[i] = sc.viewer(fmt.Sprint("tab", i), all[i])
-		tabs[i].shared = true
+		tabs[i] = sc.Viewer(fmt.Sprint("tab", i), all[i])
+		tabs[i].Shared = true
 	}
-	w.shared = true
+	w.Shared = true
 	open, most, requests := 0, 0, 0
 	start := time.Now()
 	for n, idle := 0, 0; idle < 3; n++ {
 		idle++
-		if w.step() {
+		if w.Step() {
 			idle = 0
 		}
 		if idle > 0 || n%50 == 0 {
 			for _, to := range tabs {
-				if to.step() {
+				if to.Step() {
 					idle = 0
 				}
 			}
 		}
-		for _, p := range w.up {
+		for _, p := range w.Up {
 			if b, ok := p.(*gvstream.ReplayBatchPayload); ok && b.Done {
 				open--
 			}
 		}
-		for _, p := range w.down {
+		for _, p := range w.Down {
 			if r, ok := p.(*gvstream.ReplayRequestPayload); ok {
 				equal(t, "whose turn it is", r.ViewerID, fmt.Sprint("tab", requests))
 				open++
@@ -811,11 +811,11 @@ func replaysQueue(t *testing.T) {
 			}
 		}
 		most = max(most, open)
-		w.forget()
+		w.Forget()
 	}
 	equal(t, "most open at a time", most, 8)
 	equal(t, "requests", requests, viewers)
-	equal(t, "refused", strings.Join(w.errs, ";"), "")
+	equal(t, "refused", codes(w.Errs), "")
 	equal(t, "time it took", time.Since(start), 0)
 	for i, v := range all {
 		equal(t, fmt.Sprint("viewer ", i), read(t, v), "1..110")

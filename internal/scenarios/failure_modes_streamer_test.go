@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
 	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
@@ -26,39 +27,39 @@ func lostInFlight(t *testing.T) {
 	// come out of it before it dies. The next connection carries the other two, and
 	// the hub's store ends up with each event once.
 	var disk store
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 3)
-	w := sc.agent("a", st)
-	sc.flow()
+	w := sc.Agent("a", st)
+	sc.Flow()
 	publish(t, st, "s", 2)
-	equal(t, "written into the void", say(ready(w.near)...), "batch s 4..5")
-	w.cut()
+	equal(t, "written into the void", say(scene.Ready(w.Near)...), "batch s 4..5")
+	w.Cut()
 
-	w = sc.agent("a", st)
-	sc.flow()
-	equal(t, "after the cut", say(w.up...), "hello; status s 5 acked 0; batch s 4..5")
+	w = sc.Agent("a", st)
+	sc.Flow()
+	equal(t, "after the cut", say(w.Up...), "hello; status s 5 acked 0; batch s 4..5")
 	equal(t, "stored", disk.tell("s"), "1..5")
 }
 
 func lostBeforeNoticed(t *testing.T) {
 	// Ten events go into a connection that is dead though nobody knows it yet, and
 	// ten more are published while there is none. All are kept, and sent later.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
-	sc.flow()
+	w := sc.Agent("a", st)
+	sc.Flow()
 	publish(t, st, "s", 10)
-	equal(t, "written into the void", say(ready(w.near)...), "batch s 1..10")
-	w.cut()
+	equal(t, "written into the void", say(scene.Ready(w.Near)...), "batch s 1..10")
+	w.Cut()
 	publish(t, st, "s", 10)
 	equal(t, "kept", unacked(st, "s"), "1..20")
 
-	w = sc.agent("a", st)
-	sc.acked()
-	equal(t, "after the cut", say(w.up...), "hello; status s 20 acked 0; batch s 1..20")
+	w = sc.Agent("a", st)
+	sc.Acked()
+	equal(t, "after the cut", say(w.Up...), "hello; status s 20 acked 0; batch s 1..20")
 	equal(t, "kept in the end", unacked(st, "s"), "")
-	equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "1..20")
+	equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "1..20")
 }
 
 func outlivesConnections(t *testing.T) {
@@ -66,25 +67,25 @@ func outlivesConnections(t *testing.T) {
 	// replays. Numbers, what is unacknowledged, what is kept for replay and the
 	// viewer's place belong to no connection.
 	var disk store
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit, LogEvents: 5})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit, LogEvents: 5})
 	st := gvstream.NewStreamer(nil)
 	v := newViewer(t, "s", gvstream.Position{})
-	sc.viewer("tab", v)
+	sc.Viewer("tab", v)
 	for range 100 {
 		publish(t, st, "s", 2) // detached
-		w := sc.agent("a", st)
-		sc.flow()
+		w := sc.Agent("a", st)
+		sc.Flow()
 		publish(t, st, "s", 1) // attached
-		w.step()
+		w.Step()
 		publish(t, st, "s", 1) // and this one is lost on the way
-		ready(w.near)
-		w.cut()
+		scene.Ready(w.Near)
+		w.Cut()
 	}
-	sc.agent("a", st)
-	sc.acked()
+	sc.Agent("a", st)
+	sc.Acked()
 	equal(t, "stored", disk.tell("s"), "1..400")
 	equal(t, "the viewer gets", read(t, v), "1..400")
-	equal(t, "a late one gets", sc.show("s", gvstream.Position{}), "1..400")
+	equal(t, "a late one gets", show(t, sc, "s", gvstream.Position{}), "1..400")
 	equal(t, "kept", unacked(st, "s"), "")
 }
 
@@ -132,7 +133,7 @@ func ackOfAnotherLife(t *testing.T) {
 	h := answer(t, st, 256)
 	h.says()
 	for _, upTo := range []uint64{1, 5} {
-		noError(t, handle(h.link, &gvstream.AckBatchPayload{SessionID: "s", Epoch: epoch1, Link: h.name, UpToSeq: upTo}))
+		noError(t, h.link.Handle(t.Context(), &gvstream.AckBatchPayload{SessionID: "s", Epoch: epoch1, Link: h.name, UpToSeq: upTo}))
 	}
 	equal(t, "kept", unacked(st, "s"), "1..2")
 	equal(t, "counted as stale", st.Stats().StalePayloads, 2)
@@ -143,33 +144,33 @@ func ackOfAnotherLife(t *testing.T) {
 func onlyEventsCount(t *testing.T) {
 	// Hellos, signs of life and reconnects pass between the events. Both sides
 	// count events alone, and go on counting on the next link.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
+	w := sc.Agent("a", st)
 	publish(t, st, "s", 1)
-	sc.later(40 * time.Second)
+	sc.Later(40 * time.Second)
 	publish(t, st, "s", 2)
-	sc.later(40 * time.Second)
-	beats := strings.Count(say(w.up...), "status")
+	sc.Later(40 * time.Second)
+	beats := strings.Count(say(w.Up...), "status")
 	equal(t, "the opening and the signs of life", beats, 1+5)
-	equal(t, "the hub's count", accepted(sc.hub, "s"), 3)
+	equal(t, "the hub's count", accepted(sc.Hub, "s"), 3)
 	equal(t, "the agent's count", stats(t, st, "s").Acked, 3)
 
 	publish(t, st, "s", 17)
-	sc.acked()
-	w.cut()
-	w = sc.agent("a", st)
+	sc.Acked()
+	w.Cut()
+	w = sc.Agent("a", st)
 	publish(t, st, "s", 1)
-	sc.acked()
-	equal(t, "the hub resumes", say(w.down...), "welcome; ack s 20; ack s 21")
-	equal(t, "the agent resumes", say(w.up...), "hello; status s 21 acked 20; batch s 21")
+	sc.Acked()
+	equal(t, "the hub resumes", say(w.Down...), "welcome; ack s 20; ack s 21")
+	equal(t, "the agent resumes", say(w.Up...), "hello; status s 21 acked 20; batch s 21")
 }
 
 func everythingAtOnce(t *testing.T) {
 	// Sixteen goroutines connect, publish, watch, read, ask, forget and cut at the
 	// same time. For the race detector; and no connection ever has two sends under
 	// way.
-	sg := newStage(t, &gvstream.HubConfig{LogEvents: 3, Window: 8})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 3, Window: 8})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: 50, ReplayEvents: 10})
 	v := gvstream.NewViewer(nil)
 	noError(t, v.Watch("s0", gvstream.Position{}))
@@ -184,8 +185,8 @@ func everythingAtOnce(t *testing.T) {
 			defer sending.Add(-1)
 			return a.Send(ctx, p)
 		}
-		sg.tasks.Go(func() { far.Run(sg.ctx, b.Send, b.Receive); b.Close() })
-		sg.tasks.Go(func() { near.Run(sg.ctx, send, a.Receive); a.Close() })
+		sc.Go(func() { far.Run(sc.Context(), b.Send, b.Receive); b.Close() })
+		sc.Go(func() { near.Run(sc.Context(), send, a.Receive); a.Close() })
 	}
 	var work sync.WaitGroup
 	for g := range 16 {
@@ -194,30 +195,30 @@ func everythingAtOnce(t *testing.T) {
 			for i := range 60 {
 				switch (g + i) % 12 {
 				case 0:
-					connect(st.Connect(), sg.hub.ConnectAgent("a"))
+					connect(st.Connect(), sc.Hub.ConnectAgent("a"))
 				case 1:
-					connect(v.Connect(), sg.hub.ConnectViewer("tab"))
+					connect(v.Connect(), sc.Hub.ConnectViewer("tab"))
 				case 2:
 					v.Watch(id, gvstream.Position{})
 				case 3:
 					v.Unwatch(id)
 				case 4:
-					for range v.Items(over) {
+					for range v.Items(scene.Ended) {
 					}
 				case 5:
-					for range sg.hub.Items(over, id, gvstream.Position{}) {
+					for range sc.Hub.Items(scene.Ended, id, gvstream.Position{}) {
 					}
 				case 6:
 					st.Forget(id)
 				case 7:
-					sg.hub.Revoke("tab", id)
+					sc.Hub.Revoke("tab", id)
 				case 8:
-					sg.hub.Forget(id)
+					sc.Hub.Forget(id)
 					st.Stats()
-					sg.hub.Stats()
+					sc.Hub.Stats()
 				case 9:
 					link := st.Connect()
-					next(link)
+					scene.Next(link)
 					link.Close()
 				case 10:
 					for range st.Unacked(id) {
@@ -225,7 +226,7 @@ func everythingAtOnce(t *testing.T) {
 					st.Renew(id)
 				}
 				for range 3 {
-					if _, err := st.Publish(sg.ctx, id, gvstream.Event{}); err != nil {
+					if _, err := st.Publish(sc.Context(), id, gvstream.Event{}); err != nil {
 						t.Errorf("publish: %v", err)
 					}
 				}
@@ -235,12 +236,12 @@ func everythingAtOnce(t *testing.T) {
 	}
 	work.Wait()
 	for range 3 {
-		work.Go(func() { st.Close(over) })
-		work.Go(func() { sg.hub.Close() })
+		work.Go(func() { st.Close(scene.Ended) })
+		work.Go(func() { sc.Hub.Close() })
 		work.Go(func() { v.Close() })
 	}
 	work.Wait()
-	sg.close()
+	sc.Close()
 	equal(t, "sends at the same time", twoSends.Load(), 0)
 }
 
@@ -252,7 +253,7 @@ func closedTwice(t *testing.T) {
 	links := []*gvstream.Link{st.Connect(), hub.ConnectAgent("a"), v.Connect(), hub.ConnectViewer("tab")}
 	for range 2 {
 		var left *gvstream.UnackedError
-		equal(t, "Close tells what is left", errors.As(st.Close(over), &left) && left.Events == 1, true)
+		equal(t, "Close tells what is left", errors.As(st.Close(scene.Ended), &left) && left.Events == 1, true)
 		noError(t, hub.Close())
 		noError(t, v.Close())
 		for _, l := range links {
@@ -261,15 +262,15 @@ func closedTwice(t *testing.T) {
 	}
 	links = append(links, st.Connect(), hub.ConnectAgent("a"), v.Connect(), hub.ConnectViewer("tab"))
 	for _, l := range links {
-		equal(t, "Handle", handle(l, &gvstream.HelloPayload{V: 1, Role: "agent"}), gvstream.ErrClosed)
-		_, err := l.Next(over)
+		equal(t, "Handle", l.Handle(t.Context(), &gvstream.HelloPayload{V: 1, Role: "agent"}), gvstream.ErrClosed)
+		_, err := l.Next(scene.Ended)
 		equal(t, "Next", err, gvstream.ErrClosed)
 	}
-	_, err := st.Publish(over, "s", event(2))
+	_, err := st.Publish(scene.Ended, "s", event(2))
 	equal(t, "Publish", err, gvstream.ErrClosed)
 	equal(t, "Watch", v.Watch("s2", gvstream.Position{}), gvstream.ErrClosed)
 	equal(t, "Items", read(t, v), "")
-	for _, err := range hub.Items(over, "s", gvstream.Position{}) {
+	for _, err := range hub.Items(scene.Ended, "s", gvstream.Position{}) {
 		equal(t, "the hub's Items", err, gvstream.ErrClosed)
 	}
 
@@ -286,7 +287,7 @@ func closedTwice(t *testing.T) {
 		})
 	}
 	synctest.Wait()
-	st.Close(over)
+	st.Close(scene.Ended)
 	work.Wait()
 	equal(t, "blocked publishers that return", closed.Load(), 8)
 
@@ -307,23 +308,23 @@ func numbersNotReused(t *testing.T) {
 	// Viewers have seen 1 to 13 when the agent crashes; it had made nothing of it
 	// durable. The same numbers mean other events afterwards, so they belong to
 	// another epoch, and viewers are told.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	v := newViewer(t, "s", gvstream.Position{})
-	w := sc.agent("a", st)
-	sc.viewer("tab", v)
+	w := sc.Agent("a", st)
+	sc.Viewer("tab", v)
 	publish(t, st, "s", 13)
-	sc.flow()
+	sc.Flow()
 	old := stats(t, st, "s").Epoch
-	w.cut()
+	w.Cut()
 
 	st = gvstream.NewStreamer(nil)
 	for range 2 {
-		_, err := st.Publish(over, "s", gvstream.Event{Type: "other"})
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Type: "other"})
 		noError(t, err)
 	}
-	sc.agent("a", st)
-	sc.flow()
+	sc.Agent("a", st)
+	sc.Flow()
 	equal(t, "the new epoch is greater", stats(t, st, "s").Epoch > old, true)
 	equal(t, "the viewer gets", read(t, v), "1..13, reset from 13 of 13, 1..2")
 }
@@ -360,7 +361,7 @@ func stuckHub(t *testing.T) {
 			equal(t, "time until given up", time.Since(start), 100*time.Millisecond)
 		}
 		equal(t, "kept", unacked(st, "s"), "1..3")
-		st.Close(over)
+		st.Close(scene.Ended)
 		link.Wait()
 	}
 }
@@ -375,20 +376,20 @@ func callsFromCallbacks(t *testing.T) {
 	}
 	ctx := context.Background()
 	calls := map[string]func(c cast){
-		"Publish":       func(c cast) { c.st.Publish(over, "s", event(1)) },
-		"End":           func(c cast) { c.st.End(over, "s", event(1)) },
+		"Publish":       func(c cast) { c.st.Publish(scene.Ended, "s", event(1)) },
+		"End":           func(c cast) { c.st.End(scene.Ended, "s", event(1)) },
 		"Unacked":       func(c cast) { unacked(c.st, "s") },
 		"Streamer":      func(c cast) { c.st.Stats(); c.st.Session("s") },
 		"Connect":       func(c cast) { c.st.Connect() },
 		"Forget":        func(c cast) { c.st.Forget("s") },
 		"Renew":         func(c cast) { c.st.Renew("s") },
-		"Flush":         func(c cast) { c.st.Flush(over) },
-		"Close":         func(c cast) { c.st.Close(over) },
+		"Flush":         func(c cast) { c.st.Flush(scene.Ended) },
+		"Close":         func(c cast) { c.st.Close(scene.Ended) },
 		"Hub":           func(c cast) { c.hub.Stats(); accepted(c.hub, "s") },
 		"ConnectAgent":  func(c cast) { c.hub.ConnectAgent("a") },
 		"ConnectViewer": func(c cast) { c.hub.ConnectViewer("tab") },
 		"Hub.Items": func(c cast) {
-			for range c.hub.Items(over, "s", gvstream.Position{}) {
+			for range c.hub.Items(scene.Ended, "s", gvstream.Position{}) {
 			}
 		},
 		"Revoke":     func(c cast) { c.hub.Revoke("tab", "s") },
@@ -398,7 +399,9 @@ func callsFromCallbacks(t *testing.T) {
 		"Unwatch":    func(c cast) { c.v.Unwatch("s") },
 		"Position":   func(c cast) { c.v.Position("s") },
 		"Viewer.Items": func(c cast) {
-			tell(slices.Collect(func(func(gvstream.Item) bool) { c.v.Items(over)(func(gvstream.Item, error) bool { return false }) }))
+			tell(slices.Collect(func(func(gvstream.Item) bool) {
+				c.v.Items(scene.Ended)(func(gvstream.Item, error) bool { return false })
+			}))
 		},
 		"Viewer.Connect": func(c cast) { c.v.Connect() },
 		"Viewer.Close":   func(c cast) { c.v.Close() },
@@ -456,8 +459,8 @@ func callsDuringSend(t *testing.T) {
 	// all the same, and Close ends the send through its context.
 	st := gvstream.NewStreamer(nil)
 	link := st.Connect()
-	equal(t, "first payload", say(next(link)), "hello")
-	noError(t, handle(link, &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
+	equal(t, "first payload", say(scene.Next(link)), "hello")
+	noError(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
 	publish(t, st, "s", 2)
 	var run sync.WaitGroup
 	var runErr, sendErr error
@@ -470,7 +473,7 @@ func callsDuringSend(t *testing.T) {
 	})
 	synctest.Wait()
 	start := time.Now()
-	noError(t, handle(link, &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
+	noError(t, link.Handle(t.Context(), &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
 	publish(t, st, "s", 1)
 	equal(t, "kept", st.Stats().PendingEvents, 3)
 	noError(t, st.Connect().Close())
@@ -485,11 +488,11 @@ func closeFromInside(t *testing.T) {
 	// a Commit that is running: by design no Close waits for a callback, so there is
 	// nothing that it could block.
 	release := make(chan bool)
-	var sg *stage
+	var sc *scene.Scene
 	var inside atomic.Bool
-	sg = newStage(t, &gvstream.HubConfig{Commit: func(_ context.Context, id, _ string, _ []gvstream.Item) error {
+	sc = scene.New(t, &gvstream.HubConfig{Commit: func(_ context.Context, id, _ string, _ []gvstream.Item) error {
 		if id == "inside" {
-			sg.hub.Close()
+			sc.Hub.Close()
 			inside.Store(true)
 			return nil
 		}
@@ -498,37 +501,37 @@ func closeFromInside(t *testing.T) {
 	}})
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "inside", 1)
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	synctest.Wait()
 	equal(t, "Close inside of Commit returned", inside.Load(), true)
-	sg.close()
+	sc.Close()
 
-	sg = newStage(t, &gvstream.HubConfig{Commit: func(context.Context, string, string, []gvstream.Item) error {
+	sc = scene.New(t, &gvstream.HubConfig{Commit: func(context.Context, string, string, []gvstream.Item) error {
 		<-release
 		return nil
 	}})
 	st = gvstream.NewStreamer(nil)
 	publish(t, st, "outside", 1)
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	synctest.Wait()
 	start := time.Now()
-	noError(t, sg.hub.Close())
+	noError(t, sc.Hub.Close())
 	equal(t, "time that Close took", time.Since(start), 0)
 	close(release)
-	sg.close()
+	sc.Close()
 }
 
 func holesInBatches(t *testing.T) {
 	// The hub has 1 to 3. Batches with a hole, out of order or with a number twice
 	// are refused whole: events and gaps of a batch have to tile it. So the number
 	// that is missing is never acknowledged. A hole between batches is a nack.
-	hub := gvstream.NewHub(nil)
-	a := callAgent(t, hub, "a")
+	sc := scene.New(t, nil)
+	a := callAgent(t, sc.Hub, "a")
 	noError(t, a.batch("s", epoch1, 1, 2, 3))
 	for _, seqs := range [][]uint64{{4, 5, 7}, {5, 4}, {4, 4, 5}, {4, 6}} {
 		equal(t, fmt.Sprint(seqs), code(a.batch("s", epoch1, seqs...)), "malformed")
 		equal(t, "the agent is told", a.says(), "error malformed")
-		equal(t, "accepted", accepted(hub, "s"), 3)
+		equal(t, "accepted", accepted(sc.Hub, "s"), 3)
 	}
 	noError(t, a.batch("s", epoch1, 4, 5))
 	noError(t, a.batch("s", epoch1, 7))
@@ -537,9 +540,8 @@ func holesInBatches(t *testing.T) {
 	pass(time.Second)
 	equal(t, "after it was filled", a.says(), "ack s 7")
 	v := newViewer(t, "s", gvstream.Position{})
-	sc := &scene{T: t, hub: hub}
-	sc.viewer("tab", v)
-	sc.flow()
+	sc.Viewer("tab", v)
+	sc.Flow()
 	equal(t, "a viewer gets", read(t, v), "1..7")
 }
 
@@ -554,7 +556,7 @@ func batchesOfTwo(t *testing.T) {
 	hub := gvstream.NewHub(nil)
 	a := callAgent(t, hub, "a")
 	b.Link = a.name
-	noError(t, handle(a.link, b))
+	noError(t, a.link.Handle(t.Context(), b))
 	equal(t, "accepted of the one", accepted(hub, "s"), 1)
 	equal(t, "accepted of the other", accepted(hub, "other"), 0)
 	equal(t, "a batch of an epoch that is not open", code(a.batch("s", epoch2, 2)), "unknown_session")
@@ -564,10 +566,10 @@ func batchesOfTwo(t *testing.T) {
 	// At a viewer: a batch in another viewer's name.
 	v := newViewer(t, "s", gvstream.Position{Epoch: epoch1})
 	link := v.Connect()
-	next(link)
-	noError(t, handle(link, &gvstream.WelcomePayload{ViewerID: "tab", V: 1, Link: "l"}))
+	scene.Next(link)
+	noError(t, link.Handle(t.Context(), &gvstream.WelcomePayload{ViewerID: "tab", V: 1, Link: "l"}))
 	for _, name := range []string{"another", "tab"} {
-		noError(t, handle(link, &gvstream.EventBatchPayload{SessionID: "s", ViewerID: name, Epoch: epoch1, Link: "l",
+		noError(t, link.Handle(t.Context(), &gvstream.EventBatchPayload{SessionID: "s", ViewerID: name, Epoch: epoch1, Link: "l",
 			FirstSeq: 1, LastSeq: 1, HeadSeq: 1, Events: numbered(1)}))
 		want := ""
 		if name == "tab" {
@@ -587,23 +589,23 @@ func storeFails(t *testing.T) {
 		}
 		return nil
 	}
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
+	w := sc.Agent("a", st)
 	publish(t, st, "s", 2)
-	sc.acked()
+	sc.Acked()
 	publish(t, st, "s", 3)
-	sc.flow()
-	equal(t, "what the hub's side ended with", strings.Join(w.errs, ";"), "gvstream: commit: disk full")
-	equal(t, "last ack", say(w.down[len(w.down)-1]), "ack s 2")
+	sc.Flow()
+	equal(t, "what the hub's side ended with", codes(w.Errs), "gvstream: commit: disk full")
+	equal(t, "last ack", say(w.Down[len(w.Down)-1]), "ack s 2")
 	equal(t, "kept", unacked(st, "s"), "3..5")
-	equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "1..2")
-	w.cut()
+	equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "1..2")
+	w.Cut()
 
 	disk.fails = nil
-	w = sc.agent("a", st)
-	sc.acked()
-	equal(t, "acks", say(w.down...), "welcome; ack s 2; ack s 5")
+	w = sc.Agent("a", st)
+	sc.Acked()
+	equal(t, "acks", say(w.Down...), "welcome; ack s 2; ack s 5")
 	equal(t, "stored", disk.tell("s"), "1..5")
 	equal(t, "kept in the end", unacked(st, "s"), "")
 
@@ -616,14 +618,14 @@ func storeFails(t *testing.T) {
 		return nil
 	}
 	publish(t, st, "t", 5)
-	sc.flow()
-	equal(t, "what the hub's side ended with", strings.Join(w.errs, ";"), "gvstream: commit: disk full")
-	equal(t, "accepted", accepted(sc.hub, "t"), 0)
+	sc.Flow()
+	equal(t, "what the hub's side ended with", codes(w.Errs), "gvstream: commit: disk full")
+	equal(t, "accepted", accepted(sc.Hub, "t"), 0)
 	equal(t, "kept", unacked(st, "t"), "1..5")
-	w.cut()
+	w.Cut()
 	disk.fails = nil
-	sc.agent("a", st)
-	sc.acked()
+	sc.Agent("a", st)
+	sc.Acked()
 	equal(t, "stored", disk.tell("t"), "1..5")
 	equal(t, "kept in the end", unacked(st, "t"), "")
 }
@@ -641,49 +643,49 @@ func heldIsNotAccepted(t *testing.T) {
 		}
 		return disk.commit(ctx, id, epoch, items)
 	}}
-	sc := newScene(t, cfg)
+	sc := scene.New(t, cfg)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 10)
-	w := sc.agent("a", st)
-	sc.acked()
+	w := sc.Agent("a", st)
+	sc.Acked()
 	v := newViewer(t, "s", gvstream.Position{})
-	vw := sc.viewer("tab", v)
-	vw.flow()
-	equal(t, "the viewer waits for a replay of", say(next(w.far)), "replay s 1..8")
+	vw := sc.Viewer("tab", v)
+	vw.Flow()
+	equal(t, "the viewer waits for a replay of", say(scene.Next(w.Far)), "replay s 1..8")
 
 	publish(t, st, "s", 3)
-	b := next(w.near)
+	b := scene.Next(w.Near)
 	equal(t, "on its way", say(b), "batch s 11..13")
 	var commit sync.WaitGroup
-	commit.Go(func() { handle(w.far, b) })
+	commit.Go(func() { w.Far.Handle(t.Context(), b) })
 	synctest.Wait()
 	pass(time.Second)
-	equal(t, "the hub's acks", say(ready(w.far)...), "")
-	equal(t, "accepted", accepted(sc.hub, "s"), 10)
+	equal(t, "the hub's acks", say(scene.Ready(w.Far)...), "")
+	equal(t, "accepted", accepted(sc.Hub, "s"), 10)
 	close(stuck)
 	commit.Wait()
-	sc.hub.Close()
-	w.cut()
+	sc.Hub.Close()
+	w.Cut()
 	equal(t, "kept", unacked(st, "s"), "11..13")
 }
 
 func quietAgent(t *testing.T) {
 	// The hub has acknowledged 7 of 10 when the connection breaks, and nothing is
 	// published any more. The rest comes by connecting, at once.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
+	w := sc.Agent("a", st)
 	publish(t, st, "s", 7)
-	sc.acked()
+	sc.Acked()
 	publish(t, st, "s", 3)
-	ready(w.near)
-	w.cut()
+	scene.Ready(w.Near)
+	w.Cut()
 	start := time.Now()
-	w = sc.agent("a", st)
-	sc.flow()
-	equal(t, "the agent says", say(w.up...), "hello; status s 10 acked 7; batch s 8..10")
+	w = sc.Agent("a", st)
+	sc.Flow()
+	equal(t, "the agent says", say(w.Up...), "hello; status s 10 acked 7; batch s 8..10")
 	equal(t, "time it took", time.Since(start), 0)
-	equal(t, "accepted", accepted(sc.hub, "s"), 10)
+	equal(t, "accepted", accepted(sc.Hub, "s"), 10)
 }
 
 func burstOverOneEvent(t *testing.T) {
@@ -700,10 +702,10 @@ func burstOverOneEvent(t *testing.T) {
 			publish(t, st, "s", 1)
 		}
 		equal(t, "lost", stats(t, st, "s").Lost, 9901)
-		sc := newScene(t, nil)
-		sc.agent("a", st)
-		sc.acked()
-		equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "gap 1..9901 dropped, 9902..10001")
+		sc := scene.New(t, nil)
+		sc.Agent("a", st)
+		sc.Acked()
+		equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "gap 1..9901 dropped, 9902..10001")
 	}
 }
 
@@ -712,20 +714,20 @@ func publisherReusesBytes(t *testing.T) {
 	// again and replayed as it was.
 	st := gvstream.NewStreamer(nil)
 	data, raw := []byte(`"one"`), []byte("one")
-	_, err := st.Publish(over, "s", gvstream.Event{Data: data})
+	_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: data})
 	noError(t, err)
-	_, err = st.Publish(over, "s", gvstream.Event{Bytes: raw})
+	_, err = st.Publish(scene.Ended, "s", gvstream.Event{Bytes: raw})
 	noError(t, err)
 	copy(data, `"XXX"`)
 	copy(raw, "XXX")
 	lines := bufio.NewScanner(strings.NewReader("two\nsix\n"))
 	for lines.Scan() {
-		_, err := st.Publish(over, "s", gvstream.Event{Bytes: lines.Bytes()})
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Bytes: lines.Bytes()})
 		noError(t, err)
 	}
 	contents := func(p gvstream.Payload) (out string) {
 		var events []gvstream.Event
-		switch p := recode(t, p).(type) {
+		switch p := scene.Recode(t, p).(type) {
 		case *gvstream.EventBatchPayload:
 			events = p.Events
 		case *gvstream.ReplayBatchPayload:
@@ -738,20 +740,20 @@ func publisherReusesBytes(t *testing.T) {
 	}
 	for range 2 { // sent, and sent again
 		h := answer(t, st, 256)
-		next(h.link) // its status
+		scene.Next(h.link) // its status
 		noError(t, h.ack("s", 0))
-		equal(t, "batch", contents(next(h.link)), `"one"onetwosix`)
-		noError(t, handle(h.link, &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r"}))
-		equal(t, "replay", contents(next(h.link)), `"one"onetwosix`)
+		equal(t, "batch", contents(scene.Next(h.link)), `"one"onetwosix`)
+		noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r"}))
+		equal(t, "replay", contents(scene.Next(h.link)), `"one"onetwosix`)
 	}
 	for e := range st.Unacked("s") { // a copy as well
 		copy(e.Data, "XXXXX")
 		copy(e.Bytes, "XXX")
 	}
 	h := answer(t, st, 256)
-	next(h.link)
+	scene.Next(h.link)
 	noError(t, h.ack("s", 0))
-	equal(t, "after changing what Unacked gave", contents(next(h.link)), `"one"onetwosix`)
+	equal(t, "after changing what Unacked gave", contents(scene.Next(h.link)), `"one"onetwosix`)
 }
 
 func closeWaitsForAcks(t *testing.T) {
@@ -796,49 +798,49 @@ func closeDrains(t *testing.T) {
 	// The hub may hold its ack back for a moment. Close waits for that moment and no
 	// longer. The end of a session is acknowledged at once, and a viewer hears of it
 	// behind everything else.
-	sg := newStage(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	synctest.Wait()
 	publish(t, st, "s", 10)
 	start := time.Now()
 	noError(t, st.Close(context.Background()))
 	equal(t, "time until the held ack came", time.Since(start), 250*time.Millisecond)
-	sg.close()
+	sc.Close()
 
-	sg = newStage(t, nil)
+	sc = scene.New(t, nil)
 	st = gvstream.NewStreamer(nil)
 	publish(t, st, "s", 300) // more than one window
-	_, err := st.End(over, "s", event(301))
+	_, err := st.End(scene.Ended, "s", event(301))
 	noError(t, err)
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	start = time.Now()
 	noError(t, st.Close(context.Background()))
 	equal(t, "time until the end was acknowledged", time.Since(start), 0)
-	equal(t, "a viewer gets", sg.follow("tab", "s", gvstream.Position{}), "1..301, end")
-	sg.close()
+	equal(t, "a viewer gets", follow(sc, "tab", "s", gvstream.Position{}), "1..301, end")
+	sc.Close()
 }
 
 func lateCleanup(t *testing.T) {
 	// A new connection stands when the old one is closed at last, on either side.
 	// The new one is not touched.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st, v := gvstream.NewStreamer(nil), newViewer(t, "s", gvstream.Position{})
-	old, oldViewer := sc.agent("a", st), sc.viewer("tab", v)
+	old, oldViewer := sc.Agent("a", st), sc.Viewer("tab", v)
 	publish(t, st, "s", 1)
-	sc.flow()
-	w := sc.agent("a", st)
-	sc.viewer("tab", v)
-	sc.flow()
-	_, err := old.near.Next(over)
+	sc.Flow()
+	w := sc.Agent("a", st)
+	sc.Viewer("tab", v)
+	sc.Flow()
+	_, err := old.Near.Next(scene.Ended)
 	equal(t, "the old link", err, gvstream.ErrSuperseded)
-	old.cut()
-	oldViewer.cut()
-	equal(t, "links at the hub", fmt.Sprint(sc.hub.Stats().Agents, sc.hub.Stats().Viewers), "1 1")
-	w.forget()
+	old.Cut()
+	oldViewer.Cut()
+	equal(t, "links at the hub", fmt.Sprint(sc.Hub.Stats().Agents, sc.Hub.Stats().Viewers), "1 1")
+	w.Forget()
 	publish(t, st, "s", 1)
-	sc.flow()
-	equal(t, "on the new link", say(w.up...), "batch s 2")
+	sc.Flow()
+	equal(t, "on the new link", say(w.Up...), "batch s 2")
 	equal(t, "the viewer gets", read(t, v), "1..2")
 }
 
@@ -885,9 +887,9 @@ func oneWinner(t *testing.T) {
 		close(winner)
 		var said []string
 		for link := range winner {
-			noMoreThanDead(t, handle(link, &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
-			noMoreThanDead(t, handle(link, &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
-			if all := say(ready(link)...); all != "" {
+			noMoreThanDead(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
+			noMoreThanDead(t, link.Handle(t.Context(), &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
+			if all := say(scene.Ready(link)...); all != "" {
 				said = append(said, all)
 			}
 		}
@@ -895,13 +897,13 @@ func oneWinner(t *testing.T) {
 	}
 
 	var disk store
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
 	for range 10 {
-		sc.agent("a", st)
+		sc.Agent("a", st)
 	}
-	sc.acked()
+	sc.Acked()
 	equal(t, "stored", disk.tell("s"), "1..5")
-	equal(t, "links", sc.hub.Stats().Agents, 1)
+	equal(t, "links", sc.Hub.Stats().Agents, 1)
 }
 
 // noMoreThanDead fails the test for an error other than that the link is superseded.
@@ -916,54 +918,52 @@ func endedGivesBack(t *testing.T) {
 	// A thousand sessions end, a viewer has watched some of them, and time passes.
 	// Agent, hub and viewer hold nothing of them, and the memory is free again.
 	const sessions, events, watched = 1000, 10, 100
-	before := heap()
-	sc := newScene(t, &gvstream.HubConfig{SessionTTL: time.Hour})
+	before := testenv.HeapInUse()
+	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Hour})
 	st := gvstream.NewStreamer(nil)
-	sc.agent("a", st).shared = true
+	agent := sc.Agent("a", st)
+	agent.Shared = true
 	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for i := range watched {
 		noError(t, v.Watch(fmt.Sprint("s", i), gvstream.Position{}))
 	}
-	w := sc.viewer("tab", v)
-	w.shared = true
+	tab := sc.Viewer("tab", v)
+	tab.Shared = true
 	for i := range sessions {
 		id := fmt.Sprint("s", i)
 		for range events {
-			_, err := st.Publish(over, id, gvstream.Event{Data: text(1 << 10)})
+			_, err := st.Publish(scene.Ended, id, gvstream.Event{Data: text(1 << 10)})
 			noError(t, err)
 		}
-		_, err := st.End(over, id, gvstream.Event{})
+		_, err := st.End(scene.Ended, id, gvstream.Event{})
 		noError(t, err)
 	}
-	sc.acked()
-	equal(t, "sessions at both", fmt.Sprint(st.Stats().Sessions, sc.hub.Stats().Sessions), "1000 1000")
-	if held := heap() - before; held < 2*sessions*events<<10 {
+	sc.Acked()
+	equal(t, "sessions at both", fmt.Sprint(st.Stats().Sessions, sc.Hub.Stats().Sessions), "1000 1000")
+	if held := testenv.HeapInUse() - before; held < 2*sessions*events<<10 {
 		t.Errorf("only %d bytes are held: this shows nothing", held)
 	}
 	equal(t, "items", len(readItems(t, v)), watched*(events+2))
-	w.forget()
-	for _, w := range sc.wires {
-		w.forget()
-	}
+	agent.Forget()
+	tab.Forget()
 	for i := range watched {
-		equal(t, "watches of an ended session", hubStats(sc.hub, fmt.Sprint("s", i)).Viewers, 0)
+		equal(t, "watches of an ended session", hubStats(sc.Hub, fmt.Sprint("s", i)).Viewers, 0)
 		v.Unwatch(fmt.Sprint("s", i))
 	}
-	sc.later(5 * time.Minute)
+	sc.Later(5 * time.Minute)
 	equal(t, "what the agent holds", st.Stats(), gvstream.StreamerStats{Connected: true})
-	sc.later(5 * time.Minute)
+	sc.Later(5 * time.Minute)
 	held := 0
-	for s := range sc.hub.Sessions() {
+	for s := range sc.Hub.Sessions() {
 		held += s.Bytes
 	}
 	equal(t, "bytes that the hub holds", held, 0)
-	sc.later(time.Hour)
-	equal(t, "sessions at the hub", sc.hub.Stats().Sessions, 0)
+	sc.Later(time.Hour)
+	equal(t, "sessions at the hub", sc.Hub.Stats().Sessions, 0)
 	equal(t, "what the viewer holds", v.Stats(), gvstream.ViewerStats{Connected: true})
-	for _, w := range sc.wires {
-		w.forget()
-	}
-	if grown := heap() - before; grown > 10<<20 {
+	agent.Forget()
+	tab.Forget()
+	if grown := testenv.HeapInUse() - before; grown > 10<<20 {
 		t.Errorf("the heap grew by %d bytes", grown)
 	}
 	runtime.KeepAlive([]any{sc, st, v})
@@ -975,14 +975,14 @@ func pendingFullRejects(t *testing.T) {
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.Reject, MaxPendingEvents: 4})
 	publish(t, st, "s", 4)
 	for range 3 {
-		_, err := st.Publish(over, "s", event(5))
+		_, err := st.Publish(scene.Ended, "s", event(5))
 		equal(t, "the fifth", err, gvstream.ErrPendingFull)
 		equal(t, "kept", unacked(st, "s"), "1..4")
 	}
 	h := answer(t, st, 256)
 	h.says()
 	noError(t, h.ack("s", 4))
-	seq, err := st.Publish(over, "s", event(5))
+	seq, err := st.Publish(scene.Ended, "s", event(5))
 	noError(t, err)
 	equal(t, "its number now", seq, 5)
 	equal(t, "sent", h.says(), "batch s 5")
@@ -1035,7 +1035,7 @@ func pendingFullBlocks(t *testing.T) {
 		})
 	}
 	synctest.Wait()
-	st.Close(over)
+	st.Close(scene.Ended)
 	waiting.Wait()
 }
 
@@ -1045,14 +1045,14 @@ func numbersUnderContention(t *testing.T) {
 	const publishers = 64
 	each := testenv.Fewer(1000)
 	var disk store
-	sg := newStage(t, &gvstream.HubConfig{Commit: disk.commit})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingEvents: publishers * each})
 	got := make([][]uint64, publishers)
 	var work sync.WaitGroup
 	for g := range publishers {
 		work.Go(func() {
 			for i := range each {
-				seq, err := st.Publish(sg.ctx, "s", gvstream.Event{Type: "x", Data: fmt.Append(nil, g*each+i)})
+				seq, err := st.Publish(sc.Context(), "s", gvstream.Event{Type: "x", Data: fmt.Append(nil, g*each+i)})
 				if err != nil {
 					t.Error(err)
 				}
@@ -1072,7 +1072,7 @@ func numbersUnderContention(t *testing.T) {
 	equal(t, "kept", unacked(st, "s"), fmt.Sprintf("1..%d", publishers*each))
 
 	var last uint64
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), func(p gvstream.Payload) {
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), func(p gvstream.Payload) {
 		if b, ok := p.(*gvstream.EventBatchPayload); ok {
 			if b.FirstSeq != last+1 {
 				t.Errorf("%d..%d was sent behind %d", b.FirstSeq, b.LastSeq, last)
@@ -1081,7 +1081,7 @@ func numbersUnderContention(t *testing.T) {
 		}
 	})
 	noError(t, st.Flush(context.Background()))
-	sg.close()
+	sc.Close()
 	equal(t, "stored", disk.tell("s"), fmt.Sprintf("1..%d", publishers*each))
 	for i, it := range disk.items["s"] {
 		equal(t, fmt.Sprint("data of ", i+1), string(it.Event.Data), who[uint64(i+1)])
@@ -1112,7 +1112,7 @@ func nothingLeftBehind(t *testing.T) {
 	// Connections are made and break hundreds of times, most of them in the middle
 	// of a send. No link, goroutine or timer stays: the bubble would not end, or
 	// say that something in it is stuck.
-	sg := newStage(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest})
 	v := gvstream.NewViewer(nil)
 	noError(t, v.Watch("s", gvstream.Position{}))
@@ -1120,13 +1120,13 @@ func nothingLeftBehind(t *testing.T) {
 	for i := range 250 {
 		publish(t, st, "s", 1)
 		for _, ends := range [][2]*gvstream.Link{
-			{st.Connect(), sg.hub.ConnectAgent("a")}, {v.Connect(), sg.hub.ConnectViewer("tab")},
+			{st.Connect(), sc.Hub.ConnectAgent("a")}, {v.Connect(), sc.Hub.ConnectViewer("tab")},
 		} {
 			near, far := streamtest.Pipe()
 			var run sync.WaitGroup
 			run.Go(func() { ends[1].Run(t.Context(), far.Send, far.Receive); far.Close() })
 			sends := 0
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // all of them take more than the stage's hour
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // all of them take more than the scene's hour
 			err := ends[0].Run(ctx, func(ctx context.Context, p gvstream.Payload) error {
 				if sends++; sends > i%3 {
 					return broken
@@ -1141,19 +1141,19 @@ func nothingLeftBehind(t *testing.T) {
 			}
 		}
 	}
-	equal(t, "links at the hub", fmt.Sprint(sg.hub.Stats().Agents, sg.hub.Stats().Viewers), "0 0")
+	equal(t, "links at the hub", fmt.Sprint(sc.Hub.Stats().Agents, sc.Hub.Stats().Viewers), "0 0")
 	equal(t, "connected", st.Stats().Connected, false)
-	sg.close()
+	sc.Close()
 }
 
 func resendIsNotOvertaken(t *testing.T) {
 	// A thousand events are pending when a connection is made, and eight goroutines
 	// publish two hundred more at the same time. All go out in one ascending row.
-	sg := newStage(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 1000)
 	var sent []uint64
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), func(p gvstream.Payload) {
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), func(p gvstream.Payload) {
 		if b, ok := p.(*gvstream.EventBatchPayload); ok {
 			for _, e := range b.Events {
 				sent = append(sent, e.Seq)
@@ -1164,7 +1164,7 @@ func resendIsNotOvertaken(t *testing.T) {
 	for range 8 {
 		work.Go(func() {
 			for range 25 {
-				if _, err := st.Publish(sg.ctx, "s", gvstream.Event{}); err != nil {
+				if _, err := st.Publish(sc.Context(), "s", gvstream.Event{}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -1172,7 +1172,7 @@ func resendIsNotOvertaken(t *testing.T) {
 	}
 	work.Wait()
 	noError(t, st.Flush(context.Background()))
-	sg.close()
+	sc.Close()
 	equal(t, "sent", fmt.Sprint(sent), fmt.Sprint(to(1, 1200)))
 }
 
@@ -1197,30 +1197,30 @@ func twoProducers(t *testing.T) {
 	// hub holds of an epoch comes from one of them alone. A process that runs as
 	// another agent gets nowhere.
 	var disk store
-	sc := newScene(t, &gvstream.HubConfig{Commit: disk.commit})
+	sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
 	first, second := gvstream.NewStreamer(nil), gvstream.NewStreamer(nil)
 	publish(t, first, "s", 3)
-	sc.agent("a", first)
-	sc.flow()
+	sc.Agent("a", first)
+	sc.Flow()
 	publish(t, second, "s", 2)
-	sc.agent("a", second)
-	sc.flow()
+	sc.Agent("a", second)
+	sc.Flow()
 	publish(t, first, "s", 1)
-	sc.agent("a", first)
-	sc.flow()
-	_, err := first.Publish(over, "s", event(5))
+	sc.Agent("a", first)
+	sc.Flow()
+	_, err := first.Publish(scene.Ended, "s", event(5))
 	equal(t, "the first one's Publish", code(err), "stale_epoch")
-	equal(t, "its Flush", code(first.Flush(over)), "stale_epoch")
-	equal(t, "the hub's epoch is the second's", hubStats(sc.hub, "s").Epoch, stats(t, second, "s").Epoch)
+	equal(t, "its Flush", code(first.Flush(scene.Ended)), "stale_epoch")
+	equal(t, "the hub's epoch is the second's", hubStats(sc.Hub, "s").Epoch, stats(t, second, "s").Epoch)
 
-	sc.agent("a", second)
+	sc.Agent("a", second)
 	publish(t, second, "s", 1)
-	sc.flow()
+	sc.Flow()
 	other := gvstream.NewStreamer(nil)
 	publish(t, other, "s", 1)
-	sc.agent("b", other)
-	sc.flow()
-	_, err = other.Publish(over, "s", event(2))
+	sc.Agent("b", other)
+	sc.Flow()
+	_, err = other.Publish(scene.Ended, "s", event(2))
 	equal(t, "another agent's Publish", code(err), "forbidden")
 	equal(t, "stored", disk.tell("s"), "1..3, 1..3")
 	seen := make(map[gvstream.Position]bool)
@@ -1235,21 +1235,21 @@ func largeEvent(t *testing.T) {
 	// touched. One that only the hub finds too large becomes a declared gap.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 2)
-	_, err := st.Publish(over, "s", gvstream.Event{Data: text(2 << 20)})
+	_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: text(2 << 20)})
 	equal(t, "Publish", err, gvstream.ErrTooLarge)
 	publish(t, st, "s", 1)
 	equal(t, "kept", unacked(st, "s"), "1..3")
-	_, err = st.Publish(over, "s", gvstream.Event{Type: "large", Data: text(5000)})
+	_, err = st.Publish(scene.Ended, "s", gvstream.Event{Type: "large", Data: text(5000)})
 	noError(t, err)
 	publish(t, st, "s", 1)
 
-	sc := newScene(t, &gvstream.HubConfig{MaxEventBytes: 4000})
-	w := sc.agent("a", st)
-	sc.acked()
-	equal(t, "said by the hub", strings.Join(w.errs, ";"), "event_too_large 4")
+	sc := scene.New(t, &gvstream.HubConfig{MaxEventBytes: 4000})
+	w := sc.Agent("a", st)
+	sc.Acked()
+	equal(t, "said by the hub", codes(w.Errs), "event_too_large 4")
 	equal(t, "kept in the end", unacked(st, "s"), "")
 	equal(t, "lost", stats(t, st, "s").Lost, 1)
-	equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "1..3, gap 4..4 rejected, 5")
+	equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "1..3, gap 4..4 rejected, 5")
 }
 
 func totalBytes(t *testing.T) {
@@ -1258,11 +1258,11 @@ func totalBytes(t *testing.T) {
 	// that is left, Publish says so, and what is pending stays.
 	const budget = 640 << 10
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.Reject, MaxTotalBytes: budget})
-	sc := newScene(t, nil)
-	w := sc.agent("a", st)
+	sc := scene.New(t, nil)
+	w := sc.Agent("a", st)
 	large := text(4 << 10)
 	add := func(i int) error {
-		_, err := st.Publish(over, fmt.Sprint("s", i), gvstream.Event{Data: large})
+		_, err := st.Publish(scene.Ended, fmt.Sprint("s", i), gvstream.Event{Data: large})
 		if got := st.Stats().Bytes; got > budget {
 			t.Fatalf("%d bytes of %d", got, budget)
 		}
@@ -1272,11 +1272,11 @@ func totalBytes(t *testing.T) {
 		for range 10 {
 			noError(t, add(i))
 		}
-		sc.acked()
+		sc.Acked()
 	}
 	equal(t, "the first session, evicted", stats(t, st, "s0").Events, 0)
 	equal(t, "the last session, kept", stats(t, st, "s99").Events, 10)
-	w.cut()
+	w.Cut()
 	n := 0
 	for add(n%100) == nil {
 		n++
@@ -1291,67 +1291,67 @@ func totalBytes(t *testing.T) {
 func afterTheEnd(t *testing.T) {
 	// The session has ended. Late events, acks and batches are refused or ignored
 	// and revive nothing; a later session of the same id has none of the old.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
+	w := sc.Agent("a", st)
 	publish(t, st, "s", 2)
-	_, err := st.End(over, "s", event(3))
+	_, err := st.End(scene.Ended, "s", event(3))
 	noError(t, err)
-	sc.acked()
-	_, err = st.Publish(over, "s", event(4))
+	sc.Acked()
+	_, err = st.Publish(scene.Ended, "s", event(4))
 	equal(t, "a late event", err, gvstream.ErrEnded)
-	_, err = st.End(over, "s", event(4))
+	_, err = st.End(scene.Ended, "s", event(4))
 	equal(t, "a second end", err, gvstream.ErrEnded)
 	old := stats(t, st, "s").Epoch
-	batch := w.up[2].(*gvstream.EventBatchPayload)
+	batch := w.Up[2].(*gvstream.EventBatchPayload)
 	late := &gvstream.EventBatchPayload{SessionID: "s", Epoch: old, Link: batch.Link, FirstSeq: 4, LastSeq: 4, HeadSeq: 4, Events: numbered(4)}
-	equal(t, "a late batch", code(handle(w.far, late)), "session_ended")
-	ready(w.far) // the agent need not hear of it
+	equal(t, "a late batch", code(w.Far.Handle(t.Context(), late)), "session_ended")
+	scene.Ready(w.Far) // the agent need not hear of it
 	ack := &gvstream.AckBatchPayload{SessionID: "s", Epoch: old, Link: batch.Link, UpToSeq: 3}
-	noError(t, handle(w.near, ack))
+	noError(t, w.Near.Handle(t.Context(), ack))
 
-	sc.later(6 * time.Minute)
+	sc.Later(6 * time.Minute)
 	equal(t, "sessions of the agent", st.Stats().Sessions, 0)
-	equal(t, "a late ack", code(handle(w.near, ack)), "unknown_session")
+	equal(t, "a late ack", code(w.Near.Handle(t.Context(), ack)), "unknown_session")
 	equal(t, "sessions of the agent", st.Stats().Sessions, 0)
 	publish(t, st, "s", 1)
-	sc.acked()
-	equal(t, "a batch of the old life", code(handle(w.far, late)), "stale_epoch")
+	sc.Acked()
+	equal(t, "a batch of the old life", code(w.Far.Handle(t.Context(), late)), "stale_epoch")
 	equal(t, "the new life", stats(t, st, "s").Epoch > old, true)
-	equal(t, "a viewer gets", sc.show("s", gvstream.Position{}), "1")
+	equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), "1")
 }
 
 func idleSessions(t *testing.T) {
 	// Idle sessions are forgotten, but not one whose events nobody has acknowledged,
 	// not one that somebody watches, and not one whose agent is there.
-	sc := newScene(t, &gvstream.HubConfig{SessionTTL: time.Hour})
+	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Hour})
 	away, stays := gvstream.NewStreamer(nil), gvstream.NewStreamer(nil)
 	publish(t, away, "watched", 1)
 	publish(t, away, "unwatched", 1)
 	publish(t, stays, "attached", 1)
-	w := sc.agent("away", away)
-	sc.agent("stays", stays)
+	w := sc.Agent("away", away)
+	sc.Agent("stays", stays)
 	v := newViewer(t, "watched", gvstream.Position{})
-	vw := sc.viewer("tab", v)
-	sc.acked()
-	w.cut()
-	_, err := away.End(over, "watched", event(2)) // not acknowledged
+	vw := sc.Viewer("tab", v)
+	sc.Acked()
+	w.Cut()
+	_, err := away.End(scene.Ended, "watched", event(2)) // not acknowledged
 	noError(t, err)
 	known := func() string {
 		var ids []string
-		for s := range sc.hub.Sessions() {
+		for s := range sc.Hub.Sessions() {
 			ids = append(ids, s.SessionID)
 		}
 		return strings.Join(ids, " ")
 	}
-	sc.later(time.Hour - 2*time.Second)
+	sc.Later(time.Hour - 2*time.Second)
 	equal(t, "known just before an hour", known(), "attached unwatched watched")
-	sc.later(3 * time.Second)
+	sc.Later(3 * time.Second)
 	equal(t, "known after an hour", known(), "attached watched")
-	sc.later(3 * time.Hour)
+	sc.Later(3 * time.Hour)
 	equal(t, "known after four hours", known(), "attached watched")
 	equal(t, "kept by the agent that is away", unacked(away, "watched"), "2")
-	vw.cut()
+	vw.Cut()
 	pass(time.Second)
 	equal(t, "known when the viewer has left", known(), "attached")
 }
@@ -1360,29 +1360,29 @@ func fewAcks(t *testing.T) {
 	// Ten thousand events in a second cost one ack for each 64 of them, and the last
 	// of them is acknowledged a quarter of a second later. The agent never holds more
 	// than what waits for an ack and the window.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	w := sc.agent("a", st)
-	sc.flow()
-	w.forget()
+	w := sc.Agent("a", st)
+	sc.Flow()
+	w.Forget()
 	for range 1000 {
 		publish(t, st, "s", 10)
 		if pending := st.Stats().PendingEvents; pending > 64+256 {
 			t.Fatalf("%d are pending", pending)
 		}
-		sc.flow()
+		sc.Flow()
 		pass(time.Millisecond)
 	}
 	last := time.Now().Add(-time.Millisecond)
 	for st.Stats().PendingEvents > 0 {
 		pass(time.Millisecond)
-		sc.flow()
+		sc.Flow()
 	}
 	if wait := time.Since(last); wait > 250*time.Millisecond {
 		t.Errorf("the last event waited %v for its ack", wait)
 	}
-	if len(w.down) > 160 {
-		t.Errorf("%d acks", len(w.down))
+	if len(w.Down) > 160 {
+		t.Errorf("%d acks", len(w.Down))
 	}
-	equal(t, "last ack", say(w.down[len(w.down)-1]), "ack s 10000")
+	equal(t, "last ack", say(w.Down[len(w.Down)-1]), "ack s 10000")
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
 	"github.com/vibetools/gvstream/internal/testenv"
 	"github.com/vibetools/gvstream/streamtest"
 )
@@ -24,9 +25,9 @@ func joinAnywhere(t *testing.T) {
 	const events = 500
 	for round := range uint64(5) {
 		random := rand.New(rand.NewPCG(round, 0))
-		sg := newStage(t, &gvstream.HubConfig{LogEvents: 1 + random.IntN(100), Window: 1 + random.IntN(100)})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 1 + random.IntN(100), Window: 1 + random.IntN(100)})
 		st := gvstream.NewStreamer(nil)
-		sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+		sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 		session, err := st.Session("s")
 		noError(t, err)
 		var work sync.WaitGroup
@@ -37,7 +38,7 @@ func joinAnywhere(t *testing.T) {
 				pass(delay)
 				s := session.Stats()
 				after := uint64(part * float64(s.Acked))
-				got := sg.follow(fmt.Sprint("tab", i), "s", gvstream.Position{Epoch: s.Epoch, Seq: after})
+				got := follow(sc, fmt.Sprint("tab", i), "s", gvstream.Position{Epoch: s.Epoch, Seq: after})
 				want := fmt.Sprintf("%d..%d, end", after+1, events+1)
 				if after >= events {
 					want = tellEvents(numbered(to(after+1, events+1)...), nil) + ", end"
@@ -51,10 +52,10 @@ func joinAnywhere(t *testing.T) {
 			publish(t, st, "s", 1)
 			pass(time.Duration(random.IntN(3)) * time.Millisecond)
 		}
-		_, err = st.End(sg.ctx, "s", event(events+1))
+		_, err = st.End(sc.Context(), "s", event(events+1))
 		noError(t, err)
 		work.Wait()
-		sg.close()
+		sc.Close()
 	}
 }
 
@@ -65,14 +66,14 @@ func seamAtEveryStep(t *testing.T) {
 	// in order.
 	steps := 0
 	for at := -1; at < steps; at++ { // first without any, to count the steps
-		sc := newScene(t, &gvstream.HubConfig{LogEvents: 50})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 50})
 		st := gvstream.NewStreamer(nil)
 		publish(t, st, "s", 250)
-		agent := sc.agent("a", st)
-		sc.acked()
-		agent.forget()
+		agent := sc.Agent("a", st)
+		sc.Acked()
+		agent.Forget()
 		v := newViewer(t, "s", gvstream.Position{})
-		viewer := sc.viewer("tab", v)
+		viewer := sc.Viewer("tab", v)
 		n := 0
 		once := func(moved bool) bool {
 			if moved {
@@ -85,9 +86,9 @@ func seamAtEveryStep(t *testing.T) {
 		}
 		for idle := 0; idle < 2; {
 			moved := false
-			for _, w := range []*wire{agent, viewer} {
-				moved = once(w.pass(w.near, w.far, &w.up)) || moved
-				moved = once(w.pass(w.far, w.near, &w.down)) || moved
+			for _, w := range []*scene.Wire{agent, viewer} {
+				moved = once(w.StepUp()) || moved
+				moved = once(w.StepDown()) || moved
 			}
 			if idle++; moved {
 				idle = 0
@@ -95,7 +96,7 @@ func seamAtEveryStep(t *testing.T) {
 		}
 		if at == -1 {
 			steps = n
-			if down := say(agent.down...); !strings.HasPrefix(down, "replay s 1..200") {
+			if down := say(agent.Down...); !strings.HasPrefix(down, "replay s 1..200") {
 				t.Fatalf("the hub asked: %s", down)
 			}
 		}
@@ -115,26 +116,26 @@ func seamKnowsNoTime(t *testing.T) {
 	// the seam is the same. And no set of ids that were seen limits how much may be
 	// replayed while other events come.
 	for _, jump := range []time.Duration{0, 10 * time.Second} {
-		sc := newScene(t, &gvstream.HubConfig{LogEvents: 50})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 50})
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 200_000, MaxPendingEvents: 200_000})
 		n := testenv.Fewer(100_000)
 		if jump > 0 {
 			n = 250
 		}
 		publish(t, st, "s", n)
-		sc.agent("a", st).shared = true
-		sc.acked()
+		sc.Agent("a", st).Shared = true
+		sc.Acked()
 		v := newViewer(t, "s", gvstream.Position{})
-		sc.viewer("tab", v).shared = true
+		sc.Viewer("tab", v).Shared = true
 		for live, steps := 0, 0; live < 100; steps++ {
-			if !sc.step() || jump > 0 || steps%10 == 0 { // all along the replay
+			if !sc.Step() || jump > 0 || steps%10 == 0 { // all along the replay
 				publish(t, st, "s", 1)
 				live++
 			}
 			pass(jump)
 		}
-		sc.flow()
-		sc.acked()
+		sc.Flow()
+		sc.Acked()
 		equal(t, fmt.Sprint("with jumps of ", jump), read(t, v), fmt.Sprintf("1..%d", n+100))
 	}
 }
@@ -145,27 +146,27 @@ func restartResets(t *testing.T) {
 	// connection that stood or on a new one.
 	for _, n := range []int{15, 5, 10} {
 		for _, attached := range []bool{true, false} {
-			sc := newScene(t, nil)
+			sc := scene.New(t, nil)
 			st := gvstream.NewStreamer(nil)
 			publish(t, st, "s", 10)
-			w := sc.agent("a", st)
+			w := sc.Agent("a", st)
 			v := newViewer(t, "s", gvstream.Position{})
-			vw := sc.viewer("tab", v)
-			sc.acked()
+			vw := sc.Viewer("tab", v)
+			sc.Acked()
 			equal(t, "before", read(t, v), "1..10")
 			old := v.Position("s")
-			w.cut()
+			w.Cut()
 			if !attached {
-				vw.cut()
+				vw.Cut()
 			}
 			st = gvstream.NewStreamer(nil)
 			publish(t, st, "s", n)
-			sc.agent("a", st)
-			sc.acked()
+			sc.Agent("a", st)
+			sc.Acked()
 			if !attached {
 				v = newViewer(t, "s", old) // a new process
-				sc.viewer("tab", v)
-				sc.flow()
+				sc.Viewer("tab", v)
+				sc.Flow()
 			}
 			equal(t, "after", read(t, v), fmt.Sprintf("reset from 10 of 10, 1..%d", n))
 			equal(t, "position", v.Position("s"), at(t, st, "s", uint64(n)))
@@ -177,22 +178,22 @@ func positionAhead(t *testing.T) {
 	// A viewer comes with a position that nobody has reached. It gets an error that
 	// says how far the session is, once, and that watch is over: no events that it
 	// would have to filter. At the newest number there is simply nothing yet.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
-	sc.agent("a", st)
-	sc.acked()
+	sc.Agent("a", st)
+	sc.Acked()
 	ahead := newViewer(t, "s", at(t, st, "s", 10))
 	newest := newViewer(t, "s", at(t, st, "s", 5))
-	sc.viewer("ahead", ahead)
-	sc.viewer("newest", newest)
-	sc.flow()
+	sc.Viewer("ahead", ahead)
+	sc.Viewer("newest", newest)
+	sc.Flow()
 	for range 2 {
 		publish(t, st, "s", 3)
-		sc.acked()
+		sc.Acked()
 	}
 	var got []string
-	for it, err := range ahead.Items(over) {
+	for it, err := range ahead.Items(scene.Ended) {
 		got = append(got, code(err)+tell([]gvstream.Item{it}))
 	}
 	equal(t, "ahead", strings.Join(got, ";"), "replay_ahead 5")
@@ -203,79 +204,79 @@ func stuckViewer(t *testing.T) {
 	// Ten viewers, and one connection whose send never returns. The others get
 	// everything at once, and nobody waits for the stuck one. There is no queue that
 	// could overflow for it: all that it costs is a cursor.
-	sg := newStage(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
-	stuck := sg.hub.ConnectViewer("stuck")
-	noError(t, handle(stuck, &gvstream.HelloPayload{V: 1, Role: "viewer"}))
-	noError(t, handle(stuck, &gvstream.WatchPayload{SessionID: "s"}))
-	sg.tasks.Go(func() {
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
+	stuck := sc.Hub.ConnectViewer("stuck")
+	noError(t, stuck.Handle(t.Context(), &gvstream.HelloPayload{V: 1, Role: "viewer"}))
+	noError(t, stuck.Handle(t.Context(), &gvstream.WatchPayload{SessionID: "s"}))
+	sc.Go(func() {
 		block := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-		stuck.Run(sg.ctx, func(ctx context.Context, _ gvstream.Payload) error { return block(ctx) },
+		stuck.Run(sc.Context(), func(ctx context.Context, _ gvstream.Payload) error { return block(ctx) },
 			func(ctx context.Context) (gvstream.Payload, error) { return nil, block(ctx) })
 	})
 	var work sync.WaitGroup
 	for i := range 9 {
 		work.Go(func() {
-			if got := sg.follow(fmt.Sprint("tab", i), "s", gvstream.Position{}); got != "1..1000, end" {
+			if got := follow(sc, fmt.Sprint("tab", i), "s", gvstream.Position{}); got != "1..1000, end" {
 				t.Errorf("viewer %d: %s", i, got)
 			}
 		})
 	}
 	start := time.Now()
 	publish(t, st, "s", 999)
-	_, err := st.End(sg.ctx, "s", event(1000))
+	_, err := st.End(sc.Context(), "s", event(1000))
 	noError(t, err)
 	work.Wait()
 	equal(t, "time until all nine have everything", time.Since(start), 0)
 	synctest.Wait() // until they have left
-	s := hubStats(sg.hub, "s")
+	s := hubStats(sc.Hub, "s")
 	equal(t, "watches", s.Viewers, 1)
 	equal(t, "events held", s.Events, 1000)
-	sg.hub.Revoke("stuck", "s")
+	sc.Hub.Revoke("stuck", "s")
 	synctest.Wait()
-	equal(t, "links", sg.hub.Stats().Viewers, 1)
-	sg.close()
+	equal(t, "links", sc.Hub.Stats().Viewers, 1)
+	sc.Close()
 }
 
 func positionZero(t *testing.T) {
 	// A viewer finds a session empty, drops, and comes back with the number 0 of that
 	// epoch: it gets the first events, and no reset. Another one is away while
 	// everything it would need rolls out of all buffers: it gets that as a gap.
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 4})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 4})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 4})
 	_, err := st.Session("s")
 	noError(t, err)
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", at(t, st, "s", 0))
-	w := sc.viewer("tab", v)
-	sc.acked()
+	w := sc.Viewer("tab", v)
+	sc.Acked()
 	equal(t, "of an empty session", read(t, v), "")
 	equal(t, "position", v.Position("s"), at(t, st, "s", 0))
-	w.cut()
+	w.Cut()
 	publish(t, st, "s", 3)
-	sc.acked()
-	equal(t, "a new process gets", sc.show("s", v.Position("s")), "1..3")
-	w = sc.viewer("tab", v)
-	sc.flow()
+	sc.Acked()
+	equal(t, "a new process gets", show(t, sc, "s", v.Position("s")), "1..3")
+	w = sc.Viewer("tab", v)
+	sc.Flow()
 	equal(t, "the same process gets", read(t, v), "1..3")
-	w.cut()
+	w.Cut()
 	publish(t, st, "s", 20)
-	sc.acked()
-	sc.viewer("tab", v)
-	sc.flow()
+	sc.Acked()
+	sc.Viewer("tab", v)
+	sc.Flow()
 	equal(t, "after a long absence", read(t, v), "gap 4..19 evicted, 20..23")
 }
 
 // rolled is a scene whose session has 20 events, of which agent and hub hold the
 // last 8.
-func rolled(t *testing.T) (*scene, *gvstream.Streamer) {
+func rolled(t *testing.T) (*scene.Scene, *gvstream.Streamer) {
 	t.Helper()
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 8})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 8})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 8})
 	publish(t, st, "s", 20)
-	sc.agent("a", st)
-	sc.acked()
+	sc.Agent("a", st)
+	sc.Acked()
 	return sc, st
 }
 
@@ -284,13 +285,13 @@ func truncationIsAnItem(t *testing.T) {
 	// own before the first event, and who looks for an event in it finds nil.
 	sc, st := rolled(t)
 	v := newViewer(t, "s", at(t, st, "s", 5))
-	w := sc.viewer("tab", v)
-	sc.flow()
+	w := sc.Viewer("tab", v)
+	sc.Flow()
 	items := readItems(t, v)
 	equal(t, "the viewer gets", tell(items), "gap 6..12 evicted, 13..20")
 	equal(t, "an event in the gap", items[0].Event == nil, true)
 	equal(t, "position behind the gap", items[0].Position(), at(t, st, "s", 12))
-	status := w.down[1].(*gvstream.StatusPayload).Sessions[0]
+	status := w.Down[1].(*gvstream.StatusPayload).Sessions[0]
 	equal(t, "oldest and newest", fmt.Sprint(status.FirstSeq, status.HeadSeq), "13 20")
 }
 
@@ -300,33 +301,33 @@ func truncationBounds(t *testing.T) {
 	for after, want := range map[uint64]string{
 		12: "13..20", 11: "gap 12..12 evicted, 13..20", 13: "14..20", 20: "", 19: "20", 0: "gap 1..12 evicted, 13..20",
 	} {
-		equal(t, fmt.Sprint("after ", after), sc.show("s", at(t, st, "s", after)), want)
+		equal(t, fmt.Sprint("after ", after), show(t, sc, "s", at(t, st, "s", after)), want)
 	}
-	equal(t, "from the start", sc.show("s", gvstream.Position{}), "gap 1..12 evicted, 13..20")
+	equal(t, "from the start", show(t, sc, "s", gvstream.Position{}), "gap 1..12 evicted, 13..20")
 }
 
 func noFallBackToTheStart(t *testing.T) {
 	// A position that is gone is never served as if it were the start: without a
 	// gap, or with what the viewer has.
 	sc, st := rolled(t)
-	equal(t, "after 5", sc.show("s", at(t, st, "s", 5)), "gap 6..12 evicted, 13..20")
-	equal(t, "after 15", sc.show("s", at(t, st, "s", 15)), "16..20")
+	equal(t, "after 5", show(t, sc, "s", at(t, st, "s", 5)), "gap 6..12 evicted, 13..20")
+	equal(t, "after 15", show(t, sc, "s", at(t, st, "s", 15)), "16..20")
 }
 
 func readerFails(t *testing.T) {
 	// The reader fails at 4, by break or panic. It has dealt with 3, and 4 comes
 	// again, here and in a new process. Only one loop can read at a time, so none
 	// that is further on can move the position past one that failed.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 8)
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	sc.viewer("tab", v)
-	sc.acked()
+	sc.Viewer("tab", v)
+	sc.Acked()
 	fail := func(how func()) {
 		defer func() { recover() }()
-		for it, err := range v.Items(over) {
+		for it, err := range v.Items(scene.Ended) {
 			noError(t, err)
 			if it.Event.Seq == 4 {
 				how()
@@ -337,10 +338,10 @@ func readerFails(t *testing.T) {
 	for _, how := range []func(){func() {}, func() { panic("at 4") }} {
 		fail(how)
 		equal(t, "position", v.Position("s"), at(t, st, "s", 3))
-		equal(t, "a new process gets", sc.show("s", v.Position("s")), "4..8")
+		equal(t, "a new process gets", show(t, sc, "s", v.Position("s")), "4..8")
 	}
-	for range v.Items(over) {
-		for _, err := range v.Items(over) {
+	for range v.Items(scene.Ended) {
+		for _, err := range v.Items(scene.Ended) {
 			equal(t, "a second loop", err, gvstream.ErrBusy)
 		}
 		break
@@ -353,41 +354,37 @@ func quietViewer(t *testing.T) {
 	// A viewer has 7 and is away while 8 to 10 come; then nothing comes any more. It
 	// gets them by coming back. If they are lost on a connection that stands, the
 	// hub's next sign of life shows it.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 7)
-	sc.agent("a", st)
+	agent := sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	w := sc.viewer("tab", v)
-	sc.acked()
-	w.cut()
+	w := sc.Viewer("tab", v)
+	sc.Acked()
+	w.Cut()
 	publish(t, st, "s", 3)
-	sc.acked()
+	sc.Acked()
 	equal(t, "while away", read(t, v), "1..7")
 	start := time.Now()
-	w = sc.viewer("tab", v)
-	sc.flow()
+	w = sc.Viewer("tab", v)
+	sc.Flow()
 	equal(t, "after coming back", read(t, v), "8..10")
 	equal(t, "time it took", time.Since(start), 0)
 
-	sc.wires = sc.wires[:1] // the viewer's connection loses what comes now
 	publish(t, st, "s", 2)
-	sc.flow()
-	equal(t, "lost", say(ready(w.far)...), "batch s 11..12")
-	sc.wires = append(sc.wires, w)
-	sc.flow()
+	agent.Flow()
+	equal(t, "lost", say(scene.Ready(w.Far)...), "batch s 11..12")
+	sc.Flow()
 	equal(t, "at once", read(t, v), "")
-	sc.later(15 * time.Second)
+	sc.Later(15 * time.Second)
 	equal(t, "after a sign of life", read(t, v), "11..12")
 
 	// If something follows what was lost, that shows it at once.
-	sc.wires = sc.wires[:1]
 	publish(t, st, "s", 2)
-	sc.flow()
-	equal(t, "lost", say(ready(w.far)...), "batch s 13..14")
-	sc.wires = append(sc.wires, w)
+	agent.Flow()
+	equal(t, "lost", say(scene.Ready(w.Far)...), "batch s 13..14")
 	publish(t, st, "s", 1)
-	sc.flow()
+	sc.Flow()
 	equal(t, "after the next event", read(t, v), "13..15")
 }
 
@@ -396,12 +393,12 @@ func pausedViewer(t *testing.T) {
 	// The link waits. If agent and hub keep the events, it gets all of them later; if
 	// not, one gap names all that are missing.
 	for _, keep := range []int{1000, 10} {
-		sg := newStage(t, &gvstream.HubConfig{LogEvents: keep})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: keep})
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: keep})
 		v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 16})
 		noError(t, v.Watch("s", gvstream.Position{}))
-		sg.join(v.Connect(), sg.hub.ConnectViewer("tab"), nil)
-		sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+		sc.Join(v.Connect(), sc.Hub.ConnectViewer("tab"), nil)
+		sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 		for range 500 {
 			publish(t, st, "s", 1)
 			synctest.Wait()
@@ -409,7 +406,7 @@ func pausedViewer(t *testing.T) {
 		pass(time.Second) // and all are acknowledged
 		var seen streamtest.Recorder
 		missing := uint64(0)
-		for it, err := range v.Items(sg.ctx) {
+		for it, err := range v.Items(sc.Context()) {
 			noError(t, err)
 			noError(t, seen.Record(it))
 			if it.Gap != nil {
@@ -429,7 +426,7 @@ func pausedViewer(t *testing.T) {
 			equal(t, "gaps", len(seen.Gaps("s")), 1)
 			equal(t, "the gap ends before what is kept", seen.Gaps("s")[0].To, 490)
 		}
-		sg.close()
+		sc.Close()
 	}
 }
 
@@ -443,20 +440,20 @@ func rejectedPosition(t *testing.T) {
 			from, want = gvstream.Position{Epoch: epoch1, Seq: 2}, "reset from 2 of 0, gap 1..12 evicted, 13..21"
 		}
 		v := newViewer(t, "s", from)
-		w := sc.viewer("tab", v)
-		sc.flow()
+		w := sc.Viewer("tab", v)
+		sc.Flow()
 		publish(t, st, "s", 1)
-		sc.later(time.Minute)
+		sc.Later(time.Minute)
 		equal(t, what, read(t, v), want)
-		if asked := strings.Count(say(w.up...), "watch"); asked > 2 {
+		if asked := strings.Count(say(w.Up...), "watch"); asked > 2 {
 			t.Errorf("%s: asked %d times", what, asked)
 		}
-		w.cut()
-		w = sc.viewer("tab", v)
+		w.Cut()
+		w = sc.Viewer("tab", v)
 		publish(t, st, "s", 1)
-		sc.flow()
+		sc.Flow()
 		equal(t, "after a reconnect", read(t, v), "22")
-		equal(t, "asked then", say(w.up...), "hello; watch s 21")
+		equal(t, "asked then", say(w.Up...), "hello; watch s 21")
 	}
 }
 
@@ -465,18 +462,18 @@ func poison(t *testing.T) {
 	// a reconnect or a request; when he has had enough, he goes on behind it. And a
 	// malformed event in a replayed batch costs that batch alone: it is asked for
 	// again.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 10)
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	w := sc.viewer("tab", v)
-	sc.acked()
-	w.forget()
+	w := sc.Viewer("tab", v)
+	sc.Acked()
+	w.Forget()
 	var got []uint64
 	tries := 0
 	for tries < 5 {
-		for it := range v.Items(over) {
+		for it := range v.Items(scene.Ended) {
 			if it.Event.Seq == 7 {
 				tries++
 				if tries < 5 {
@@ -485,33 +482,32 @@ func poison(t *testing.T) {
 			}
 			got = append(got, it.Event.Seq)
 		}
-		sc.flow()
+		sc.Flow()
 	}
 	equal(t, "dealt with", fmt.Sprint(got), fmt.Sprint(to(1, 10)))
-	equal(t, "said meanwhile", say(w.up...)+say(w.down...), "")
+	equal(t, "said meanwhile", say(w.Up...)+say(w.Down...), "")
 
-	hub := gvstream.NewHub(&gvstream.HubConfig{LogEvents: 2})
-	a := callAgent(t, hub, "a")
+	sc = scene.New(t, &gvstream.HubConfig{LogEvents: 2})
+	a := callAgent(t, sc.Hub, "a")
 	noError(t, a.batch("s", epoch1, to(1, 10)...))
-	ready(a.link)
-	sc = &scene{T: t, hub: hub}
+	scene.Ready(a.link)
 	v = newViewer(t, "s", gvstream.Position{})
-	sc.viewer("tab", v)
+	sc.Viewer("tab", v)
 	for try := range 2 {
-		sc.flow()
-		r := next(a.link).(*gvstream.ReplayRequestPayload)
+		sc.Flow()
+		r := scene.Next(a.link).(*gvstream.ReplayRequestPayload)
 		b := &gvstream.ReplayBatchPayload{SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Epoch: epoch1,
 			FirstSeq: 1, LastSeq: 8, UntilSeq: 8, AvailableFrom: 1, Done: true, Events: numbered(to(1, 8)...)}
 		if try == 0 {
 			b.Events[4].Data = []byte("{")
-			equal(t, "the malformed one", code(handle(a.link, b)), "malformed")
+			equal(t, "the malformed one", code(a.link.Handle(t.Context(), b)), "malformed")
 			equal(t, "the agent is told", a.says(), "error malformed")
-			sc.later(15 * time.Second)
+			sc.Later(15 * time.Second)
 		} else {
-			noError(t, handle(a.link, b))
+			noError(t, a.link.Handle(t.Context(), b))
 		}
 	}
-	sc.flow()
+	sc.Flow()
 	equal(t, "the viewer gets", read(t, v), "1..10")
 }
 
@@ -519,24 +515,24 @@ func viewerChangesBytes(t *testing.T) {
 	// All in one process, payloads are handed over as they are. A viewer writes into
 	// what it was given; another one, the hub's log, the agent's buffer and the next
 	// replay don't see it.
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 2})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 2})
 	st := gvstream.NewStreamer(nil)
 	for range 4 {
-		_, err := st.Publish(over, "s", gvstream.Event{Data: []byte(`"original"`)})
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: []byte(`"original"`)})
 		noError(t, err)
-		_, err = st.Publish(over, "s", gvstream.Event{Bytes: []byte("original")})
+		_, err = st.Publish(scene.Ended, "s", gvstream.Event{Bytes: []byte("original")})
 		noError(t, err)
 	}
-	sc.agent("a", st).shared = true
+	sc.Agent("a", st).Shared = true
 	first, second := newViewer(t, "s", gvstream.Position{}), newViewer(t, "s", gvstream.Position{})
-	sc.viewer("first", first).shared = true
-	sc.viewer("second", second).shared = true
-	sc.acked()
+	sc.Viewer("first", first).Shared = true
+	sc.Viewer("second", second).Shared = true
+	sc.Acked()
 	third := newViewer(t, "s", gvstream.Position{})
 	for _, v := range []*gvstream.Viewer{first, second, third} {
 		if v == third {
-			sc.viewer("third", third).shared = true
-			sc.flow()
+			sc.Viewer("third", third).Shared = true
+			sc.Flow()
 		}
 		items := readItems(t, v)
 		equal(t, "items", len(items), 8)
@@ -557,7 +553,7 @@ func nobodyTakesAnything(t *testing.T) {
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: limit, ReplayEvents: limit})
 	h := answer(t, st, 10)
 	for i := range testenv.Fewer(100_000) {
-		_, err := st.Publish(over, "s", gvstream.Event{Data: text(20)})
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: text(20)})
 		noError(t, err)
 		if i%50 > 0 {
 			continue
@@ -566,48 +562,48 @@ func nobodyTakesAnything(t *testing.T) {
 			t.Fatalf("after %d: %+v", i+1, s)
 		}
 	}
-	ready(h.link)
+	scene.Ready(h.link)
 
-	sg := newStage(t, &gvstream.HubConfig{LogEvents: limit})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: limit})
 	st = gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: limit})
 	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: limit})
 	noError(t, v.Watch("s", gvstream.Position{}))
 	var toViewer atomic.Int64
-	sg.join(sg.hub.ConnectViewer("tab"), v.Connect(), func(p gvstream.Payload) {
+	sc.Join(sc.Hub.ConnectViewer("tab"), v.Connect(), func(p gvstream.Payload) {
 		if b, ok := p.(*gvstream.EventBatchPayload); ok {
 			toViewer.Add(int64(len(b.Events)))
 		}
 	})
-	sg.join(st.Connect(), sg.hub.ConnectAgent("a"), nil)
+	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
 	for range 80 {
 		publish(t, st, "s", limit)
 		synctest.Wait()
-		if s := hubStats(sg.hub, "s"); s.Events > limit {
+		if s := hubStats(sc.Hub, "s"); s.Events > limit {
 			t.Fatalf("the hub holds %d events", s.Events)
 		}
 	}
 	if n := toViewer.Load(); n > 50*limit {
 		t.Errorf("%d events are on their way to a viewer that doesn't read", n)
 	}
-	sg.close()
+	sc.Close()
 }
 
 func noFilters(t *testing.T) {
 	// There are no filters and no options that a reconnect could lose: a watch is a
 	// session and a position. Who cares for some types only sees the others pass, so
 	// that his position means the same to everybody.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	for _, typ := range []string{"x", "y", "x", "y"} {
-		_, err := st.Publish(over, "s", gvstream.Event{Type: typ})
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Type: typ})
 		noError(t, err)
 	}
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	sc.viewer("tab", v)
-	sc.acked()
+	sc.Viewer("tab", v)
+	sc.Acked()
 	var passed []string
-	for it := range v.Items(over) {
+	for it := range v.Items(scene.Ended) {
 		if it.Event.Seq > 3 {
 			break
 		}
@@ -615,43 +611,43 @@ func noFilters(t *testing.T) {
 	}
 	equal(t, "what passed up to the position", strings.Join(passed, ""), "xyx")
 	equal(t, "position", v.Position("s"), at(t, st, "s", 3))
-	equal(t, "behind it", sc.show("s", v.Position("s")), "4")
+	equal(t, "behind it", show(t, sc, "s", v.Position("s")), "4")
 }
 
 func noEphemeralEvents(t *testing.T) {
 	// Every event has a number and is kept as long as any other, so there is none that
 	// could confuse a count. Ten thousand small ones that push out one that matters
 	// leave a gap where it stood. In a session of their own they push out nothing.
-	sc := newScene(t, &gvstream.HubConfig{LogEvents: 100})
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 100})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 100, MaxPendingEvents: 20_000})
 	publish(t, st, "together", 1+10_000)
 	publish(t, st, "durable", 1)
 	publish(t, st, "progress", 10_000)
-	sc.agent("a", st).shared = true
-	sc.acked()
-	equal(t, "together", sc.show("together", gvstream.Position{}), "gap 1..9901 evicted, 9902..10001")
-	equal(t, "apart", sc.show("durable", gvstream.Position{}), "1")
-	equal(t, "caught up", hubStats(sc.hub, "durable").Head, 1)
+	sc.Agent("a", st).Shared = true
+	sc.Acked()
+	equal(t, "together", show(t, sc, "together", gvstream.Position{}), "gap 1..9901 evicted, 9902..10001")
+	equal(t, "apart", show(t, sc, "durable", gvstream.Position{}), "1")
+	equal(t, "caught up", hubStats(sc.Hub, "durable").Head, 1)
 }
 
 func nothingTwiceOnReconnect(t *testing.T) {
 	// A viewer has seen 1 to 100 live. When it connects again, it asks from there
 	// and gets nothing.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	w := sc.viewer("tab", v)
+	w := sc.Viewer("tab", v)
 	for range 100 {
 		publish(t, st, "s", 1)
-		sc.flow()
+		sc.Flow()
 	}
 	equal(t, "live", read(t, v), "1..100")
-	w.cut()
-	w = sc.viewer("tab", v)
-	sc.flow()
-	equal(t, "it asks", say(w.up...), "hello; watch s 100")
-	equal(t, "and is told", say(w.down...), "welcome; status s 100 acked 100")
+	w.Cut()
+	w = sc.Viewer("tab", v)
+	sc.Flow()
+	equal(t, "it asks", say(w.Up...), "hello; watch s 100")
+	equal(t, "and is told", say(w.Down...), "welcome; status s 100 acked 100")
 	equal(t, "items", read(t, v), "")
 }
 
@@ -661,15 +657,15 @@ func replayKeepsIdentity(t *testing.T) {
 	// so is its time: who acts on events can tell that he has. Events carry no mark of
 	// being replayed; live and replayed ones are equal.
 	for _, log := range []int{10, -1} {
-		sc := newScene(t, &gvstream.HubConfig{LogEvents: log})
+		sc := scene.New(t, &gvstream.HubConfig{LogEvents: log})
 		st := gvstream.NewStreamer(nil)
 		live := newViewer(t, "s", gvstream.Position{})
-		sc.agent("a", st)
-		sc.viewer("live", live)
-		sc.flow()
-		_, err := st.Publish(over, "s", gvstream.Event{Type: "permission", Data: []byte(`{"id":1}`)})
+		sc.Agent("a", st)
+		sc.Viewer("live", live)
+		sc.Flow()
+		_, err := st.Publish(scene.Ended, "s", gvstream.Event{Type: "permission", Data: []byte(`{"id":1}`)})
 		noError(t, err)
-		sc.acked()
+		sc.Acked()
 		identity := func(v *gvstream.Viewer) string {
 			items := readItems(t, v)
 			equal(t, "items", len(items), 1)
@@ -679,8 +675,8 @@ func replayKeepsIdentity(t *testing.T) {
 		for range 3 {
 			pass(time.Second)
 			v := newViewer(t, "s", gvstream.Position{})
-			sc.viewer("again", v)
-			sc.flow()
+			sc.Viewer("again", v)
+			sc.Flow()
 			equal(t, "replayed", identity(v), want)
 		}
 	}
@@ -690,20 +686,20 @@ func silentHub(t *testing.T) {
 	// The connection stands, and nothing comes any more. The viewer takes it for dead
 	// after three signs of life that it should have heard. As long as they come, they
 	// say how far the session is.
-	sc := newScene(t, nil)
+	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
-	sc.agent("a", st)
+	sc.Agent("a", st)
 	v := newViewer(t, "s", gvstream.Position{})
-	w := sc.viewer("tab", v)
-	sc.acked()
-	w.forget()
-	sc.later(31 * time.Second)
-	equal(t, "signs of life", say(w.down...), "status s 5 acked 5; status s 5 acked 5")
+	w := sc.Viewer("tab", v)
+	sc.Acked()
+	w.Forget()
+	sc.Later(31 * time.Second)
+	equal(t, "signs of life", say(w.Down...), "status s 5 acked 5; status s 5 acked 5")
 	start := time.Now()
 	var err error
 	for err == nil {
-		_, err = w.near.Next(context.Background())
+		_, err = w.Near.Next(context.Background())
 	}
 	equal(t, "the link ended", err, gvstream.ErrSilent)
 	if wait := time.Since(start); wait > 45*time.Second || wait < 30*time.Second {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
 	"github.com/vibetools/gvstream/streamtest"
 )
 
@@ -65,62 +66,13 @@ func (s *screen) String() string {
 	return fmt.Sprintf("%d events, %d bytes, sha256 %.8x, %d gaps", s.events, s.text.Len(), sha256.Sum256([]byte(s.text.String())), s.gaps)
 }
 
-// A dialer makes a connection: the end of an agent or a viewer, and the hub's.
-type dialer func() (near, far end)
-
-// An end of a connection runs a link over itself, until it is closed.
-type end struct {
-	run   func(context.Context, *gvstream.Link) error
-	close func() error
-}
-
-// onto is the end that a transport is.
-func onto(t streamtest.Transport) end {
-	run := func(ctx context.Context, l *gvstream.Link) error { return l.Run(ctx, t.Send, t.Receive) }
-	return end{run, t.Close}
-}
-
-func inMemory() (near, far end) {
-	a, b := pipe()
-	return onto(a), onto(b)
-}
-
-func pipe() (near, far streamtest.Transport) {
-	a, b := streamtest.Pipe()
-	return streamtest.Transport{Send: a.Send, Receive: a.Receive, Close: a.Close},
-		streamtest.Transport{Send: b.Send, Receive: b.Receive, Close: b.Close}
-}
-
-// stay keeps a connection up until ctx ends: when it breaks, it makes the next.
-// Each time cut can be sent to, the connection that is up is cut. Its near end's
-// context ends with it: a link that waits for a slow reader looks at no transport.
-func stay(ctx context.Context, dial dialer, connect, accept func() *gvstream.Link, cut <-chan struct{}) {
-	var running sync.WaitGroup
-	defer running.Wait()
-	for ctx.Err() == nil {
-		near, far := dial()
-		up, hangUp := context.WithCancel(ctx)
-		broken := make(chan struct{})
-		running.Go(func() { far.run(ctx, accept()); far.close() })
-		running.Go(func() { near.run(up, connect()); close(broken) })
-		select {
-		case <-cut:
-		case <-broken:
-		}
-		near.close()
-		hangUp()
-		<-broken
-	}
-}
-
-// A theatre plays a recording: an agent, a hub and viewers.
-type theatre struct {
-	rec   recording
-	dial  dialer
-	hub   *gvstream.Hub
-	agent *gvstream.Streamer
-
-	tasks sync.WaitGroup
+// A terminal is a recording on its way from an agent through a hub to viewers, over
+// connections that are cut again and again.
+type terminal struct {
+	*scene.Scene
+	ctx  context.Context
+	rec  recording
+	dial dialer
 }
 
 const session = "shell"
@@ -128,70 +80,61 @@ const session = "shell"
 // play publishes the recording and returns what three viewers saw: one that was
 // there from the start, one that joined late, and one that stopped in the middle
 // and went on in a new process, with its saved position. All but the late one have
-// their connections cut again and again, at fixed points; so has the agent.
-func play(ctx context.Context, rec recording, dial dialer) (screens [3]*screen, agentCuts int, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	th := &theatre{
-		rec: rec, dial: dial,
-		hub:   gvstream.NewHub(&gvstream.HubConfig{LogEvents: 100, Window: 16}),
-		agent: gvstream.NewStreamer(nil),
-	}
-	defer th.tasks.Wait()
-	defer cancel()
-
-	half := make(chan struct{}) // the agent is half-way
+// their connections cut, at fixed points; so has the agent.
+func (tm *terminal) play() (screens [3]*screen, agentCuts int, err error) {
+	half := make(chan struct{}) // closed when the agent is half-way
 	var viewers sync.WaitGroup
-	viewers.Go(func() { screens[0], _ = th.view(ctx, "early", gvstream.Position{}, len(rec.output), 60) })
+	viewers.Go(func() { screens[0], _ = tm.view("early", gvstream.Position{}, len(tm.rec.output), 60) })
 	viewers.Go(func() {
 		<-half
-		screens[1], _ = th.view(ctx, "late", gvstream.Position{}, len(rec.output), 0)
+		screens[1], _ = tm.view("late", gvstream.Position{}, len(tm.rec.output), 0)
 	})
 	viewers.Go(func() {
-		first, saved := th.view(ctx, "resumed", gvstream.Position{}, 250, 100)
-		second, _ := th.view(ctx, "resumed", saved, len(rec.output), 100)
+		first, saved := tm.view("resumed", gvstream.Position{}, 250, 100)
+		second, _ := tm.view("resumed", saved, len(tm.rec.output), 100)
 		first.add(second)
 		screens[2] = first
 	})
-	agentCuts, err = th.publish(ctx, half)
+	agentCuts, err = tm.publish(half)
 	viewers.Wait()
 	return screens, agentCuts, err
 }
 
 // publish is the agent. It is cut off after every 50 events.
-func (th *theatre) publish(ctx context.Context, half chan<- struct{}) (cuts int, err error) {
+func (tm *terminal) publish(half chan<- struct{}) (cuts int, err error) {
 	cut := make(chan struct{})
-	th.tasks.Go(func() {
-		stay(ctx, th.dial, th.agent.Connect, func() *gvstream.Link { return th.hub.ConnectAgent("gvshell") }, cut)
+	agent := gvstream.NewStreamer(nil)
+	tm.Go(func() {
+		stay(tm.ctx, tm.dial, agent.Connect, func() *gvstream.Link { return tm.Hub.ConnectAgent("gvshell") }, cut)
 	})
-	for i, data := range th.rec.output {
-		if _, err := th.agent.Publish(ctx, session, gvstream.Event{Type: "stdout", Data: data}); err != nil {
+	for i, data := range tm.rec.output {
+		if _, err := agent.Publish(tm.ctx, session, gvstream.Event{Type: "stdout", Data: data}); err != nil {
 			return cuts, err
 		}
 		switch {
-		case i == len(th.rec.output)/2:
+		case i == len(tm.rec.output)/2:
 			close(half)
 		case i%50 == 49:
 			cut <- struct{}{}
 			cuts++
 		}
 	}
-	if _, err := th.agent.End(ctx, session, gvstream.Event{Type: "exit"}); err != nil {
+	if _, err := agent.End(tm.ctx, session, gvstream.Event{Type: "exit"}); err != nil {
 		return cuts, err
 	}
-	return cuts, th.agent.Flush(ctx)
+	return cuts, agent.Flush(tm.ctx)
 }
 
 // view is one viewer: it watches from a position until it has seen an event
-// number, and is cut off after every so many events.
-func (th *theatre) view(ctx context.Context, id string, from gvstream.Position, until, cutEvery int) (*screen, gvstream.Position) {
-	ctx, cancel := context.WithCancel(ctx)
+// number, and is cut off after each cutEvery events.
+func (tm *terminal) view(id string, from gvstream.Position, until, cutEvery int) (*screen, gvstream.Position) {
+	ctx, cancel := context.WithCancel(tm.ctx)
 	v := gvstream.NewViewer(nil)
 	v.Watch(session, from)
 	cut := make(chan struct{})
 	var connection sync.WaitGroup
 	connection.Go(func() {
-		stay(ctx, th.dial, v.Connect, func() *gvstream.Link { return th.hub.ConnectViewer(id) }, cut)
+		stay(ctx, tm.dial, v.Connect, func() *gvstream.Link { return tm.Hub.ConnectViewer(id) }, cut)
 	})
 	defer connection.Wait()
 	defer cancel()
@@ -211,7 +154,7 @@ func (th *theatre) view(ctx context.Context, id string, from gvstream.Position, 
 				s.cuts++
 			}
 		}
-		if item.End || item.Position().Seq == uint64(until) && until < len(th.rec.output) {
+		if item.End || item.Position().Seq == uint64(until) && until < len(tm.rec.output) {
 			return s, item.Position()
 		}
 	}
@@ -223,46 +166,6 @@ func (s *screen) add(next *screen) {
 	s.gaps += next.gaps
 	s.cuts += next.cuts
 	s.text.WriteString(next.text.String())
-}
-
-// tcp makes real connections on loopback.
-func tcp(t *testing.T) func() (near, far net.Conn) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	var one sync.Mutex // dial and accept in pairs
-	return func() (near, far net.Conn) {
-		one.Lock()
-		defer one.Unlock()
-		near, err := net.Dial("tcp", listener.Addr().String())
-		if err == nil {
-			far, err = listener.Accept()
-		}
-		if err != nil {
-			t.Error(err)
-			return net.Pipe()
-		}
-		return near, far
-	}
-}
-
-// overTCP runs links as lines over real connections.
-func overTCP(t *testing.T) dialer {
-	run := func(conn net.Conn) end {
-		return end{func(ctx context.Context, l *gvstream.Link) error { return l.RunLines(ctx, conn) }, conn.Close}
-	}
-	dial := tcp(t)
-	return func() (near, far end) {
-		a, b := dial()
-		return run(a), run(b)
-	}
-}
-
-func lines(conn net.Conn) streamtest.Transport {
-	send, receive := gvstream.Lines(conn)
-	return streamtest.Transport{Send: send, Receive: receive, Close: conn.Close}
 }
 
 // TestTerminal streams the recording in memory and over TCP, in real time, and
@@ -277,10 +180,11 @@ func TestTerminal(t *testing.T) {
 }
 
 func testTerminal(t *testing.T, rec recording, dial dialer) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 100, Window: 16})
+	ctx, cancel := context.WithTimeout(sc.Context(), time.Minute)
 	defer cancel()
 	t.Logf("recording: %d events, %d bytes, sha256 %.8x", len(rec.output), len(rec.text), sha256.Sum256([]byte(rec.text)))
-	screens, cuts, err := play(ctx, rec, dial)
+	screens, cuts, err := (&terminal{sc, ctx, rec, dial}).play()
 	t.Logf("agent:     cut off %d times", cuts)
 	if err != nil || cuts < 10 {
 		t.Errorf("the agent ended with %v after %d cuts", err, cuts)
