@@ -1,6 +1,8 @@
 package gvstream
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -11,224 +13,324 @@ import (
 	"weak"
 )
 
-// allocated is the bytes that f allocates: the least of a few runs, since others may
-// allocate meanwhile.
-func allocated(f func()) uint64 {
-	least := uint64(math.MaxUint64)
-	for range 5 {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		f()
-		runtime.ReadMemStats(&after)
-		least = min(least, after.TotalAlloc-before.TotalAlloc)
+// loadIDs are the ids of n sessions.
+func loadIDs(n int) []string {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("session-%06d", i)
 	}
-	return least
+	return ids
 }
 
-// idleScene has n sessions with one event each, all acknowledged.
-func idleScene(t *testing.T, n int) *loadScene {
-	sc := newLoadScene(t, &HubConfig{MaxSessions: n, MaxAgentSessions: n}, &StreamerConfig{MaxSessions: n})
-	for _, id := range loadIDs(n) {
-		sc.publish(id)
-	}
-	sc.connect()
-	sc.later(time.Minute)
-	return sc
+// linked connects the agent to the hub.
+func linked(st *Streamer, h *Hub) (agent, hub *Link) {
+	return st.Connect(), h.ConnectAgent("agent")
 }
 
-// A sign of life costs in proportion to the sessions that have something
-// unacknowledged; it listed and sorted all of them.
-func TestGrowthHeartbeat(t *testing.T) {
-	sc := idleScene(t, 500)
-	if n := allocated(func() { sc.later(heartbeat) }); n > 1500 {
-		t.Errorf("a heartbeat of idle sessions allocates %d bytes", n)
+// flow carries payloads between two links until neither has more to say.
+func flow(t *testing.T, a, b *Link) {
+	t.Helper()
+	for flowOne(t, a, b) || flowOne(t, b, a) {
 	}
-	var named []string
-	sc.see = func(p Payload) {
-		if p, ok := p.(*StatusPayload); ok {
-			for _, s := range p.Sessions {
-				named = append(named, s.SessionID)
-			}
+}
+
+// flowOne carries one payload, if there is one.
+func flowOne(t *testing.T, from, to *Link) bool {
+	t.Helper()
+	p, err := from.Next(endedContext)
+	if errors.Is(err, context.Canceled) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Handle(endedContext, p); err != nil {
+		t.Fatalf("%s: %v", payloadText(p), err)
+	}
+	return true
+}
+
+// publishRounds has each session publish n events, and the hub acknowledge them.
+func publishRounds(t *testing.T, st *Streamer, ids []string, n int, agent, hub *Link) {
+	t.Helper()
+	for range n {
+		for _, id := range ids {
+			publishN(t, st, id, 1)
 		}
 	}
-	for _, id := range []string{"session-000007", "session-000400"} {
-		sc.publish(id)
-	}
-	for range 2 {
-		sc.next(sc.agent) // the batches are lost
-	}
-	sc.now = sc.now.Add(heartbeat)
-	sc.pass(sc.agent, sc.hub)
-	if want := []string{"session-000007", "session-000400"}; !slices.Equal(named, want) {
-		t.Errorf("the heartbeat named %q, want %q", named, want)
-	}
-	sc.later(time.Second)
-	sc.wantAccepted(named, 2)
-	named = nil
-	sc.later(2 * heartbeat)
-	if named != nil {
-		t.Errorf("heartbeats named %q when all was acknowledged", named)
-	}
+	flow(t, agent, hub)
+	pass(time.Second)
+	flow(t, agent, hub)
 }
 
 // A viewer that leaves costs the same however many stay: all after it moved up.
 func TestGrowthViewersLeave(t *testing.T) {
-	const n = 100
-	sc := newLoadScene(t, nil, nil)
-	sc.connect()
-	sc.publish("s")
-	sc.flow()
-	vs := make([]*loadViewer, n)
-	for i := range vs {
-		vs[i] = sc.viewer("s", i, Position{})
-	}
-	sc.drain(vs[:n/2]) // these wait for the next event
-	s := sc.h.lookup("s")
-	for i, v := range vs {
-		before := slices.Clone(s.cursors)
-		v.l.fail(sc.now, ErrClosed)
-		moved := 0
-		for j, c := range s.cursors {
-			if c != before[j] {
-				moved++
+	bubble(t, func(t *testing.T) {
+		const n = 100
+		h := NewHub(nil)
+		a := speakAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 1)
+		vs := make([]*speaker, n)
+		for i := range vs {
+			vs[i] = speakViewer(t, h, fmt.Sprint("viewer-", i))
+			vs[i].send(vs[i].watch("s", "", 0))
+		}
+		for _, v := range vs[:n/2] { // these wait for the next event
+			v.drain()
+		}
+		s := h.lookup("s")
+		for i, v := range vs {
+			before := slices.Clone(s.cursors)
+			v.l.Close()
+			moved := 0
+			for j, c := range s.cursors {
+				if c != before[j] {
+					moved++
+				}
+			}
+			if len(s.cursors) != n-i-1 || moved > 2 {
+				t.Fatalf("%d cursors are left, and %d moved, when %d viewers have left", len(s.cursors), moved, i+1)
+			}
+			if i == n/4 { // those that wait are still known
+				a.feed("s", "e1", 2, 2)
+				for _, v := range vs[i+1:] {
+					said := v.drain()
+					if b, ok := said[len(said)-1].(*EventBatchPayload); !ok || b.LastSeq != 2 {
+						t.Fatalf("%s was shown %s last", v.viewer, payloadText(said[len(said)-1]))
+					}
+				}
 			}
 		}
-		if len(s.cursors) != n-i-1 || moved > 2 {
-			t.Fatalf("%d cursors are left, and %d moved, when %d viewers have left", len(s.cursors), moved, i+1)
-		}
-		if i == n/4 { // those that wait are still known
-			sc.publish("s")
-			sc.flow()
-			sc.drain(vs[i+1:])
-			sc.wantAt(vs[i+1:], 2)
-		}
-	}
+	})
 }
 
 // A link's free slot is offered to one of the cursors that wait for it, and from one
 // that does not need it any more to the next; it woke all of them.
 func TestGrowthSlots(t *testing.T) {
-	const n = 500
-	sc := newLoadScene(t, &HubConfig{LogEvents: 1, MaxWatches: n, MaxViewerReplays: 1}, nil)
-	sc.connect()
-	ids := loadIDs(n)
-	for range 3 {
+	bubble(t, func(t *testing.T) {
+		const n = 500
+		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxWatches: n, MaxViewerReplays: 1})
+		agent, hub := linked(st, h)
+		ids := loadIDs(n)
+		publishRounds(t, st, ids, 3, agent, hub)
+		v := speakViewer(t, h, "tab")
 		for _, id := range ids {
-			sc.publish(id)
+			v.send(v.watch(id, "", 0))
 		}
-	}
-	sc.later(time.Second)
-	l := sc.h.connectViewer(sc.now, "tab", false).Link
-	sc.handle(l, &HelloPayload{V: version, Role: roleViewer})
-	for _, id := range ids {
-		sc.handle(l, &WatchPayload{SessionID: id})
-	}
-	for sc.next(l) != nil {
-	}
-	woken, replays := 0, 0
-	for turn := range n {
-		sc.flow() // the agent answers the one request that is open
-		woken += readyTasks(l)
-		if turn%3 == 0 { // one that waits, and may have been offered the slot, leaves
-			sc.handle(l, &WatchPayload{SessionID: ids[n-1-turn/3], Stop: true})
-		}
-		for p := sc.next(l); p != nil; p = sc.next(l) {
-			if _, ok := p.(*ReplayBatchPayload); ok {
-				replays++
+		v.drain()
+		woken, replays := 0, 0
+		for turn := range n {
+			flow(t, agent, hub) // the agent answers the one request that is open
+			woken += readyTasks(v.l)
+			if turn%3 == 0 { // one that waits, and may have been offered the slot, leaves
+				v.send(v.stop(ids[n-1-turn/3]))
+			}
+			for _, p := range v.drain() {
+				if _, ok := p.(*ReplayBatchPayload); ok {
+					replays++
+				}
 			}
 		}
-	}
-	if stopped := (n + 2) / 3; replays < n-stopped || replays > n {
-		t.Errorf("%d sessions were replayed, want %d at least of %d", replays, n-stopped, n)
-	}
-	if woken > 3*n {
-		t.Errorf("%d wake-ups for %d replays", woken, n)
-	}
+		if stopped := (n + 2) / 3; replays < n-stopped || replays > n {
+			t.Errorf("%d sessions were replayed, want %d at least of %d", replays, n-stopped, n)
+		}
+		if woken > 3*n {
+			t.Errorf("%d wake-ups for %d replays", woken, n)
+		}
+	})
 }
 
 // A cursor that was offered a slot and needs it no more passes it on: those that wait
 // behind it would wait for ever.
 func TestSlotPassedOn(t *testing.T) {
-	sc := newLoadScene(t, &HubConfig{LogEvents: 1, MaxViewerReplays: 1}, nil)
-	sc.connect()
-	ids := loadIDs(3)
-	for range 3 {
-		for _, id := range ids {
-			sc.publish(id)
-		}
-	}
-	sc.later(time.Second)
-	l := sc.h.connectViewer(sc.now, "tab", false).Link
-	sc.handle(l, &HelloPayload{V: version, Role: roleViewer})
-	replayed := make(map[string]bool)
-	drain := func() {
-		for p := sc.next(l); p != nil; p = sc.next(l) {
-			if p, ok := p.(*ReplayBatchPayload); ok {
-				replayed[p.SessionID] = true
+	bubble(t, func(t *testing.T) {
+		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxViewerReplays: 1})
+		agent, hub := linked(st, h)
+		ids := loadIDs(3)
+		publishRounds(t, st, ids, 3, agent, hub)
+		v := speakViewer(t, h, "tab")
+		replayed := make(map[string]bool)
+		drain := func() {
+			for _, p := range v.drain() {
+				if p, ok := p.(*ReplayBatchPayload); ok {
+					replayed[p.SessionID] = true
+				}
 			}
 		}
-	}
-	for _, id := range ids {
-		sc.handle(l, &WatchPayload{SessionID: id})
-		drain() // the first is asked for
-	}
-	sc.flow() // and answered: the second is offered the slot, and has moved on
-	sc.handle(l, &WatchPayload{SessionID: ids[1], Epoch: sc.h.lookup(ids[1]).epoch, AfterSeq: 3})
-	drain()
-	sc.flow()
-	drain()
-	if !replayed[ids[0]] || replayed[ids[1]] || !replayed[ids[2]] {
-		t.Errorf("replayed: %v, want the first and the last", replayed)
-	}
+		for _, id := range ids {
+			v.send(v.watch(id, "", 0))
+			drain() // the first is asked for
+		}
+		flow(t, agent, hub) // and answered: the second is offered the slot, and has moved on
+		v.send(v.watch(ids[1], statOf(t, h, ids[1]).Epoch, 3))
+		drain()
+		flow(t, agent, hub)
+		drain()
+		if !replayed[ids[0]] || replayed[ids[1]] || !replayed[ids[2]] {
+			t.Errorf("replayed: %v, want the first and the last", replayed)
+		}
+	})
+}
+
+// What a hub and an agent hold for viewers that resume is bounded by the requests that
+// may be open, however many viewers wait for their turn; and when all have been served,
+// or have left, nothing of it stays.
+func TestGrowthResume(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const n, events, kept = 20, 2000, 100
+		st, h := NewStreamer(&StreamerConfig{ReplayEvents: events}), NewHub(&HubConfig{LogEvents: kept})
+		agent, hub := linked(st, h)
+		publishRounds(t, st, []string{"s"}, events, agent, hub)
+		hs, s := h.lookup("s"), st.lookup("s")
+		limit := h.cfg.MaxReplays
+		held := func() (events int) {
+			for _, c := range hs.cursors {
+				for i := range c.pages {
+					events += len(c.pages[i].slots)
+				}
+			}
+			return events
+		}
+		wantAtRest := func() {
+			t.Helper()
+			if hs.open != 0 || len(s.on.replays) != 0 || readyTasks(s.on.l.Link) != 0 {
+				t.Errorf("%d requests open, %d replays running, %d tasks at the agent when all are served",
+					hs.open, len(s.on.replays), readyTasks(s.on.l.Link))
+			}
+			for _, c := range hs.cursors {
+				if c.fetch != nil || len(c.pages) != 0 || c.turn.Queued() {
+					t.Errorf("a cursor is not done: %+v", c)
+				}
+			}
+		}
+		vs := make([]*speaker, n)
+		come := func() {
+			for i := range vs {
+				vs[i] = speakViewer(t, h, fmt.Sprint("viewer-", i))
+				vs[i].send(vs[i].watch("s", hs.epoch, 10))
+			}
+		}
+		leave := func() {
+			for _, v := range vs {
+				v.l.Close()
+			}
+			flow(t, agent, hub)
+		}
+
+		come()
+		seen, open := make([]uint64, n), 0
+		for moved := true; moved; {
+			moved = false
+			for i, v := range vs {
+				switch p := v.next().(type) {
+				case nil:
+					continue
+				case *EventBatchPayload:
+					seen[i] = p.LastSeq
+				case *ReplayBatchPayload:
+					seen[i] = p.LastSeq
+				}
+				moved = true
+			}
+			moved = flowOne(t, hub, agent) || moved
+			moved = flowOne(t, agent, hub) || moved
+			open = max(open, hs.open)
+			if hs.open > limit || len(s.on.replays) > limit {
+				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.open, len(s.on.replays), limit)
+			}
+			// Each request's worth is handed out as it comes, so the next ones find room.
+			if most := 2 * limit * h.sizes.replay; held() > most {
+				t.Fatalf("the hub holds %d events for its viewers, want at most %d", held(), most)
+			}
+		}
+		for i := range seen {
+			if seen[i] != events {
+				t.Errorf("viewer %d has seen %d, want %d", i, seen[i], events)
+			}
+		}
+		if open != limit {
+			t.Errorf("at most %d requests were open, want %d", open, limit)
+		}
+		wantAtRest()
+		leave()
+
+		come() // and leave while most wait for their turn
+		for _, v := range vs {
+			v.drain()
+		}
+		leave()
+		wantAtRest()
+
+		come() // and stand still when their turn has come: each holds one request's worth
+		for _, v := range vs {
+			v.drain()
+		}
+		flow(t, agent, hub)
+		if held() != n*h.sizes.replay || hs.open != 0 {
+			t.Errorf("%d events are held for %d viewers, and %d requests are open", held(), n, hs.open)
+		}
+		leave()
+		wantAtRest()
+	})
 }
 
 // What was forgotten is free, while its link lives on: lists that had been taken
 // from held on to what was taken, and the hub's clock to sessions until their time.
 func TestForgottenIsFree(t *testing.T) {
-	const n = 300
-	sc := idleScene(t, n)
-	var agents []weak.Pointer[Session]
-	var hubs []weak.Pointer[hubSession]
-	for _, id := range loadIDs(n) {
-		agents = append(agents, weak.Make(sc.st.lookup(id)))
-		hubs = append(hubs, weak.Make(sc.h.lookup(id)))
-		sc.st.Forget(id)
-		sc.h.Forget(id)
-	}
-	runtime.GC()
-	held := [2]int{}
-	for i := range agents {
-		if agents[i].Value() != nil {
-			held[0]++
+	bubble(t, func(t *testing.T) {
+		const n = 300
+		st, h := NewStreamer(nil), NewHub(nil)
+		agent, hub := linked(st, h)
+		ids := loadIDs(n)
+		publishRounds(t, st, ids, 1, agent, hub)
+		for range 4 { // timers of what was acknowledged run out
+			pass(heartbeat)
+			flow(t, agent, hub)
 		}
-		if hubs[i].Value() != nil {
-			held[1]++
+		var agents []weak.Pointer[Session]
+		var hubs []weak.Pointer[hubSession]
+		for _, id := range ids {
+			agents = append(agents, weak.Make(st.lookup(id)))
+			hubs = append(hubs, weak.Make(h.lookup(id)))
+			st.Forget(id)
+			h.Forget(id)
 		}
-	}
-	// The stack of this test may hold the last ones.
-	if held[0] > 3 || held[1] > 3 {
-		t.Errorf("%d sessions are held at the agent and %d at the hub, which were forgotten", held[0], held[1])
-	}
-	runtime.KeepAlive(sc)
+		runtime.GC()
+		held := [2]int{}
+		for i := range agents {
+			if agents[i].Value() != nil {
+				held[0]++
+			}
+			if hubs[i].Value() != nil {
+				held[1]++
+			}
+		}
+		// The stack of this test may hold the last ones.
+		if held[0] > 3 || held[1] > 3 {
+			t.Errorf("%d sessions are held at the agent and %d at the hub, which were forgotten", held[0], held[1])
+		}
+		runtime.KeepAlive(agent)
+		runtime.KeepAlive(hub)
+	})
 }
 
 // The hub's clock holds a session once, and none that is gone: it kept each that
 // Forget removed for an hour.
 func TestGrowthHubExpiry(t *testing.T) {
-	t.Parallel()
-	sc := newLoadScene(t, nil, nil)
-	for i := range 1000 {
-		id := fmt.Sprint("s", i%2)
-		sc.publish(id)
-		sc.connect()
-		sc.later(time.Second)
-		sc.agent.fail(sc.now, ErrClosed) // its absence has a deadline
-		sc.hub.fail(sc.now, ErrClosed)
-		sc.h.Forget(id)
-	}
-	if n := sc.h.expiry.Len(); n > 1 {
-		t.Errorf("the clock of a hub with %d sessions has %d deadlines", len(sc.h.sessions), n)
-	}
+	bubble(t, func(t *testing.T) {
+		st, h := NewStreamer(nil), NewHub(nil)
+		for i := range 1000 {
+			id := fmt.Sprint("s", i%2)
+			agent, hub := linked(st, h)
+			publishRounds(t, st, []string{id}, 1, agent, hub)
+			agent.Close() // its absence has a deadline
+			hub.Close()
+			h.Forget(id)
+		}
+		if n := h.expiry.Len(); n > 1 {
+			t.Errorf("the clock of a hub with %d sessions has %d deadlines", len(h.sessions), n)
+		}
+	})
 }
 
 // An end that is acknowledged again and again is to be forgotten once: a hub that

@@ -1,4 +1,4 @@
-package gvstream_test
+package load_test
 
 import (
 	"context"
@@ -16,8 +16,9 @@ import (
 // 10,000 viewers of one session by Run, with all their goroutines: each reads every
 // event once and in order, and when they have gone, so have all goroutines.
 func TestLoadRun(t *testing.T) {
-	n := gvstream.LoadSize(10_000, 25)
+	n := size(10_000, 25)
 	const events = 200
+	m := meter{t, time.Now}
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -38,7 +39,7 @@ func TestLoadRun(t *testing.T) {
 	publish()
 
 	var there sync.WaitGroup // until all have read the first half
-	gvstream.Measure(t, "a viewer comes, and reads 100 events", n, func() {
+	m.measure("a viewer comes, and reads 100 events", n, func() {
 		for i := range n {
 			v := gvstream.NewViewer(nil)
 			noError(t, v.Watch("s", gvstream.Position{}))
@@ -56,7 +57,7 @@ func TestLoadRun(t *testing.T) {
 		}
 		there.Wait()
 	})
-	gvstream.Measure(t, "read 100 more, and the end, one by one", n, func() {
+	m.measure("read 100 more, and the end, one by one", n, func() {
 		publish()
 		_, err := agent.End(ctx, "s", gvstream.Event{})
 		noError(t, err)
@@ -65,7 +66,7 @@ func TestLoadRun(t *testing.T) {
 	noError(t, agent.Close(ctx))
 	cancel()
 	runs.Wait()
-	for range 1000 { // who is done may be about to return
+	for range 1000 { // a goroutine that is done may be about to return
 		if runtime.NumGoroutine() <= before {
 			break
 		}
@@ -103,12 +104,5 @@ func readAll(t *testing.T, ctx context.Context, v *gvstream.Viewer, last uint64,
 func wantCanceled(t *testing.T, err error) {
 	if !errors.Is(err, context.Canceled) && !errors.Is(err, gvstream.ErrClosed) {
 		t.Errorf("Run: %v", err)
-	}
-}
-
-func noError(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
