@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // What a hostile peer can make others spend. SECURITY.md quotes the figures.
@@ -185,7 +186,7 @@ func TestAnswersKeepLimits(t *testing.T) {
 		"a whole batch": {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes-100) + `"`)},
 		"more":          {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes+1) + `"`)},
 	} {
-		if raceEnabled && len(e.Data) > 10_000 { // one goroutine, and megabytes of JSON
+		if testenv.RaceEnabled && len(e.Data) > 10_000 { // one goroutine, and megabytes of JSON
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
@@ -728,7 +729,7 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 func TestFramesPinNoMemory(t *testing.T) {
 	const known = 40
 	bytes := 2500
-	if raceEnabled { // one goroutine
+	if testenv.RaceEnabled { // one goroutine
 		bytes = 800
 	}
 	h := NewHub(&HubConfig{MaxEventBytes: 20_000, LogEvents: 150})

@@ -17,5 +17,3 @@ func nothingWrittenIntoUnborn() error {
 	}
 	return nil
 }
-
-const raceEnabled = testenv.RaceEnabled

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vibetools/gvstream/internal/testenv"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -57,7 +58,7 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	runs := uint64(2000)
-	if raceEnabled { // it has one goroutine, so the detector only makes it slow
+	if testenv.RaceEnabled { // it has one goroutine, so the detector only makes it slow
 		runs = 40
 	}
 	if n, ok := simEnv("GVSTREAM_SIM_RUNS"); ok {
@@ -165,7 +166,7 @@ func simBytes(seed uint64, n int) []byte {
 func TestSimulationSmall(t *testing.T) {
 	t.Parallel()
 	depth := 3
-	if raceEnabled {
+	if testenv.RaceEnabled {
 		depth = 2
 	}
 	if n, ok := simEnv("GVSTREAM_SIM_DEPTH"); ok {
