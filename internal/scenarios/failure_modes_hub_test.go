@@ -89,7 +89,7 @@ func replayOfOneLife(t *testing.T) {
 	sc := scene.New(t, nil)
 	sc.Agent("a", st)
 	sc.Flow()
-	equal(t, "s2 behind a position of s1", show(t, sc, "s2", at(t, st, "s1", 2)), "reset from 2 of 0, 1..3")
+	equal(t, "s2 after a position of s1", show(t, sc, "s2", at(t, st, "s1", 2)), "reset from 2 of 0, 1..3")
 	var refused []string
 	v := newViewer(t, "s1", at(t, st, "s2", 2)) // a greater epoch
 	sc.Viewer("tab", v)
@@ -97,14 +97,14 @@ func replayOfOneLife(t *testing.T) {
 	for it, err := range v.Items(scene.Ended) {
 		refused = append(refused, code(err)+tell([]gvstream.Item{it}))
 	}
-	equal(t, "s1 behind a position of s2", strings.Join(refused, ";"), "replay_ahead 5")
+	equal(t, "s1 after a position of s2", strings.Join(refused, ";"), "replay_ahead 5")
 	equal(t, "an unknown one", show(t, sc, "s3", at(t, st, "s1", 2)), "")
 }
 
 func nothingOfTheOldOwner(t *testing.T) {
-	// A session has ended and is forgotten, and another agent uses its id. Whoever
-	// comes with the old position gets nothing of the old owner, and what the old
-	// owner still has on its way doesn't get into the new one's session.
+	// A session has ended and is forgotten, and another agent uses its id. A
+	// viewer that comes with the old position gets nothing of the old owner, and what
+	// the old owner still has on its way doesn't get into the new one's session.
 	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Minute})
 	old := gvstream.NewStreamer(nil)
 	oldWire := sc.Agent("old", old)
@@ -136,7 +136,7 @@ func nothingOfTheOldOwner(t *testing.T) {
 
 func idsNobodyGuesses(t *testing.T) {
 	// Ids of links and epochs that the library makes are random: the first by 128
-	// bits, the second by 80 behind the time. An id that a client chose opens
+	// bits, the second by 80 after the time. An id that a client chose opens
 	// nothing that belongs to somebody else, and a watch makes no session.
 	sc := scene.New(t, nil)
 	seen := make(map[string]bool)
@@ -240,7 +240,7 @@ func tooManySessions(t *testing.T) {
 }
 
 func hostileFrames(t *testing.T) {
-	// Frames of all kinds that nobody sane sends arrive. Each is answered by an
+	// Broken and absurd frames of all kinds arrive. Each is answered by an
 	// error and changes nothing, and the same connection goes on working. (The
 	// fuzz targets go further.)
 	payload := func(typ, body string) string { return `{"type":"` + typ + `","payload":` + body + `}` }
@@ -300,7 +300,7 @@ func hostileFrames(t *testing.T) {
 
 func pagesEndExactly(t *testing.T) {
 	// However many events there are, pages cover them exactly once, the last one
-	// says so, and there is none behind it.
+	// says so, and none follows it.
 	const page = 100 // events of a replay batch
 	for _, n := range []int{0, 1, 100, 101, 255, 256, 257, 512} {
 		st := gvstream.NewStreamer(nil)
@@ -612,7 +612,7 @@ func sessionsTakeTurns(t *testing.T) {
 	publish(t, st, "b", 1)
 	h := answer(t, st, math.MaxInt32)
 	sent := scene.Ready(h.link)
-	equal(t, "b behind one batch of a", say(sent[1:3]...), "batch a 1..256; batch b 1")
+	equal(t, "b after one batch of a", say(sent[1:3]...), "batch a 1..256; batch b 1")
 	for _, p := range sent[1:] {
 		b := p.(*gvstream.EventBatchPayload)
 		line, err := gvstream.Marshal(b)
@@ -624,7 +624,7 @@ func sessionsTakeTurns(t *testing.T) {
 	noError(t, h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "a", RequestID: "r"}))
 	equal(t, "a replays", say(scene.Next(h.link)), "replayed a 1..100")
 	publish(t, st, "b", 10)
-	equal(t, "b behind one page of a", say(scene.Next(h.link), scene.Next(h.link)), "replayed a 101..200; batch b 2..11")
+	equal(t, "b after one page of a", say(scene.Next(h.link), scene.Next(h.link)), "replayed a 101..200; batch b 2..11")
 
 	// The same at the hub, for one viewer of both.
 	sc := scene.New(t, &gvstream.HubConfig{LogEvents: many})
@@ -635,7 +635,7 @@ func sessionsTakeTurns(t *testing.T) {
 	equal(t, "a", say(scene.Next(v.link), scene.Next(v.link)), "status a 50000 acked 0; batch a 1..256")
 	noError(t, v.watch("b", gvstream.Position{}))
 	got := say(scene.Next(v.link), scene.Next(v.link), scene.Next(v.link))
-	equal(t, "b behind one batch of a", got, "status b 11 acked 0; batch a 257..512; batch b 1..11")
+	equal(t, "b after one batch of a", got, "status b 11 acked 0; batch a 257..512; batch b 1..11")
 }
 
 func acksPassReplays(t *testing.T) {

@@ -710,8 +710,8 @@ func burstOverOneEvent(t *testing.T) {
 }
 
 func publisherReusesBytes(t *testing.T) {
-	// Whoever publishes uses his buffer again. What was published is sent, sent
-	// again and replayed as it was.
+	// The publisher uses its buffer again. What was published is sent, sent again and
+	// replayed as it was.
 	st := gvstream.NewStreamer(nil)
 	data, raw := []byte(`"one"`), []byte("one")
 	_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: data})
@@ -797,7 +797,7 @@ func closeWaitsForAcks(t *testing.T) {
 func closeDrains(t *testing.T) {
 	// The hub may hold its ack back for a moment. Close waits for that moment and no
 	// longer. The end of a session is acknowledged at once, and a viewer hears of it
-	// behind everything else.
+	// after everything else.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
@@ -878,9 +878,9 @@ func oneWinner(t *testing.T) {
 		}
 		work.Wait()
 		synctest.Wait()
-		for side, who := range []string{"agent", "hub"} {
-			equal(t, who+": superseded", superseded[side].Load(), 9)
-			equal(t, who+": alive", alive[side].Load(), 1)
+		for side, name := range []string{"agent", "hub"} {
+			equal(t, name+": superseded", superseded[side].Load(), 9)
+			equal(t, name+": alive", alive[side].Load(), 1)
 		}
 		stop()
 		gone.Wait()
@@ -1061,21 +1061,21 @@ func numbersUnderContention(t *testing.T) {
 		})
 	}
 	work.Wait()
-	who := make(map[uint64]string)
+	data := make(map[uint64]string) // by number
 	for g, seqs := range got {
 		equal(t, "numbers of one publisher grow", slices.IsSorted(seqs), true)
 		for i, seq := range seqs {
-			who[seq] = fmt.Sprint(g*each + i)
+			data[seq] = fmt.Sprint(g*each + i)
 		}
 	}
-	equal(t, "numbers", len(who), publishers*each)
+	equal(t, "numbers", len(data), publishers*each)
 	equal(t, "kept", unacked(st, "s"), fmt.Sprintf("1..%d", publishers*each))
 
 	var last uint64
 	sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), func(p gvstream.Payload) {
 		if b, ok := p.(*gvstream.EventBatchPayload); ok {
 			if b.FirstSeq != last+1 {
-				t.Errorf("%d..%d was sent behind %d", b.FirstSeq, b.LastSeq, last)
+				t.Errorf("%d..%d was sent after %d", b.FirstSeq, b.LastSeq, last)
 			}
 			last = b.LastSeq
 		}
@@ -1084,7 +1084,7 @@ func numbersUnderContention(t *testing.T) {
 	sc.Close()
 	equal(t, "stored", disk.tell("s"), fmt.Sprintf("1..%d", publishers*each))
 	for i, it := range disk.items["s"] {
-		equal(t, fmt.Sprint("data of ", i+1), string(it.Event.Data), who[uint64(i+1)])
+		equal(t, fmt.Sprint("data of ", i+1), string(it.Event.Data), data[uint64(i+1)])
 	}
 }
 

@@ -17,7 +17,7 @@ func TestFailureModes(t *testing.T) {
 		{"M04a", lostInFlight}, {"M04c", lostBeforeNoticed}, {"M04d", outlivesConnections},
 		// The seam between replay and live.
 		{"M03a", joinAnywhere}, {"M03b", seamAtEveryStep}, {"M03d", seamKnowsNoTime},
-		// Who may see what.
+		// Which viewer may see what.
 		{"M27a", authorizeEveryWatch}, {"M27c", replayOfOneLife}, {"M27d", nothingOfTheOldOwner}, {"M27e", idsNobodyGuesses},
 		// What acks count.
 		{"M06a", ackOfTheUnsent}, {"M06b", oldAcks}, {"M06c", ackOfAnotherLife}, {"M06e", onlyEventsCount},
@@ -25,7 +25,7 @@ func TestFailureModes(t *testing.T) {
 		{"M14a", everythingAtOnce}, {"M14b", closedTwice},
 		// Numbers that begin again.
 		{"M02a", restartResets}, {"M02b", positionAhead}, {"M02e", numbersNotReused},
-		// One who is stuck holds up nobody.
+		// A stuck peer holds up no other.
 		{"M10a", stuckViewer}, {"M10c", stuckHub},
 		// Calls from inside of callbacks.
 		{"M13a", callsFromCallbacks}, {"M13b", callsDuringSend}, {"M13d", closeFromInside},

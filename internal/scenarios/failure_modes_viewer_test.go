@@ -21,7 +21,7 @@ import (
 
 func joinAnywhere(t *testing.T) {
 	// An agent publishes while hundreds of viewers come at random times with random
-	// positions. Each gets exactly what stands behind its position, once and in order.
+	// positions. Each gets exactly what follows its position, once and in order.
 	const events = 500
 	for round := range uint64(5) {
 		random := rand.New(rand.NewPCG(round, 0))
@@ -62,7 +62,7 @@ func joinAnywhere(t *testing.T) {
 func seamAtEveryStep(t *testing.T) {
 	// A viewer replays 1 to 200 from the agent and 201 to 250 from the hub. Three
 	// events more are published at one point of it, and that at each point there is:
-	// before the request, between two pages, behind the last one. It gets them all,
+	// before the request, between two pages, after the last one. It gets them all,
 	// in order.
 	steps := 0
 	for at := -1; at < steps; at++ { // first without any, to count the steps
@@ -282,7 +282,7 @@ func rolled(t *testing.T) (*scene.Scene, *gvstream.Streamer) {
 
 func truncationIsAnItem(t *testing.T) {
 	// What a viewer asks for is older than anybody holds. The loss is an item of its
-	// own before the first event, and who looks for an event in it finds nil.
+	// own before the first event, and a reader that looks for an event in it finds nil.
 	sc, st := rolled(t)
 	v := newViewer(t, "s", at(t, st, "s", 5))
 	w := sc.Viewer("tab", v)
@@ -290,13 +290,13 @@ func truncationIsAnItem(t *testing.T) {
 	items := readItems(t, v)
 	equal(t, "the viewer gets", tell(items), "gap 6..12 evicted, 13..20")
 	equal(t, "an event in the gap", items[0].Event == nil, true)
-	equal(t, "position behind the gap", items[0].Position(), at(t, st, "s", 12))
+	equal(t, "position after the gap", items[0].Position(), at(t, st, "s", 12))
 	status := w.Down[1].(*gvstream.StatusPayload).Sessions[0]
 	equal(t, "oldest and newest", fmt.Sprint(status.FirstSeq, status.HeadSeq), "13 20")
 }
 
 func truncationBounds(t *testing.T) {
-	// The same buffer, and positions at, just before and just behind its bounds.
+	// The same buffer, and positions at, just before and just after its bounds.
 	sc, st := rolled(t)
 	for after, want := range map[uint64]string{
 		12: "13..20", 11: "gap 12..12 evicted, 13..20", 13: "14..20", 20: "", 19: "20", 0: "gap 1..12 evicted, 13..20",
@@ -458,8 +458,8 @@ func rejectedPosition(t *testing.T) {
 }
 
 func poison(t *testing.T) {
-	// A reader always fails at 7. The event comes again as often as he tries, without
-	// a reconnect or a request; when he has had enough, he goes on behind it. And a
+	// A reader always fails at 7. The event comes again as often as it tries, without
+	// a reconnect or a request; when it has had enough, it goes on after it. And a
 	// malformed event in a replayed batch costs that batch alone: it is asked for
 	// again.
 	sc := scene.New(t, nil)
@@ -548,7 +548,7 @@ func viewerChangesBytes(t *testing.T) {
 
 func nobodyTakesAnything(t *testing.T) {
 	// A hub never acknowledges and a viewer never reads while a hundred thousand
-	// events are published. Nobody holds more than he may.
+	// events are published. None of them holds more than its limit.
 	const limit = 100
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: limit, ReplayEvents: limit})
 	h := answer(t, st, 10)
@@ -590,8 +590,8 @@ func nobodyTakesAnything(t *testing.T) {
 
 func noFilters(t *testing.T) {
 	// There are no filters and no options that a reconnect could lose: a watch is a
-	// session and a position. Who cares for some types only sees the others pass, so
-	// that his position means the same to everybody.
+	// session and a position. A viewer that wants some types only sees the others pass, so
+	// its position means the same to everybody.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	for _, typ := range []string{"x", "y", "x", "y"} {
@@ -611,7 +611,7 @@ func noFilters(t *testing.T) {
 	}
 	equal(t, "what passed up to the position", strings.Join(passed, ""), "xyx")
 	equal(t, "position", v.Position("s"), at(t, st, "s", 3))
-	equal(t, "behind it", show(t, sc, "s", v.Position("s")), "4")
+	equal(t, "after it", show(t, sc, "s", v.Position("s")), "4")
 }
 
 func noEphemeralEvents(t *testing.T) {
@@ -654,8 +654,8 @@ func nothingTwiceOnReconnect(t *testing.T) {
 func replayKeepsIdentity(t *testing.T) {
 	// An event is replayed three times, from the hub and from the agent, also to a
 	// viewer that was restarted. Session, epoch and number are the same each time, and
-	// so is its time: who acts on events can tell that he has. Events carry no mark of
-	// being replayed; live and replayed ones are equal.
+	// so is its time: a reader that acts on events can tell that it has. Events carry no
+	// mark of being replayed; live and replayed ones are equal.
 	for _, log := range []int{10, -1} {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: log})
 		st := gvstream.NewStreamer(nil)
