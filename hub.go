@@ -171,8 +171,7 @@ type hubSession struct {
 	atRest  int            // cursors in both
 	idle    queue[*cursor] // of others that wait for the next event
 	page    *page          // read last, for others to share, or nil
-	turns   queue[*cursor] // of those that wait for their turn to ask the agent
-	open    int            // replay requests open at the agent
+	permits permits        // of replay requests to the agent
 
 	expiry            // the lock of the hub's heap protects it
 	news   place[job] // in the crew's queue
@@ -201,10 +200,15 @@ func (h *Hub) hold(id string) *hubSession {
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = &hubSession{h: h, id: id}
+		s = h.newSession(id)
 		h.sessions[id] = s
 	}
 	return s
+}
+
+// newSession returns a session that the hub does not know yet.
+func (h *Hub) newSession(id string) *hubSession {
+	return &hubSession{h: h, id: id, permits: permits{free: h.cfg.MaxReplays}}
 }
 
 func (h *Hub) lookup(id string) *hubSession {

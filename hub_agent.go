@@ -95,7 +95,7 @@ func (ha *hubAgent) detach(now time.Time) {
 		s := f.c.s
 		s.mu.Lock()
 		if f.c.fetch == f {
-			f.c.dropFetch()
+			f.c.release()
 		}
 		f.c.hv.ready(&f.c.task)
 		s.mu.Unlock()

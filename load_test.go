@@ -505,8 +505,8 @@ func TestLoadResume(t *testing.T) {
 	}
 	t.Logf("%d events (%d bytes) held for %d viewers; heap %+d KB",
 		held.events, held.bytes, n, (int(heapInUse())-int(before))/1000)
-	if held.events != n*hs.h.sizes.replay || hs.open != 0 {
-		t.Errorf("%d events are held for %d viewers, and %d requests are open", held.events, n, hs.open)
+	if held.events != n*hs.h.sizes.replay || hs.requests() != 0 {
+		t.Errorf("%d events are held for %d viewers, and %d requests are open", held.events, n, hs.requests())
 	}
 	one := sc.viewer("s", n, after)
 	for one.take(sc) || sc.pass(sc.hub, sc.agent) || sc.pass(sc.agent, sc.hub) {
@@ -528,11 +528,11 @@ func (r *resumed) look(t *testing.T, hs *hubSession, s *Session) {
 	for _, c := range hs.cursors {
 		now.add(c)
 	}
-	r.open, r.running = max(r.open, hs.open), max(r.running, len(s.on.replays))
+	r.open, r.running = max(r.open, hs.requests()), max(r.running, len(s.on.replays))
 	r.events, r.bytes = max(r.events, now.events), max(r.bytes, now.bytes)
 	limit := hs.h.cfg.MaxReplays
-	if hs.open > limit || len(s.on.replays) > limit {
-		t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.open, len(s.on.replays), limit)
+	if hs.requests() > limit || len(s.on.replays) > limit {
+		t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.requests(), len(s.on.replays), limit)
 	}
 	// Each request's worth is handed out as it comes, so the next ones find room.
 	if held := 2 * limit * hs.h.sizes.replay; now.events > held {
@@ -551,12 +551,12 @@ func (r *resumed) add(c *cursor) {
 // wantAtRest checks that nothing is asked for, by nobody.
 func wantAtRest(t *testing.T, hs *hubSession, s *Session) {
 	t.Helper()
-	if hs.open != 0 || len(s.on.replays) != 0 || s.on.l.bulk.len() != 0 {
+	if hs.requests() != 0 || len(s.on.replays) != 0 || s.on.l.bulk.len() != 0 {
 		t.Errorf("%d requests open, %d replays running, %d tasks at the agent when all are served",
-			hs.open, len(s.on.replays), s.on.l.bulk.len())
+			hs.requests(), len(s.on.replays), s.on.l.bulk.len())
 	}
 	for _, c := range hs.cursors {
-		if c.fetch != nil || len(c.pages) != 0 || c.turn.in != nil {
+		if c.fetch != nil || len(c.pages) != 0 || c.atSession.in != nil {
 			t.Errorf("a cursor is not done: %+v", c)
 		}
 	}

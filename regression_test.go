@@ -91,7 +91,7 @@ func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 			pass(time.Second)
 		}
 		if got != 20 {
-			t.Fatalf("v3 is at %d after ten minutes; open %d", got, h.lookup("s").open)
+			t.Fatalf("v3 is at %d after ten minutes; open %d", got, h.lookup("s").requests())
 		}
 	})
 }
@@ -216,7 +216,7 @@ func TestHubWaitingGivenUp(t *testing.T) {
 			}
 			v.send(v.stop("r"))
 		}
-		if n := h.viewers["tab"].waiting.len(); n > 10 {
+		if n := h.viewers["tab"].permits.waiting.len(); n > 10 {
 			t.Errorf("%d cursors wait for a slot, the link has %d", n, len(h.viewers["tab"].cursors))
 		}
 	})
