@@ -900,7 +900,8 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	answer.pack()
 	answer.settle()
 	for _, pg := range answer.pieces() {
-		c.retry.start(now) // an answer without news is none
+		c.retry.reset() // an answer without news is none
+		c.retry.start(now)
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		f.next = pg.last + 1
@@ -912,7 +913,6 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	}
 	if p.Done || f.next > f.until || f.left == 0 || f.bytes >= fetchBytes {
 		c.release()
-		c.retry.reset()
 	}
 	c.hv.ready(&c.task)
 }

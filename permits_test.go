@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -118,4 +119,28 @@ func TestPermitsExpire(t *testing.T) {
 	if !slices.Equal(got, times) || p.free != 3 {
 		t.Errorf("%d free at %v, want 3 at %v", p.free, got, times)
 	}
+}
+
+// The timer of replay requests is 15 s again after progress. It was not, for a request
+// that was made after one without an answer: its answer's next part, when lost, was asked
+// for after 30 s.
+func TestReplayTimerAfterProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v := speakViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		a.asked("s", "tab", "e1", 0, 15)
+		pass(timerFirst)
+		v.drain()
+		r := a.asked("s", "tab", "e1", 0, 15) // whose timer is 30 s
+		a.send(answerTo(r, 1, 3, false))
+		v.drain()
+		pass(timerFirst - 1)
+		v.drain()
+		a.wantIdle("too early")
+		pass(1)
+		v.drain()
+		a.asked("s", "tab", "e1", 3, 15)
+	})
 }
