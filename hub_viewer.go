@@ -449,14 +449,22 @@ func (c *cursor) describe() (SessionStatus, bool) {
 		c.refuse(ahead)
 		return SessionStatus{}, false
 	}
-	l := c.settle()
+	if c.log() == nil {
+		c.restart(s.epoch, 0)
+	}
+	return c.standing(), true
+}
+
+// standing is a status entry of the cursor's epoch.
+func (c *cursor) standing() SessionStatus {
+	s, l := c.s, c.log()
 	st := SessionStatus{
 		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.seq, l.head),
 	}
 	if l == &s.log {
 		st.Ended, st.PrevEpoch, st.PrevSeq = s.ended, s.prevID, s.prevSeq
 	}
-	return st, true
+	return st
 }
 
 // ahead refuses a position that no agent has reached (rule 13).
@@ -477,19 +485,17 @@ func (c *cursor) refuse(err *ProtocolError) {
 	c.end()
 }
 
-// settle returns the log that the cursor reads. At the end of an older epoch it
-// moves to the current one, and the viewer is told (rule 15).
-func (c *cursor) settle() *log {
+// log returns the log of the cursor's epoch, or nil if the cursor is at the end of an
+// older one, or the hub no longer has that: then it goes on in the current one.
+func (c *cursor) log() *log {
 	s := c.s
-	if c.epoch == s.epoch {
+	switch {
+	case c.epoch == s.epoch:
 		return &s.log
-	}
-	if s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head {
+	case s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head:
 		return &s.prev.log
 	}
-	c.restart(s.epoch, 0)
-	c.tell()
-	return &s.log
+	return nil
 }
 
 // take hands out what comes next in the session: a piece of the hub's log, a piece
@@ -543,9 +549,10 @@ func (c *cursor) readable() *log {
 		c.refuse(ahead)
 		return nil
 	}
-	l := c.settle()
-	if c.due {
-		return nil
+	l := c.log()
+	if l == nil { // the viewer is told before it goes on (rule 15)
+		c.restart(s.epoch, 0)
+		c.tell()
 	}
 	return l
 }
