@@ -248,24 +248,39 @@ func (h *Hub) release(s *hubSession) {
 }
 
 // lock locks the session for a change that ha's agent asks for, once no callback
-// runs for it. A callback of an older link of the same agent is told to stop
-// (rule 8).
+// runs for it.
 func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
-	for {
-		s.mu.Lock()
-		b := s.busy
-		if b == nil {
-			return nil
-		}
-		if b.ha != ha && b.ha.agentID == ha.agentID {
-			b.cancel()
-		}
+	s.mu.Lock()
+	err := s.waitIdleLocked(ctx, ha)
+	if err != nil {
 		s.mu.Unlock()
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	}
+	return err
+}
+
+// waitIdleLocked waits until no callback runs for the session, without the lock
+// meanwhile.
+func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgent) (err error) {
+	for s.busy != nil && err == nil {
+		b := s.busy
+		s.mu.Unlock()
+		err = b.wait(ctx, ha)
+		s.mu.Lock()
+	}
+	return err
+}
+
+// wait waits for the callback's end. One of an older link of the same agent is told to
+// stop; another agent's, and one of the same link, are not (rule 8).
+func (b *busy) wait(ctx context.Context, ha *hubAgent) error {
+	if b.ha != ha && b.ha.agentID == ha.agentID {
+		b.cancel()
+	}
+	select {
+	case <-b.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
