@@ -334,13 +334,20 @@ func (ha *hubAgent) claims(ctx context.Context, s *hubSession) (bool, error) {
 		return false, nil
 	}
 	owner := s.owner
-	s.mu.Unlock() // not as call does: the owner's batches don't wait for it
-	allowed := ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
-	if err := s.lock(ctx, ha); err != nil {
-		s.mu.Lock()
+	allowed := ha.askClaim(ctx, s)
+	if err := s.waitIdleLocked(ctx, ha); err != nil {
 		return false, err
 	}
 	return allowed && (s.owner == owner || s.owner == ""), nil
+}
+
+// askClaim has the caller say whether the agent may take the session over. The lock is
+// free meanwhile, and not as in call: the owner's batches don't wait for it.
+func (ha *hubAgent) askClaim(ctx context.Context, s *hubSession) bool {
+	owner := s.owner
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	return ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
 }
 
 func notYours(sessionID string) error {
