@@ -638,19 +638,27 @@ func (c *cursor) older(now time.Time, l *log) *page {
 		c.awaits(now)
 		return nil
 	}
+	if !c.patient(now, ha != nil) {
+		return c.gap(until, ReasonUnavailable)
+	}
+	return nil
+}
+
+// patient reports whether the cursor still waits for an agent that can't be asked, and
+// looks for it again soon.
+func (c *cursor) patient(now time.Time, connected bool) bool {
 	if c.since.IsZero() {
 		c.since = now
 	}
-	patience := s.h.cfg.ReplayWait
-	if ha != nil { // its hello may have been lost, and comes again
+	patience := c.s.h.cfg.ReplayWait
+	if connected { // its hello may have been lost, and comes again
 		patience = max(patience, maxSilence)
 	}
 	left := c.since.Add(patience).Sub(now)
-	if left <= 0 {
-		return c.gap(until, ReasonUnavailable)
+	if left > 0 {
+		c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
 	}
-	c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
-	return nil
+	return left > 0
 }
 
 // gap declares what nobody can give to the cursor.
@@ -918,8 +926,11 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	if p.Done && f.next == f.from { // it has nothing to give
 		c.lost = f.until
 	}
-	if p.Done || f.next > f.until || f.left == 0 || f.bytes >= fetchBytes {
+	if p.Done || f.full() {
 		c.release()
 	}
 	c.hv.ready(&c.task)
 }
+
+// full reports whether the request has all that it may have.
+func (f *fetch) full() bool { return f.next > f.until || f.left == 0 || f.bytes >= fetchBytes }
