@@ -122,7 +122,7 @@ func TestBoundsReplayBytesExact(t *testing.T) {
 				b.Events[0].Data = []byte(`"event ` + strings.Repeat("x", fill) + strconv.Itoa(int(seq)) + `"`)
 				a.send(b)
 			}
-			if n := h.lookup("s").open; n != open {
+			if n := h.lookup("s").requests(); n != open {
 				t.Errorf("%d bytes short of the limit: %d requests open, want %d", short, n, open)
 			}
 		})

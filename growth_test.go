@@ -193,12 +193,12 @@ func TestGrowthResume(t *testing.T) {
 		}
 		wantAtRest := func() {
 			t.Helper()
-			if hs.open != 0 || len(s.on.replays) != 0 || readyTasks(s.on.l.Link) != 0 {
+			if hs.requests() != 0 || len(s.on.replays) != 0 || readyTasks(s.on.l.Link) != 0 {
 				t.Errorf("%d requests open, %d replays running, %d tasks at the agent when all are served",
-					hs.open, len(s.on.replays), readyTasks(s.on.l.Link))
+					hs.requests(), len(s.on.replays), readyTasks(s.on.l.Link))
 			}
 			for _, c := range hs.cursors {
-				if c.fetch != nil || len(c.pages) != 0 || c.turn.Queued() {
+				if c.fetch != nil || len(c.pages) != 0 || c.atSession.Queued() {
 					t.Errorf("a cursor is not done: %+v", c)
 				}
 			}
@@ -234,9 +234,9 @@ func TestGrowthResume(t *testing.T) {
 			}
 			moved = flowOne(t, hub, agent) || moved
 			moved = flowOne(t, agent, hub) || moved
-			open = max(open, hs.open)
-			if hs.open > limit || len(s.on.replays) > limit {
-				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.open, len(s.on.replays), limit)
+			open = max(open, hs.requests())
+			if hs.requests() > limit || len(s.on.replays) > limit {
+				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.requests(), len(s.on.replays), limit)
 			}
 			// Each request's worth is handed out as it comes, so the next ones find room.
 			if most := 2 * limit * h.sizes.replay; held() > most {
@@ -266,8 +266,8 @@ func TestGrowthResume(t *testing.T) {
 			v.drain()
 		}
 		flow(t, agent, hub)
-		if held() != n*h.sizes.replay || hs.open != 0 {
-			t.Errorf("%d events are held for %d viewers, and %d requests are open", held(), n, hs.open)
+		if held() != n*h.sizes.replay || hs.requests() != 0 {
+			t.Errorf("%d events are held for %d viewers, and %d requests are open", held(), n, hs.requests())
 		}
 		leave()
 		wantAtRest()

@@ -150,33 +150,51 @@ type hubSession struct {
 	h  *Hub
 	id string
 
-	mu      sync.Mutex           // level 2; protects the fields below
-	gone    bool                 // no longer in the hub's map
-	owner   string               // the agent it belongs to (rule 4)
-	counted bool                 // against that agent's limit
-	epoch   string               // empty: unknown to the hub
-	log     log                  // its head is what is accepted
-	head    uint64               // last number the agent is known to have
-	endSeq  uint64               // the number of the end, once the agent said so
-	ended   bool                 // the end was accepted
-	prev    *pastEpoch           // the log of the epoch before, for a while (rule 15)
-	prevID  string               // that epoch, or empty
-	prevSeq uint64               // last number accepted of it
-	on      *opening             // on the owner's current link, or nil
-	away    time.Time            // when the owner's link was lost
-	listed  time.Time            // when the agent last spoke of it
-	busy    *busy                // the callback that is running for it
-	cursors []*cursor            // of all viewers
+	mu sync.Mutex // level 2; protects the fields below
+	ownership
+	history
+	audience
+
+	expiry sched.Entry[*hubSession] // the lock of the hub's heap protects it
+	news   sched.Element[job]       // in the crew's queue
+}
+
+// An ownership is whose a session is: its agent's (rule 4), and the hub's as long as it
+// is in the map.
+type ownership struct {
+	owner   string    // the agent it belongs to, or empty
+	on      *opening  // on the owner's current link, or nil
+	away    time.Time // when the owner's link was lost
+	listed  time.Time // when the agent last spoke of it
+	busy    *busy     // the callback that is running for it
+	counted bool      // against the owner's limit
+	gone    bool      // no longer in the hub's map
+}
+
+// A history is what the hub knows of a session's events, in the current epoch and in
+// the one before. It is zero if the hub knows no epoch.
+type history struct {
+	epoch  string
+	log    log    // its head is what is accepted
+	head   uint64 // last number the agent is known to have
+	endSeq uint64 // the number of the end, once the agent said so
+	ended  bool   // the end was accepted
+
+	prev    *pastEpoch // the log of the epoch before, for a while (rule 15)
+	prevID  string     // that epoch, or empty
+	prevSeq uint64     // last number accepted of it
+}
+
+// An audience is the cursors of all viewers of a session, where they wait, and what
+// they share.
+type audience struct {
+	cursors []*cursor
 	resting sched.Queue[*fan]    // that were at the head when they were put there; who rests longest is never ahead of another
 	behind  sched.Queue[*fan]    // that have not got all yet
 	atRest  int                  // cursors in both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
-	turns   sched.Queue[*cursor] // of those that wait for their turn to ask the agent
-	open    int                  // replay requests open at the agent
-
-	expiry sched.Entry[*hubSession] // the lock of the hub's heap protects it
-	news   sched.Element[job]       // in the crew's queue
+	permits permits              // of replay requests to the agent
 }
 
 // pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
@@ -202,10 +220,15 @@ func (h *Hub) hold(id string) *hubSession {
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = &hubSession{h: h, id: id}
+		s = h.newSession(id)
 		h.sessions[id] = s
 	}
 	return s
+}
+
+// newSession returns a session that the hub does not know yet.
+func (h *Hub) newSession(id string) *hubSession {
+	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
 }
 
 func (h *Hub) lookup(id string) *hubSession {
@@ -226,24 +249,39 @@ func (h *Hub) release(s *hubSession) {
 }
 
 // lock locks the session for a change that ha's agent asks for, once no callback
-// runs for it. A callback of an older link of the same agent is told to stop
-// (rule 8).
+// runs for it.
 func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
-	for {
-		s.mu.Lock()
-		b := s.busy
-		if b == nil {
-			return nil
-		}
-		if b.ha != ha && b.ha.agentID == ha.agentID {
-			b.cancel()
-		}
+	s.mu.Lock()
+	err := s.waitIdleLocked(ctx, ha)
+	if err != nil {
 		s.mu.Unlock()
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	}
+	return err
+}
+
+// waitIdleLocked waits until no callback runs for the session, without the lock
+// meanwhile.
+func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgent) (err error) {
+	for s.busy != nil && err == nil {
+		b := s.busy
+		s.mu.Unlock()
+		err = b.wait(ctx, ha)
+		s.mu.Lock()
+	}
+	return err
+}
+
+// wait waits for the callback's end. One of an older link of the same agent is told to
+// stop; another agent's, and one of the same link, are not (rule 8).
+func (b *busy) wait(ctx context.Context, ha *hubAgent) error {
+	if b.ha != ha && b.ha.agentID == ha.agentID {
+		b.cancel()
+	}
+	select {
+	case <-b.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -265,12 +303,12 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.
 // adopt begins an epoch, in which everything up to start counts as accepted
 // (rules 5 and 15). A session that had none is counted already.
 func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
+	next := history{epoch: epoch, log: log{head: start}, head: start}
 	if s.epoch != "" {
-		s.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
-		s.prevID, s.prevSeq = s.epoch, s.log.head
+		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
+		next.prevID, next.prevSeq = s.epoch, s.log.head
 	}
-	s.epoch, s.log, s.head = epoch, log{head: start}, start
-	s.endSeq, s.ended = 0, false
+	s.history = next
 	s.wakeAll()
 }
 
@@ -316,10 +354,10 @@ func (s *hubSession) forgetEpochs() {
 	}
 	if s.on != nil {
 		s.on.close()
+		s.on = nil
 	}
 	s.belongTo("")
-	s.epoch, s.log, s.head, s.endSeq, s.ended = "", log{}, 0, 0, false
-	s.prev, s.prevID, s.prevSeq, s.on, s.page = nil, "", 0, nil, nil
+	s.history, s.page = history{}, nil
 	for _, c := range s.cursors {
 		c.restart(c.epoch, c.seq)
 		c.tell()

@@ -416,8 +416,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		for _, v := range vs {
 			v.l.Close()
 		}
-		if s := h.lookup("s"); s.open != 0 || s.turns.Len() != 0 || len(s.cursors) != 0 {
-			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, s.turns.Len(), len(s.cursors))
+		if s := h.lookup("s"); s.requests() != 0 || s.permits.waiting.Len() != 0 || len(s.cursors) != 0 {
+			t.Errorf("%d open, %d asking, %d cursors when all have left", s.requests(), s.permits.waiting.Len(), len(s.cursors))
 		}
 		if n := len(h.agents["agent"].fetches); n != 0 {
 			t.Errorf("%d requests stay", n)
@@ -459,8 +459,8 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 		v.drain()
 		a.asked("s6", "tab", "e1", 0, 15)
 		v.l.Close()
-		if s := h.lookup("s6"); s.open != 1 {
-			t.Errorf("%d open, want the other's", s.open)
+		if n := h.lookup("s6").requests(); n != 1 {
+			t.Errorf("%d open, want the other's", n)
 		}
 	})
 }
@@ -530,7 +530,7 @@ func TestHubReplayRefused(t *testing.T) {
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
 		a.send(&ErrorPayload{Code: codeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Retryable: true})
-		if s := h.lookup("s"); s.open != 0 {
+		if h.lookup("s").requests() != 0 {
 			t.Error("a refused request is not open")
 		}
 		pass(timerFirst - 1)
@@ -1062,8 +1062,8 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 		s.mu.Lock()
 		s.cursors[0].ask(ha, 15)
 		s.mu.Unlock()
-		if n := h.viewers["tab"].slots; s.open != 0 || n != 0 {
-			t.Errorf("%d and %d turns are taken", s.open, n)
+		if n := h.viewers["tab"].requests(); s.requests() != 0 || n != 0 {
+			t.Errorf("%d and %d permits are taken", s.requests(), n)
 		}
 		v.wantIdle("the agent may come back")
 		a = speakAgent(t, h, "agent")
@@ -1264,11 +1264,11 @@ func TestHubReplayDone(t *testing.T) {
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 9, 15)
 		a.send(answerTo(r, 10, 14, false))
-		if n := h.lookup("s").open; n != 1 {
+		if n := h.lookup("s").requests(); n != 1 {
 			t.Errorf("%d requests are open, want 1", n)
 		}
 		a.send(answerTo(r, 15, 15, false)) // all, although it does not say so
-		if n := h.lookup("s").open; n != 0 {
+		if n := h.lookup("s").requests(); n != 0 {
 			t.Errorf("%d requests are open, want none", n)
 		}
 		v.want(replayedTo(r, 10, 14), replayedTo(r, 15, 15), v.batch("s", "e1", 16, 20))
@@ -1316,8 +1316,8 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 		a.send(answerTo(r, 1, 15, true))
 		v.drain()
 		a.wantIdle("all is there")
-		if n := h.viewers["tab"].slots; n != 0 {
-			t.Errorf("%d slots are taken, want none", n)
+		if n := h.viewers["tab"].requests(); n != 0 {
+			t.Errorf("%d permits are taken, want none", n)
 		}
 	})
 }

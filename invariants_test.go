@@ -158,17 +158,17 @@ func hubSessionFault(s *hubSession) string {
 	if f := fanFault(s); f != "" {
 		return f
 	}
-	turns := 0
+	requests := 0
 	for _, c := range s.cursors {
 		if f := cursorFault(c); f != "" {
 			return c.hv.viewerID + ": " + f
 		}
-		if c.fetch != nil && !c.fetch.closed {
-			turns++
+		if c.fetch != nil {
+			requests++
 		}
 	}
-	if turns != s.open || s.open > cfg.MaxReplays || s.turns.Len() > len(s.cursors) {
-		return fmt.Sprintf("S10: %d requests count as %d of %d", turns, s.open, cfg.MaxReplays)
+	if n := s.requests(); n != requests || n > cfg.MaxReplays || s.permits.waiting.Len() > len(s.cursors) || s.permits.next() != nil {
+		return fmt.Sprintf("S10: %d requests count as %d of %d, %d wait", requests, n, cfg.MaxReplays, s.permits.waiting.Len())
 	}
 	return ""
 }
@@ -204,7 +204,7 @@ func hubAgentFault(ha *hubAgent) string {
 		}
 	}
 	for id, f := range ha.fetches {
-		if f.closed || f.id != id || f.c.fetch != f {
+		if f.id != id || f.c.fetch != f {
 			return "request " + id + " is nobody's"
 		}
 	}
@@ -212,17 +212,20 @@ func hubAgentFault(ha *hubAgent) string {
 }
 
 func hubViewerFault(hv *hubViewer) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.Len() > len(hv.cursors) || hv.waiting.Len() > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.Len(), hv.waiting.Len())
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.Len() > len(hv.cursors) || hv.permits.waiting.Len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.Len(), hv.permits.waiting.Len())
 	}
-	slots := 0
+	requests := 0
 	for _, c := range hv.cursors {
-		if c.offered || c.turn.Queued() || c.fetch != nil && !c.fetch.closed {
-			slots++
+		if c.atSession.Queued() || c.fetch != nil {
+			requests++
 		}
 	}
-	if slots+len(hv.givenUp) != hv.slots || hv.slots > hv.h.cfg.MaxViewerReplays {
-		return fmt.Sprintf("S10: %d requests count as %d of %d", slots, hv.slots, hv.h.cfg.MaxViewerReplays)
+	if n := hv.requests(); requests+len(hv.permits.later) != n || n > hv.h.cfg.MaxViewerReplays {
+		return fmt.Sprintf("S10: %d requests count as %d of %d", requests, n, hv.h.cfg.MaxViewerReplays)
+	}
+	if c := hv.permits.next(); c != nil && !c.Queued() {
+		return "a permit is free, and the cursor whose turn it is sleeps"
 	}
 	return linkFault(hv.Link)
 }

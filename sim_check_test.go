@@ -251,10 +251,10 @@ func (w *simWorld) forgetPositions() {
 
 // checkRequests: S10 for the replays of a session.
 func (w *simWorld) checkRequests(s *hubSession) {
-	turns := 0
+	requests := 0
 	for _, c := range s.cursors {
-		if c.fetch != nil && !c.fetch.closed {
-			turns++
+		if c.fetch != nil {
+			requests++
 		}
 		n := 0
 		for i := range c.pages {
@@ -267,8 +267,8 @@ func (w *simWorld) checkRequests(s *hubSession) {
 			w.fail("S10: a cursor holds %d fetched events", n)
 		}
 	}
-	if turns != s.open || s.open > w.hub.cfg.MaxReplays {
-		w.fail("S10: %d requests of %s are open, and count as %d", turns, s.id, s.open)
+	if n := s.requests(); n != requests || n > w.hub.cfg.MaxReplays {
+		w.fail("S10: %d requests of %s are open, and count as %d", requests, s.id, n)
 	}
 }
 
@@ -299,8 +299,8 @@ func (w *simWorld) checkViewer(v *simViewer) {
 		return
 	}
 	hv := v.wire.hub.link.m.(*hubViewer)
-	if hv.slots < 0 || hv.slots > w.hub.cfg.MaxViewerReplays { // S10
-		w.fail("S10: %s has %d requests open", v.id, hv.slots)
+	if n := hv.requests(); n < 0 || n > w.hub.cfg.MaxViewerReplays { // S10
+		w.fail("S10: %s has %d requests open", v.id, n)
 	}
 	if len(hv.cursors) > w.hub.cfg.MaxWatches { // S10
 		w.fail("S10: %s has %d watches", v.id, len(hv.cursors))
@@ -684,7 +684,7 @@ func (w *simWorld) digestOf(m machine) digest {
 			d.text(s.id)
 			d.text(s.epoch)
 			d.text(s.owner)
-			d.add(s.log.first(), s.log.head, s.head, uint64(s.open))
+			d.add(s.log.first(), s.log.head, s.head, uint64(s.requests()))
 			d.flag(s.on != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {

@@ -262,6 +262,16 @@ func TestTasks(t *testing.T) {
 
 func TestTasksLen(t *testing.T) {
 	var s Tasks[string]
+	a := say("a", false)
+	if s.ReadyAt(a, time.Unix(1000, 0)); a.Queued() {
+		t.Error("queued before its time")
+	}
+	if s.Ready(a); !a.Queued() {
+		t.Error("not queued when it is ready")
+	}
+	if s.Remove(a); a.Queued() {
+		t.Error("queued after it was removed")
+	}
 	s.Ready(say("a", false))
 	s.Ready(say("!", true))
 	s.ReadyAt(say("b", false), time.Unix(1000, 0))

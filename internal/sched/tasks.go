@@ -17,6 +17,9 @@ type Task[M any] struct {
 	timer Entry[*Task[M]]   // in the heap: it is to be asked then
 }
 
+// Queued reports whether t is to be asked now.
+func (t *Task[M]) Queued() bool { return t.place.Queued() }
+
 // Tasks are the tasks of one connection that are to be asked, now or later. The zero
 // Tasks has none.
 type Tasks[M any] struct {
