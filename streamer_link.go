@@ -578,13 +578,12 @@ func (al *agentLink) vet() {
 // vet turns the sent events whose data is wrong into gaps.
 func (a *attachment) vet() {
 	s := a.s
-	for seq := max(a.vetted, s.acked) + 1; seq <= a.top; {
-		i := s.log.find(seq)
-		e := s.log.ring.at(i)
-		seq = e.to + 1
-		if !s.log.compact(e) {
-			a.reject(e.to)
+	for seq := max(a.vetted, s.acked); seq < a.top; {
+		var found bool
+		if seq, found = s.log.unreadable(seq, a.top); !found {
+			break
 		}
+		a.reject(seq)
 	}
 	a.vetted = max(a.vetted, a.top)
 }
@@ -595,11 +594,9 @@ func (a *attachment) reject(seq uint64) {
 	if seq <= s.acked || seq > a.top {
 		return
 	}
-	i := s.log.find(seq)
-	if s.log.ring.at(i).gap() {
+	if !s.lose(seq, ReasonRejected) {
 		return // refused before
 	}
-	s.loseAt(i, ReasonRejected)
 	s.changed.broadcast()
 	if s.hasEnded {
 		a.announce() // the end may lie in the gap

@@ -1273,7 +1273,7 @@ func TestStreamerWindowGap(t *testing.T) {
 		publishN(t, st, "s", 41)
 		s := st.lookup("s")
 		for seq := uint64(13); seq <= 50; seq++ {
-			s.loseAt(s.log.find(seq), ReasonDropped)
+			s.lose(seq, ReasonDropped)
 		}
 		hub = playHubWindow(t, st, 4)
 		hub.wantStatus("s")
