@@ -636,7 +636,7 @@ func TestStreamerHeartbeatList(t *testing.T) {
 		if n := len(st.link.unacked); n != 0 {
 			t.Errorf("%d sessions listed, and all is acknowledged", n)
 		}
-		if at := st.lookup("s").on.resendAt; !at.IsZero() {
+		if at := st.lookup("s").on.timer.at; !at.IsZero() {
 			t.Errorf("its timer runs until %v, and all is acknowledged", at)
 		}
 		publishN(t, st, "s", 2)
