@@ -805,7 +805,7 @@ func TestHeapOfEvents(t *testing.T) {
 					t.Fatal(err)
 				}
 				if i%kept > 0 {
-					s.loseAt(s.log.ring.n-1, ReasonRejected) // as refused does
+					s.lose(s.log.head, ReasonRejected) // as refused does
 				}
 			}
 			entries += s.log.ring.n

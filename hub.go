@@ -406,7 +406,7 @@ func (s *hubSession) deadline() time.Time {
 	}
 	ttl := s.h.cfg.SessionTTL
 	switch {
-	case s.ended && s.log.ring.n > 0: // the agent forgets it first (rule 16)
+	case s.ended && !s.log.empty(): // the agent forgets it first (rule 16)
 		earliest(s.listed.Add(2 * endedTTL))
 	case s.ended:
 		earliest(s.listed.Add(2*endedTTL + ttl))

@@ -41,8 +41,6 @@ func or[T int | time.Duration](v, zero T) T {
 	return max(v, 0)
 }
 
-// backoff returns the timer that follows d.
-func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
 
 // A Link is one connection of a Streamer, Hub or Viewer to its peer, for as long
 // as the connection lasts: make a new one for each, with Streamer.Connect,

@@ -407,7 +407,7 @@ func (w *simWorld) checkBatch(al *agentLink, p *EventBatchPayload) {
 		w.fail("S6: %s from a link that it is not on", brief(p))
 		return
 	}
-	if !s.on.opened && !s.on.pioneer { // rule 5
+	if !s.on.maySend() { // rule 5
 		w.fail("rule 5: %s before the hub's ack", brief(p))
 	}
 	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.on.window { // rule 7

@@ -637,7 +637,7 @@ func TestStreamerHeartbeatList(t *testing.T) {
 		if n := len(st.link.unacked); n != 0 {
 			t.Errorf("%d sessions listed, and all is acknowledged", n)
 		}
-		if at := st.lookup("s").on.resendAt; !at.IsZero() {
+		if at := st.lookup("s").on.timer.at; !at.IsZero() {
 			t.Errorf("its timer runs until %v, and all is acknowledged", at)
 		}
 		publishN(t, st, "s", 2)
@@ -1274,7 +1274,7 @@ func TestStreamerWindowGap(t *testing.T) {
 		publishN(t, st, "s", 41)
 		s := st.lookup("s")
 		for seq := uint64(13); seq <= 50; seq++ {
-			s.loseAt(s.log.find(seq), ReasonDropped)
+			s.lose(seq, ReasonDropped)
 		}
 		hub = playHubWindow(t, st, 4)
 		hub.wantStatus("s")
