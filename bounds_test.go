@@ -16,9 +16,9 @@ func TestBoundsReplayLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 700)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 696, 700, 0)))
 		v.wantIdle("the agent is asked")
@@ -44,9 +44,9 @@ func TestBoundsReplayBytes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 60)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 56, 60, 0)))
 		v.wantIdle("the agent is asked")
@@ -105,7 +105,7 @@ func TestBoundsReplayBytesExact(t *testing.T) {
 	for short, open := range []int{0, 1} { // bytes short of it: requests still open
 		synctest.Test(t, func(t *testing.T) {
 			h, a := smallHub(t, HubConfig{})
-			v := speakViewer(t, h, "tab")
+			v := playViewer(t, h, "tab")
 			v.send(v.watch("s", "", 0))
 			v.drain()
 			r := a.asked("s", "tab", "e1", 0, 15)
@@ -141,25 +141,17 @@ func TestBoundsForgetDuringCommit(t *testing.T) {
 			}
 			return nil
 		}})
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0)) // it keeps the session in the hub
 		v.want(v.status(SessionStatus{SessionID: "s"}))
-		handled, opened := make(chan error, 1), make(chan error, 1)
-		go func() { handled <- a.l.Handle(t.Context(), a.batch("s", "e1", 1, 3)) }()
+		handled := a.handling(a.batch("s", "e1", 1, 3))
 		<-entered
 		h.Forget("s")
-		go func() { opened <- a.l.Handle(t.Context(), a.status(entryOf("s", "e1", 8, 7, 9))) }()
-		synctest.Wait()
-		if len(opened) > 0 {
-			t.Error("opened while Commit runs")
-		}
+		opened := a.handling(a.status(entryOf("s", "e1", 8, 7, 9)))
+		wantWaiting(t, opened) // while Commit runs
 		close(release)
-		if err := <-handled; err != nil {
-			t.Errorf("the batch: %v", err)
-		}
-		if err := <-opened; err != nil {
-			t.Errorf("the status: %v", err)
-		}
+		wantReturned(t, handled, nil)
+		wantReturned(t, opened, nil)
 		a.want(a.ack("s", "e1", 7))
 		if st := statOf(t, h, "s"); st.Acked != 7 || st.Events != 0 {
 			t.Errorf("the forgotten batch counts: %+v", st)
@@ -178,12 +170,12 @@ func TestBoundsForgetDuringCommit(t *testing.T) {
 func TestBoundsReplayOfOlderLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, old := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 16, 20, 0)))
 		v.wantIdle("the agent is asked")
 		late := old.asked("s", "tab", "e1", 0, 15)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 20, 20)))
 		a.want(a.ack("s", "e1", 20))
 		v.wantIdle("the agent is asked again")
@@ -218,7 +210,7 @@ func TestViewerStats(t *testing.T) {
 		v.Watch("s", Position{})
 		want.Watches = 2
 		is("watching")
-		h := &speaker{t: t, l: v.Connect(), viewer: "tab"}
+		h := &peer{t: t, link: v.Connect(), viewer: "tab"}
 		h.want(&HelloPayload{V: 1, Role: roleViewer})
 		is("not welcomed")
 		h.welcome("l1")
@@ -257,7 +249,7 @@ func TestViewerStats(t *testing.T) {
 		v.Unwatch("s")
 		want.Watches, want.Items, want.Bytes = 1, 1, itemBytes
 		is("unwatched")
-		h.l.Close()
+		h.link.Close()
 		want.Connected = false
 		is("disconnected")
 		v.Close()

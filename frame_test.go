@@ -221,7 +221,7 @@ func TestNextFrame(t *testing.T) {
 			st := NewStreamer(nil)
 			st.mint = &minter{random: zeros{}} // both make the same epochs
 			links[i] = st.Connect()
-			s := &speaker{t: t, l: links[i]}
+			s := newPeer(t, links[i])
 			s.want(&HelloPayload{V: 1, Role: roleAgent})
 			s.send(&WelcomePayload{V: 1, Link: "l", Window: 1000})
 			for n := range 400 {
@@ -262,7 +262,7 @@ func TestHandleFrameRefuses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		var handled []Payload
 		m.handled = func(_ context.Context, p Payload) error {
 			handled = append(handled, p)
@@ -374,7 +374,7 @@ func TestHandleFrameLargeEvents(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		b := a.batch("s", "e1", 1, 3)
 		for i := range b.Events {
 			b.Events[i].Data = fmt.Appendf(nil, "%q", strings.Repeat(string(rune('a'+i)), 2*largeEntry))
@@ -383,7 +383,7 @@ func TestHandleFrameLargeEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.l.HandleFrame(t.Context(), frame); err != nil {
+		if err := a.link.HandleFrame(t.Context(), frame); err != nil {
 			t.Fatal(err)
 		}
 		clear(frame)

@@ -1,14 +1,13 @@
 package gvstream
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math"
 	"runtime"
 	"slices"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 	"weak"
 )
@@ -27,29 +26,6 @@ func linked(st *Streamer, h *Hub) (agent, hub *Link) {
 	return st.Connect(), h.ConnectAgent("agent")
 }
 
-// flow carries payloads between two links until neither has more to say.
-func flow(t *testing.T, a, b *Link) {
-	t.Helper()
-	for flowOne(t, a, b) || flowOne(t, b, a) {
-	}
-}
-
-// flowOne carries one payload, if there is one.
-func flowOne(t *testing.T, from, to *Link) bool {
-	t.Helper()
-	p, err := from.Next(endedContext)
-	if errors.Is(err, context.Canceled) {
-		return false
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := to.Handle(endedContext, p); err != nil {
-		t.Fatalf("%s: %v", payloadText(p), err)
-	}
-	return true
-}
-
 // publishRounds has each session publish n events, and the hub acknowledge them.
 func publishRounds(t *testing.T, st *Streamer, ids []string, n int, agent, hub *Link) {
 	t.Helper()
@@ -58,21 +34,21 @@ func publishRounds(t *testing.T, st *Streamer, ids []string, n int, agent, hub *
 			publishN(t, st, id, 1)
 		}
 	}
-	flow(t, agent, hub)
+	carryAll(t, agent, hub)
 	pass(time.Second)
-	flow(t, agent, hub)
+	carryAll(t, agent, hub)
 }
 
 // A viewer that leaves costs the same however many stay: all after it moved up.
 func TestGrowthViewersLeave(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const n = 100
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 1)
-		vs := make([]*speaker, n)
+		vs := make([]*peer, n)
 		for i := range vs {
-			vs[i] = speakViewer(t, h, fmt.Sprint("viewer-", i))
+			vs[i] = playViewer(t, h, fmt.Sprint("viewer-", i))
 			vs[i].send(vs[i].watch("s", "", 0))
 		}
 		for _, v := range vs[:n/2] { // these wait for the next event
@@ -81,7 +57,7 @@ func TestGrowthViewersLeave(t *testing.T) {
 		s := h.lookup("s")
 		for i, v := range vs {
 			before := slices.Clone(s.cursors)
-			v.l.Close()
+			v.link.Close()
 			moved := 0
 			for j, c := range s.cursors {
 				if c != before[j] {
@@ -107,21 +83,21 @@ func TestGrowthViewersLeave(t *testing.T) {
 // A link's free slot is offered to one of the cursors that wait for it, and from one
 // that does not need it any more to the next; it woke all of them.
 func TestGrowthSlots(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const n = 500
 		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxWatches: n, MaxViewerReplays: 1})
 		agent, hub := linked(st, h)
 		ids := loadIDs(n)
 		publishRounds(t, st, ids, 3, agent, hub)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		for _, id := range ids {
 			v.send(v.watch(id, "", 0))
 		}
 		v.drain()
 		woken, replays := 0, 0
 		for turn := range n {
-			flow(t, agent, hub) // the agent answers the one request that is open
-			woken += readyTasks(v.l)
+			carryAll(t, agent, hub) // the agent answers the one request that is open
+			woken += readyTasks(v.link)
 			if turn%3 == 0 { // one that waits, and may have been offered the slot, leaves
 				v.send(v.stop(ids[n-1-turn/3]))
 			}
@@ -143,12 +119,12 @@ func TestGrowthSlots(t *testing.T) {
 // A cursor that was offered a slot and needs it no more passes it on: those that wait
 // behind it would wait for ever.
 func TestSlotPassedOn(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxViewerReplays: 1})
 		agent, hub := linked(st, h)
 		ids := loadIDs(3)
 		publishRounds(t, st, ids, 3, agent, hub)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		replayed := make(map[string]bool)
 		drain := func() {
 			for _, p := range v.drain() {
@@ -161,10 +137,10 @@ func TestSlotPassedOn(t *testing.T) {
 			v.send(v.watch(id, "", 0))
 			drain() // the first is asked for
 		}
-		flow(t, agent, hub) // and answered: the second is offered the slot, and has moved on
+		carryAll(t, agent, hub) // and answered: the second is offered the slot, and has moved on
 		v.send(v.watch(ids[1], statOf(t, h, ids[1]).Epoch, 3))
 		drain()
-		flow(t, agent, hub)
+		carryAll(t, agent, hub)
 		drain()
 		if !replayed[ids[0]] || replayed[ids[1]] || !replayed[ids[2]] {
 			t.Errorf("replayed: %v, want the first and the last", replayed)
@@ -176,7 +152,7 @@ func TestSlotPassedOn(t *testing.T) {
 // may be open, however many viewers wait for their turn; and when all have been served,
 // or have left, nothing of it stays.
 func TestGrowthResume(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const n, events, kept = 20, 2000, 100
 		st, h := NewStreamer(&StreamerConfig{ReplayEvents: events}), NewHub(&HubConfig{LogEvents: kept})
 		agent, hub := linked(st, h)
@@ -203,18 +179,18 @@ func TestGrowthResume(t *testing.T) {
 				}
 			}
 		}
-		vs := make([]*speaker, n)
+		vs := make([]*peer, n)
 		come := func() {
 			for i := range vs {
-				vs[i] = speakViewer(t, h, fmt.Sprint("viewer-", i))
+				vs[i] = playViewer(t, h, fmt.Sprint("viewer-", i))
 				vs[i].send(vs[i].watch("s", hs.epoch, 10))
 			}
 		}
 		leave := func() {
 			for _, v := range vs {
-				v.l.Close()
+				v.link.Close()
 			}
-			flow(t, agent, hub)
+			carryAll(t, agent, hub)
 		}
 
 		come()
@@ -232,8 +208,8 @@ func TestGrowthResume(t *testing.T) {
 				}
 				moved = true
 			}
-			moved = flowOne(t, hub, agent) || moved
-			moved = flowOne(t, agent, hub) || moved
+			moved = carryOne(t, hub, agent) || moved
+			moved = carryOne(t, agent, hub) || moved
 			open = max(open, hs.open)
 			if hs.open > limit || len(s.on.replays) > limit {
 				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.open, len(s.on.replays), limit)
@@ -265,7 +241,7 @@ func TestGrowthResume(t *testing.T) {
 		for _, v := range vs {
 			v.drain()
 		}
-		flow(t, agent, hub)
+		carryAll(t, agent, hub)
 		if held() != n*h.sizes.replay || hs.open != 0 {
 			t.Errorf("%d events are held for %d viewers, and %d requests are open", held(), n, hs.open)
 		}
@@ -277,7 +253,7 @@ func TestGrowthResume(t *testing.T) {
 // What was forgotten is free, while its link lives on: lists that had been taken
 // from held on to what was taken, and the hub's clock to sessions until their time.
 func TestForgottenIsFree(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const n = 300
 		st, h := NewStreamer(nil), NewHub(nil)
 		agent, hub := linked(st, h)
@@ -285,7 +261,7 @@ func TestForgottenIsFree(t *testing.T) {
 		publishRounds(t, st, ids, 1, agent, hub)
 		for range 4 { // timers of what was acknowledged run out
 			pass(heartbeat)
-			flow(t, agent, hub)
+			carryAll(t, agent, hub)
 		}
 		var agents []weak.Pointer[Session]
 		var hubs []weak.Pointer[hubSession]
@@ -317,7 +293,7 @@ func TestForgottenIsFree(t *testing.T) {
 // The hub's clock holds a session once, and none that is gone: it kept each that
 // Forget removed for an hour.
 func TestGrowthHubExpiry(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st, h := NewStreamer(nil), NewHub(nil)
 		for i := range 1000 {
 			id := fmt.Sprint("s", i%2)

@@ -57,7 +57,7 @@ func TestErrorMessageOfAnyBytes(t *testing.T) {
 func TestBatchBytesWithGaps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		b := a.batch("s", "e1", 1, 1)
 		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", pageBytes-200) + `"`)
 		for seq := uint64(2); seq < 2+maxBatchGaps; seq++ {
@@ -89,7 +89,7 @@ func TestReplayGapsOfRefusedEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxEventBytes: 1000, LogEvents: 5})
 		a.feed("s", "e1", 21, 700)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r, ok := a.next().(*ReplayRequestPayload)
@@ -133,9 +133,9 @@ func TestAgentFillsHub(t *testing.T) {
 		h := NewHub(&HubConfig{MaxSessions: 50, MaxAgentSessions: 10, SessionTTL: time.Hour})
 		opened := 0
 		for i := range 10 {
-			greedy := speakAgent(t, h, "greedy")
+			greedy := playAgent(t, h, "greedy")
 			for j := range 10 {
-				err := greedy.l.Handle(t.Context(), greedy.batch(fmt.Sprint("s", i, "-", j), "e1", 1, 1))
+				err := greedy.link.Handle(t.Context(), greedy.batch(fmt.Sprint("s", i, "-", j), "e1", 1, 1))
 				if err == nil {
 					opened++
 				} else if refused := (*ProtocolError)(nil); !errors.As(err, &refused) || refused.Code != codeOverloaded || !refused.Retryable {
@@ -146,15 +146,15 @@ func TestAgentFillsHub(t *testing.T) {
 		if opened != 10 || h.Stats().Sessions != 10 {
 			t.Errorf("%d sessions opened, the hub has %d; one agent may have 10", opened, h.Stats().Sessions)
 		}
-		modest := speakAgent(t, h, "modest")
+		modest := playAgent(t, h, "modest")
 		modest.send(modest.batch("theirs", "e1", 1, 1))
-		again := speakAgent(t, h, "greedy")
+		again := playAgent(t, h, "greedy")
 		again.send(again.status(entryOf("s0-0", "e1", 1, 1, 1))) // what it has, it may open again
 		again.want(again.ack("s0-0", "e1", 1))
 		h.Forget("s0-0")
 		again.send(again.batch("another", "e1", 1, 1)) // and there is room for one more
 		pass(2 * time.Hour)
-		again.l.Close()
+		again.link.Close()
 		pass(2 * time.Hour)
 		h.Stats()
 		if n := len(h.owned); n != 1 {
@@ -169,8 +169,8 @@ func TestAgentFillsHub(t *testing.T) {
 func TestSilentAgentKeepsNoSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
-		silent, honest := speakAgent(t, h, "silent"), speakAgent(t, h, "honest")
-		v := speakViewer(t, h, "tab")
+		silent, honest := playAgent(t, h, "silent"), playAgent(t, h, "honest")
+		v := playViewer(t, h, "tab")
 		for i := range 6 {
 			silent.feed(fmt.Sprint("quiet", i), "e1", 1, 20)
 			v.send(v.watch(fmt.Sprint("quiet", i), "", 0))
@@ -204,13 +204,13 @@ func TestSilentAgentKeepsNoSlots(t *testing.T) {
 func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
 		for range 3 {
 			pass(14 * time.Second)
-			a.l.Handle(t.Context(), answerTo(r, 1, 0, false))
+			a.link.Handle(t.Context(), answerTo(r, 1, 0, false))
 			v.drain()
 		}
 		for p := a.next(); p != nil; p = a.next() {
@@ -236,7 +236,7 @@ func TestViewerCausesFewReplays(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h, agent := smallHub(t, HubConfig{})
 			agent.feed("r", "e1", 1, 20)
-			evil, honest := speakViewer(t, h, "evil"), speakViewer(t, h, "honest")
+			evil, honest := playViewer(t, h, "evil"), playViewer(t, h, "honest")
 			requests := 0
 			count := func() {
 				for p := agent.next(); p != nil; p = agent.next() {
@@ -283,7 +283,7 @@ func TestViewerCausesFewReplays(t *testing.T) {
 func TestBatchTellsNoEpochOfOthers(t *testing.T) {
 	asked := 0
 	h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { asked++; return false }})
-	owner, thief := speakAgent(t, h, "owner"), speakAgent(t, h, "thief")
+	owner, thief := playAgent(t, h, "owner"), playAgent(t, h, "thief")
 	owner.send(owner.batch("s", "e5", 1, 3))
 	thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 	thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})

@@ -16,37 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// speakAgent connects an agent that is played by hand, and says hello.
-func speakAgent(t *testing.T, h *Hub, agentID string) *speaker {
-	t.Helper()
-	s := &speaker{t: t, l: h.ConnectAgent(agentID)}
-	s.send(&HelloPayload{V: 1, Role: roleAgent})
-	w, ok := s.next().(*WelcomePayload)
-	if !ok || w.V != 1 || w.Window != h.cfg.Window || !validID(w.Link) {
-		t.Fatalf("welcome: %+v", w)
-	}
-	s.id = w.Link
-	return s
-}
-
-// feed has the hub accept events in batches of 100, acks aside.
-func (s *speaker) feed(session, epoch string, from, to uint64) {
-	s.t.Helper()
-	for ; from <= to; from += 100 {
-		s.send(s.batch(session, epoch, from, min(from+99, to)))
-	}
-	pass(ackDelay)
-	for p := s.next(); p != nil; p = s.next() {
-		if _, ok := p.(*AckBatchPayload); !ok {
-			s.t.Fatalf("want acks only, got %s", payloadText(p))
-		}
-	}
-}
-
-func entryOf(session, epoch string, first, ack, head uint64) SessionStatus {
-	return SessionStatus{SessionID: session, Epoch: epoch, FirstSeq: first, HeadSeq: head, AckSeq: ack}
-}
-
 // statOf is what the hub says of one session.
 func statOf(t *testing.T, h *Hub, session string) SessionStats {
 	t.Helper()
@@ -100,7 +69,7 @@ func itemTexts(session, epoch string, from, to uint64) (out []string) {
 func TestHubOpensByStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 3, 5), entryOf("r", "e1", 1, 0, 0)))
 		a.want(a.ack("s", "e1", 3), a.ack("r", "e1", 0)) // without Resume the agent's ack is believed
 		a.send(a.batch("s", "e1", 4, 5))
@@ -123,7 +92,7 @@ func TestHubOpensByStatus(t *testing.T) {
 func TestHubOpensByFirstBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
 		if n := len(h.sessions); n != 0 {
 			t.Errorf("%d sessions stay", n)
@@ -133,7 +102,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 		a.want(a.ack("s", "e1", 3))
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 
-		a = speakAgent(t, h, "agent") // another link: to be opened again
+		a = playAgent(t, h, "agent") // another link: to be opened again
 		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.send(a.status(entryOf("s", "e1", 1, 0, 4)))
 		a.want(a.ack("s", "e1", 3))
@@ -145,7 +114,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 
 // Rule 9: an empty status is answered by an empty one.
 func TestHubEmptyStatus(t *testing.T) {
-	a := speakAgent(t, NewHub(nil), "agent")
+	a := playAgent(t, NewHub(nil), "agent")
 	a.send(a.status())
 	a.want(&StatusPayload{Link: a.id})
 	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: codeMalformed})
@@ -154,11 +123,11 @@ func TestHubEmptyStatus(t *testing.T) {
 // Each refused session of a status is answered by itself.
 func TestHubStatusOfManyKinds(t *testing.T) {
 	h := NewHub(nil)
-	speakAgent(t, h, "other").send(&StatusPayload{Link: h.agents["other"].id, Sessions: []SessionStatus{
+	playAgent(t, h, "other").send(&StatusPayload{Link: h.agents["other"].id, Sessions: []SessionStatus{
 		entryOf("theirs", "e1", 1, 0, 0), entryOf("too", "e1", 1, 0, 0),
 	}})
-	a := speakAgent(t, h, "agent")
-	err := a.l.Handle(t.Context(), a.status(entryOf("theirs", "e1", 1, 0, 0), entryOf("mine", "e1", 1, 0, 0), entryOf("too", "e1", 1, 0, 0)))
+	a := playAgent(t, h, "agent")
+	err := a.link.Handle(t.Context(), a.status(entryOf("theirs", "e1", 1, 0, 0), entryOf("mine", "e1", 1, 0, 0), entryOf("too", "e1", 1, 0, 0)))
 	if err == nil {
 		t.Error("no error")
 	}
@@ -203,7 +172,7 @@ func TestHubAcceptsOnceInOrder(t *testing.T) {
 					}
 					return nil
 				}})
-				a := speakAgent(t, h, "agent")
+				a := playAgent(t, h, "agent")
 				for _, f := range test.frames {
 					if f.gap {
 						a.send(a.lost("s", "e1", f.from, f.to, ReasonDropped))
@@ -235,7 +204,7 @@ func TestHubAcceptsOnceInOrder(t *testing.T) {
 // Rule 7: a hole gets one nack until accepted moved or a second passed.
 func TestHubNacksOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := speakAgent(t, NewHub(nil), "agent")
+		a := playAgent(t, NewHub(nil), "agent")
 		a.feed("s", "e1", 1, 3)
 		hole := a.batch("s", "e1", 6, 6)
 		a.send(hole)
@@ -257,7 +226,7 @@ func TestHubAckTiming(t *testing.T) {
 	for _, test := range []struct{ window, batch int }{{0, 64}, {256, 64}, {512, 64}, {100, 25}, {8, 2}, {4, 1}, {1, 1}, {-1, 1}} {
 		t.Run(fmt.Sprint(test.window), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := speakAgent(t, NewHub(&HubConfig{Window: test.window}), "agent")
+				a := playAgent(t, NewHub(&HubConfig{Window: test.window}), "agent")
 				n := uint64(test.batch)
 				a.send(a.batch("s", "e1", 1, n))
 				a.want(a.ack("s", "e1", n))
@@ -277,7 +246,7 @@ func TestHubAckTiming(t *testing.T) {
 		})
 	}
 	t.Run("end", func(t *testing.T) {
-		a := speakAgent(t, NewHub(nil), "agent")
+		a := playAgent(t, NewHub(nil), "agent")
 		a.send(a.last("s", "e1", 1))
 		a.want(a.ack("s", "e1", 1))
 	})
@@ -286,8 +255,8 @@ func TestHubAckTiming(t *testing.T) {
 func TestHubManyAgentsAndViewers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
-		x, y := speakViewer(t, h, "x"), speakViewer(t, h, "y")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
+		x, y := playViewer(t, h, "x"), playViewer(t, h, "y")
 		x.send(x.watch("s", "", 0), x.watch("r", "", 0))
 		y.send(y.watch("r", "", 0))
 		x.want(x.status(SessionStatus{SessionID: "s"}, SessionStatus{SessionID: "r"}))
@@ -297,7 +266,7 @@ func TestHubManyAgentsAndViewers(t *testing.T) {
 			b.send(b.batch("r", "e5", i+1, i+1))
 		}
 		next := map[string]uint64{"xs": 1, "xr": 1, "yr": 1}
-		for name, v := range map[string]*speaker{"x": x, "y": y} {
+		for name, v := range map[string]*peer{"x": x, "y": y} {
 			for _, p := range v.drain() {
 				if p, ok := p.(*EventBatchPayload); ok {
 					if p.FirstSeq != next[name+p.SessionID] {
@@ -345,26 +314,22 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 			}
 			return nil
 		}})
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(SessionStatus{SessionID: "s"}))
 		b := a.batch("s", "e1", 1, 70)
 		b.LastSeq, b.HeadSeq, b.Gaps = 72, 72, []Gap{{71, 72, ReasonDropped}}
-		done := make(chan error)
-		go func() { done <- a.l.Handle(t.Context(), b) }()
-		synctest.Wait()
+		done := a.handling(b)
 		a.wantIdle("nothing is committed")
 		v.want(v.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1}))
 		v.wantIdle("nothing is committed")
 		if st := statOf(t, h, "s"); st.Acked != 0 {
 			t.Errorf("accepted %d", st.Acked)
 		}
-		other := speakAgent(t, h, "other") // nobody else waits
+		other := playAgent(t, h, "other") // nobody else waits
 		other.send(other.batch("r", "e1", 1, 1))
 		release <- true
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		wantReturned(t, done, nil)
 		a.want(a.ack("s", "e1", 72))
 		want := append(itemTexts("s", "e1", 1, 70), "s e1 gap 71-72 dropped")
 		if diff := cmp.Diff(want, stored); diff != "" {
@@ -385,8 +350,8 @@ func TestHubCommitFails(t *testing.T) {
 			commits++
 			return fail
 		}})
-		a := speakAgent(t, h, "agent")
-		err := a.l.Handle(t.Context(), a.batch("s", "e1", 1, 3))
+		a := playAgent(t, h, "agent")
+		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
 		if !errors.Is(err, fail) {
 			t.Errorf("Handle: %v", err)
 		}
@@ -398,7 +363,7 @@ func TestHubCommitFails(t *testing.T) {
 			t.Errorf("session: %+v", st)
 		}
 		fail = nil
-		a = speakAgent(t, h, "agent")
+		a = playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
 		a.want(a.ack("s", "e1", 0))
 		a.feed("s", "e1", 1, 3)
@@ -413,8 +378,8 @@ func TestHubCommitFails(t *testing.T) {
 // a *ProtocolError that a Commit returns of itself is none of the peer's.
 func TestHubCommitErrorAs(t *testing.T) {
 	h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return &diskError{7} }})
-	a := speakAgent(t, h, "agent")
-	err := a.l.Handle(t.Context(), a.batch("s", "e1", 1, 3))
+	a := playAgent(t, h, "agent")
+	err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
 	var disk *diskError
 	if !errors.As(err, &disk) || disk.sector != 7 {
 		t.Errorf("errors.As does not find the callback's error in %q", err)
@@ -427,8 +392,8 @@ func TestHubCommitErrorAs(t *testing.T) {
 func TestHubCommitReturnsForeignProtocolError(t *testing.T) {
 	for _, foreign := range []*ProtocolError{{Code: codeForbidden}, {Code: codeEventRejected, Seq: 9}, {Code: codeEventRejected}} {
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return foreign }})
-		a := speakAgent(t, h, "agent")
-		err := a.l.Handle(t.Context(), a.batch("s", "e1", 1, 3))
+		a := playAgent(t, h, "agent")
+		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
 		var refused *ProtocolError
 		if err == nil || errors.As(err, &refused) {
 			t.Errorf("%v: Handle: %v", foreign, err)
@@ -448,7 +413,7 @@ func TestHubCommitRejectsEvent(t *testing.T) {
 			}
 			return nil
 		}})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.refused(a.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2})
 		if st := statOf(t, h, "s"); st.Acked != 0 {
 			t.Errorf("accepted %d", st.Acked)
@@ -484,23 +449,18 @@ func TestHubCommitAcrossLinks(t *testing.T) {
 					}
 					return ctx.Err()
 				}})
-				old := speakAgent(t, h, "agent")
-				oldDone, newDone := make(chan error, 1), make(chan error, 1)
-				go func() { oldDone <- old.l.Handle(context.Background(), old.batch("s", "e1", 1, 3)) }()
-				synctest.Wait()
-				a := speakAgent(t, h, "agent")
-				go func() { newDone <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 0, 3))) }()
+				old := playAgent(t, h, "agent")
+				oldDone := old.handling(old.batch("s", "e1", 1, 3))
+				a := playAgent(t, h, "agent")
+				newDone := a.handling(a.status(entryOf("s", "e1", 1, 0, 3)))
 				pass(time.Hour)
-				if len(newDone)+len(oldDone) != 0 {
-					t.Error("somebody did not wait")
-				}
+				wantWaiting(t, oldDone)
+				wantWaiting(t, newDone)
 				release <- true
 				if err := <-oldDone; (err == nil) != counts {
 					t.Errorf("old link's Handle: %v", err)
 				}
-				if err := <-newDone; err != nil {
-					t.Errorf("new link's Handle: %v", err)
-				}
+				wantReturned(t, newDone, nil)
 				if !counts {
 					a.want(a.ack("s", "e1", 0))
 					return
@@ -519,14 +479,12 @@ func TestHubCommitWaitEndsWithCtx(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		old := speakAgent(t, h, "agent")
-		done := make(chan error)
-		go func() { done <- old.l.Handle(context.Background(), old.batch("s", "e1", 1, 3)) }()
-		synctest.Wait()
-		a := speakAgent(t, h, "agent")
+		old := playAgent(t, h, "agent")
+		done := old.handling(old.batch("s", "e1", 1, 3))
+		a := playAgent(t, h, "agent")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if err := a.l.Handle(ctx, a.status(entryOf("s", "e1", 1, 0, 3))); !errors.Is(err, context.DeadlineExceeded) {
+		if err := a.link.Handle(ctx, a.status(entryOf("s", "e1", 1, 0, 3))); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Handle: %v", err)
 		}
 		release <- true
@@ -541,7 +499,7 @@ func TestHubForgetsDuringCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h *Hub
 		h = NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { h.Forget("s"); return nil }})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.batch("s", "e1", 1, 3))
 		pass(time.Second)
 		a.wantIdle("it is forgotten")
@@ -578,7 +536,7 @@ func TestHubResume(t *testing.T) {
 			asked = append(asked, session+" "+epoch)
 			return position, fail
 		}})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 3, 9)))
 		a.want(a.ack("s", "e1", 7))
 		a.send(a.status(entryOf("s", "e1", 1, 3, 9))) // known by now
@@ -609,8 +567,8 @@ func TestHubResume(t *testing.T) {
 
 func TestHubResumeCtxEnds(t *testing.T) {
 	h := NewHub(&HubConfig{Resume: func(ctx context.Context, _, _ string) (uint64, error) { return 0, context.Cause(ctx) }})
-	a := speakAgent(t, h, "agent")
-	if err := a.l.Handle(endedContext, a.status(entryOf("s", "e1", 1, 0, 1))); !errors.Is(err, context.Canceled) {
+	a := playAgent(t, h, "agent")
+	if err := a.link.Handle(endedContext, a.status(entryOf("s", "e1", 1, 0, 1))); !errors.Is(err, context.Canceled) {
 		t.Errorf("Handle: %v", err)
 	}
 	a.wantIdle("nobody refused anything")
@@ -625,11 +583,9 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Resume: func(context.Context, string, string) (uint64, error) { <-release; return 5, nil }})
-		a := speakAgent(t, h, "agent")
-		done := make(chan error)
-		go func() { done <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 0, 9))) }()
-		synctest.Wait()
-		a.l.Close()
+		a := playAgent(t, h, "agent")
+		done := a.handling(a.status(entryOf("s", "e1", 1, 0, 9)))
+		a.link.Close()
 		release <- true
 		<-done
 		for st := range h.Sessions() {
@@ -654,20 +610,13 @@ func TestHubLinkClosedWhileItWaits(t *testing.T) {
 			Resume: func(context.Context, string, string) (uint64, error) { <-release; return 0, nil },
 			Claim:  func(context.Context, string, string, string) bool { claims++; return true },
 		})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
-		opened, waited := make(chan error), make(chan error)
-		go func() { opened <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 0, 1))) }()
-		synctest.Wait()
-		go func() { waited <- b.l.Handle(context.Background(), b.status(entryOf("s", "e2", 1, 0, 1))) }()
-		synctest.Wait()
-		b.l.Close()
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
+		opened := a.handling(a.status(entryOf("s", "e1", 1, 0, 1)))
+		waited := b.handling(b.status(entryOf("s", "e2", 1, 0, 1)))
+		b.link.Close()
 		close(release)
-		if err := <-opened; err != nil {
-			t.Errorf("Handle of the one that opens: %v", err)
-		}
-		if err := <-waited; err != ErrClosed {
-			t.Errorf("Handle of the one that was closed: %v, want ErrClosed", err)
-		}
+		wantReturned(t, opened, nil)
+		wantReturned(t, waited, ErrClosed)
 		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Epoch != "e1" || claims != 0 {
 			t.Errorf("%+v after %d claims, want a's e1 and none", st, claims)
 		}
@@ -681,8 +630,8 @@ func TestHubMaxSessionsDuringResume(t *testing.T) {
 		h := NewHub(&HubConfig{MaxSessions: 1, Resume: func(context.Context, string, string) (uint64, error) { <-release; return 0, nil }})
 		done := make(chan error, 2)
 		for _, id := range []string{"a", "b"} {
-			a := speakAgent(t, h, id)
-			go func() { done <- a.l.Handle(context.Background(), a.status(entryOf(id, "e1", 1, 0, 1))) }()
+			a := playAgent(t, h, id)
+			go func() { done <- a.link.Handle(context.Background(), a.status(entryOf(id, "e1", 1, 0, 1))) }()
 		}
 		synctest.Wait()
 		close(release)
@@ -698,7 +647,7 @@ func TestHubMaxSessionsDuringResume(t *testing.T) {
 func TestHubOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
 		forbidden := &ErrorPayload{Code: codeForbidden, SessionID: "s"}
 		for _, epoch := range []string{"e0", "e1", "e2"} {
@@ -711,7 +660,7 @@ func TestHubOwner(t *testing.T) {
 		if st.Epoch != "e1" || st.Head != 3 || st.AgentID != "a" || !st.Connected {
 			t.Errorf("session: %+v", st)
 		}
-		a.l.Close()
+		a.link.Close()
 		b.refused(b.status(entryOf("s", "e2", 1, 0, 9)), forbidden) // also while its owner is away
 	})
 }
@@ -724,7 +673,7 @@ func TestHubClaim(t *testing.T) {
 			asked = append(asked, agentID+" "+sessionID+" "+ownerID)
 			return allow
 		}})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
 		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
@@ -741,7 +690,7 @@ func TestHubClaim(t *testing.T) {
 		if want := []string{"b s a", "b s a", "b s a", "a s b"}; !slices.Equal(want, asked) {
 			t.Errorf("asked: %v", asked)
 		}
-		a.l.Close() // the session is another's
+		a.link.Close() // the session is another's
 		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
 			t.Errorf("session: %+v", st)
 		}
@@ -752,7 +701,7 @@ func TestHubClaim(t *testing.T) {
 func TestHubStaleEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e2", 1, 3)
 		stale := &ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "e2"}
 		a.refused(a.status(entryOf("s", "e1", 1, 0, 9)), stale)
@@ -769,7 +718,7 @@ func TestHubStaleEpoch(t *testing.T) {
 func TestHubEpochAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		epoch := func(ahead time.Duration) string {
 			return (&minter{random: rand.Reader}).epoch(time.Now().Add(ahead))
 		}
@@ -784,7 +733,7 @@ func TestHubEpochAhead(t *testing.T) {
 		a.send(a.status(entryOf("s", last, 1, 0, 1)))
 		a.want(a.ack("s", last, 0))
 		back := time.Now().Add(-time.Hour) // the hub's clock was wrong
-		if err := a.l.handle(t.Context(), back, a.status(entryOf("s", last, 1, 0, 1))); err != nil {
+		if err := a.link.handle(t.Context(), back, a.status(entryOf("s", last, 1, 0, 1))); err != nil {
 			t.Errorf("an epoch that the hub has: %v", err)
 		}
 		if got := statOf(t, h, "s").Epoch; got != last {
@@ -798,7 +747,7 @@ func TestHubEpochAhead(t *testing.T) {
 func TestHubNewEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "e1", 2))
 		a.send(a.batch("s", "e2", 1, 2))
@@ -835,7 +784,7 @@ func hubSawFrom(t *testing.T, h *Hub, session string, after Position, want ...st
 func TestHubEventTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxEventBytes: 200})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		b := a.batch("s", "e1", 1, 5)
 		b.Events[2].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
 		tooLarge := &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 3}
@@ -867,7 +816,7 @@ func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
 			}
 			return nil
 		}})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		for first := uint64(1); first <= 2; first++ { // as the second of its batch, and as the first
 			b := a.batch("s", "e1", first, 2)
 			b.Events[len(b.Events)-1].Data = json.RawMessage(`"` + strings.Repeat("x", 100) + `"`)
@@ -887,8 +836,8 @@ func TestHubEventSizeBound(t *testing.T) {
 	}
 	for over := range 3 {
 		h := NewHub(&HubConfig{MaxEventBytes: int(m.slots[0].size) - 1 + over})
-		a := speakAgent(t, h, "agent")
-		err := a.l.Handle(t.Context(), a.batch("s", "e1", 1, 1))
+		a := playAgent(t, h, "agent")
+		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 1))
 		if (err == nil) != (over > 0) {
 			t.Errorf("%d bytes over: %v", over-1, err)
 		}
@@ -899,7 +848,7 @@ func TestHubEventSizeBound(t *testing.T) {
 func TestHubEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
@@ -917,7 +866,7 @@ func TestHubEnd(t *testing.T) {
 func TestHubEndInGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 2)
 		ended := entryOf("s", "e1", 1, 2, 3)
 		ended.Ended = true
@@ -936,7 +885,7 @@ func TestHubMaxSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, cfg := range map[string]*HubConfig{"hub": {MaxSessions: 2}, "agent": {MaxAgentSessions: 2}} {
 			h := NewHub(cfg)
-			a := speakAgent(t, h, "agent")
+			a := playAgent(t, h, "agent")
 			a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1))
 			overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s3", Epoch: "e1", Retryable: true}
 			a.refused(a.status(entryOf("s3", "e1", 1, 0, 1)), overloaded)
@@ -949,7 +898,7 @@ func TestHubMaxSessions(t *testing.T) {
 			a.send(a.batch("s3", "e1", 1, 1))
 		}
 		none := NewHub(&HubConfig{MaxSessions: -1})
-		a := speakAgent(t, none, "agent")
+		a := playAgent(t, none, "agent")
 		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 	})
 }
@@ -964,7 +913,7 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 			Claim:  func(context.Context, string, string, string) bool { return true },
 			Resume: func(context.Context, string, string) (uint64, error) { asked++; return 0, nil },
 		})
-		a, b, c := speakAgent(t, h, "a"), speakAgent(t, h, "b"), speakAgent(t, h, "c")
+		a, b, c := playAgent(t, h, "a"), playAgent(t, h, "b"), playAgent(t, h, "c")
 		a.send(a.batch("s", "e1", 1, 1))
 		b.send(b.batch("r", "e1", 1, 1))
 		overloaded := func(session string) *ErrorPayload {
@@ -990,7 +939,7 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 func TestHubMaxAgentSessionsAfterForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxAgentSessions: 3})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1), a.batch("s3", "e1", 1, 1))
 		h.Forget("s1")
 		a.send(a.batch("s4", "e1", 1, 1))
@@ -1009,7 +958,7 @@ func TestHubAcceptsRestOfGap(t *testing.T) {
 	for first := uint64(1); first <= 4; first++ {
 		synctest.Test(t, func(t *testing.T) {
 			h := NewHub(nil)
-			a := speakAgent(t, h, "agent")
+			a := playAgent(t, h, "agent")
 			a.feed("s", "e1", 1, 3)
 			a.send(a.lost("s", "e1", first, 5, ReasonDropped))
 			hubSaw(t, h, "s", append(itemTexts("s", "e1", 1, 3), "s e1 gap 4-5 dropped")...)
@@ -1022,7 +971,7 @@ func TestHubAcceptsRestOfGap(t *testing.T) {
 func TestHubStaleLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := &speaker{t: t, l: h.ConnectAgent("agent"), id: "x"}
+		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x"}
 		stale := &ErrorPayload{Code: codeStaleLink, Retryable: true}
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
@@ -1053,7 +1002,7 @@ func TestHubStaleLink(t *testing.T) {
 
 func TestHubRefusesFrames(t *testing.T) {
 	h := NewHub(nil)
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	long := strings.Repeat("x", 129)
 	for name, test := range map[string]struct {
 		p    Payload
@@ -1074,7 +1023,7 @@ func TestHubRefusesFrames(t *testing.T) {
 		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, codeMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			(&speaker{t: t, l: a.l}).refused(test.p, &ErrorPayload{Code: test.code})
+			newPeer(t, a.link).refused(test.p, &ErrorPayload{Code: test.code})
 		})
 	}
 	bad := a.batch("s", "e1", 1, 2)
@@ -1091,7 +1040,7 @@ func TestHubRefusesFrames(t *testing.T) {
 // that no machine looked at.
 func TestHubCountsRefusedFrames(t *testing.T) {
 	h := NewHub(nil)
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: codeMalformed})
 	if n := h.Stats().RefusedPayloads; n != 1 {
 		t.Errorf("%d refused frames, want 1", n)
@@ -1102,16 +1051,16 @@ func TestHubCountsRefusedFrames(t *testing.T) {
 func TestHubSupersedes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		old := speakAgent(t, h, "agent")
+		old := playAgent(t, h, "agent")
 		old.send(old.batch("s", "e1", 1, 3))
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		before, session := h.Stats(), statOf(t, h, "s")
 		old.wantDead(ErrSuperseded)
-		if err := old.l.Handle(t.Context(), old.batch("s", "e1", 4, 4)); err != ErrSuperseded {
+		if err := old.link.Handle(t.Context(), old.batch("s", "e1", 4, 4)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
-		old.l.Close()
-		if err := old.l.Run(t.Context(), blockedSend, blockedReceive); err != ErrSuperseded {
+		old.link.Close()
+		if err := old.link.Run(t.Context(), blockedSend, blockedReceive); err != ErrSuperseded {
 			t.Errorf("Run: %v", err)
 		}
 		if after := h.Stats(); after != before || before.Agents != 1 {
@@ -1131,13 +1080,13 @@ func TestHubSupersedes(t *testing.T) {
 func TestHubSessionTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
 		pass(3 * time.Hour) // with its agent there, a session stays
 		if statOf(t, h, "s").Acked != 3 {
 			t.Error("gone")
 		}
-		a.l.Close()
+		a.link.Close()
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 		pass(time.Hour - 1)
 		if st := statOf(t, h, "s"); st.Connected || st.Acked != 3 {
@@ -1153,36 +1102,36 @@ func TestHubSessionTTL(t *testing.T) {
 func TestHubSessionTTLVariants(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := NewHub(&HubConfig{SessionTTL: -1})
-		a := speakAgent(t, now, "agent")
+		a := playAgent(t, now, "agent")
 		a.feed("s", "e1", 1, 3)
-		a.l.Close()
+		a.link.Close()
 		if now.Stats().Sessions != 0 {
 			t.Error("remembered, but the TTL says not at all")
 		}
 
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0))
-		a.l.Close()
+		a.link.Close()
 		pass(10 * time.Hour) // who watches, keeps it
 		if h.Stats().Sessions != 1 {
 			t.Error("forgotten while somebody watches")
 		}
-		v.l.Close()
+		v.link.Close()
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 			t.Error("not forgotten")
 		}
 
 		h = NewHub(nil)
-		a = speakAgent(t, h, "agent")
+		a = playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
-		a.l.Close()
+		a.link.Close()
 		pass(50 * time.Minute)
-		a = speakAgent(t, h, "agent") // back again
+		a = playAgent(t, h, "agent") // back again
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
 		pass(50 * time.Minute)
-		a.l.Close()
+		a.link.Close()
 		pass(50 * time.Minute)
 		if h.Stats().Sessions != 1 {
 			t.Error("forgotten too early")
@@ -1196,16 +1145,16 @@ func TestHubExpiryOfWatched(t *testing.T) {
 	t.Run("its agent is away", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h := NewHub(nil)
-			a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+			a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 			a.feed("s", "e1", 1, 3)
-			a.l.Close()
+			a.link.Close()
 			pass(50 * time.Minute)
 			v.send(v.watch("s", "", 0))
 			pass(time.Hour)
 			if st := statOf(t, h, "s"); st.Events != 3 {
 				t.Errorf("session: %+v", st)
 			}
-			v.l.Close()
+			v.link.Close()
 			if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 				t.Error("not forgotten")
 			}
@@ -1214,7 +1163,7 @@ func TestHubExpiryOfWatched(t *testing.T) {
 	t.Run("it has ended", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h := NewHub(nil)
-			a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+			a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 			start := time.Now()
 			a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
 			pass(endedTTL)
@@ -1223,7 +1172,7 @@ func TestHubExpiryOfWatched(t *testing.T) {
 			if st := statOf(t, h, "s"); st.Events != 3 || !st.Connected {
 				t.Errorf("session: %+v", st)
 			}
-			v.l.Close()
+			v.link.Close()
 			h.Stats()
 			if st := statOf(t, h, "s"); st.Events != 0 || st.Connected {
 				t.Errorf("session: %+v", st)
@@ -1245,7 +1194,7 @@ func TestHubExpiryOfWatched(t *testing.T) {
 func TestHubExpiryOfPastEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
 		adopted := time.Now()
 		a.send(a.batch("s", "e2", 1, 2), a.last("s", "e2", 3))
@@ -1278,9 +1227,9 @@ func TestHubExpiryHeapIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		for i := range 50 {
-			a := speakAgent(t, h, "agent")
+			a := playAgent(t, h, "agent")
 			a.send(a.batch("s", fmt.Sprintf("e%02d", i), 1, 1)) // the epoch before goes in 5 min
-			a.l.Close()                                         // and all in an hour
+			a.link.Close()                                      // and all in an hour
 			pass(40 * time.Minute)
 			h.Stats()
 		}
@@ -1304,11 +1253,11 @@ func TestHubExpiryDuringCommit(t *testing.T) {
 		<-release
 		return nil
 	}})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	handled, looked := make(chan error, 1), make(chan HubStats, 1)
-	go func() { handled <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 1)) }()
+	go func() { handled <- a.link.Handle(context.Background(), a.batch("s", "e1", 1, 1)) }()
 	<-entered
-	a.l.Close()
+	a.link.Close()
 	go func() { looked <- h.Stats() }()
 	select {
 	case <-looked:
@@ -1323,7 +1272,7 @@ func TestHubExpiryDuringCommit(t *testing.T) {
 func TestHubForgetsEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
@@ -1349,7 +1298,7 @@ func TestHubForgetsEnded(t *testing.T) {
 func TestHubForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		a.feed("r", "e1", 1, 3)
 		v.send(v.watch("s", "e1", 3))
@@ -1372,7 +1321,7 @@ func TestHubForget(t *testing.T) {
 func TestHubClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0))
 		done := make(chan bool)
@@ -1404,10 +1353,8 @@ func TestHubCloseDuringCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		a := speakAgent(t, h, "agent")
-		done := make(chan error)
-		go func() { done <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 1)) }()
-		synctest.Wait()
+		a := playAgent(t, h, "agent")
+		done := a.handling(a.batch("s", "e1", 1, 1))
 		h.Close()
 		close(release)
 		<-done
@@ -1422,18 +1369,14 @@ func TestHubForgetsWhileAnotherWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		old := speakAgent(t, h, "agent")
-		go old.l.Handle(context.Background(), old.batch("s", "e1", 1, 3))
+		old := playAgent(t, h, "agent")
+		go old.link.Handle(context.Background(), old.batch("s", "e1", 1, 3))
 		synctest.Wait()
-		a := speakAgent(t, h, "agent")
-		done := make(chan error)
-		go func() { done <- a.l.Handle(context.Background(), a.status(entryOf("s", "e1", 1, 2, 3))) }()
-		synctest.Wait()
+		a := playAgent(t, h, "agent")
+		done := a.handling(a.status(entryOf("s", "e1", 1, 2, 3)))
 		h.Forget("s")
 		release <- true
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		wantReturned(t, done, nil)
 		a.want(a.ack("s", "e1", 2)) // the agent's own count: the hub has no other
 		if st := statOf(t, h, "s"); st.Acked != 2 || st.Events != 0 || !st.Connected {
 			t.Errorf("session: %+v", st)
@@ -1445,7 +1388,7 @@ func TestHubForgetsWhileAnotherWaits(t *testing.T) {
 // comes on its own link, nor another agent.
 func TestHubCommitIsNotCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release, done := make(chan bool), make(chan error, 2)
+		release := make(chan bool)
 		h := NewHub(&HubConfig{
 			Claim: func(context.Context, string, string, string) bool { return true },
 			Commit: func(ctx context.Context, _, _ string, _ []Item) error {
@@ -1457,27 +1400,15 @@ func TestHubCommitIsNotCancelled(t *testing.T) {
 				}
 			},
 		})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
-		handle := func(s *speaker, p Payload) {
-			go func() { done <- s.l.Handle(context.Background(), p) }()
-			synctest.Wait()
-		}
-		handle(a, a.batch("s", "e1", 1, 3))
-		handle(a, a.batch("s", "e1", 1, 3))
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
+		first, second := a.handling(a.batch("s", "e1", 1, 3)), a.handling(a.batch("s", "e1", 1, 3))
 		release <- true
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Errorf("beside a payload of its own link: %v", err)
-			}
-		}
-		handle(a, a.batch("s", "e1", 4, 5))
-		handle(b, b.status(entryOf("s", "e1", 1, 0, 5)))
+		wantReturned(t, first, nil)
+		wantReturned(t, second, nil)
+		commit, claim := a.handling(a.batch("s", "e1", 4, 5)), b.handling(b.status(entryOf("s", "e1", 1, 0, 5)))
 		release <- true
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Errorf("beside a claim: %v", err)
-			}
-		}
+		wantReturned(t, commit, nil)
+		wantReturned(t, claim, nil)
 		if st := statOf(t, h, "s"); st.AgentID != "b" || st.Acked != 5 {
 			t.Errorf("session: %+v", st)
 		}
@@ -1489,19 +1420,15 @@ func TestHubBatchWaitEndsWithCtx(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		a := speakAgent(t, h, "agent")
-		done := make(chan error)
-		go func() { done <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
-		synctest.Wait()
+		a := playAgent(t, h, "agent")
+		done := a.handling(a.batch("s", "e1", 1, 3))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if err := a.l.Handle(ctx, a.batch("s", "e1", 4, 5)); !errors.Is(err, context.DeadlineExceeded) {
+		if err := a.link.Handle(ctx, a.batch("s", "e1", 4, 5)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Handle: %v", err)
 		}
 		release <- true
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		wantReturned(t, done, nil)
 		pass(ackDelay)
 		a.want(a.ack("s", "e1", 3)) // nothing of the second batch, and the link lives
 	})
@@ -1516,24 +1443,22 @@ func TestHubClaimWaitEndsWithCtx(t *testing.T) {
 			Claim:  func(context.Context, string, string, string) bool { <-release; return true },
 			Commit: func(context.Context, string, string, []Item) error { <-release; return nil },
 		})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
 		a.want(a.ack("s", "e1", 0))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		claimed, committed := make(chan error), make(chan error)
-		go func() { claimed <- b.l.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) }()
+		go func() { claimed <- b.link.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) }()
 		synctest.Wait()
-		go func() { committed <- a.l.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
+		go func() { committed <- a.link.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
 		synctest.Wait()
 		release <- true // Claim, which came first
 		if err := <-claimed; !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("the claim: %v", err)
 		}
 		release <- true
-		if err := <-committed; err != nil {
-			t.Error(err)
-		}
+		wantReturned(t, committed, nil)
 		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Acked != 3 {
 			t.Errorf("session: %+v", st)
 		}
@@ -1547,16 +1472,16 @@ func TestHubLinkClosedDuringClaim(t *testing.T) {
 	for name, away := range map[string]bool{"the owner is there": false, "the owner is away": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var b *speaker
-				h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return b.l.Close() == nil }})
-				a := speakAgent(t, h, "a")
-				b = speakAgent(t, h, "b")
+				var b *peer
+				h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return b.link.Close() == nil }})
+				a := playAgent(t, h, "a")
+				b = playAgent(t, h, "b")
 				a.feed("s", "e1", 1, 3)
 				if away {
-					a.l.Close()
+					a.link.Close()
 				}
 				pass(50 * time.Minute)
-				if err := b.l.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 3))); err != ErrClosed {
+				if err := b.link.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 3))); err != ErrClosed {
 					t.Errorf("Handle: %v", err)
 				}
 				if st := statOf(t, h, "s"); st.AgentID != "a" || st.Connected == away {
@@ -1577,7 +1502,7 @@ func TestHubLinkClosedDuringClaim(t *testing.T) {
 func TestHubAckOfLostSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return true }})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.send(a.batch("s", "e1", 1, 3))
 		o := h.lookup("s").on
 		b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
@@ -1593,13 +1518,13 @@ func TestHubAckOfLostSession(t *testing.T) {
 // Whoever gets an item may write to its bytes, and nobody else sees it: the payload in
 // between shares them with the hub's log.
 func TestHubItemsAreTheReaders(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var stored []Item
 		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
 			stored = append(stored, items...)
 			return nil
 		}})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		b := a.batch("s", "e1", 1, 3)
 		b.Events[1].Data = []byte(`"text"`)
 		b.Events[2].Data, b.Events[2].Bytes = nil, []byte("bytes")

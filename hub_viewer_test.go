@@ -13,90 +13,22 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// speakViewer connects a viewer that is played by hand, and says hello.
-func speakViewer(t *testing.T, h *Hub, viewerID string) *speaker {
-	t.Helper()
-	s := &speaker{t: t, l: h.ConnectViewer(viewerID), viewer: viewerID}
-	s.send(&HelloPayload{V: 1, Role: roleViewer})
-	w, ok := s.next().(*WelcomePayload)
-	if !ok || w.V != 1 || w.ViewerID != viewerID || !validID(w.Link) {
-		t.Fatalf("welcome: %+v", w)
-	}
-	s.id = w.Link
-	return s
-}
-
-func (s *speaker) watch(session, epoch string, after uint64) *WatchPayload {
-	return &WatchPayload{SessionID: session, ViewerID: s.viewer, Epoch: epoch, AfterSeq: after}
-}
-
-func (s *speaker) stop(session string) *WatchPayload {
-	return &WatchPayload{SessionID: session, ViewerID: s.viewer, Stop: true}
-}
-
-// stands is a hub's status entry.
-func stands(session, epoch string, first, head, handed uint64) SessionStatus {
-	return entryOf(session, epoch, first, handed, head)
-}
-
-// asked wants the hub to ask the agent for a replay, under an id of its own.
-func (s *speaker) asked(session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
-	s.t.Helper()
-	p := s.next()
-	r, ok := p.(*ReplayRequestPayload)
-	if !ok {
-		s.t.Fatalf("got %s, want a replay request", payloadText(p))
-	}
-	want := request(session, viewer, r.RequestID, epoch, after, until)
-	if diff := cmp.Diff(want, r); diff != "" {
-		s.t.Fatalf("replay request: -want +got\n%s", diff)
-	}
-	if s.requests[r.RequestID] {
-		s.t.Fatalf("request %s was made before", r.RequestID)
-	}
-	if s.requests == nil {
-		s.requests = make(map[string]bool)
-	}
-	s.requests[r.RequestID] = true
-	return r
-}
-
-func request(session, viewer, id, epoch string, after, until uint64) *ReplayRequestPayload {
-	return &ReplayRequestPayload{
-		SessionID: session, ViewerID: viewer, RequestID: id, Epoch: epoch,
-		AfterSeq: after, UntilSeq: until, Limit: 500,
-	}
-}
-
-// answerTo is an agent's answer to a request.
-func answerTo(r *ReplayRequestPayload, from, to uint64, done bool) *ReplayBatchPayload {
-	return &ReplayBatchPayload{
-		SessionID: r.SessionID, ViewerID: r.ViewerID, RequestID: r.RequestID, Epoch: r.Epoch,
-		FirstSeq: from, LastSeq: to, UntilSeq: r.UntilSeq, AvailableFrom: 1, Done: done, Events: numbered(from, to),
-	}
-}
-
-// replayedTo is what of it the hub hands to the viewer.
-func replayedTo(r *ReplayRequestPayload, from, to uint64) *ReplayBatchPayload {
-	return answerTo(r, from, to, to == r.UntilSeq)
-}
-
 // withoutLog has a viewer watch a session of which the hub keeps nothing.
-func withoutLog(t *testing.T, events uint64) (a, v *speaker) {
+func withoutLog(t *testing.T, events uint64) (a, v *peer) {
 	h := NewHub(&HubConfig{LogEvents: -1})
-	a = speakAgent(t, h, "agent")
+	a = playAgent(t, h, "agent")
 	a.feed("s", "e1", 1, events)
-	v = speakViewer(t, h, "tab")
+	v = playViewer(t, h, "tab")
 	v.send(v.watch("s", "", 0))
 	v.drain()
 	return a, v
 }
 
 // smallHub keeps five events of a session; s has 20.
-func smallHub(t *testing.T, cfg HubConfig) (*Hub, *speaker) {
+func smallHub(t *testing.T, cfg HubConfig) (*Hub, *peer) {
 	cfg.LogEvents = 5
 	h := NewHub(&cfg)
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	a.feed("s", "e1", 1, 20)
 	return h, a
 }
@@ -107,38 +39,38 @@ func TestHubWatch(t *testing.T) {
 		name  string
 		epoch string
 		after uint64
-		want  func(v *speaker) []Payload
+		want  func(v *peer) []Payload
 	}{
-		{"from the start", "", 0, func(v *speaker) []Payload {
+		{"from the start", "", 0, func(v *peer) []Payload {
 			return []Payload{v.status(stands("s", "e2", 1, 5, 0)), v.batch("s", "e2", 1, 5)}
 		}},
-		{"behind a position", "e2", 3, func(v *speaker) []Payload {
+		{"behind a position", "e2", 3, func(v *peer) []Payload {
 			return []Payload{v.status(stands("s", "e2", 1, 5, 3)), v.batch("s", "e2", 4, 5)}
 		}},
-		{"behind zero of an epoch", "e2", 0, func(v *speaker) []Payload {
+		{"behind zero of an epoch", "e2", 0, func(v *peer) []Payload {
 			return []Payload{v.status(stands("s", "e2", 1, 5, 0)), v.batch("s", "e2", 1, 5)}
 		}},
-		{"caught up", "e2", 5, func(v *speaker) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
-		{"beyond accepted", "e2", 8, func(v *speaker) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
-		{"beyond the head", "e2", 9, func(v *speaker) []Payload {
+		{"caught up", "e2", 5, func(v *peer) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
+		{"beyond accepted", "e2", 8, func(v *peer) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
+		{"beyond the head", "e2", 9, func(v *peer) []Payload {
 			return []Payload{&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
 		}},
-		{"of a greater epoch", "e3", 0, func(v *speaker) []Payload {
+		{"of a greater epoch", "e3", 0, func(v *peer) []Payload {
 			return []Payload{&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
 		}},
-		{"of an older epoch", "e1", 7, func(v *speaker) []Payload {
+		{"of an older epoch", "e1", 7, func(v *peer) []Payload {
 			return []Payload{v.status(stands("s", "e2", 1, 5, 0)), v.batch("s", "e2", 1, 5)}
 		}},
-		{"unknown", "", 0, func(v *speaker) []Payload { return []Payload{v.status(stands("unknown", "", 0, 0, 0))} }},
-		{"unknown", "e1", 9, func(v *speaker) []Payload { return []Payload{v.status(stands("unknown", "", 0, 0, 0))} }},
+		{"unknown", "", 0, func(v *peer) []Payload { return []Payload{v.status(stands("unknown", "", 0, 0, 0))} }},
+		{"unknown", "e1", 9, func(v *peer) []Payload { return []Payload{v.status(stands("unknown", "", 0, 0, 0))} }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := NewHub(nil)
-				a := speakAgent(t, h, "agent")
+				a := playAgent(t, h, "agent")
 				a.feed("s", "e2", 1, 4)
 				a.send(headed(a.batch("s", "e2", 5, 5), 8)) // three more are on their way
-				v := speakViewer(t, h, "tab")
+				v := playViewer(t, h, "tab")
 				session := "s"
 				if test.name == "unknown" {
 					session = "unknown"
@@ -160,7 +92,7 @@ func TestHubWatch(t *testing.T) {
 func TestHubWatchBeyondAcceptedWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.send(a.status(entryOf("s", "e1", 1, 0, 8)))
 		v.send(v.watch("s", "e1", 6))
 		v.want(v.status(stands("s", "e1", 1, 0, 0)))
@@ -176,7 +108,7 @@ func TestHubWatchBeyondAcceptedWaits(t *testing.T) {
 func TestHubWatchUnknownSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0), v.watch("r", "", 0))
 		v.want(v.status(SessionStatus{SessionID: "s"}, SessionStatus{SessionID: "r"}))
 		if h.Stats().Sessions != 0 {
@@ -185,13 +117,13 @@ func TestHubWatchUnknownSession(t *testing.T) {
 		for st := range h.Sessions() {
 			t.Errorf("a watch made %s", st.SessionID)
 		}
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.send(a.batch("s", "e1", 1, 3))
 		v.want(v.status(stands("s", "e1", 1, 3, 0)), v.batch("s", "e1", 1, 3))
 		v.send(v.stop("s"), v.stop("s"), v.stop("never"))
 		a.send(a.batch("s", "e1", 4, 4))
 		v.wantIdle("stopped")
-		v.l.Close()
+		v.link.Close()
 		if h.lookup("r") != nil || len(h.sessions) != 1 {
 			t.Error("the watch outlived its viewer")
 		}
@@ -215,7 +147,7 @@ func TestHubAuthorize(t *testing.T) {
 			}
 			return nil
 		}})
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 1)
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 1, 1, 0)), v.batch("s", "e1", 1, 1))
@@ -233,8 +165,8 @@ func TestHubAuthorize(t *testing.T) {
 			t.Errorf("asked: -want +got\n%s", diff)
 		}
 		// The texts must not differ either.
-		one := v.l.Handle(t.Context(), v.watch("s", "", 0))
-		two := v.l.Handle(t.Context(), v.watch("t", "", 0))
+		one := v.link.Handle(t.Context(), v.watch("s", "", 0))
+		two := v.link.Handle(t.Context(), v.watch("t", "", 0))
 		var x, y *ProtocolError
 		if !errors.As(one, &x) || !errors.As(two, &y) || x.Message != y.Message {
 			t.Errorf("%v and %v tell who exists", one, two)
@@ -244,8 +176,8 @@ func TestHubAuthorize(t *testing.T) {
 
 func TestHubAuthorizeCtxEnds(t *testing.T) {
 	h := NewHub(&HubConfig{Authorize: func(ctx context.Context, _, _ string) error { return ctx.Err() }})
-	v := speakViewer(t, h, "tab")
-	if err := v.l.Handle(endedContext, v.watch("s", "", 0)); !errors.Is(err, context.Canceled) {
+	v := playViewer(t, h, "tab")
+	if err := v.link.Handle(endedContext, v.watch("s", "", 0)); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	v.wantIdle("nobody refused anything")
@@ -254,11 +186,11 @@ func TestHubAuthorizeCtxEnds(t *testing.T) {
 
 func TestHubRefusesViewerFrames(t *testing.T) {
 	h := NewHub(nil)
-	early := &speaker{t: t, l: h.ConnectViewer("early"), viewer: "early"}
+	early := &peer{t: t, link: h.ConnectViewer("early"), viewer: "early"}
 	early.send(early.watch("s", "", 0), early.watch("s", "", 0))
 	early.want(&ErrorPayload{Code: codeStaleLink, Retryable: true})
 	early.wantIdle("once a second")
-	v := speakViewer(t, h, "tab")
+	v := playViewer(t, h, "tab")
 	v.send(&HelloPayload{V: 1, Role: roleViewer})
 	v.want(&WelcomePayload{ViewerID: "tab", V: 1, Link: v.id})
 	for name, test := range map[string]struct {
@@ -274,7 +206,7 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 		"no session":    {v.watch("", "", 0), &ErrorPayload{Code: codeMalformed}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			(&speaker{t: t, l: v.l}).refused(test.p, test.want)
+			newPeer(t, v.link).refused(test.p, test.want)
 		})
 	}
 	v.send(&ErrorPayload{Code: "x"}, &WatchPayload{SessionID: "s"}) // without an id it is this viewer's
@@ -287,7 +219,7 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 func TestHubReplays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v, other := speakViewer(t, h, "tab"), speakViewer(t, h, "other")
+		v, other := playViewer(t, h, "tab"), playViewer(t, h, "other")
 		other.send(other.watch("s", "e1", 20))
 		other.want(other.status(stands("s", "e1", 16, 20, 20)))
 		v.send(v.watch("s", "e1", 2))
@@ -329,9 +261,9 @@ func TestHubReplaysInPieces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 620)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 616, 620, 0)))
 		v.wantIdle("the agent is asked")
@@ -354,7 +286,7 @@ func TestHubReplaysInPieces(t *testing.T) {
 func TestHubRefusesReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		b, v := speakAgent(t, h, "b"), speakViewer(t, h, "tab")
+		b, v := playAgent(t, h, "b"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
@@ -389,9 +321,9 @@ func TestHubRefusesReplay(t *testing.T) {
 func TestHubReplayTurnsOfSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		var vs []*speaker
+		var vs []*peer
 		for i := range 11 {
-			v := speakViewer(t, h, fmt.Sprint("tab", i))
+			v := playViewer(t, h, fmt.Sprint("tab", i))
 			v.send(v.watch("s", "", 0))
 			v.want(v.status(stands("s", "e1", 16, 20, 0)))
 			v.wantIdle("the agent is asked")
@@ -407,14 +339,14 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		vs[8].wantIdle("its turn")
 		a.asked("s", "tab8", "e1", 0, 15)
 		a.wantIdle("eight are open")
-		vs[9].l.Close()             // who waits may leave
+		vs[9].link.Close()          // who waits may leave
 		vs[2].send(vs[2].stop("s")) // who asks, too
 		vs[10].wantIdle("it asks")  // in turn
 		vs[5].want(replayedTo(r, 1, 15), vs[5].batch("s", "e1", 16, 20))
 		a.asked("s", "tab10", "e1", 0, 15)
 		a.wantIdle("eight are open")
 		for _, v := range vs {
-			v.l.Close()
+			v.link.Close()
 		}
 		if s := h.lookup("s"); s.open != 0 || s.turns.Len() != 0 || len(s.cursors) != 0 {
 			t.Errorf("%d open, %d asking, %d cursors when all have left", s.open, s.turns.Len(), len(s.cursors))
@@ -429,8 +361,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 func TestHubReplayTurnsOfViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
-		a := speakAgent(t, h, "agent")
-		v := speakViewer(t, h, "tab")
+		a := playAgent(t, h, "agent")
+		v := playViewer(t, h, "tab")
 		for i := range 7 {
 			id := fmt.Sprint("s", i)
 			a.feed(id, "e1", 1, 20)
@@ -442,7 +374,7 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 			rs = append(rs, a.asked(fmt.Sprint("s", i), "tab", "e1", 0, 15))
 		}
 		a.wantIdle("four are open")
-		other := speakViewer(t, h, "other") // the limit is the link's own
+		other := playViewer(t, h, "other") // the limit is the link's own
 		other.send(other.watch("s6", "", 0))
 		other.drain()
 		a.asked("s6", "other", "e1", 0, 15)
@@ -458,7 +390,7 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 		pass(time.Second)
 		v.drain()
 		a.asked("s6", "tab", "e1", 0, 15)
-		v.l.Close()
+		v.link.Close()
 		if s := h.lookup("s6"); s.open != 1 {
 			t.Errorf("%d open, want the other's", s.open)
 		}
@@ -469,7 +401,7 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 func TestHubReplayUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		start := time.Now()
@@ -498,7 +430,7 @@ func TestHubReplayUnanswered(t *testing.T) {
 func TestHubReplayHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
@@ -525,7 +457,7 @@ func TestHubReplayHole(t *testing.T) {
 func TestHubReplayRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
@@ -550,7 +482,7 @@ func TestHubReplayRefused(t *testing.T) {
 func TestHubReplayOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
@@ -567,8 +499,8 @@ func TestHubReplayAgentAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h, a := smallHub(t, HubConfig{ReplayWait: test.cfg})
-				a.l.Close()
-				v := speakViewer(t, h, "tab")
+				a.link.Close()
+				v := playViewer(t, h, "tab")
 				v.send(v.watch("s", "", 0))
 				v.want(v.status(stands("s", "e1", 16, 20, 0)))
 				if test.wait > 0 {
@@ -587,16 +519,16 @@ func TestHubReplayAgentAway(t *testing.T) {
 func TestHubReplayAgentBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		old := a.asked("s", "tab", "e1", 0, 15)
 		a.send(answerTo(old, 1, 3, false))
-		a.l.Close()
+		a.link.Close()
 		v.want(replayedTo(old, 1, 3))
 		v.wantIdle("the agent may come back")
 		pass(9 * time.Second)
-		a = speakAgent(t, h, "agent")
+		a = playAgent(t, h, "agent")
 		a.send(answerTo(old, 4, 15, true)) // its id means nothing here
 		a.send(a.status(entryOf("s", "e1", 1, 20, 20)))
 		v.wantIdle("the agent is asked")
@@ -616,7 +548,7 @@ func TestHubReplayNone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h, _ := smallHub(t, cfg)
-				v := speakViewer(t, h, "tab")
+				v := playViewer(t, h, "tab")
 				v.send(v.watch("s", "", 0))
 				v.want(v.status(stands("s", "e1", 16, 20, 0)))
 				for range 10 {
@@ -640,9 +572,9 @@ func TestHubReplayNone(t *testing.T) {
 func TestHubWithoutLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: -1})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 20)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 21, 20, 0)))
 		v.wantIdle("the agent is asked")
@@ -660,7 +592,7 @@ func TestHubStuckViewer(t *testing.T) {
 		near, far := tubes()
 		go st.Connect().Run(t.Context(), near.send, near.receive)
 		go h.ConnectAgent("agent").Run(t.Context(), far.send, far.receive)
-		stuck, v := speakViewer(t, h, "stuck"), speakViewer(t, h, "tab")
+		stuck, v := playViewer(t, h, "stuck"), playViewer(t, h, "tab")
 		stuck.send(stuck.watch("s", "", 0))
 		v.send(v.watch("s", "", 0))
 		got := uint64(0)
@@ -708,7 +640,7 @@ func TestHubStuckViewer(t *testing.T) {
 func TestHubViewerStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v, idle := speakAgent(t, h, "agent"), speakViewer(t, h, "tab"), speakViewer(t, h, "idle")
+		a, v, idle := playAgent(t, h, "agent"), playViewer(t, h, "tab"), playViewer(t, h, "idle")
 		start := time.Now()
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0), v.watch("r", "", 0))
@@ -726,7 +658,7 @@ func TestHubViewerStatus(t *testing.T) {
 
 func TestHubMaxWatches(t *testing.T) {
 	h := NewHub(&HubConfig{MaxWatches: 2})
-	v := speakViewer(t, h, "tab")
+	v := playViewer(t, h, "tab")
 	v.send(v.watch("a", "", 0), v.watch("b", "", 0))
 	v.drain()
 	v.refused(v.watch("c", "", 0), &ErrorPayload{Code: codeLimit, SessionID: "c"})
@@ -743,7 +675,7 @@ func TestHubMaxWatches(t *testing.T) {
 func TestHubWatchAndStopWithoutReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		for range 1000 {
 			v.send(v.watch("r", "", 0), v.stop("r"))
@@ -770,12 +702,12 @@ func TestHubConcurrentWatch(t *testing.T) {
 			both.Wait()
 			return nil
 		}})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		var done sync.WaitGroup
 		h.mu.Lock()
 		for range 2 {
 			done.Go(func() {
-				if err := v.l.Handle(context.Background(), v.watch("s", "", 0)); err != nil {
+				if err := v.link.Handle(context.Background(), v.watch("s", "", 0)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -789,7 +721,7 @@ func TestHubConcurrentWatch(t *testing.T) {
 		if n := len(h.lookup("s").cursors); n != 1 {
 			t.Fatalf("%d cursors of one watch", n)
 		}
-		v.l.Close()
+		v.link.Close()
 		if len(h.sessions) != 0 {
 			t.Fatal("a watch stays")
 		}
@@ -799,9 +731,9 @@ func TestHubConcurrentWatch(t *testing.T) {
 func TestHubTwoTabs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
-		x, y := speakViewer(t, h, "ann/1"), speakViewer(t, h, "ann/2")
+		x, y := playViewer(t, h, "ann/1"), playViewer(t, h, "ann/2")
 		x.send(x.watch("s", "", 0))
 		y.send(y.watch("s", "e1", 2))
 		x.want(x.status(stands("s", "e1", 1, 3, 0)), x.batch("s", "e1", 1, 3))
@@ -817,17 +749,17 @@ func TestHubTwoTabs(t *testing.T) {
 func TestHubSupersedesViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		old := speakViewer(t, h, "tab")
+		old := playViewer(t, h, "tab")
 		old.send(old.watch("s", "", 0))
 		old.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		before := h.Stats()
 		old.wantDead(ErrSuperseded)
-		if err := old.l.Handle(t.Context(), old.watch("s", "", 0)); err != ErrSuperseded {
+		if err := old.link.Handle(t.Context(), old.watch("s", "", 0)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
-		old.l.Close()
+		old.link.Close()
 		if after := h.Stats(); after != before || before.Viewers != 1 {
 			t.Errorf("stats: %+v, before %+v", after, before)
 		}
@@ -842,9 +774,9 @@ func TestHubSupersedesViewer(t *testing.T) {
 func TestHubRevoke(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v, other := speakAgent(t, h, "agent"), speakViewer(t, h, "tab"), speakViewer(t, h, "other")
+		a, v, other := playAgent(t, h, "agent"), playViewer(t, h, "tab"), playViewer(t, h, "other")
 		a.feed("s", "e1", 1, 3)
-		for _, x := range []*speaker{v, other} {
+		for _, x := range []*peer{v, other} {
 			x.send(x.watch("s", "e1", 3))
 			x.want(x.status(stands("s", "e1", 1, 3, 3)))
 		}
@@ -865,7 +797,7 @@ func TestHubRevoke(t *testing.T) {
 func TestHubTellsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 2)
 		v.send(v.watch("s", "e1", 2))
 		v.drain()
@@ -961,7 +893,7 @@ func TestHubItems(t *testing.T) {
 func TestHubItemsSlowLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 1)
 		next := uint64(1)
 		for it, err := range h.Items(t.Context(), "s", Position{}) {
@@ -981,7 +913,7 @@ func TestHubItemsSlowLoop(t *testing.T) {
 func TestHubItemsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		var wg sync.WaitGroup
 		for i := range 5 {
 			wg.Go(func() {
@@ -1011,10 +943,10 @@ func TestHubItemsAtOnce(t *testing.T) {
 func TestHubWatchAheadOfLateAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "e2", 5))
 		v.want(v.status(stands("s", "", 0, 0, 0)))
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
 		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
 		v.wantIdle("the watch is over")
@@ -1032,7 +964,7 @@ func TestHubWatchAheadOfLateAgent(t *testing.T) {
 func TestHubWatchEndsTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0))
 		c := h.viewers["tab"].cursors["s"]
@@ -1053,11 +985,11 @@ func TestHubWatchEndsTwice(t *testing.T) {
 func TestHubReplayAgentJustAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 16, 20, 0)))
 		ha, _ := h.agent("agent")
-		a.l.Close()
+		a.link.Close()
 		s := h.lookup("s")
 		s.mu.Lock()
 		s.cursors[0].ask(ha, 15)
@@ -1066,7 +998,7 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 			t.Errorf("%d and %d turns are taken", s.open, n)
 		}
 		v.wantIdle("the agent may come back")
-		a = speakAgent(t, h, "agent")
+		a = playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 20, 20)))
 		v.wantIdle("the agent is asked")
 		a.want(a.ack("s", "e1", 20))
@@ -1101,7 +1033,7 @@ func TestHubItemsLinkFails(t *testing.T) {
 func TestHubReplayGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		f := h.lookup("s").cursors[0].fetch
@@ -1126,21 +1058,21 @@ func TestHubReplayGivenUp(t *testing.T) {
 func TestHubFetchAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		var both sync.WaitGroup
 		both.Go(func() {
 			for range 100 {
 				for range 3 {
-					a.l.Next(endedContext)
+					a.link.Next(endedContext)
 				}
 				pass(time.Second)
 			}
 		})
 		both.Go(func() {
 			for range 100 {
-				v.l.Handle(t.Context(), v.watch("s", "", 0))
+				v.link.Handle(t.Context(), v.watch("s", "", 0))
 				for range 3 {
-					v.l.Next(endedContext)
+					v.link.Next(endedContext)
 				}
 				pass(time.Second)
 			}
@@ -1160,17 +1092,13 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 			}
 			return nil
 		}})
-		v := speakViewer(t, h, "tab")
-		done := make(chan error)
-		go func() { done <- v.l.Handle(context.Background(), v.watch("r", "", 0)) }()
-		synctest.Wait()
+		v := playViewer(t, h, "tab")
+		done := v.handling(v.watch("r", "", 0))
 		v.send(v.watch("s", "", 0))
 		h.Revoke("tab", "r")
 		v.send(v.watch("q", "", 0))
 		release <- true
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		wantReturned(t, done, nil)
 		if diff := cmp.Diff(map[string]int{"q": 1, "r": 2, "s": 1}, asked); diff != "" {
 			t.Errorf("asked: -want +got\n%s", diff)
 		}
@@ -1185,7 +1113,7 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 func TestHubReplaySlotsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 2})
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		for _, id := range []string{"s0", "s1", "s2", "s3"} {
 			a.feed(id, "e1", 1, 20)
 			v.send(v.watch(id, "", 0))
@@ -1222,13 +1150,13 @@ func TestHubReplayUnansweredIsLast(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cfg.LogEvents = 5
 				h := NewHub(&cfg)
-				a := speakAgent(t, h, "agent")
-				first := speakViewer(t, h, "tab")
+				a := playAgent(t, h, "agent")
+				first := playViewer(t, h, "tab")
 				second, session := first, "r"
 				a.feed("s", "e1", 1, 20)
 				a.feed("r", "e1", 1, 20)
 				if name == "turn" {
-					second, session = speakViewer(t, h, "other"), "s"
+					second, session = playViewer(t, h, "other"), "s"
 				}
 				first.send(first.watch("s", "", 0))
 				first.drain()
@@ -1255,7 +1183,7 @@ func TestHubReplayUnansweredIsLast(t *testing.T) {
 func TestHubReplayDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 15)
@@ -1283,7 +1211,7 @@ func TestHubReplaySizeBound(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxEventBytes: int(pg.slots[0].size)})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "e1", 13))
 		v.drain()
 		r := a.asked("s", "tab", "e1", 13, 15)
@@ -1301,7 +1229,7 @@ func TestHubReplaySizeBound(t *testing.T) {
 func TestHubReplaySlotPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 1})
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		for _, id := range []string{"s0", "s1", "s2"} {
 			a.feed(id, "e1", 1, 20)
 			v.send(v.watch(id, "", 0))
@@ -1327,7 +1255,7 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 func TestHubItemsOfManyGaps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		b := a.batch("s", "e1", 1, 399)
 		b.Events = nil
 		var want []string

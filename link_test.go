@@ -12,167 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
-
-// endedContext has ended: Next and Items give what is ready, and do not wait.
-var endedContext = func() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}()
-
-// samePayload compares what payloads say: the text for people is left out.
-var samePayload = cmp.Options{
-	cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}),
-	cmpopts.IgnoreFields(ErrorPayload{}, "Message"),
-	cmpopts.EquateEmpty(),
-}
-
-// A speaker plays the peer of a link by hand: it sends to the link, and wants
-// from it what the link has to say.
-type speaker struct {
-	t      *testing.T
-	l      *Link
-	id     string // of the link, once welcomed
-	viewer string // the viewer's id, where the link is between hub and viewer
-
-	requests map[string]bool // ids of the replay requests that were wanted
-}
-
-// send has the link handle payloads, which it must not refuse.
-func (s *speaker) send(ps ...Payload) {
-	s.t.Helper()
-	for _, p := range ps {
-		if err := s.l.Handle(context.Background(), p); err != nil {
-			s.t.Fatalf("sent %s: %v", payloadText(p), err)
-		}
-	}
-}
-
-// refused has the link handle a payload that it must refuse, and answer.
-func (s *speaker) refused(p Payload, want *ErrorPayload) {
-	s.t.Helper()
-	err := s.l.Handle(context.Background(), p)
-	var refused *ProtocolError
-	if !errors.As(err, &refused) {
-		s.t.Fatalf("sent %s: error %v, want %s", payloadText(p), err, want.Code)
-	}
-	if diff := cmp.Diff(want, refused.Payload(), samePayload); diff != "" {
-		s.t.Fatalf("sent %s: refused with -want +got\n%s", payloadText(p), diff)
-	}
-	s.want(want)
-}
-
-// next takes what the link says next, or nil if it has nothing to say.
-func (s *speaker) next() Payload {
-	s.t.Helper()
-	p, err := s.l.Next(endedContext)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		s.t.Fatalf("the link is dead: %v", err)
-	}
-	return p
-}
-
-// want takes payloads from the link, in order.
-func (s *speaker) want(ps ...Payload) {
-	s.t.Helper()
-	for _, want := range ps {
-		got := s.next()
-		if got == nil {
-			s.t.Fatalf("the link says nothing, want %s", payloadText(want))
-		}
-		if diff := cmp.Diff(want, got, samePayload); diff != "" {
-			s.t.Fatalf("-want %s +got %s\n%s", payloadText(want), payloadText(got), diff)
-		}
-	}
-}
-
-func (s *speaker) wantIdle(why string) {
-	s.t.Helper()
-	if p := s.next(); p != nil {
-		s.t.Fatalf("%s: want nothing, got %s", why, payloadText(p))
-	}
-}
-
-// wantDead wants the link to have ended with an error.
-func (s *speaker) wantDead(want error) {
-	s.t.Helper()
-	if _, err := s.l.Next(endedContext); !errors.Is(err, want) {
-		s.t.Fatalf("Next: %v, want %v", err, want)
-	}
-	if err := s.l.Handle(context.Background(), &HelloPayload{V: 1, Role: roleAgent}); !errors.Is(err, want) {
-		s.t.Fatalf("Handle: %v, want %v", err, want)
-	}
-}
-
-// drain takes all that the link has to say.
-func (s *speaker) drain() (out []Payload) {
-	s.t.Helper()
-	for p := s.next(); p != nil; p = s.next() {
-		out = append(out, p)
-	}
-	return out
-}
-
-func payloadText(p Payload) string {
-	if p == nil {
-		return "nothing"
-	}
-	text, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Sprintf("%#v", p)
-	}
-	return p.payloadType() + " " + string(text[:min(len(text), 400)])
-}
-
-// numbered makes events with these numbers.
-func numbered(from, to uint64) (out []Event) {
-	for seq := from; seq <= to; seq++ {
-		out = append(out, Event{Seq: seq, Type: "out", Data: json.RawMessage(fmt.Sprintf(`"event %d"`, seq))})
-	}
-	return out
-}
-
-// batch is events and no gaps, on this link.
-func (s *speaker) batch(session, epoch string, from, to uint64) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: s.viewer, Epoch: epoch, Link: s.id,
-		FirstSeq: from, LastSeq: to, HeadSeq: to, Events: numbered(from, to),
-	}
-}
-
-// lost is one gap, on this link.
-func (s *speaker) lost(session, epoch string, from, to uint64, reason Reason) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: s.viewer, Epoch: epoch, Link: s.id,
-		FirstSeq: from, LastSeq: to, HeadSeq: to, Gaps: []Gap{{from, to, reason}},
-	}
-}
-
-// last is one event, the end of its session.
-func (s *speaker) last(session, epoch string, seq uint64) *EventBatchPayload {
-	b := s.batch(session, epoch, seq, seq)
-	b.Events[0].End = true
-	return b
-}
-
-func headed(b *EventBatchPayload, head uint64) *EventBatchPayload {
-	b.HeadSeq = head
-	return b
-}
-
-func (s *speaker) ack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: s.id, UpToSeq: upTo}
-}
-
-func (s *speaker) nack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: s.id, UpToSeq: upTo, Nack: true}
-}
-
-func (s *speaker) status(sessions ...SessionStatus) *StatusPayload {
-	return &StatusPayload{ViewerID: s.viewer, Link: s.id, Sessions: sessions}
-}
 
 // A tube is one end of a connection in memory.
 type tube struct{ out, in chan Payload }
@@ -362,7 +202,7 @@ func TestLinkRunOnDeadLink(t *testing.T) {
 				if err := test.link.Run(t.Context(), blockedSend, blockedReceive); !errors.Is(err, test.want) {
 					t.Errorf("Run: %v, want %v", err, test.want)
 				}
-				(&speaker{t: t, l: test.link}).wantDead(test.want)
+				newPeer(t, test.link).wantDead(test.want)
 			})
 		})
 	}
@@ -410,7 +250,7 @@ func TestLinkNeverAnswersErrorByError(t *testing.T) {
 		refuse := &ProtocolError{Code: codeUnexpected}
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return refuse }
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		for _, p := range []*ErrorPayload{{Code: "overloaded"}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
 			if err := m.Handle(t.Context(), p); err == nil {
 				t.Errorf("%+v: no error", p)
@@ -494,7 +334,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 	t.Run("by Next", func(t *testing.T) {
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return fatal }
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		s.refused(note("x"), fatal.Payload())
 		s.wantDead(fatal)
 	})
@@ -503,7 +343,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 func TestLinkNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		m.ready(notes("x", false, 1))
 		s.want(note("x")) // a ready payload is preferred to an ended context
 		errWhy := errors.New("user went home")
@@ -559,7 +399,7 @@ func TestLinkForgottenTaskNeverComes(t *testing.T) {
 		m.forget(a)
 		m.forget(a)
 		pass(time.Hour)
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		s.want(note("b"))
 		s.wantIdle("a was forgotten")
 	})
@@ -577,7 +417,7 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 		m.ready(notes("y", false, 1))
 		m.schedule(notes("z", false, 1), time.Now())
 		m.answer(note("late"))
-		(&speaker{t: t, l: m.Link}).wantDead(ErrClosed)
+		newPeer(t, m.Link).wantDead(ErrClosed)
 		if calls != 0 || m.detached != 1 {
 			t.Errorf("%d calls, detached %d times", calls, m.detached)
 		}
@@ -590,7 +430,7 @@ func TestLinkBoundsAnswers(t *testing.T) {
 	for range 3 * maxAnswers {
 		m.Handle(t.Context(), note("x"))
 	}
-	s := &speaker{t: t, l: m.Link}
+	s := newPeer(t, m.Link)
 	if n := len(s.drain()); n != maxAnswers {
 		t.Errorf("%d answers, want %d", n, maxAnswers)
 	}
@@ -606,7 +446,7 @@ func TestLinkTurns(t *testing.T) {
 	m.ready(notes("ack", true, 2))
 	m.answer(note("error"))
 	var got []string
-	s := &speaker{t: t, l: m.Link}
+	s := newPeer(t, m.Link)
 	for p := s.next(); p != nil; p = s.next() {
 		got = append(got, p.(*WatchPayload).SessionID)
 		if len(got) == 5 {
@@ -646,7 +486,7 @@ func TestLinkConcurrentNext(t *testing.T) {
 }
 
 func TestLinkHandleNoPayload(t *testing.T) {
-	s := &speaker{t: t, l: newScript().Link}
+	s := newPeer(t, newScript().Link)
 	s.refused(nil, &ErrorPayload{Code: codeMalformed})
 }
 

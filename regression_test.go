@@ -14,31 +14,11 @@ import (
 
 // Faults that were found by reading, each with the test that showed it.
 
-// carryAll carries payloads between two links until both are silent.
-func carryAll(t *testing.T, a, b *Link) {
-	for {
-		moved := false
-		for _, d := range [][2]*Link{{a, b}, {b, a}} {
-			p, err := d[0].Next(endedContext)
-			if err != nil && !errors.Is(err, context.Canceled) {
-				t.Fatal(err)
-			}
-			if p != nil {
-				d[1].Handle(context.Background(), p)
-				moved = true
-			}
-		}
-		if !moved {
-			return
-		}
-	}
-}
-
 // TestHubItemsSlowBody: a loop body that takes its time is not the silence of a peer.
 func TestHubItemsSlowBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 1)
 		for it, err := range h.Items(t.Context(), "s", Position{}) {
 			if err != nil {
@@ -67,16 +47,15 @@ func TestHubItemsSlowBody(t *testing.T) {
 func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
-		v1, stuck, v3 := speakViewer(t, h, "v1"), speakViewer(t, h, "v2"), speakViewer(t, h, "v3")
-		for _, v := range []*speaker{v1, stuck, v3} {
+		v1, stuck, v3 := playViewer(t, h, "v1"), playViewer(t, h, "v2"), playViewer(t, h, "v3")
+		for _, v := range []*peer{v1, stuck, v3} {
 			v.send(v.watch("s", "", 0))
-			for v.next() != nil { // status, then it asks or queues
-			}
+			v.drain()
 		}
 		// from here on v2's connection takes nothing any more: Next is not called.
 		got := uint64(0)
 		for range 600 { // ten minutes
-			for _, v := range []*speaker{v1, v3} {
+			for _, v := range []*peer{v1, v3} {
 				for p := v.next(); p != nil; p = v.next() {
 					if b, ok := p.(*EventBatchPayload); ok && v == v3 {
 						got = b.LastSeq
@@ -101,15 +80,14 @@ func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
-		var vs []*speaker
+		var vs []*peer
 		for i := range 4 {
-			v := speakViewer(t, h, fmt.Sprint("v", i))
+			v := playViewer(t, h, fmt.Sprint("v", i))
 			v.send(v.watch("s", "", 0))
 			vs = append(vs, v)
-			for v.next() != nil {
-			}
+			v.drain()
 		}
-		a.l.Close() // the agent is away
+		a.link.Close() // the agent is away
 		start := time.Now()
 		took := map[int]time.Duration{}
 		for range 120 {
@@ -186,11 +164,10 @@ func TestLinkWelcomeFlood(t *testing.T) {
 func TestHubFetchesGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, _ := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		for range 1000 { // the agent's send is blocked meanwhile
 			v.send(v.watch("s", "", 0))
-			for v.next() != nil {
-			}
+			v.drain()
 		}
 		h.agentsMu.Lock()
 		ha := h.agents["agent"]
@@ -206,14 +183,12 @@ func TestHubWaitingGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxViewerReplays: 1})
 		a.feed("r", "e1", 1, 20)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
-		for v.next() != nil {
-		}
+		v.drain()
 		for range 1000 {
 			v.send(v.watch("r", "", 0))
-			for v.next() != nil {
-			}
+			v.drain()
 			v.send(v.stop("r"))
 		}
 		if n := h.viewers["tab"].waiting.Len(); n > 10 {
@@ -258,14 +233,14 @@ func TestHubReplayTooLarge(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxEventBytes: 1000})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.next()
 		v.next()
 		r := a.asked("s", "tab", "e1", 0, 15)
 		b := answerTo(r, 1, 1, true)
 		b.Events[0].Data, b.Events[0].Bytes = nil, []byte(strings.Repeat("x", 3<<20))
-		a.l.Handle(t.Context(), b)
+		a.link.Handle(t.Context(), b)
 		for p := v.next(); p != nil; p = v.next() {
 			out, err := Marshal(p)
 			if err != nil {
@@ -327,10 +302,10 @@ func TestHubRevokeDuringAuthorize(t *testing.T) {
 			}
 			return nil
 		}})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
-		v := speakViewer(t, h, "tab")
-		v.l.Handle(t.Context(), v.watch("s", "", 0))
+		v := playViewer(t, h, "tab")
+		v.link.Handle(t.Context(), v.watch("s", "", 0))
 		for p := v.next(); p != nil; p = v.next() {
 			if _, ok := p.(*EventBatchPayload); ok {
 				t.Fatalf("events after Revoke")
@@ -388,46 +363,25 @@ func TestStreamerFirstBatchLost(t *testing.T) {
 		a, b := st.Connect(), h.ConnectAgent("agent")
 		dropStatus := true
 		dropBatch := true
-		var published time.Time
-		pump := func() {
-			for {
-				moved := false
-				p, _ := a.Next(endedContext)
-				if p != nil {
-					moved = true
-					drop := false
-					switch q := p.(type) {
-					case *StatusPayload:
-						drop = dropStatus && len(q.Sessions) > 0
-						if drop {
-							dropStatus = false
-						}
-					case *EventBatchPayload:
-						drop = dropBatch
-						dropBatch = false
-					}
-					if !drop {
-						b.Handle(context.Background(), p)
-					}
+		lose := func(p Payload) (lost bool) {
+			switch p := p.(type) {
+			case *StatusPayload:
+				if lost = dropStatus && len(p.Sessions) > 0; lost {
+					dropStatus = false
 				}
-				q, _ := b.Next(endedContext)
-				if q != nil {
-					moved = true
-					a.Handle(context.Background(), q)
-				}
-				if !moved {
-					return
-				}
+			case *EventBatchPayload:
+				lost, dropBatch = dropBatch, false
 			}
+			return lost
 		}
 		for range 100 * 4 {
-			pump()
+			carryAll(t, a, b, lose)
 			pass(250 * time.Millisecond)
 		}
 		st.Publish(t.Context(), "s", Event{})
-		published = time.Now()
+		published := time.Now()
 		for st.Stats().PendingEvents > 0 && time.Since(published) < 10*time.Minute {
-			pump()
+			carryAll(t, a, b, lose)
 			pass(250 * time.Millisecond)
 		}
 		if d := time.Since(published); d > 16*time.Second {
@@ -449,11 +403,10 @@ func TestHubReplaysGivenUp(t *testing.T) {
 			carryAll(t, a, b)
 			pass(250 * time.Millisecond)
 		}
-		evil := speakViewer(t, h, "evil")
+		evil := playViewer(t, h, "evil")
 		for range 9 {
 			evil.send(evil.watch("s", "", 0))
-			for evil.next() != nil {
-			}
+			evil.drain()
 			for { // the request goes out
 				p, _ := b.Next(endedContext)
 				if p == nil {
@@ -463,10 +416,9 @@ func TestHubReplaysGivenUp(t *testing.T) {
 			}
 		}
 		busy := 0
-		v := speakViewer(t, h, "honest")
+		v := playViewer(t, h, "honest")
 		v.send(v.watch("s", "", 0))
-		for v.next() != nil {
-		}
+		v.drain()
 		for {
 			p, _ := b.Next(endedContext)
 			if p == nil {
@@ -502,10 +454,8 @@ func TestViewerHandleClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
 		h.send(h.status(stands("s", "e1", 1, 3, 0)))
-		errc := make(chan error, 1)
-		go func() { errc <- h.l.Handle(context.Background(), h.batch("s", "e1", 1, 3)) }()
-		synctest.Wait()
-		h.l.Close()
+		errc := h.handling(h.batch("s", "e1", 1, 3))
+		h.link.Close()
 		if err := <-errc; err != ErrClosed {
 			t.Errorf("Handle: %v, want ErrClosed", err)
 		}
@@ -587,7 +537,7 @@ func TestHubRejectsGap(t *testing.T) {
 func TestHubStuckViewerRequestLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
-		stuck, v := speakViewer(t, h, "v1"), speakViewer(t, h, "v2")
+		stuck, v := playViewer(t, h, "v1"), playViewer(t, h, "v2")
 		stuck.send(stuck.watch("s", "", 0))
 		stuck.want(stuck.status(stands("s", "e1", 16, 20, 0)))
 		stuck.wantIdle("the agent is asked")
@@ -626,7 +576,7 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 			h.Revoke(viewer, revokes)
 			return nil
 		}})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("r", "", 0))
 		v.want(v.status(stands("r", "", 0, 0, 0)))
 		revokes = "r"
@@ -649,12 +599,12 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 func TestHubMaxWatchesAtOnce(t *testing.T) {
 	for range 50 {
 		h := NewHub(&HubConfig{MaxWatches: 2})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		var refused atomic.Int32
 		var calls sync.WaitGroup
 		for i := range 16 {
 			calls.Go(func() {
-				if v.l.Handle(t.Context(), v.watch(fmt.Sprint("s", i), "", 0)) != nil {
+				if v.link.Handle(t.Context(), v.watch(fmt.Sprint("s", i), "", 0)) != nil {
 					refused.Add(1)
 				}
 			})
@@ -672,14 +622,14 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan bool)
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return <-answer }})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
 		claim := func() <-chan error {
-			return start(func() error { return b.l.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 5))) })
+			return start(func() error { return b.link.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 5))) })
 		}
 		claimed := claim()
 		synctest.Wait()
-		fed := start(func() error { return a.l.Handle(t.Context(), a.batch("s", "e1", 4, 4)) })
+		fed := a.handling(a.batch("s", "e1", 4, 4))
 		wantReturned(t, fed, nil)
 		answer <- false
 		synctest.Wait()
@@ -691,7 +641,7 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 		claimed = claim() // allowed, but meanwhile the session is gone and another's
 		synctest.Wait()
 		h.Forget("s")
-		c := speakAgent(t, h, "c")
+		c := playAgent(t, h, "c")
 		c.feed("s", "e1", 1, 2)
 		answer <- true
 		synctest.Wait()
@@ -709,7 +659,7 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 func TestHubClaimIsAskedFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return false }})
-		a, b := speakAgent(t, h, "a"), speakAgent(t, h, "b")
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e2", 1, 3)
 		b.refused(b.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e1", 2, 2), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
@@ -722,33 +672,23 @@ func TestHubClaimIsAskedFirst(t *testing.T) {
 func TestHubRefusesOneLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, st := NewHub(nil), NewStreamer(nil)
-		other := speakAgent(t, h, "other")
+		other := playAgent(t, h, "other")
 		other.feed("s", "e1", 1, 1)
 		st.Publish(t.Context(), "s", Event{})
 		a, b := st.Connect(), h.ConnectAgent("agent")
-		answers := make(chan Payload, 10)
-		exchange := func() { // all that either has to say, but the hub's refusals
-			for {
-				p, _ := a.Next(endedContext)
-				if p != nil {
-					b.Handle(t.Context(), p)
-				}
-				q, _ := b.Next(endedContext)
-				if e, ok := q.(*ErrorPayload); ok && e.Code == codeForbidden {
-					answers <- q
-				} else if q != nil {
-					a.Handle(t.Context(), q)
-				}
-				if p == nil && q == nil {
-					return
-				}
+		var answers []Payload
+		refusals := func(p Payload) bool {
+			e, ok := p.(*ErrorPayload)
+			if ok = ok && e.Code == codeForbidden; ok {
+				answers = append(answers, p)
 			}
+			return ok
 		}
-		exchange()
+		carryAll(t, a, b, refusals)
 		if n := len(answers); n != 2 {
 			t.Fatalf("%d refusals, want those of a status and a batch", n)
 		}
-		a.Handle(t.Context(), <-answers)
+		a.Handle(t.Context(), answers[0])
 		if err := st.Flush(t.Context()); err == nil {
 			t.Fatal("not stopped")
 		}
@@ -756,11 +696,11 @@ func TestHubRefusesOneLife(t *testing.T) {
 		if err := st.Renew("s"); err != nil {
 			t.Fatal(err)
 		}
-		a.Handle(t.Context(), <-answers)
+		a.Handle(t.Context(), answers[1])
 		if _, err := st.Publish(t.Context(), "s", Event{}); err != nil {
 			t.Errorf("stopped by what was said of the life before: %v", err)
 		}
-		exchange()
+		carryAll(t, a, b, refusals)
 		if st := statOf(t, h, "s"); st.AgentID != "agent" || st.Acked != 1 {
 			t.Errorf("session: %+v", st)
 		}
@@ -787,12 +727,11 @@ func TestHubForgetDuringCommitThenOpen(t *testing.T) {
 				return nil
 			},
 		})
-		old := speakAgent(t, h, "agent")
-		first := start(func() error { return old.l.Handle(t.Context(), old.batch("s", "e1", 1, 3)) })
-		synctest.Wait()
-		a := speakAgent(t, h, "agent")
+		old := playAgent(t, h, "agent")
+		first := old.handling(old.batch("s", "e1", 1, 3))
+		a := playAgent(t, h, "agent")
 		h.Forget("s")
-		second := start(func() error { return a.l.Handle(t.Context(), a.status(entryOf("s", "e1", 1, 0, 3))) })
+		second := a.handling(a.status(entryOf("s", "e1", 1, 0, 3)))
 		wantWaiting(t, second)
 		written <- true
 		wantReturned(t, first, nil)
@@ -802,8 +741,7 @@ func TestHubForgetDuringCommitThenOpen(t *testing.T) {
 			t.Errorf("%d sessions, %d held", n, len(h.sessions))
 		}
 
-		third := start(func() error { return a.l.Handle(t.Context(), a.batch("s", "e1", 4, 4)) })
-		synctest.Wait()
+		third := a.handling(a.batch("s", "e1", 4, 4))
 		h.Close()
 		written <- true
 		wantReturned(t, third, nil)
@@ -896,7 +834,7 @@ func TestHubCallbackPanics(t *testing.T) {
 				return nil
 			},
 		})
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		panics := func(p Payload) {
 			t.Helper()
 			defer func() {
@@ -904,7 +842,7 @@ func TestHubCallbackPanics(t *testing.T) {
 					t.Error("no panic")
 				}
 			}()
-			a.l.Handle(t.Context(), p)
+			a.link.Handle(t.Context(), p)
 		}
 		panics(a.status(entryOf("s", "e1", 1, 0, 3)))
 		trouble = false
@@ -925,12 +863,11 @@ func TestHubCallbackPanics(t *testing.T) {
 func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, stuck := smallHub(t, HubConfig{MaxViewerReplays: 1})
-		good := speakAgent(t, h, "good")
+		good := playAgent(t, h, "good")
 		good.feed("t", "e1", 1, 20)
-		v := speakViewer(t, h, "v")
+		v := playViewer(t, h, "v")
 		v.send(v.watch("s", "", 0))
-		for v.next() != nil { // s is asked for, of an agent whose link says nothing any more
-		}
+		v.drain()
 		v.send(v.watch("t", "", 0))
 		got := uint64(0)
 		for range 20 {
@@ -1016,7 +953,7 @@ func TestStreamerManyLosses(t *testing.T) {
 func TestHubEndStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a, v := speakAgent(t, h, "agent"), speakViewer(t, h, "v")
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "v")
 		a.send(a.status(entryOf("s", "e1", 1, 0, 9))) // a head that the end takes back
 		a.want(a.ack("s", "e1", 0))
 		a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
@@ -1073,25 +1010,16 @@ func TestEndWakesPublishers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxPendingBytes: 300})
 		st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 60)})
-		waited := make(chan error, 1)
-		go func() {
+		waits := start(func() error {
 			_, err := st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 100)})
-			waited <- err
-		}()
-		synctest.Wait()
+			return err
+		})
+		wantWaiting(t, waits)
+		defer st.Forget("s")
 		if _, err := st.End(t.Context(), "s", Event{}); err != nil { // it is small enough
 			t.Fatal(err)
 		}
-		synctest.Wait()
-		select {
-		case err := <-waited:
-			if err != ErrEnded {
-				t.Errorf("returned %v", err)
-			}
-		default:
-			t.Error("still waits")
-			st.Forget("s")
-		}
+		wantReturned(t, waits, ErrEnded)
 	})
 }
 
@@ -1099,18 +1027,16 @@ func TestEndWakesPublishers(t *testing.T) {
 // error. The wait went on, and while it lasted the session's timer stood still: a
 // batch that was lost was not sent again in time (rules 9 and 11).
 func TestAckEndsWait(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		publishN(t, st, "s", 2)
-		hub := meetHub(t, st)
-		hub.want(&HelloPayload{V: 1, Role: roleAgent})
-		hub.welcome(1)
+		hub := playHubWindow(t, st, 1)
 		hub.wantStatus("s")
 		hub.want(agentBatch("s", 1, 1, 2))
 		overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true}
 		hub.send(overloaded)
 		hub.send(overloaded) // the timer is at 30 s now
-		hub.ack("s", 1)      // of a status that the hub took after all
+		hub.acks("s", 1)     // of a status that the hub took after all
 		hub.want(agentBatch("s", 2, 2, 2))
 		pass(timerFirst)
 		hub.wantStatus("s") // the sign of life
@@ -1125,9 +1051,9 @@ func TestReplayTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: -1})
 		h.sizes.replay = 3
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 8)
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		r, ok := a.next().(*ReplayRequestPayload)
@@ -1177,7 +1103,7 @@ func TestReplayFrameTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := a.l.HandleFrame(t.Context(), frame); err != nil {
+			if err := a.link.HandleFrame(t.Context(), frame); err != nil {
 				t.Error(err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -134,7 +135,7 @@ func TestTrustDataNewline(t *testing.T) {
 // TestTrustDataVet: a hub that can't read a frame costs the agent the events whose
 // data is wrong, and none that has no data, bytes, or was refused before (rule 11).
 func TestTrustDataVet(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{TrustData: true})
 		hub := playHub(t, st)
 		for _, ev := range []Event{{Type: "none"}, {Bytes: []byte("bytes")}, {Data: []byte("1")}, {Data: []byte("{")}, {Data: []byte(`"a"`)}} {
@@ -148,7 +149,7 @@ func TestTrustDataVet(t *testing.T) {
 			if b, ok := p.(*EventBatchPayload); err != nil || !ok || b.LastSeq != 5 || fmt.Sprint(b.Gaps) != fmt.Sprint(gaps) {
 				t.Fatalf("%v, got %+v, want 1 to 5 with %v", err, p, gaps)
 			}
-			hub.wantIdle()
+			hub.wantIdle("all is sent")
 		}
 		sent()
 		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 3})
@@ -156,7 +157,7 @@ func TestTrustDataVet(t *testing.T) {
 		hub.send(&ErrorPayload{Code: codeMalformed})
 		sent(Gap{3, 4, ReasonRejected})
 		hub.send(&ErrorPayload{Code: codeMalformed})
-		hub.wantIdle() // each is looked at once
+		hub.wantIdle("each is looked at once")
 		old := st.link
 		hub.link.Close()
 		old.vet() // late: the session is on no link, or on another
@@ -171,7 +172,7 @@ func TestTrustDataVet(t *testing.T) {
 // TestTrustDataVetOnce: a hub that calls frames malformed without end has the agent go
 // through its sessions once, and not for each error of a hundred bytes.
 func TestTrustDataVetOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{TrustData: true})
 		hub := playHub(t, st)
 		for i := range 500 {
