@@ -210,8 +210,8 @@ func TestViewerStats(t *testing.T) {
 		v.Watch("s", Position{})
 		want.Watches = 2
 		is("watching")
-		h := &peer{t: t, link: v.Connect(), viewer: "tab"}
-		h.want(&HelloPayload{V: 1, Role: roleViewer})
+		h := meetHub(t, v)
+		h.hears()
 		is("not welcomed")
 		h.welcome("l1")
 		h.want(h.watch("r", "", 0), h.watch("s", "", 0))

@@ -71,7 +71,7 @@ func TestViewerHello(t *testing.T) {
 		v := NewViewer(nil)
 		v.Watch("b", Position{"e1", 7})
 		v.Watch("a", Position{})
-		h := &peer{t: t, link: v.Connect(), viewer: "tab"}
+		h := meetHub(t, v)
 		hello := &HelloPayload{V: 1, Role: roleViewer}
 		h.want(hello)
 		pass(15*time.Second - 1)
@@ -772,12 +772,12 @@ func TestViewerIgnoresForeignError(t *testing.T) {
 func TestViewerBeforeWelcome(t *testing.T) {
 	v := NewViewer(nil)
 	v.Watch("s", Position{})
-	h := &peer{t: t, link: v.Connect(), id: "x", viewer: "tab"}
-	h.want(&HelloPayload{V: 1, Role: roleViewer})
+	h := meetHub(t, v)
+	h.hears()
 	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
 	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
-	h.welcome("x")
+	h.welcome(h.id)
 	h.want(h.watch("s", "", 0))
 }
 
