@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -224,4 +225,38 @@ func TestBudgetCounts(t *testing.T) {
 			pass(time.Second)
 		}
 	})
+}
+
+// TestBudgetReserve: a reservation that does not fit makes no other fail.
+func TestBudgetReserve(t *testing.T) {
+	t.Parallel()
+	b := &budget{max: 100}
+	b.used.Store(90)
+	var wg sync.WaitGroup
+	stop := make(chan bool)
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.reserve(20) // never fits
+			}
+		}
+	}()
+	fails := 0
+	for range 100_000 {
+		if b.reserve(5) { // always fits
+			b.used.Add(-5)
+		} else {
+			fails++
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if fails > 0 {
+		t.Errorf("%d reservations of 5 refused with 10 free", fails)
+	}
 }

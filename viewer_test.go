@@ -608,6 +608,19 @@ func TestViewerBufferFullWaitEnds(t *testing.T) {
 	}
 }
 
+// TestViewerHandleClosed: Handle that waits for room says why it can't go on.
+func TestViewerHandleClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)))
+		errc := h.handling(h.batch("s", "e1", 1, 3))
+		h.link.Close()
+		if err := <-errc; err != ErrClosed {
+			t.Errorf("Handle: %v, want ErrClosed", err)
+		}
+	})
+}
+
 // Rule 13: a session of which nothing is heard for two periods is asked for again.
 func TestViewerQuietSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1005,5 +1018,67 @@ func TestViewerSilentAfterFullBuffer(t *testing.T) {
 		h.drain()
 		pass(1)
 		h.wantDead(ErrSilent)
+	})
+}
+
+func TestViewerStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		want := ViewerStats{}
+		is := func(when string) {
+			t.Helper()
+			if diff := cmp.Diff(want, v.Stats()); diff != "" {
+				t.Fatalf("%s: -want +got\n%s", when, diff)
+			}
+		}
+		is("new")
+		v.Watch("r", Position{})
+		v.Watch("s", Position{})
+		want.Watches = 2
+		is("watching")
+		h := meetHub(t, v)
+		h.hears()
+		is("not welcomed")
+		h.welcome("l1")
+		h.want(h.watch("r", "", 0), h.watch("s", "", 0))
+		want.Connected = true
+		is("welcomed")
+		h.send(h.status(stands("r", "e1", 1, 0, 0), stands("s", "e1", 1, 3, 0)))
+		is("told where they stand")
+		h.send(h.batch("s", "e1", 1, 2), h.lost("s", "e1", 3, 3, ReasonEvicted))
+		want.Items, want.Bytes = 3, 3*itemBytes+2*len(`out"event 1"`)
+		is("received")
+		h.send(h.batch("s", "e1", 1, 2))
+		is("received twice")
+		h.send(h.batch("s", "e0", 4, 4), &WelcomePayload{V: 1, Link: "l2"})
+		want.StalePayloads = 2
+		is("of others")
+		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: codeUnexpected})
+		want.RefusedPayloads = 1
+		is("refused")
+		for range v.Items(endedContext) {
+			break
+		}
+		is("not dealt with")
+		n := 0
+		for range v.Items(endedContext) {
+			if n++; n == 2 {
+				break
+			}
+		}
+		want.Items, want.Bytes = 2, 2*itemBytes+len(`out"event 1"`)
+		is("one is dealt with")
+		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: codeForbidden, SessionID: "r"})
+		h.want(h.stop("s"), h.stop("r"))
+		want.Items, want.Bytes = 5, 5*itemBytes+2*len(`out"event 1"`)
+		is("both have ended")
+		v.Unwatch("s")
+		want.Watches, want.Items, want.Bytes = 1, 1, itemBytes
+		is("unwatched")
+		h.link.Close()
+		want.Connected = false
+		is("disconnected")
+		v.Close()
+		is("closed")
 	})
 }
