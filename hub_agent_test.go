@@ -505,47 +505,44 @@ func TestHubCommitIsNotCancelled(t *testing.T) {
 	})
 }
 
-// The wait for another call ends with ctx, and is not the link's end.
+// What waits for a Commit to return waits as long as its ctx does. Nothing of it counts
+// then, and its link lives.
 func TestHubCommitWaitEndsWithCtx(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		old := playAgent(t, h, "agent")
-		done := old.handling(old.batch("s", "e1", 1, 3))
-		a := playAgent(t, h, "agent")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if err := a.link.Handle(ctx, a.status(entryOf("s", "e1", 1, 0, 3))); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Handle: %v", err)
-		}
-		release <- true
-		<-done
-		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
-		a.want(a.ack("s", "e1", 3))
-	})
+	status := func(a *peer) (*peer, Payload) { return a, a.status(entryOf("s", "e1", 1, 0, 3)) }
+	for name, waits := range map[string]func(h *Hub, a *peer) (*peer, Payload){
+		"the next batch":        func(_ *Hub, a *peer) (*peer, Payload) { return a, a.batch("s", "e1", 4, 5) },
+		"the agent's next link": func(h *Hub, a *peer) (*peer, Payload) { return status(playAgent(a.t, h, "agent")) },
+		"another agent's claim": func(h *Hub, a *peer) (*peer, Payload) { return status(playAgent(a.t, h, "other")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan bool)
+				h := NewHub(&HubConfig{
+					Claim:  func(context.Context, string, string, string) bool { return true },
+					Commit: func(context.Context, string, string, []Item) error { <-release; return nil },
+				})
+				a := playAgent(t, h, "agent")
+				committed := a.handling(a.batch("s", "e1", 1, 3))
+				b, p := waits(h, a)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if err := b.link.Handle(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("Handle: %v", err)
+				}
+				release <- true
+				wantReturned(t, committed, nil)
+				if st := statOf(t, h, "s"); st.AgentID != "agent" || st.Acked != 3 {
+					t.Errorf("session: %+v", st)
+				}
+				b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
+				b.want(b.ack("s", "e1", 3)) // nobody refused anything
+			})
+		})
+	}
 }
 
-// A batch waits for the Commit of the one before as long as its ctx does.
-func TestHubBatchWaitEndsWithCtx(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		a := playAgent(t, h, "agent")
-		done := a.handling(a.batch("s", "e1", 1, 3))
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if err := a.link.Handle(ctx, a.batch("s", "e1", 4, 5)); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Handle: %v", err)
-		}
-		release <- true
-		wantReturned(t, done, nil)
-		pass(ackDelay)
-		a.want(a.ack("s", "e1", 3)) // nothing of the second batch, and the link lives
-	})
-}
-
-// Who claims a session waits for what its owner has the hub commit, as long as its
-// ctx does.
+// An agent that was granted a session by Claim waits as well for what its owner has
+// had the hub commit meanwhile, and as long as its ctx does.
 func TestHubClaimWaitEndsWithCtx(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
@@ -558,15 +555,12 @@ func TestHubClaimWaitEndsWithCtx(t *testing.T) {
 		a.want(a.ack("s", "e1", 0))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		claimed, committed := make(chan error), make(chan error)
-		go func() { claimed <- b.link.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) }()
+		claimed := start(func() error { return b.link.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) })
 		synctest.Wait()
-		go func() { committed <- a.link.Handle(context.Background(), a.batch("s", "e1", 1, 3)) }()
-		synctest.Wait()
+		committed := a.handling(a.batch("s", "e1", 1, 3))
 		release <- true // Claim, which came first
-		if err := <-claimed; !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("the claim: %v", err)
-		}
+		pass(time.Minute)
+		wantReturned(t, claimed, context.DeadlineExceeded)
 		release <- true
 		wantReturned(t, committed, nil)
 		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Acked != 3 {
@@ -613,7 +607,7 @@ func TestHubForgetsDuringCommit(t *testing.T) {
 
 // A session that is forgotten while Commit runs takes nothing of what Commit stored,
 // and is opened elsewhere when Commit is done.
-func TestBoundsForgetDuringCommit(t *testing.T) {
+func TestHubForgetDuringCommitOfWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		entered, release := make(chan bool), make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
@@ -880,19 +874,6 @@ func TestHubClaim(t *testing.T) {
 		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
 			t.Errorf("session: %+v", st)
 		}
-	})
-}
-
-// TestHubClaimIsAskedFirst: who may not have a session is not told its epoch, by which it would
-// take its own for an old one.
-func TestHubClaimIsAskedFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return false }})
-		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
-		a.feed("s", "e2", 1, 3)
-		b.refused(b.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e1", 2, 2), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		b.refused(b.status(entryOf("s", "e1", 1, 0, 2)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
 	})
 }
 

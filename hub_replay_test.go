@@ -33,6 +33,25 @@ func smallHub(t *testing.T, cfg HubConfig) (*Hub, *peer) {
 	return h, a
 }
 
+// playReader plays a viewer that watches s from the start, and was told where that
+// stands.
+func playReader(t *testing.T, h *Hub, viewerID string) *peer {
+	t.Helper()
+	v := playViewer(t, h, viewerID)
+	v.send(v.watch("s", "", 0))
+	v.drain()
+	return v
+}
+
+// smallReplay is a smallHub with a reader, for which the agent was asked for what the
+// hub does not keep.
+func smallReplay(t *testing.T, cfg HubConfig) (h *Hub, a, v *peer, r *ReplayRequestPayload) {
+	t.Helper()
+	h, a = smallHub(t, cfg)
+	v = playReader(t, h, "tab")
+	return h, a, v, a.asked("s", "tab", "e1", 0, 15)
+}
+
 // Rule 12: what the hub no longer has, it asks of the agent, for that one viewer.
 func TestHubReplays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -74,35 +93,9 @@ func TestHubReplays(t *testing.T) {
 }
 
 // Rule 12: at most 500 events are asked for at a time, and more when the viewer's
-// link has taken them.
+// link has taken them. An agent that answers with more than a request may still get
+// is refused, and nothing of it reaches the viewer.
 func TestHubReplaysInPieces(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{LogEvents: 5})
-		a := playAgent(t, h, "agent")
-		a.feed("s", "e1", 1, 620)
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.want(v.status(stands("s", "e1", 616, 620, 0)))
-		v.wantIdle("the agent is asked")
-		r := a.asked("s", "tab", "e1", 0, 615)
-		for from := uint64(1); from < 500; from += 100 {
-			a.send(answerTo(r, from, from+99, from == 401))
-		}
-		for from := uint64(1); from < 500; from += 100 {
-			a.wantIdle("the viewer has not taken what there is")
-			v.want(replayedTo(r, from, from+99))
-		}
-		v.wantIdle("more is asked for")
-		r = a.asked("s", "tab", "e1", 500, 615)
-		a.send(answerTo(r, 501, 600, false), answerTo(r, 601, 615, true))
-		v.want(replayedTo(r, 501, 600), replayedTo(r, 601, 615), v.batch("s", "e1", 616, 620))
-	})
-}
-
-// An agent that answers with more events than a request may still get is refused,
-// and nothing of it reaches the viewer (rule 12).
-func TestBoundsReplayLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
@@ -115,13 +108,14 @@ func TestBoundsReplayLimit(t *testing.T) {
 		r := a.asked("s", "tab", "e1", 0, 695)
 		for from := uint64(1); from <= 450; from += 90 {
 			a.send(answerTo(r, from, from+89, false))
-			v.want(replayedTo(r, from, from+89))
 		}
 		a.refused(answerTo(r, 451, 501, true), &ErrorPayload{Code: codeMalformed}) // 50 are left
-		v.wantIdle("nothing of it counts")
-		a.send(answerTo(r, 451, 500, true)) // exactly these
-		v.want(replayedTo(r, 451, 500))
-		v.wantIdle("the rest is asked for")
+		a.send(answerTo(r, 451, 500, true))                                        // exactly these
+		for from := uint64(1); from <= 500; from += 90 {
+			a.wantIdle("the viewer has not taken what there is")
+			v.want(replayedTo(r, from, min(from+89, 500)))
+		}
+		v.wantIdle("more is asked for")
 		r = a.asked("s", "tab", "e1", 500, 695)
 		a.send(answerTo(r, 501, 600, false), answerTo(r, 601, 695, true))
 		v.want(replayedTo(r, 501, 600), replayedTo(r, 601, 695), v.batch("s", "e1", 696, 700))
@@ -130,7 +124,7 @@ func TestBoundsReplayLimit(t *testing.T) {
 
 // The hub holds about 1 MiB of an agent's answer: what comes after that is ignored,
 // and asked for again when the viewer has taken what there is (rule 12).
-func TestBoundsReplayBytes(t *testing.T) {
+func TestHubReplayBytes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
@@ -191,14 +185,10 @@ func TestBoundsReplayBytes(t *testing.T) {
 }
 
 // The MiB is full when it is reached, to the byte.
-func TestBoundsReplayBytesExact(t *testing.T) {
+func TestHubReplayBytesExact(t *testing.T) {
 	for short, open := range []int{0, 1} { // bytes short of it: requests still open
 		synctest.Test(t, func(t *testing.T) {
-			h, a := smallHub(t, HubConfig{})
-			v := playViewer(t, h, "tab")
-			v.send(v.watch("s", "", 0))
-			v.drain()
-			r := a.asked("s", "tab", "e1", 0, 15)
+			h, a, _, r := smallReplay(t, HubConfig{})
 			for seq := uint64(1); seq <= 4; seq++ {
 				b := answerTo(r, seq, seq, false)
 				p, err := newPage(seq, seq, b.Events, nil, new(encodedEvents))
@@ -222,11 +212,8 @@ func TestBoundsReplayBytesExact(t *testing.T) {
 // An agent's answer may be no more than what was asked for.
 func TestHubRefusesReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		b, v := playAgent(t, h, "b"), playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		h, a, v, r := smallReplay(t, HubConfig{})
+		b := playAgent(t, h, "b")
 		malformed := &ErrorPayload{Code: codeMalformed}
 		for name, change := range map[string]func(p *ReplayBatchPayload){
 			"viewer":   func(p *ReplayBatchPayload) { p.ViewerID = "other" },
@@ -435,9 +422,7 @@ func TestHubWaitingGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxViewerReplays: 1})
 		a.feed("r", "e1", 1, 20)
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "tab")
 		for range 1000 {
 			v.send(v.watch("r", "", 0))
 			v.drain()
@@ -452,12 +437,8 @@ func TestHubWaitingGivenUp(t *testing.T) {
 // Rule 12: an unanswered request is asked again under a new id.
 func TestHubReplayUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		_, a, v, first := smallReplay(t, HubConfig{})
 		start := time.Now()
-		first := a.asked("s", "tab", "e1", 0, 15)
 		a.send(answerTo(first, 1, 3, false))
 		v.drain()
 		passes := func(d time.Duration) *ReplayRequestPayload {
@@ -481,11 +462,7 @@ func TestHubReplayUnanswered(t *testing.T) {
 // A hole in an answer is a lost frame: asked again after a second.
 func TestHubReplayHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		_, a, v, r := smallReplay(t, HubConfig{})
 		a.send(answerTo(r, 1, 5, false), answerTo(r, 11, 15, true))
 		v.want(replayedTo(r, 1, 5))
 		a.send(answerTo(r, 6, 10, false)) // too late
@@ -508,11 +485,7 @@ func TestHubReplayHole(t *testing.T) {
 // still missing is asked for at once.
 func TestHubReplayDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		h, a, v, r := smallReplay(t, HubConfig{})
 		a.send(answerTo(r, 1, 9, true)) // it had more than fits an answer
 		v.want(replayedTo(r, 1, 9))
 		v.wantIdle("the agent is asked")
@@ -533,19 +506,12 @@ func TestHubReplayDone(t *testing.T) {
 // leaves a gap.
 func TestHubReplayRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		h, a, v, r := smallReplay(t, HubConfig{})
 		a.send(&ErrorPayload{Code: codeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Retryable: true})
 		if s := h.lookup("s"); s.open != 0 {
 			t.Error("a refused request is not open")
 		}
-		pass(timerFirst - 1)
-		v.wantIdle("too early")
-		pass(1)
-		v.want(v.status(stands("s", "e1", 16, 20, 0))) // a sign of life is due as well
+		v.wantAfter(timerFirst, v.status(stands("s", "e1", 16, 20, 0))) // a sign of life is due as well
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 0, 15)
 		a.send(answerTo(r, 1, 4, false))
@@ -558,11 +524,7 @@ func TestHubReplayRefused(t *testing.T) {
 // An agent with nothing to give says done at once.
 func TestHubReplayOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		_, a, v, r := smallReplay(t, HubConfig{})
 		a.send(answerTo(r, 1, 0, true))
 		v.want(headed(v.lost("s", "e1", 1, 15, ReasonUnavailable), 20), v.batch("s", "e1", 16, 20))
 	})
@@ -595,11 +557,7 @@ func TestHubReplayAgentAway(t *testing.T) {
 // Rule 12: an open request is asked again on the agent's new link.
 func TestHubReplayAgentBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		old := a.asked("s", "tab", "e1", 0, 15)
+		h, a, v, old := smallReplay(t, HubConfig{})
 		a.send(answerTo(old, 1, 3, false))
 		a.link.Close()
 		v.want(replayedTo(old, 1, 3))
@@ -647,7 +605,7 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 
 // A request has an id that no other link has: a late answer to one of the agent's
 // older link is ignored on the newer (rule 4).
-func TestBoundsReplayOfOlderLink(t *testing.T) {
+func TestHubReplayOfOlderLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, old := smallHub(t, HubConfig{})
 		v := playViewer(t, h, "tab")
@@ -682,10 +640,7 @@ func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
 		var vs []*peer
 		for i := range 4 {
-			v := playViewer(t, h, fmt.Sprint("v", i))
-			v.send(v.watch("s", "", 0))
-			vs = append(vs, v)
-			v.drain()
+			vs = append(vs, playReader(t, h, fmt.Sprint("v", i)))
 		}
 		a.link.Close() // the agent is away
 		start := time.Now()
@@ -753,10 +708,10 @@ func TestHubWithoutLog(t *testing.T) {
 	})
 }
 
-// TestReplayTimerStartsAnew: a request that is refused for good is answered: what the
+// TestHubReplayTimerStartsAnew: a request that is refused for good is answered: what the
 // cursor asks for later has its first timer period. It kept the doubled one of the
 // requests before (rule 12).
-func TestReplayTimerStartsAnew(t *testing.T) {
+func TestHubReplayTimerStartsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, v := withoutLog(t, 3)
 		a.asked("s", "tab", "e1", 0, 3)
@@ -776,18 +731,16 @@ func TestReplayTimerStartsAnew(t *testing.T) {
 	})
 }
 
-// TestReplayTwice: an answer to a replay request that arrives twice is a duplicate.
+// TestHubReplayTwice: an answer to a replay request that arrives twice is a duplicate.
 // Near the end of a request its events counted a second time, and the hub refused an
 // honest agent as malformed (rule 12).
-func TestReplayTwice(t *testing.T) {
+func TestHubReplayTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: -1})
 		h.sizes.replay = 3
 		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 8)
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "tab")
 		r, ok := a.next().(*ReplayRequestPayload)
 		if !ok || r.Limit != 3 {
 			t.Fatalf("asked %+v", r)
@@ -801,9 +754,9 @@ func TestReplayTwice(t *testing.T) {
 	})
 }
 
-// TestReplayFrameTwice: a replay batch that came in a frame and came twice has no event
+// TestHubReplayFrameTwice: a replay batch that came in a frame and came twice has no event
 // left that is new. Taking what is left of it out of the frame was a panic.
-func TestReplayFrameTwice(t *testing.T) {
+func TestHubReplayFrameTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, v := withoutLog(t, 4)
 		r := a.asked("s", "tab", "e1", 0, 4)
@@ -874,9 +827,7 @@ func TestReplayGapsOfRefusedEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxEventBytes: 1000, LogEvents: 5})
 		a.feed("s", "e1", 21, 700)
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "tab")
 		r, ok := a.next().(*ReplayRequestPayload)
 		if !ok {
 			t.Fatal("no request")
@@ -914,9 +865,7 @@ func TestReplayGapsOfRefusedEvents(t *testing.T) {
 func TestHubReplayGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "tab")
 		f := h.lookup("s").cursors[0].fetch
 		r := a.asked("s", "tab", "e1", 0, 15)
 		v.send(v.stop("s"))
@@ -1006,9 +955,7 @@ func TestHubReplaysGivenUp(t *testing.T) {
 			}
 		}
 		busy := 0
-		v := playViewer(t, h, "honest")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "honest")
 		for {
 			p, _ := b.Next(endedContext)
 			if p == nil {
@@ -1094,12 +1041,9 @@ func TestViewerCausesFewReplays(t *testing.T) {
 func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
-		v1, stuck, v3 := playViewer(t, h, "v1"), playViewer(t, h, "v2"), playViewer(t, h, "v3")
-		for _, v := range []*peer{v1, stuck, v3} {
-			v.send(v.watch("s", "", 0))
-			v.drain()
-		}
-		// from here on v2's connection takes nothing any more: Next is not called.
+		v1 := playReader(t, h, "v1")
+		playReader(t, h, "v2") // its connection takes nothing from here on: Next is not called
+		v3 := playReader(t, h, "v3")
 		got := uint64(0)
 		for range 600 { // ten minutes
 			for _, v := range []*peer{v1, v3} {
@@ -1161,9 +1105,7 @@ func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 		h, stuck := smallHub(t, HubConfig{MaxViewerReplays: 1})
 		good := playAgent(t, h, "good")
 		good.feed("t", "e1", 1, 20)
-		v := playViewer(t, h, "v")
-		v.send(v.watch("s", "", 0))
-		v.drain()
+		v := playReader(t, h, "v")
 		v.send(v.watch("t", "", 0))
 		got := uint64(0)
 		for range 20 {
@@ -1236,11 +1178,7 @@ func TestSilentAgentKeepsNoSlots(t *testing.T) {
 // turn for ever.
 func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{})
-		v := playViewer(t, h, "tab")
-		v.send(v.watch("s", "", 0))
-		v.drain()
-		r := a.asked("s", "tab", "e1", 0, 15)
+		_, a, v, r := smallReplay(t, HubConfig{})
 		for range 3 {
 			pass(14 * time.Second)
 			a.link.Handle(t.Context(), answerTo(r, 1, 0, false))

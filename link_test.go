@@ -708,10 +708,10 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 	}
 }
 
-// TestSilentBeforeWelcome: a connection that breaks in silence before its welcome
+// TestLinkSilentBeforeWelcome: a connection that breaks in silence before its welcome
 // ends as well. Silence was looked for after the welcome only, so hello was said
 // into it for ever, and nobody connected again (rule 9).
-func TestSilentBeforeWelcome(t *testing.T) {
+func TestLinkSilentBeforeWelcome(t *testing.T) {
 	for name, link := range map[string]func() *Link{
 		"agent":  func() *Link { return NewStreamer(nil).Connect() },
 		"viewer": func() *Link { return NewViewer(nil).Connect() },

@@ -309,10 +309,10 @@ func TestStreamerReplayAcrossRenew(t *testing.T) {
 	})
 }
 
-// TestReplayGivenUpWhileSent: a viewer that asks anew gives its older request up. That
+// TestStreamerReplayGivenUpWhileSent: a viewer that asks anew gives its older request up. That
 // one's last batch read whether it was done when others could write that (rule 12):
 // the race detector sees it, and it could have said done in the middle.
-func TestReplayGivenUpWhileSent(t *testing.T) {
+func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

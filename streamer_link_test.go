@@ -1057,10 +1057,10 @@ func TestStreamerOverloadedIsNoSilence(t *testing.T) {
 	})
 }
 
-// TestAckEndsWait: an ack that opens a session ends the wait after a retryable
+// TestStreamerAckEndsWait: an ack that opens a session ends the wait after a retryable
 // error. The wait went on, and while it lasted the session's timer stood still: a
 // batch that was lost was not sent again in time (rules 9 and 11).
-func TestAckEndsWait(t *testing.T) {
+func TestStreamerAckEndsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		publishN(t, st, "s", 2)

@@ -415,7 +415,7 @@ func TestStreamerBlock(t *testing.T) {
 // A ctx whose cause is ErrClosed, say of a group in which a link ended so, ended a
 // Publish that waited for room: it was taken for a session that was forgotten, and
 // tried again for ever.
-func TestPublishEndsWithCauseErrClosed(t *testing.T) {
+func TestStreamerPublishEndsWithCauseErrClosed(t *testing.T) {
 	st := NewStreamer(&StreamerConfig{MaxPendingEvents: 1})
 	publishN(t, st, "s", 1)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -425,9 +425,9 @@ func TestPublishEndsWithCauseErrClosed(t *testing.T) {
 	}
 }
 
-// TestEndWakesPublishers: who waits for room in a session that another caller ends
+// TestStreamerEndWakesPublishers: who waits for room in a session that another caller ends
 // is told so at once. It waited until the hub made room, for nothing (rule 10).
-func TestEndWakesPublishers(t *testing.T) {
+func TestStreamerEndWakesPublishers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxPendingBytes: 300})
 		st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 60)})
