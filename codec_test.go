@@ -27,7 +27,7 @@ const wireEpoch = "01jdqz7c3k9w5v8x2m4n6p0rst"
 
 var wireTime = time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC)
 
-// sameWire compares payloads as they are told.
+// sameWire compares payloads as they are encoded.
 var sameWire = cmp.Options{
 	cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}),
 	cmpopts.EquateEmpty(),

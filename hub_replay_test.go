@@ -33,7 +33,7 @@ func smallHub(t *testing.T, cfg HubConfig) (*Hub, *peer) {
 	return h, a
 }
 
-// playReader plays a viewer that watches s from the start, and was told where that
+// playReader plays a viewer that watches s from the start, and has heard where that
 // stands.
 func playReader(t *testing.T, h *Hub, viewerID string) *peer {
 	t.Helper()
@@ -263,8 +263,8 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		vs[8].wantIdle("its turn")
 		a.asked("s", "tab8", "e1", 0, 15)
 		a.wantIdle("eight are open")
-		vs[9].link.Close()          // who waits may leave
-		vs[2].send(vs[2].stop("s")) // who asks, too
+		vs[9].link.Close()          // one that waits may leave
+		vs[2].send(vs[2].stop("s")) // and one that asks
 		vs[10].wantIdle("it asks")  // in turn
 		vs[5].want(replayedTo(r, 1, 15), vs[5].batch("s", "e1", 16, 20))
 		a.asked("s", "tab10", "e1", 0, 15)
@@ -381,7 +381,7 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 	})
 }
 
-// Rule 12: who waits for a slot or a turn has it before the one whose request was
+// Rule 12: a cursor that waits for a slot or a turn has it before one whose request was
 // not answered asks again.
 func TestHubReplayUnansweredIsLast(t *testing.T) {
 	for name, cfg := range map[string]HubConfig{"slot": {MaxViewerReplays: 1}, "turn": {MaxReplays: 1}} {
@@ -633,7 +633,7 @@ func TestHubReplayOfOlderLink(t *testing.T) {
 	})
 }
 
-// TestHubReplayWaitOfThoseInTurn: who waits for a turn waits for an agent that is away no longer
+// TestHubReplayWaitOfThoseInTurn: cursors that wait for a turn wait for an absent agent no longer
 // than the others (rule 12).
 func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -336,7 +336,7 @@ func TestHubSessionTTLVariants(t *testing.T) {
 		a.feed("s", "e1", 1, 3)
 		v.send(v.watch("s", "", 0))
 		a.link.Close()
-		pass(10 * time.Hour) // who watches, keeps it
+		pass(10 * time.Hour) // a watch keeps it
 		if h.Stats().Sessions != 1 {
 			t.Error("forgotten while somebody watches")
 		}
@@ -507,7 +507,7 @@ func TestHubForgetsEnded(t *testing.T) {
 			t.Errorf("its events are to go, not the rest: %+v", st)
 		}
 		a.refused(a.last("s", "e1", 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		a.send(a.status(entryOf("s", "e1", 1, 0, 3))) // who resends is told that it arrived
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3))) // an agent that resends learns that it arrived
 		a.want(a.ack("s", "e1", 3))
 		pass(2*endedTTL + time.Hour)
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {

@@ -746,7 +746,7 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 func relay(t *testing.T, pairs ...[2]*Link) {
 	t.Helper()
 	var buf []byte
-	for quiet := 0; quiet < 3; quiet++ { // who has nothing to say may have others speak
+	for quiet := 0; quiet < 3; quiet++ { // a silent link may have others speak
 		for _, pair := range pairs {
 			frame, err := pair[0].NextFrame(endedContext, append(buf[:0], "before "...))
 			if !bytes.HasPrefix(frame, []byte("before ")) {

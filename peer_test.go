@@ -73,7 +73,7 @@ func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 func playHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 	t.Helper()
 	hub := meetHub(t, of)
-	hub.hears()
+	hub.hearsHello()
 	hub.welcome(hub.id)
 	return hub
 }
@@ -82,7 +82,7 @@ func playHubWindow(t *testing.T, st *Streamer, window int) *peer {
 	t.Helper()
 	hub := meetHub(t, st)
 	hub.window = window
-	hub.hears()
+	hub.hearsHello()
 	hub.welcome(hub.id)
 	return hub
 }
@@ -98,8 +98,8 @@ func reopenHub(t *testing.T, st *Streamer, acks map[string]uint64) *peer {
 	return hub
 }
 
-// hears takes the link's hello, behind which it waits for its welcome.
-func (p *peer) hears() {
+// hearsHello takes the link's hello, behind which it waits for its welcome.
+func (p *peer) hearsHello() {
 	p.t.Helper()
 	role := roleAgent
 	if p.viewer != "" {
@@ -278,7 +278,7 @@ func (p *peer) wantIdle(why string) {
 	}
 }
 
-// wantAfter wants nothing until so much time has passed, and then the payloads.
+// wantAfter wants nothing before d has passed, and then the payloads.
 func (p *peer) wantAfter(d time.Duration, ps ...Payload) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d-1)

@@ -158,7 +158,7 @@ func TestStreamerReplayRefused(t *testing.T) {
 	})
 }
 
-// TestStreamerReplayBusy: a session answers so many requests at a time (rule 12).
+// TestStreamerReplayBusy: a session answers up to MaxReplays requests at a time (rule 12).
 func TestStreamerReplayBusy(t *testing.T) {
 	for _, test := range []struct{ limit, open int }{{-1, 0}, {1, 1}, {3, 3}, {0, 8}} {
 		t.Run(fmt.Sprint(test.limit), func(t *testing.T) {

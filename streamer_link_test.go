@@ -58,14 +58,14 @@ func TestStreamerVersion(t *testing.T) {
 	t.Run("welcome", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			hub := meetHub(t, NewStreamer(nil))
-			hub.hears()
+			hub.hearsHello()
 			hub.wantDead(hub.refused(&WelcomePayload{V: 2, Link: "l", Window: 1}, &ErrorPayload{Code: codeVersion}))
 		})
 	})
 	t.Run("error", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			hub := meetHub(t, NewStreamer(nil))
-			hub.hears()
+			hub.hearsHello()
 			err := hub.refused(&ErrorPayload{Code: codeVersion}, &ErrorPayload{Code: codeVersion})
 			hub.wantDead(err) // an error is not answered by an error
 		})
@@ -86,7 +86,7 @@ func TestStreamerSuperseded(t *testing.T) {
 		old.wantDead(ErrSuperseded)
 		old.link.Close()
 		old.wantDead(ErrSuperseded)
-		hub.hears()
+		hub.hearsHello()
 		hub.welcome(hub.id)
 		hub.wantStatus("s")
 		if s := stats(t, st, "s"); s.Acked != 0 || s.Connected {
@@ -493,7 +493,7 @@ func TestStreamerStaleAcks(t *testing.T) {
 		publishN(t, st, "s", 3)
 		hub := meetHub(t, st)
 		hub.acks("s", 0)
-		hub.hears()
+		hub.hearsHello()
 		hub.welcome(hub.id)
 		hub.wantStatus("s")
 		hub.want(agentBatch("s", 1, 3, 3))
@@ -903,7 +903,7 @@ func TestStreamerHeartbeatList(t *testing.T) {
 }
 
 // TestStreamerStops: what a hub refuses for good stops the session, and everybody
-// who waits for it is told (rule 11).
+// that waits for it learns of it (rule 11).
 func TestStreamerStops(t *testing.T) {
 	for _, test := range []struct {
 		code, epoch string

@@ -64,7 +64,7 @@ func publishRounds(t *testing.T, st *Streamer, ids []string, n int, agent, hub *
 	carryAll(t, agent, hub)
 }
 
-// ackedStreamer has a session "s" of so many events, all acknowledged.
+// ackedStreamer has a session "s" of a number of events, all acknowledged.
 func ackedStreamer(t *testing.T, cfg *StreamerConfig, events int) (*Streamer, *peer) {
 	t.Helper()
 	st := NewStreamer(cfg)
@@ -100,7 +100,7 @@ func TestStreamerBasic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := meetHub(t, st)
-		hub.hears()
+		hub.hearsHello()
 		publishN(t, st, "s", 2)
 		hub.wantIdle("nothing but hello before the welcome")
 		hub.welcome(hub.id)
@@ -235,7 +235,7 @@ func TestStreamerCreatesSessionOnce(t *testing.T) {
 	}
 }
 
-// TestStreamerMaxReplayBuffer: so many events are kept for replay and no more, but
+// TestStreamerMaxReplayBuffer: ReplayEvents are kept for replay and no more, but
 // never less than is pending.
 func TestStreamerMaxReplayBuffer(t *testing.T) {
 	for _, test := range []struct{ limit, kept int }{{-1, 0}, {1, 1}, {2, 2}, {10, 10}, {0, 1000}} {
@@ -425,8 +425,8 @@ func TestStreamerPublishEndsWithCauseErrClosed(t *testing.T) {
 	}
 }
 
-// TestStreamerEndWakesPublishers: who waits for room in a session that another caller ends
-// is told so at once. It waited until the hub made room, for nothing (rule 10).
+// TestStreamerEndWakesPublishers: a publisher that waits for room in a session that another
+// caller ends returns at once. It waited until the hub made room, for nothing (rule 10).
 func TestStreamerEndWakesPublishers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxPendingBytes: 300})
@@ -1182,7 +1182,7 @@ func TestStreamerEvents(t *testing.T) {
 	})
 }
 
-// TestStreamerInvalidEvents: what can't be told on the wire uses no number.
+// TestStreamerInvalidEvents: what can't be encoded uses no number.
 func TestStreamerInvalidEvents(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -1356,7 +1356,7 @@ func TestTrustDataVet(t *testing.T) {
 		}
 		sent := func(gaps ...Gap) {
 			t.Helper()
-			p, err := hub.link.Next(endedContext) // not told: it can't be
+			p, err := hub.link.Next(endedContext) // not over the wire, which can't bring it
 			if b, ok := p.(*EventBatchPayload); err != nil || !ok || b.LastSeq != 5 || fmt.Sprint(b.Gaps) != fmt.Sprint(gaps) {
 				t.Fatalf("%v, got %+v, want 1 to 5 with %v", err, p, gaps)
 			}

@@ -774,7 +774,7 @@ func TestViewerBeforeWelcome(t *testing.T) {
 	v := NewViewer(nil)
 	v.Watch("s", Position{})
 	h := meetHub(t, v)
-	h.hears()
+	h.hearsHello()
 	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
 	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
@@ -1025,7 +1025,7 @@ func TestViewerStats(t *testing.T) {
 		want.Watches = 2
 		is("watching")
 		h := meetHub(t, v)
-		h.hears()
+		h.hearsHello()
 		is("not welcomed")
 		h.welcome("l1")
 		h.want(h.watch("r", "", 0), h.watch("s", "", 0))
