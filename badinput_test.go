@@ -177,7 +177,7 @@ func badAgent(t *testing.T) *farEnd {
 // ended one with 1 to 2. Another agent has session theirs.
 func badHubAgent(t *testing.T) *farEnd {
 	h := NewHub(&HubConfig{MaxEventBytes: 1000})
-	speakAgent(t, h, "other").feed("theirs", "e1", 1, 3)
+	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
 	f := runLines(t, h.ConnectAgent("agent"))
 	f.say(frame("hello", `"v":1,"role":"agent"`))
 	f.fill = strings.NewReplacer("$link", ofKind[*WelcomePayload](t, f.hear()).Link, "$epoch", "e1")
@@ -229,7 +229,7 @@ func badHubViewer(t *testing.T) *farEnd {
 		}
 		return nil
 	}})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	for _, id := range []string{"s", "t", "secret"} {
 		a.feed(id, "e1", 1, 5)
 	}
@@ -237,7 +237,7 @@ func badHubViewer(t *testing.T) *farEnd {
 	f.say(frame("hello", `"v":1,"role":"viewer"`))
 	link := ofKind[*WelcomePayload](t, f.hear()).Link
 	f.fill = strings.NewReplacer("$link", link, "$epoch", "e1")
-	v := &speaker{t: t, id: link, viewer: "tab"}
+	v := &peer{t: t, id: link, viewer: "tab"}
 	f.say(watchLine)
 	f.wants(v.status(stands("s", "e1", 1, 5, 3)), v.batch("s", "e1", 4, 5))
 	f.state = func() any {

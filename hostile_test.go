@@ -19,7 +19,7 @@ import (
 
 // A victim is a link that a hostile peer is about to say something to.
 type victim struct {
-	*speaker
+	*peer
 	epoch string // of session s
 	state func() any
 	next  func() // the next good payload works
@@ -83,7 +83,7 @@ func count(v reflect.Value, path string, counts map[string]int, seen map[uintptr
 func victimAgent(t *testing.T) *victim {
 	st := NewStreamer(nil)
 	publishN(t, st, "s", 5)
-	v := &victim{speaker: &speaker{t: t, l: st.Connect(), id: "l1"}, epoch: stats(t, st, "s").Epoch}
+	v := &victim{peer: &peer{t: t, link: st.Connect(), id: "l1"}, epoch: stats(t, st, "s").Epoch}
 	v.want(&HelloPayload{V: 1, Role: roleAgent})
 	v.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
 	v.drain()
@@ -101,7 +101,7 @@ func victimAgent(t *testing.T) *victim {
 	v.next = func() {
 		publishN(t, st, "s", 1)
 		acked++
-		b, ok := v.speaker.next().(*EventBatchPayload)
+		b, ok := v.peer.next().(*EventBatchPayload)
 		if !ok || b.LastSeq != acked+3 {
 			t.Fatalf("the agent says %s behind its %d", payloadText(b), acked+2)
 		}
@@ -229,13 +229,13 @@ func (v *victim) acked() uint64 { return v.state().([]any)[1].(SessionStats).Ack
 // theirs.
 func victimHubOfAgent(t *testing.T) *victim {
 	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 3, Window: 4})
-	speakAgent(t, h, "other").feed("theirs", "e1", 1, 3)
-	v := &victim{speaker: speakAgent(t, h, "agent"), epoch: "e1"}
+	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
+	v := &victim{peer: playAgent(t, h, "agent"), epoch: "e1"}
 	v.feed("s", "e1", 1, 3)
 	v.feed("long", "e1", 1, 20)
 	v.send(v.last("ended", "e1", 1))
 	v.drain()
-	tab := speakViewer(t, h, "tab")
+	tab := playViewer(t, h, "tab")
 	tab.send(tab.watch("long", "", 0))
 	tab.drain()
 	v.request = v.asked("long", "tab", "e1", 0, 15)
@@ -455,7 +455,7 @@ func runHostile(t *testing.T, start func(t *testing.T) *victim, inputs func(v *v
 
 func (in *hostile) run(t *testing.T, v *victim) {
 	before := v.state()
-	err := v.l.Handle(t.Context(), in.say)
+	err := v.link.Handle(t.Context(), in.say)
 	got := ""
 	if err != nil {
 		got = err.Error()
@@ -476,7 +476,7 @@ func (in *hostile) run(t *testing.T, v *victim) {
 	if diff := cmp.Diff(want, said, sameWire); diff != "" {
 		t.Errorf("%s: said -want +got\n%s", in.what, diff)
 	}
-	if alive := v.l.failure() == nil; alive == in.dies {
+	if alive := v.link.failure() == nil; alive == in.dies {
 		t.Errorf("%s: the link lives: %v", in.what, alive)
 	}
 	if diff := cmp.Diff(before, v.state()); diff != "" {
@@ -487,7 +487,7 @@ func (in *hostile) run(t *testing.T, v *victim) {
 // rest is what the link still says, also when it is dead.
 func (v *victim) rest() (out []Payload) {
 	for {
-		p, err := v.l.Next(endedContext)
+		p, err := v.link.Next(endedContext)
 		if err != nil {
 			return out
 		}
@@ -505,11 +505,11 @@ func victimHubOfViewer(t *testing.T) *victim {
 		}
 		return nil
 	}})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	for _, id := range []string{"s", "t", "secret"} {
 		a.feed(id, "e1", 1, 5)
 	}
-	v := &victim{speaker: speakViewer(t, h, "tab"), epoch: "e1"}
+	v := &victim{peer: playViewer(t, h, "tab"), epoch: "e1"}
 	v.send(v.watch("s", "e1", 0), v.watch("nobody", "", 0))
 	v.drain()
 	v.state = func() any {
@@ -593,7 +593,7 @@ func victimViewer(t *testing.T) *victim {
 			t.Fatal(err)
 		}
 	}
-	v := &victim{speaker: speakHub(t, w), epoch: "e1"}
+	v := &victim{peer: playHub(t, w), epoch: "e1"}
 	v.drain()
 	v.send(v.status(stands("s", "e1", 1, 9, 0)), v.batch("s", "e1", 1, 3))
 	v.state = func() any {
@@ -754,13 +754,13 @@ func TestHostileFrames(t *testing.T) {
 					frame := hostileFrame(t, c.typ, c.old, c.new)
 					before := v.state()
 					frames := [][]byte{frame}
-					err := receiveLoop(t.Context(), v.l, func(context.Context) (Payload, error) {
+					err := receiveLoop(t.Context(), v.link, func(context.Context) (Payload, error) {
 						if len(frames) == 0 {
 							return nil, io.EOF
 						}
 						frames = nil
 						return Unmarshal(frame)
-					}, v.l.Handle)
+					}, v.link.Handle)
 					if err != io.EOF {
 						t.Fatalf("%.200s: %v", frame, err)
 					}

@@ -41,7 +41,6 @@ func or[T int | time.Duration](v, zero T) T {
 	return max(v, 0)
 }
 
-
 // A Link is one connection of a Streamer, Hub or Viewer to its peer, for as long
 // as the connection lasts: make a new one for each, with Streamer.Connect,
 // Hub.ConnectAgent, Hub.ConnectViewer or Viewer.Connect. A link of an older

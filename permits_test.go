@@ -127,7 +127,7 @@ func TestPermitsExpire(t *testing.T) {
 func TestReplayTimerAfterProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
-		v := speakViewer(t, h, "tab")
+		v := playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.drain()
 		a.asked("s", "tab", "e1", 0, 15)
