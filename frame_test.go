@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // borrowed is what HandleFrame makes of a frame, in the form of Unmarshal. The frame
@@ -218,7 +219,7 @@ func TestNextFrame(t *testing.T) {
 		links := make([]*Link, 2)
 		for i := range links {
 			st := NewStreamer(nil)
-			st.mint = &minter{random: zeros{}} // both make the same epochs
+			st.mint = epoch.NewSource(zeros{}) // both make the same epochs
 			links[i] = st.Connect()
 			s := &speaker{t: t, l: links[i]}
 			s.want(&HelloPayload{V: 1, Role: roleAgent})

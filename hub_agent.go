@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strconv"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A hubAgent is the hub's half of one connection to an agent.
@@ -24,7 +26,7 @@ type hubAgent struct {
 
 func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	ha := &hubAgent{
-		h: h, agentID: agentID, id: h.mint.id(),
+		h: h, agentID: agentID, id: h.mint.ID(),
 		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
@@ -291,7 +293,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 	if err := s.staleEpoch(e.Epoch); err != nil {
 		return err
 	}
-	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
+	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
 	if err := ha.full(s); err != nil {

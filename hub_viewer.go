@@ -30,7 +30,7 @@ type hubViewer struct {
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
-	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
+	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.ID(), cursors: make(map[string]*cursor)}
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.crew = &h.crew
 	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}

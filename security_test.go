@@ -47,14 +47,19 @@ func TestSecurityPage(t *testing.T) {
 	}
 }
 
-// declarations are the names that the package declares, fields and tests included,
-// and the codes of errors behind "code:".
+// declarations are the names that the package and those below internal declare, fields
+// and tests included, and the codes of errors behind "code:".
 func declarations(t *testing.T) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
+	below, err := filepath.Glob("internal/*/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, below...)
 	names := make(map[string]bool)
 	for _, file := range files {
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // Overflow is what Publish does when a session's pending is full (rule 10).
@@ -99,7 +101,7 @@ const endedTTL = 5 * time.Minute
 type Streamer struct {
 	cfg    StreamerConfig
 	sizes  sizes
-	mint   *minter
+	mint   *epoch.Source
 	budget budget
 	closed atomic.Bool // no more publishing
 	shut   atomic.Bool // no more links
@@ -127,7 +129,7 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
 	return st
 }
@@ -210,7 +212,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.mint.epoch(now), life: &unborn}
+	s := &Session{st: st, id: id, epoch: st.mint.Next(now), life: &unborn}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
@@ -601,10 +603,10 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	if stopped, ok := s.stopped.(*ProtocolError); ok && stopped.Epoch > known {
 		known = stopped.Epoch
 	}
-	epoch, ok := st.mint.past(now, known)
+	fresh, ok := st.mint.Past(now, known)
 	if ok {
 		s.drop()
-		s.epoch = epoch
+		s.epoch = fresh
 	}
 	s.mu.Unlock()
 	if !ok {

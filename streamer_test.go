@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 var sameEvents = cmpopts.EquateEmpty()
@@ -42,7 +43,7 @@ type playedHub struct {
 
 // meetHub connects st to a hub that has not said anything yet.
 func meetHub(t *testing.T, st *Streamer) *playedHub {
-	return &playedHub{t: t, st: st, link: st.Connect(), id: process.id()}
+	return &playedHub{t: t, st: st, link: st.Connect(), id: epoch.Process.ID()}
 }
 
 // playHub connects st to a hub with the default window, and welcomes it.
@@ -1614,7 +1615,7 @@ func TestStreamerRenew(t *testing.T) {
 		publishN(t, st, "s", 3)
 		hub.want(agentBatch("s", 1, 3, 3))
 		old := stats(t, st, "s").Epoch
-		known, ok := process.past(time.Now().Add(time.Hour), old)
+		known, ok := epoch.Process.Past(time.Now().Add(time.Hour), old)
 		if !ok {
 			t.Fatal("no greater epoch")
 		}
