@@ -15,6 +15,8 @@ import (
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/vibetools/gvstream/internal/timetext"
 )
 
 // maxDepth is how deep the data of an event, or a field that we ignore, may nest.
@@ -622,11 +624,11 @@ func (d *decoder) plainEvent(e *Event, s *slot) bool {
 
 // plainTime reads a time that is written as we write it, without its first quote.
 func (d *decoder) plainTime(t *time.Time, s *slot) (ok bool) {
-	n := bytes.IndexByte(d.b[d.i:min(len(d.b), d.i+timeRoom+1)], '"')
+	n := bytes.IndexByte(d.b[d.i:min(len(d.b), d.i+timetext.Max+1)], '"')
 	if n < 0 {
 		return false
 	}
-	*t, ok = d.time(d.b[d.i : d.i+n])
+	*t, ok = d.times.Read(d.b[d.i : d.i+n])
 	d.i += n + 1
 	s.timed = uint8(n)
 	return ok && !t.IsZero()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -979,58 +977,6 @@ func hostileFrame(t testing.TB, typ, old, new string) []byte {
 		t.Fatalf("no %s in %s", old, line)
 	}
 	return []byte(strings.Replace(line, old, new, 1))
-}
-
-// TestTimes: times are written as encoding/json writes them in UTC, and read back as
-// they were; of other texts none is read differently than encoding/json reads it.
-func TestTimes(t *testing.T) {
-	t.Parallel()
-	rnd := rand.New(rand.NewPCG(5, 5))
-	var known memo
-	for i := range 20_000 {
-		at := time.Unix(rnd.Int64N(315537897600)-62135596800, rnd.Int64N(1e9)/[]int64{1, 10, 1e3, 1e6, 1e9}[i%5]*[]int64{1, 10, 1e3, 1e6, 1e9}[i%5])
-		if i%3 == 0 {
-			at = time.Unix(1763937245+rnd.Int64N(2), rnd.Int64N(1e9))
-			readClock()
-		}
-		var room timeText
-		text := room[:room.put(at)]
-		if want := at.UTC().Format(time.RFC3339Nano); string(text) != want {
-			t.Fatalf("wrote %s, want %s", text, want)
-		}
-		if got, ok := known.time(text); !ok || got != at.UTC() {
-			t.Fatalf("read %v, %v from %s", got, ok, text)
-		}
-		text[rnd.IntN(len(text))] = "0123456789:.-TZ /z\xff"[rnd.IntN(19)]
-		var want time.Time
-		err := want.UnmarshalJSON([]byte(`"` + string(text) + `"`))
-		if got, ok := known.time(text); ok && (err != nil || !got.Equal(want)) {
-			t.Fatalf("read %v from %s, want %v, %v", got, text, want, err)
-		}
-	}
-}
-
-// TestClock: an event's time is the clock's, also where a second begins and where
-// another bubble's clock was read before.
-func TestClock(t *testing.T) {
-	for range 2 {
-		synctest.Test(t, func(t *testing.T) {
-			for _, d := range []time.Duration{0, 1, 1e3, 123456789, 1e9 - 123457790, 999999999, 1, 1e9, 3600e9} {
-				<-time.After(d)
-				var room timeText
-				got := string(room[:room.now()])
-				if want := time.Now().UTC().Format(time.RFC3339Nano); got != want {
-					t.Errorf("the clock is at %s, want %s", got, want)
-				}
-			}
-		})
-		before := time.Now()
-		var room timeText
-		at, ok := new(memo).time(room[:room.now()])
-		if !ok || at.Sub(before).Abs() > time.Second {
-			t.Errorf("the clock is at %v, want %v", at, before)
-		}
-	}
 }
 
 // A decoder that had read no time yet took NULs for the one it remembered: the frame

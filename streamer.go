@@ -334,7 +334,7 @@ func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
 // fill fills a draft in for this session.
 func (s *Session) fill(d *draft) error {
 	if d.ev.Time.IsZero() {
-		d.timed = d.time.now()
+		d.timed = d.time.Now()
 	}
 	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
 		return ErrTooLarge
