@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream/internal/decimal"
+	"github.com/vibetools/gvstream/internal/jsontext"
 	"github.com/vibetools/gvstream/internal/timetext"
 )
 
@@ -401,7 +402,7 @@ func (m *memo) word(text []byte) string {
 // typeOf is word for a text that may have escapes.
 func (m *memo) typeOf(text []byte) string {
 	if bytes.IndexByte(text, '\\') >= 0 {
-		text, _ = unquote(text)
+		text, _ = jsontext.Unquote(text)
 	}
 	return m.word(text)
 }
@@ -443,8 +444,8 @@ func (d *draft) check(trust bool) (err error) {
 		if trust && bytes.IndexByte(ev.Data, '\n') >= 0 {
 			return fmt.Errorf("%w: data: newline", ErrInvalidData)
 		} else if !trust {
-			if d.spaces, err = checkJSON(ev.Data); err != nil {
-				return err
+			if d.spaces, err = jsontext.Check(ev.Data); err != nil {
+				return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
 			}
 		}
 		d.tail += len(headData) + len(ev.Data) - d.spaces
@@ -481,7 +482,7 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	}
 	switch {
 	case d.escapes > 0:
-		out = appendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
+		out = jsontext.AppendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
 	case d.ev.Type != "":
 		out = append(append(append(out, headType...), d.ev.Type...), '"')
 	}
@@ -489,7 +490,7 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	case len(d.ev.Data) > 0:
 		out = append(out, headData...)
 		data = len(out) - start
-		out = appendCompact(out, d.ev.Data, d.spaces)
+		out = jsontext.AppendCompact(out, d.ev.Data, d.spaces)
 	case len(d.ev.Bytes) > 0:
 		out = append(out, head64...)
 		data = len(out) - start

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
 // trustWires are ways from agent to hub; each hands over what becomes of a payload.
@@ -69,7 +71,7 @@ func carryTrusted(t *testing.T, now time.Time, agent, hub *Link, wire func(Paylo
 // (rule 11).
 func TestTrustData(t *testing.T) {
 	for _, bad := range []string{
-		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(maxDepth + 1),
+		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(jsontext.MaxDepth + 1),
 		`1}],"x":[{"y":1`, `1}],"session_id":"other","x":[{"y":1`, `1}]},"payload":{"x":[{"y":1`, `1}]}}`,
 	} {
 		for name, wire := range trustWires {
