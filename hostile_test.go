@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A victim is a link that a hostile peer is about to say something to.
@@ -295,7 +297,7 @@ func hostileToHubOfAgent(v *victim) []hostile {
 	}
 	at := func(off uint64) string { return fmt.Sprint(n + off) }
 	badData := fmt.Sprintf("gvstream: event_rejected session=%q epoch=%q seq=%d: event %d: gvstream: invalid event: ", "s", "e1", n+1, n+1)
-	inAYear := process.encode(uint64(time.Now().Add(8760 * time.Hour).UnixMilli()))
+	inAYear := epoch.NewSource(rand.Reader).Next(time.Now().Add(8760 * time.Hour))
 	forbidden := func(epoch string) string {
 		return fmt.Sprintf("gvstream: forbidden session=%q epoch=%q: the session belongs to another agent", "theirs", epoch)
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vibetools/gvstream/internal/epoch"
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
@@ -101,7 +102,7 @@ const endedTTL = 5 * time.Minute
 type Streamer struct {
 	cfg    StreamerConfig
 	sizes  sizes
-	mint   *minter
+	mint   *epoch.Source
 	budget budget
 	closed atomic.Bool // no more publishing
 	shut   atomic.Bool // no more links
@@ -129,7 +130,7 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
 	return st
 }
@@ -212,7 +213,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.mint.epoch(now), life: &unborn}
+	s := &Session{st: st, id: id, epoch: st.mint.Next(now), life: &unborn}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
@@ -334,7 +335,7 @@ func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
 // fill fills a draft in for this session.
 func (s *Session) fill(d *draft) error {
 	if d.ev.Time.IsZero() {
-		d.timed = d.time.now()
+		d.timed = d.time.Now()
 	}
 	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
 		return ErrTooLarge
@@ -589,10 +590,10 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	if stopped, ok := s.stopped.(*ProtocolError); ok && stopped.Epoch > known {
 		known = stopped.Epoch
 	}
-	epoch, ok := st.mint.past(now, known)
+	fresh, ok := st.mint.Past(now, known)
 	if ok {
 		s.drop()
-		s.epoch = epoch
+		s.epoch = fresh
 	}
 	s.mu.Unlock()
 	if !ok {
