@@ -344,7 +344,6 @@ func (a *attachment) refused(now time.Time, p *ErrorPayload) {
 		a.pause(now)
 		a.scheduleTick()
 	default:
-		s.begin()
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
 	}
