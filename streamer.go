@@ -144,8 +144,9 @@ type Session struct {
 
 	mu      sync.Mutex // level 2; protects the fields below
 	epoch   string
-	*life               // in this epoch; nobody's before the first event
-	on      *attachment // the session on the current link, or nil
+	*life                  // in this epoch: unborn before the first event
+	stopped *ProtocolError // why the hub does not want this epoch, or nil
+	on      *attachment    // the session on the current link, or nil
 	changed signal
 	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
 	gone    bool                   // forgotten
@@ -161,17 +162,17 @@ type life struct {
 	pendingEvents int    // events in (acked, head]
 	pendingBytes  int
 	hasEnded      bool       // the last event was published
-	stopped       error      // why the hub does not want it
 	overAt        *time.Time // when to forget it, once its end is acknowledged
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
 }
 
-// unborn is the life of sessions of which nothing has become: most of many. It never
-// changes.
+// unborn is the life of all sessions without events, which most of many are: shared,
+// and never changed. Only an event gives a session a life of its own, or a viewer's
+// progress; all else that changes one is about an event that was published before.
 var unborn life
 
-// begin has the session a life of its own, which may be changed.
+// begin gives the session a life of its own, unless it has one.
 func (s *Session) begin() {
 	if s.life == &unborn {
 		s.life = new(life)
@@ -460,7 +461,6 @@ func (s *Session) poke() {
 // acked.
 func (s *Session) free(now time.Time, upTo uint64) {
 	if upTo > s.acked {
-		s.begin()
 		events, bytes := s.log.tally(s.acked, upTo)
 		s.pendingEvents -= events
 		s.pendingBytes -= bytes
@@ -542,7 +542,7 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 // drop gives up everything the session holds.
 func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
-	s.life = &unborn
+	s.life, s.stopped = &unborn, nil
 	if s.aged {
 		s.aged = false
 		s.st.budget.forget(s)
@@ -587,8 +587,8 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	s.mu.Lock()
 	known := s.epoch
-	if stopped, ok := s.stopped.(*ProtocolError); ok && stopped.Epoch > known {
-		known = stopped.Epoch
+	if s.stopped != nil {
+		known = max(known, s.stopped.Epoch)
 	}
 	fresh, ok := st.mint.Past(now, known)
 	if ok {
