@@ -16,7 +16,7 @@ type budget struct {
 
 	mu    sync.Mutex           // level 4; protects the fields below, and Session's age
 	aged  sched.Heap[*Session] // by the time of their oldest acknowledged event
-	freed signal               // bytes were released, or may be evicted
+	freed sched.Signal         // bytes were released, or may be evicted
 }
 
 // reserve takes n bytes if there are that many.
@@ -44,7 +44,7 @@ func (b *budget) release(n int) {
 func (b *budget) give(n int) {
 	b.used.Add(int64(-n))
 	b.mu.Lock()
-	b.freed.broadcast()
+	b.freed.Broadcast()
 	b.mu.Unlock()
 }
 
@@ -55,7 +55,7 @@ func (b *budget) wait() <-chan struct{} {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.freed.wait()
+	return b.freed.Wait()
 }
 
 // fits reports whether n bytes fit once own bytes are released.
@@ -72,7 +72,7 @@ func (b *budget) offer(s *Session, oldest time.Time) {
 		s.age = new(sched.Entry[*Session])
 	}
 	b.aged.Set(s.age, s, oldest)
-	b.freed.broadcast()
+	b.freed.Broadcast()
 }
 
 // forget takes s back, if it is still offered.

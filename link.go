@@ -633,21 +633,3 @@ func (l *Link) Close() error {
 	l.fail(time.Now(), ErrClosed)
 	return nil
 }
-
-// A signal wakes everybody who waits for a change, once.
-type signal struct{ ch chan struct{} }
-
-// wait returns a channel that the next broadcast closes.
-func (s *signal) wait() <-chan struct{} {
-	if s.ch == nil {
-		s.ch = make(chan struct{})
-	}
-	return s.ch
-}
-
-func (s *signal) broadcast() {
-	if s.ch != nil {
-		close(s.ch)
-		s.ch = nil
-	}
-}

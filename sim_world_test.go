@@ -498,7 +498,7 @@ func (w *simWorld) offer(b *blocked) bool {
 	b.freed = b.s.st.budget.wait()
 	b.s.st.budget.makeRoom(b.d.size())
 	seq, err := b.s.offer(&b.d)
-	b.wait = b.s.changed.wait()
+	b.wait = b.s.changed.Wait()
 	switch {
 	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
 		w.blocked = append(w.blocked, b)

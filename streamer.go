@@ -147,7 +147,7 @@ type Session struct {
 	*life                  // in this epoch: unborn before the first event
 	stopped *ProtocolError // why the hub does not want this epoch, or nil
 	on      *attachment    // the session on the current link, or nil
-	changed signal
+	changed sched.Signal
 	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
 	gone    bool                   // forgotten
 	aged    bool                   // offered to the budget
@@ -318,7 +318,7 @@ func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
 		seq, err := s.offer(d)
 		var wait <-chan struct{}
 		if err == ErrPendingFull {
-			wait = s.changed.wait()
+			wait = s.changed.Wait()
 		}
 		s.mu.Unlock()
 		if err != ErrPendingFull {
@@ -365,7 +365,7 @@ func (s *Session) offer(d *draft) (uint64, error) {
 	s.pendingBytes += n
 	if d.ev.End {
 		s.hasEnded = true
-		s.changed.broadcast() // who waits for room, waits for nothing
+		s.changed.Broadcast() // who waits for room, waits for nothing
 	}
 	s.trim()
 	s.poke()
@@ -466,7 +466,7 @@ func (s *Session) free(now time.Time, upTo uint64) {
 		s.pendingBytes -= bytes
 		s.acked = upTo
 		s.trim()
-		s.changed.broadcast()
+		s.changed.Broadcast()
 		if s.hasEnded && s.acked == s.log.head {
 			at := now.Add(endedTTL)
 			s.overAt = &at
@@ -551,7 +551,7 @@ func (s *Session) drop() {
 		s.on.l.forget(&s.on.task)
 		s.on = nil
 	}
-	s.changed.broadcast()
+	s.changed.Broadcast()
 }
 
 // Forget removes a session with everything it holds, acknowledged or not. Waiting
@@ -657,7 +657,7 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 	for {
 		s.mu.Lock()
 		done := s.gone || s.epoch != epoch || s.acked >= head
-		stopped, wait := s.stopped, s.changed.wait()
+		stopped, wait := s.stopped, s.changed.Wait()
 		s.mu.Unlock()
 		switch {
 		case done:
@@ -710,7 +710,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 func (st *Streamer) wakeAll() {
 	for _, s := range st.all() {
 		s.mu.Lock()
-		s.changed.broadcast()
+		s.changed.Broadcast()
 		s.mu.Unlock()
 	}
 }

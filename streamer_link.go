@@ -345,7 +345,7 @@ func (a *attachment) refused(now time.Time, p *ErrorPayload) {
 		a.scheduleTick()
 	default:
 		s.stopped = p.protocolError()
-		s.changed.broadcast()
+		s.changed.Broadcast()
 	}
 }
 
@@ -518,7 +518,7 @@ func (a *attachment) reject(seq uint64) {
 	if !s.lose(seq, ReasonRejected) {
 		return // refused before
 	}
-	s.changed.broadcast()
+	s.changed.Broadcast()
 	if s.hasEnded {
 		a.announce() // the end may lie in the gap
 	}

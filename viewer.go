@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
@@ -47,11 +49,11 @@ type Viewer struct {
 	mu      sync.Mutex // level 1; protects the fields below
 	watches map[string]*watch
 	link    *viewerLink
-	queue   []*queued // what Items yields next
-	bytes   int       // of it
-	room    signal    // something was taken
-	more    signal    // something was added
-	reading bool      // Items runs
+	queue   []*queued    // what Items yields next
+	bytes   int          // of it
+	room    sched.Signal // something was taken
+	more    sched.Signal // something was added
+	reading bool         // Items runs
 	closed  bool
 }
 
@@ -132,7 +134,7 @@ func (v *Viewer) Unwatch(sessionID string) {
 	}
 	clear(v.queue[len(kept):])
 	v.queue = kept
-	v.room.broadcast()
+	v.room.Broadcast()
 }
 
 // detachWatch takes a watch off the link and tells the hub.
@@ -218,7 +220,7 @@ func (v *Viewer) front() (*queued, <-chan struct{}) {
 	case len(v.queue) > 0:
 		return v.queue[0], nil
 	}
-	return nil, v.more.wait()
+	return nil, v.more.Wait()
 }
 
 // done moves the position past an item, unless its watch ended meanwhile.
@@ -234,7 +236,7 @@ func (v *Viewer) done(q *queued) {
 	if q.err == nil {
 		q.w.handled = q.item.Position()
 	}
-	v.room.broadcast()
+	v.room.Broadcast()
 }
 
 // Close ends Items and the link, and everything that waits. It does not wait for a
@@ -243,8 +245,8 @@ func (v *Viewer) Close() error {
 	v.mu.Lock()
 	v.closed = true
 	vl := v.link
-	v.room.broadcast()
-	v.more.broadcast()
+	v.room.Broadcast()
+	v.more.Broadcast()
 	v.mu.Unlock()
 	if vl != nil {
 		vl.Close()
@@ -328,7 +330,7 @@ func (vl *viewerLink) detach(time.Time) {
 			w.on = nil
 		}
 	}
-	v.room.broadcast() // who waits for room on this link, waits no longer
+	v.room.Broadcast() // who waits for room on this link, waits no longer
 }
 
 // takeBeat ends a link on which the hub has been silent: it names every watch
@@ -493,7 +495,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
 	}
 	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
-		wait := v.room.wait()
+		wait := v.room.Wait()
 		before := Position{w.epoch, w.received}
 		vl.holding++
 		v.mu.Unlock()
@@ -524,7 +526,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 func (v *Viewer) push(q *queued) {
 	v.queue = append(v.queue, q)
 	v.bytes += q.size
-	v.more.broadcast()
+	v.more.Broadcast()
 }
 
 // end closes a watch whose last number was received (rule 16).

@@ -292,3 +292,27 @@ func TestReadyAtReportsEarlier(t *testing.T) {
 		}
 	}
 }
+
+func TestSignal(t *testing.T) {
+	var s Signal
+	s.Broadcast() // nobody waits
+	closed := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	first, second := s.Wait(), s.Wait()
+	if closed(first) || closed(second) {
+		t.Error("woken before there was a change")
+	}
+	s.Broadcast()
+	if !closed(first) || !closed(second) {
+		t.Error("not woken by a change")
+	}
+	if closed(s.Wait()) {
+		t.Error("woken by the change before")
+	}
+}
