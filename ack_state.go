@@ -2,14 +2,6 @@ package gvstream
 
 import "time"
 
-// How long, and for how many events, a receiver holds an ack back (rule 6), and how
-// long it waits before it sends the same nack again (rule 7).
-const (
-	ackDelay  = 250 * time.Millisecond
-	ackEvents = 64
-	nackEvery = time.Second
-)
-
 // An ackState decides when a receiver acknowledges one session on one link (rules 6
 // and 7). It is a value without a lock or a clock: its owner's lock protects it, and
 // the time is passed in. The zero ackState owes nothing.

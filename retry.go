@@ -2,13 +2,6 @@ package gvstream
 
 import "time"
 
-// The timer of the protocol (PROTOCOL.md, "Timers"): what is not answered is said again
-// after timerFirst, then after twice as long each time, up to timerMax.
-const (
-	timerFirst = 15 * time.Second
-	timerMax   = 2 * time.Minute
-)
-
 // A retry is one such timer. It is a value without a lock or a clock: its owner's lock
 // protects it, and the time is passed in. The zero retry does not run, and waits for
 // timerFirst when it is started.

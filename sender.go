@@ -1,0 +1,194 @@
+package gvstream
+
+import "time"
+
+// An attachment is one session on one link: the state that ends with the link.
+// The session's lock protects it.
+type attachment struct {
+	task // sends the next batch
+	sendCursor
+	s *Session
+	l *agentLink
+
+	id      string // of the link
+	poked   bool   // take will be called, and that has not begun yet
+	vetted  uint64 // the data of what was sent up to it has been checked
+	listed  bool   // in the link's list for the next status
+	unacked bool   // in the link's list for the next sign of life
+
+	replays []*replay
+}
+
+// noteUnacked has the next sign of life name the session, if it is not acknowledged
+// until then. The session's lock is held.
+func (a *attachment) noteUnacked() {
+	if a.unacked || a.s.acked >= a.s.log.head {
+		return
+	}
+	a.unacked = true
+	a.l.mu.Lock()
+	a.l.unacked = append(a.l.unacked, a)
+	a.l.mu.Unlock()
+}
+
+// refused deals with an error about the session on its link.
+func (a *attachment) refused(now time.Time, p *ErrorPayload) {
+	s := a.s
+	a.heard()
+	switch {
+	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // news of before a Renew
+		s.st.stalePayloads.Add(1)
+	case p.Code == codeUnknownSession:
+		if a.reopen() {
+			a.announce()
+		}
+	case p.refusesEvent():
+		a.reject(p.Seq)
+	case p.Retryable:
+		a.pause(now)
+		a.scheduleTick()
+	default:
+		s.stopped = p.protocolError()
+		s.changed.Broadcast()
+	}
+}
+
+// announce lists the session for the next status.
+func (a *attachment) announce() {
+	if a.listed {
+		return
+	}
+	a.listed = true
+	a.l.mu.Lock()
+	a.l.list = append(a.l.list, a)
+	a.l.readyLocked(&a.l.status)
+	a.l.mu.Unlock()
+}
+
+// describe is the session's place in a status. While it is unopened, its timer
+// says it again (rule 5).
+func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
+	s := a.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.listed = false
+	if s.on != a || s.stopped != nil {
+		return SessionStatus{}, false
+	}
+	a.announced(now)
+	a.scheduleTick()
+	return SessionStatus{
+		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.first(), HeadSeq: s.log.head,
+		AckSeq: s.acked, Ended: s.hasEnded,
+	}, true
+}
+
+// take sends the next batch of the session, if it may send (rule 7).
+func (a *attachment) take(now time.Time) Payload {
+	s := a.s
+	s.mu.Lock()
+	a.poked = false
+	if s.on != a || s.stopped != nil {
+		s.mu.Unlock()
+		return nil
+	}
+	switch a.tick(now, s.acked, s.log.head) {
+	case giveUp:
+		s.mu.Unlock()
+		a.l.fail(now, ErrSilent)
+		return nil
+	case announceAgain:
+		a.announce()
+	}
+	a.noteUnacked()
+	p := a.batch(now)
+	a.scheduleTick()
+	s.mu.Unlock()
+	return p
+}
+
+// batch makes the next batch, unless there is nothing more to send, or nothing that the
+// window allows.
+func (a *attachment) batch(now time.Time) Payload {
+	s := a.s
+	if !a.maySend() {
+		return nil
+	}
+	limit := a.eventsUntil(s.acked)
+	// A copy, some ten microseconds at the most, so that publishing needs no new
+	// memory for what was sent.
+	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
+	if p.last == a.sent {
+		return nil
+	}
+	if p.last > a.top {
+		a.l.unvetted.Store(true)
+	}
+	a.advance(now, p.last, s.acked)
+	s.maxSent = max(s.maxSent, p.last)
+	p.checked = !s.st.cfg.TrustData
+	b := eventBatches.Get().(*EventBatchPayload)
+	*b = EventBatchPayload{
+		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
+		Gaps: p.gaps, encoded: p.seal(),
+	}
+	return b
+}
+
+// scheduleTick has take called when there is something to do for the time.
+func (a *attachment) scheduleTick() {
+	if at := a.nextTick(); !at.IsZero() {
+		a.l.schedule(&a.task, at)
+	}
+}
+
+// applyAck applies the hub's ack (rule 6).
+func (a *attachment) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
+	s := a.s
+	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSent) {
+	case ackBeyond:
+		return &ProtocolError{
+			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: a.limit(s.maxSent),
+			Message: "ack beyond what was sent", fatal: true,
+		}
+	case ackStale:
+		s.st.stalePayloads.Add(1)
+		return nil
+	}
+	if p.UpToSeq < s.acked {
+		s.moveBack(p.UpToSeq)
+	}
+	s.free(now, p.UpToSeq)
+	a.l.ready(&a.task)
+	return nil
+}
+
+// vet turns the sent events whose data is wrong into gaps.
+func (a *attachment) vet() {
+	s := a.s
+	for seq := max(a.vetted, s.acked); seq < a.top; {
+		var found bool
+		if seq, found = s.log.unreadable(seq, a.top); !found {
+			break
+		}
+		a.reject(seq)
+	}
+	a.vetted = max(a.vetted, a.top)
+}
+
+// reject turns an event that the hub refuses into a gap (rule 11).
+func (a *attachment) reject(seq uint64) {
+	s := a.s
+	if seq <= s.acked || seq > a.top {
+		return
+	}
+	if !s.lose(seq, ReasonRejected) {
+		return // refused before
+	}
+	s.changed.Broadcast()
+	if s.hasEnded {
+		a.announce() // the end may lie in the gap
+	}
+	a.resend(s.acked) // what came before may not have been accepted with it
+	a.l.ready(&a.task)
+}

@@ -1,0 +1,392 @@
+package gvstream
+
+import (
+	"cmp"
+	"context"
+	"time"
+)
+
+// A viewerLink is a Viewer's half of one connection to the hub. The Viewer's lock
+// protects it.
+type viewerLink struct {
+	*Link
+	v *Viewer
+
+	hello *greeter
+	beat  task
+
+	id       string // the hub's name of the link; empty before the welcome
+	viewerID string // the hub's name of the viewer
+	heardAt  time.Time
+	holding  int  // payloads that wait for room: the silence is our own
+	held     bool // and one that did
+}
+
+func (vl *viewerLink) detach(time.Time) {
+	v := vl.v
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.link == vl {
+		v.link = nil
+	}
+	for _, w := range v.watches {
+		if w.on != nil && w.on.vl == vl {
+			w.on = nil
+		}
+	}
+	v.room.Broadcast() // who waits for room on this link, waits no longer
+}
+
+// takeBeat ends a link on which the hub has been silent: it names every watch
+// every 15 s.
+func (vl *viewerLink) takeBeat(now time.Time) Payload {
+	if vl.silent(now) {
+		vl.fail(now, ErrSilent)
+		return nil
+	}
+	vl.v.mu.Lock()
+	vl.schedule(&vl.beat, vl.heardAt.Add(maxSilence))
+	vl.v.mu.Unlock()
+	return nil
+}
+
+// silent reports whether the hub has said nothing for so long that it must be gone.
+func (vl *viewerLink) silent(now time.Time) bool {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
+		vl.held, vl.heardAt = false, now
+	}
+	return now.Sub(vl.heardAt) >= maxSilence
+}
+
+func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	if vl.v.link != vl {
+		return vl.gone()
+	}
+	switch p := p.(type) {
+	case *WelcomePayload:
+		return plain(vl.welcome(now, p))
+	case *StatusPayload:
+		if vl.heard(now, p.Link, p.ViewerID) {
+			return vl.status(ctx, now, p)
+		}
+	case *EventBatchPayload:
+		if vl.heard(now, p.Link, p.ViewerID) {
+			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
+		}
+	case *ReplayBatchPayload:
+		if vl.heard(now, vl.id, p.ViewerID) {
+			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
+		}
+	case *ErrorPayload:
+		return vl.refused(ctx, now, p)
+	default:
+		return &ProtocolError{Code: codeUnexpected, Message: "a viewer takes no " + p.payloadType()}
+	}
+	return nil
+}
+
+// gone says why the link is no longer the Viewer's.
+func (vl *viewerLink) gone() error {
+	return cmp.Or(vl.failure(), ErrSuperseded)
+}
+
+// heard takes note of a frame and reports whether it is one of this link and for
+// this viewer.
+func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
+	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
+		vl.v.stalePayloads.Add(1)
+		return false
+	}
+	vl.heardAt = now
+	return true
+}
+
+// welcome opens the link: every watch is asked for, from what was received.
+func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
+	if p.V != version {
+		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+	}
+	if !vl.hello.welcomed() {
+		vl.v.stalePayloads.Add(1)
+		return nil
+	}
+	vl.heardAt = now
+	if vl.id == p.Link {
+		return nil
+	}
+	vl.forgetAll() // nothing of another link id goes on
+	vl.id, vl.viewerID = p.Link, p.ViewerID
+	vl.schedule(&vl.beat, now.Add(maxSilence))
+	for _, w := range vl.v.sorted() {
+		vl.attach(w)
+	}
+	return nil
+}
+
+// attach asks for a watch on this link, once it is welcomed.
+func (vl *viewerLink) attach(w *watch) {
+	if vl.id == "" || w.ended {
+		return
+	}
+	a := &watchLink{w: w, vl: vl, want: true}
+	a.task = task{Source: a.take, Control: true}
+	w.on = a
+	vl.ready(&a.task)
+}
+
+func (vl *viewerLink) stop(sessionID string) {
+	vl.answer(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
+}
+
+// find returns the watch of a session, and tells the hub if there is none.
+func (vl *viewerLink) find(sessionID string) *watch {
+	w := vl.v.watches[sessionID]
+	if w == nil || w.on == nil || w.on.vl != vl {
+		vl.v.stalePayloads.Add(1)
+		vl.stop(sessionID)
+		return nil
+	}
+	return w
+}
+
+// batch receives events and gaps (rule 14).
+func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string, first, last uint64, events []Event, gaps []Gap) error {
+	w := vl.find(id)
+	if w == nil {
+		return nil
+	}
+	if epoch != w.epoch {
+		vl.v.stalePayloads.Add(1)
+		return nil
+	}
+	w.on.heardAt = now
+	switch {
+	case last <= w.received:
+		return nil
+	case first > w.received+1:
+		w.on.again()
+		return nil
+	}
+	w.on.progress()
+	for _, it := range tile(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
+		if it.Gap != nil && it.Gap.From <= w.received { // known in part
+			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
+		}
+		if ok, err := vl.put(ctx, w, it); !ok {
+			return err
+		}
+		w.received = it.seq
+		if it.Event != nil && it.Event.End {
+			return vl.end(ctx, w)
+		}
+	}
+	return nil
+}
+
+// put queues an item when there is room. It reports false if the wait for it was
+// ended, with ctx's cause or because the link or the watch is over: what was not
+// put comes again. The lock is free while it waits.
+func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) {
+	v := vl.v
+	size := itemBytes
+	if it.Event != nil {
+		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
+	}
+	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
+		wait := v.room.Wait()
+		before := Position{w.epoch, w.received}
+		vl.holding++
+		v.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+		}
+		ended := ctx.Err() != nil
+		v.mu.Lock()
+		vl.holding--
+		vl.held = true
+		switch {
+		case v.closed:
+			return false, ErrClosed
+		case v.link != vl:
+			return false, vl.gone()
+		case w.on == nil || w.on.vl != vl || before != (Position{w.epoch, w.received}):
+			return false, nil
+		case ended && len(v.queue) > 0:
+			return false, context.Cause(ctx)
+		}
+	}
+	v.push(&queued{w: w, item: it, size: size})
+	w.fresh = false
+	return true, nil
+}
+
+// end closes a watch whose last number was received (rule 16).
+func (vl *viewerLink) end(ctx context.Context, w *watch) error {
+	ok, err := vl.put(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
+	if ok {
+		w.ended = true
+		vl.v.detachWatch(w)
+	}
+	return err
+}
+
+// status says where the watched sessions stand at the hub (rules 13 to 16).
+func (vl *viewerLink) status(ctx context.Context, now time.Time, p *StatusPayload) error {
+	for _, s := range p.Sessions {
+		w := vl.find(s.SessionID)
+		if w == nil {
+			continue
+		}
+		w.on.heardAt = now
+		w.on.timer.stop() // an answer came
+		if err := vl.session(ctx, w, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) error {
+	switch {
+	case s.Epoch == "": // the hub does not know the session yet
+		return nil
+	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
+		w.on.again()
+		return nil
+	case s.Epoch > w.epoch && !w.fresh:
+		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
+			w.missed = s.Epoch // its last words may have been lost on the way: ask once
+			w.on.again()
+			return nil
+		}
+		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
+		if ok, err := vl.put(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+			return err
+		}
+		w.epoch, w.received = s.Epoch, 0
+	case s.Epoch != w.epoch: // the first epoch is no reset
+		w.epoch, w.received = s.Epoch, 0
+	}
+	if s.AckSeq > w.received { // sent on this link, and not here
+		w.on.again()
+		return nil
+	}
+	if s.Ended && s.HeadSeq == w.received && !w.ended {
+		return vl.end(ctx, w)
+	}
+	return nil
+}
+
+// refused deals with an error payload: one about a session ends its watch, unless
+// it may be tried again.
+func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayload) error {
+	switch {
+	case p.Code == codeStaleLink:
+		vl.hello.start()
+		return nil
+	case p.Code == codeVersion:
+		err := p.protocolError()
+		err.fatal = true
+		return err
+	case !vl.heard(now, vl.id, p.ViewerID), p.SessionID == "":
+		return nil
+	}
+	w := vl.v.watches[p.SessionID]
+	if w == nil || w.on == nil || w.on.vl != vl {
+		vl.v.stalePayloads.Add(1)
+		return nil
+	}
+	w.on.heardAt = now
+	if !p.Retryable {
+		w.ended = true
+		vl.v.push(&queued{w: w, err: p.protocolError(), size: itemBytes})
+		vl.v.detachWatch(w)
+	}
+	return nil
+}
+
+// A watchLink is one watch on one link: whether the hub is to be asked for it.
+type watchLink struct {
+	task
+	w  *watch
+	vl *viewerLink
+
+	want    bool  // ask now
+	timer   retry // runs while an answer is awaited
+	heardAt time.Time
+}
+
+// again asks once more from what was received, unless an answer is awaited.
+func (a *watchLink) again() {
+	if !a.timer.running() {
+		a.want = true
+		a.vl.ready(&a.task)
+	}
+}
+
+// progress takes note that what was asked for comes.
+func (a *watchLink) progress() { a.timer.reset() }
+
+// take asks: when something is missing, when no answer came, or when nothing was
+// heard of the session for two periods (rules 13 and 14).
+func (a *watchLink) take(now time.Time) Payload {
+	a.vl.v.mu.Lock()
+	defer a.vl.v.mu.Unlock()
+	w := a.w
+	if w.on != a {
+		return nil
+	}
+	asked, late := a.timer.running(), a.timer.expired(now)
+	quiet := !asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeat))
+	if !a.want && !late && !quiet {
+		if asked {
+			a.vl.schedule(&a.task, a.timer.at)
+		} else {
+			a.vl.schedule(&a.task, a.heardAt.Add(2*heartbeat))
+		}
+		return nil
+	}
+	if late {
+		a.timer.again(now)
+	} else {
+		a.timer.start(now)
+	}
+	a.want = false
+	a.vl.schedule(&a.task, a.timer.at)
+	return &WatchPayload{SessionID: w.id, ViewerID: a.vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
+}
+
+// Connect makes the link of a new connection to the hub, and supersedes the one
+// before. It does not block. On a closed Viewer the link is dead: its calls return
+// ErrClosed.
+func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
+
+func (v *Viewer) connect(now time.Time) *viewerLink {
+	vl := &viewerLink{v: v}
+	vl.Link = newLink(vl, &v.refusedPayloads)
+	vl.hello = newGreeter(vl.Link, roleViewer)
+	vl.beat = task{Source: vl.takeBeat, Control: true}
+	v.mu.Lock()
+	old, closed := v.link, v.closed
+	if !closed {
+		v.link = vl
+	}
+	v.mu.Unlock()
+	if closed {
+		vl.fail(now, ErrClosed)
+		return vl
+	}
+	if old != nil {
+		old.fail(now, ErrSuperseded)
+	}
+	vl.hello.start()
+	vl.schedule(&vl.beat, now)
+	return vl
+}
