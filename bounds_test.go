@@ -264,3 +264,10 @@ func TestViewerStats(t *testing.T) {
 		is("closed")
 	})
 }
+
+func upTo(from, to uint64) (out []uint64) {
+	for ; from <= to; from++ {
+		out = append(out, from)
+	}
+	return out
+}

@@ -98,34 +98,6 @@ func TestBorrowedEvents(t *testing.T) {
 	}
 }
 
-// What is wrong with an event is found whether or not its bytes are borrowed.
-func TestBorrowedEventsRefused(t *testing.T) {
-	t.Parallel()
-	good := `{"seq":1,"type":"a","data":1},`
-	for _, bad := range []string{
-		`{"seq":2,"type":"\u007f"}`, "{\"seq\":2,\"type\":\"\x7f\"}", "{\"seq\":2,\"type\":\"\xc2\x80\"}", "{\"seq\":2,\"type\":\"\n\"}",
-		`{"seq":2,"type":"` + string(bytes.Repeat([]byte("x"), maxID+1)) + `"}`,
-		`{"seq":3}`, `{"seq":2,"end":true},{"seq":3}`, `{"seq":02}`, `{"seq":-2}`, `{"seq":9007199254740992}`, `{"seq":`, `{"seq":2`,
-		`{"seq":2,"time":"2026-01-02T25:04:05Z"}`, `{"seq":2,"time":"2026-01-02T03:04:05Z`,
-		`{"seq":2,"data":}`, `{"seq":2,"data":1`, `{"seq":2,"data":"\x"}`, `{"seq":2,"data":` + deep(501) + `}`,
-		`{"seq":2,"data":1,"data":2}`, `{"seq":2,"data":1,"data_base64":"AAA="}`,
-		`{"seq":2,"data_base64":"AAA"}`, `{"seq":2,"data_base64":"A"}`, `{"seq":2,"data_base64":"====` + string(bytes.Repeat([]byte("AAAA"), 256)) + `"}`,
-		`{"seq":2,"data_base64":"AA==AAAA"}`, `{"seq":2,"data_base64":"AAA`,
-		`{"seq":2},`, `{"seq":2}{"seq":3}`, `{"seq":2}x`,
-	} {
-		frame := []byte(batchOf(1, 2, good+bad))
-		p, err := Unmarshal(frame)
-		if err == nil {
-			t.Errorf("taken: %.300s", frame)
-		}
-		checkBorrowed(t, frame, p, err)
-	}
-	many := bytes.Repeat([]byte(`{"seq":1},`), maxBatchEvents+1)
-	frame := []byte(batchOf(1, maxBatchEvents+1, string(many[:len(many)-1])))
-	p, err := Unmarshal(frame)
-	checkBorrowed(t, frame, p, err)
-}
-
 // relay joins links by frames, all in one buffer that is spoilt before the next, until
 // none has anything to say.
 func relay(t *testing.T, pairs ...[2]*Link) {
@@ -255,44 +227,18 @@ func (zeros) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Rule 11, for frames: what can't be decoded is answered, but for an error, and the
-// link lives.
-func TestHandleFrameRefuses(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		m := newScript()
-		s := &speaker{t: t, l: m.Link}
-		var handled []Payload
-		m.handled = func(_ context.Context, p Payload) error {
-			handled = append(handled, p)
-			return nil
+// A link that has died takes and makes no frames.
+func TestHandleFrameClosed(t *testing.T) {
+	m := newScript()
+	m.Close()
+	for _, frame := range []string{helloLine, "{"} {
+		if err := m.HandleFrame(t.Context(), []byte(frame)); err != ErrClosed {
+			t.Errorf("%s: %v, want ErrClosed", frame, err)
 		}
-		for _, c := range hostileFrames {
-			frame := hostileFrame(t, c.typ, c.old, c.new)
-			err := m.HandleFrame(t.Context(), frame)
-			_, wantErr := Unmarshal(frame)
-			want := wantErr.(*ProtocolError)
-			if errorText(err) != want.Error() {
-				t.Fatalf("%.200s: %v, want %v", frame, err, want)
-			}
-			if !want.unanswered {
-				s.want(want.Payload())
-			}
-			s.wantIdle("it was answered once")
-		}
-		if err := m.HandleFrame(t.Context(), []byte(helloLine)); err != nil || len(handled) != 1 {
-			t.Errorf("%v, %d payloads", err, len(handled))
-		}
-		m.Close()
-		for _, frame := range []string{helloLine, "{"} {
-			if err := m.HandleFrame(t.Context(), []byte(frame)); err != ErrClosed {
-				t.Errorf("%s: %v, want ErrClosed", frame, err)
-			}
-		}
-		if frame, err := m.NextFrame(t.Context(), []byte("as it was")); string(frame) != "as it was" || err != ErrClosed {
-			t.Errorf("%q, %v", frame, err)
-		}
-	})
+	}
+	if frame, err := m.NextFrame(t.Context(), []byte("as it was")); string(frame) != "as it was" || err != ErrClosed {
+		t.Errorf("%q, %v", frame, err)
+	}
 }
 
 // Both wait as Next and Handle do, and return ctx's cause.
