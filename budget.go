@@ -1,10 +1,11 @@
 package gvstream
 
 import (
-	"container/heap"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A budget is the bytes that the sessions of one Streamer share. Over it,
@@ -13,9 +14,9 @@ type budget struct {
 	max  int64        // 0: no limit
 	used atomic.Int64 // counted only if there is a limit
 
-	mu    sync.Mutex // level 4; protects the fields below, and Session's age
-	aged  ageHeap
-	freed signal // bytes were released, or may be evicted
+	mu    sync.Mutex           // level 4; protects the fields below, and Session's age
+	aged  sched.Heap[*Session] // by the time of their oldest acknowledged event
+	freed signal               // bytes were released, or may be evicted
 }
 
 // reserve takes n bytes if there are that many.
@@ -66,22 +67,21 @@ func (b *budget) fits(n, own int) bool {
 // called with the session's lock.
 func (b *budget) offer(s *Session, oldest time.Time) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if s.age == nil {
-		s.age = new(age)
+		s.age = new(sched.Entry[*Session])
 	}
-	s.age.oldest = oldest
-	heap.Push(&b.aged, s)
+	b.aged.Set(s.age, s, oldest)
 	b.freed.broadcast()
-	b.mu.Unlock()
 }
 
 // forget takes s back, if it is still offered.
 func (b *budget) forget(s *Session) {
 	b.mu.Lock()
-	if s.age != nil && s.age.index >= 0 {
-		heap.Remove(&b.aged, s.age.index)
+	defer b.mu.Unlock()
+	if s.age != nil {
+		b.aged.Remove(s.age)
 	}
-	b.mu.Unlock()
 }
 
 // makeRoom evicts until n more bytes fit or nothing acknowledged is left. It is
@@ -95,42 +95,11 @@ func (b *budget) makeRoom(n int) {
 func (b *budget) evict(n int) {
 	for !b.fits(n, 0) {
 		b.mu.Lock()
-		if len(b.aged) == 0 {
-			b.mu.Unlock()
+		s, oldest, ok := b.aged.Pop()
+		b.mu.Unlock()
+		if !ok {
 			return
 		}
-		s := heap.Pop(&b.aged).(*Session)
-		oldest := s.age.oldest
-		b.mu.Unlock()
 		s.evictOldest(oldest)
 	}
-}
-
-// age is a session's place in the budget.
-type age struct {
-	oldest time.Time // of its oldest acknowledged event, when it was offered
-	index  int       // in the heap, or -1
-}
-
-// An ageHeap holds sessions by the time of their oldest acknowledged event.
-type ageHeap []*Session
-
-func (h ageHeap) Len() int           { return len(h) }
-func (h ageHeap) Less(i, j int) bool { return h[i].age.oldest.Before(h[j].age.oldest) }
-func (h ageHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].age.index, h[j].age.index = i, j
-}
-func (h *ageHeap) Push(x any) {
-	s := x.(*Session)
-	s.age.index = len(*h)
-	*h = append(*h, s)
-}
-func (h *ageHeap) Pop() any {
-	old := *h
-	s := old[len(old)-1]
-	s.age.index = -1
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return s
 }

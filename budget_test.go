@@ -2,7 +2,9 @@ package gvstream
 
 import (
 	"fmt"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -10,22 +12,19 @@ import (
 func budgetEvent() Event { return Event{Bytes: make([]byte, 690)} }
 
 // budgetHub publishes to a session and acknowledges at once.
-func budgetHub(t *testing.T, hub *playedHub, id string) {
+func budgetHub(t *testing.T, hub *peer, id string) {
 	t.Helper()
 	if _, err := hub.st.Publish(t.Context(), id, budgetEvent()); err != nil {
 		t.Fatal(err)
 	}
-	p, err := hub.next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	hub.ack(id, p.(*EventBatchPayload).LastSeq)
+	p := hub.next()
+	hub.acks(id, p.(*EventBatchPayload).LastSeq)
 }
 
 // TestBudget: over the common budget, the oldest acknowledged events of all sessions
 // go first, whoever publishes.
 func TestBudget(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 6200, Overflow: Reject})
 		hub := playHub(t, st)
 		for _, id := range []string{"a", "b", "c", "a", "b", "c"} {
@@ -61,7 +60,7 @@ func TestBudget(t *testing.T) {
 // TestBudgetDropOldest: when nothing acknowledged is left, the session's own oldest
 // events go.
 func TestBudgetDropOldest(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3100, Overflow: DropOldest})
 		for i := range 5 {
 			if seq, err := st.Publish(t.Context(), "s", budgetEvent()); seq != uint64(i+1) || err != nil {
@@ -82,18 +81,18 @@ func TestBudgetDropOldest(t *testing.T) {
 func TestBudgetBlock(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		end  func(st *Streamer, hub *playedHub)
+		end  func(st *Streamer, hub *peer)
 	}{
-		{"ack of its own session", func(_ *Streamer, hub *playedHub) { hub.ack("b", 1) }},
-		{"ack of another session", func(_ *Streamer, hub *playedHub) { hub.ack("a", 1) }},
-		{"Forget of another session", func(st *Streamer, _ *playedHub) { st.Forget("a") }},
-		{"Renew of another session", func(st *Streamer, _ *playedHub) { st.Renew("a") }},
-		{"rejected in another session", func(_ *Streamer, hub *playedHub) {
+		{"ack of its own session", func(_ *Streamer, hub *peer) { hub.acks("b", 1) }},
+		{"ack of another session", func(_ *Streamer, hub *peer) { hub.acks("a", 1) }},
+		{"Forget of another session", func(st *Streamer, _ *peer) { st.Forget("a") }},
+		{"Renew of another session", func(st *Streamer, _ *peer) { st.Renew("a") }},
+		{"rejected in another session", func(_ *Streamer, hub *peer) {
 			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "a", Seq: 2})
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3100})
 				hub := playHub(t, st)
 				for _, id := range []string{"a", "a", "b"} {
@@ -101,11 +100,7 @@ func TestBudgetBlock(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				for range 2 {
-					if _, err := hub.next(); err != nil {
-						t.Fatal(err)
-					}
-				}
+				hub.wantTypes("event_batch", "event_batch")
 				done := start(func() error { _, err := st.Publish(t.Context(), "b", budgetEvent()); return err })
 				wantWaiting(t, done)
 				test.end(st, hub)
@@ -120,7 +115,7 @@ func TestBudgetBlock(t *testing.T) {
 func TestBudgetTooSmall(t *testing.T) {
 	for _, overflow := range []Overflow{Block, Reject, DropOldest} {
 		t.Run(fmt.Sprint(overflow), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				st := NewStreamer(&StreamerConfig{MaxTotalBytes: 900, Overflow: overflow})
 				publishN(t, st, "s", 3)
 				done := start(func() error { _, err := st.Publish(t.Context(), "s", budgetEvent()); return err })
@@ -153,7 +148,7 @@ func wantReturnedOr(t *testing.T, done <-chan error, st *Streamer) {
 // TestBudgetDropsInVain: where other sessions hold the budget, dropping one's own
 // events does not help, and is not done.
 func TestBudgetDropsInVain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3300, Overflow: DropOldest})
 		for _, id := range []string{"a", "a", "a"} {
 			if _, err := st.Publish(t.Context(), id, budgetEvent()); err != nil {
@@ -173,7 +168,7 @@ func TestBudgetDropsInVain(t *testing.T) {
 // TestBudgetForgets: sessions that are gone leave nothing behind (S10).
 func TestBudgetForgets(t *testing.T) {
 	t.Parallel()
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 1 << 20})
 		hub := playHub(t, st)
 		for i := range 500 {
@@ -181,7 +176,7 @@ func TestBudgetForgets(t *testing.T) {
 			budgetHub(t, hub, id)
 			st.Forget(id)
 		}
-		if n := len(st.budget.aged); n > 100 {
+		if n := st.budget.aged.Len(); n > 100 {
 			t.Errorf("the budget remembers %d sessions, and the Streamer has %d", n, st.Stats().Sessions)
 		}
 		if n := st.budget.used.Load(); n != 0 {
@@ -192,7 +187,7 @@ func TestBudgetForgets(t *testing.T) {
 
 // TestBudgetCounts: whatever becomes of events, the bytes counted are the bytes held.
 func TestBudgetCounts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 20_000, Overflow: DropOldest, ReplayEvents: 3, MaxPendingEvents: 6})
 		hub := playHub(t, st)
 		check := func(what string) {
@@ -209,9 +204,9 @@ func TestBudgetCounts(t *testing.T) {
 				}
 			}
 			check("publish")
-			for p, err := hub.next(); err == nil; p, err = hub.next() {
+			for p := hub.next(); p != nil; p = hub.next() {
 				if b, ok := p.(*EventBatchPayload); ok && i%3 > 0 {
-					hub.ack(b.SessionID, b.LastSeq)
+					hub.acks(b.SessionID, b.LastSeq)
 				}
 			}
 			check("ack")
@@ -223,11 +218,45 @@ func TestBudgetCounts(t *testing.T) {
 			case 9:
 				hub = playHub(t, st)
 				for _, s := range st.all() {
-					hub.ack(s.id, s.Stats().Acked/2)
+					hub.acks(s.id, s.Stats().Acked/2)
 				}
 			}
 			check("change")
 			pass(time.Second)
 		}
 	})
+}
+
+// TestBudgetReserve: a reservation that does not fit makes no other fail.
+func TestBudgetReserve(t *testing.T) {
+	t.Parallel()
+	b := &budget{max: 100}
+	b.used.Store(90)
+	var wg sync.WaitGroup
+	stop := make(chan bool)
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.reserve(20) // never fits
+			}
+		}
+	}()
+	fails := 0
+	for range 100_000 {
+		if b.reserve(5) { // always fits
+			b.used.Add(-5)
+		} else {
+			fails++
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if fails > 0 {
+		t.Errorf("%d reservations of 5 refused with 10 free", fails)
+	}
 }

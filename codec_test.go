@@ -19,13 +19,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 const wireEpoch = "01jdqz7c3k9w5v8x2m4n6p0rst"
 
 var wireTime = time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC)
 
-// sameWire compares payloads as they are told.
+// sameWire compares payloads as they are encoded.
 var sameWire = cmp.Options{
 	cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}),
 	cmpopts.EquateEmpty(),
@@ -747,10 +748,96 @@ func TestTooMuchForSlots(t *testing.T) {
 		t.Errorf("encoded: %v", err)
 	}
 	most := maxFrame
-	if raceEnabled || most == math.MaxInt { // the detector would touch all of the frame
+	if testenv.RaceEnabled || most == math.MaxInt { // the detector would touch all of the frame
 		return
 	}
 	if _, err := Unmarshal(make([]byte, most+1)); err == nil || err.Error() != fmt.Sprintf("gvstream: malformed: frame: more than %d bytes", most) {
 		t.Errorf("decoded: %v", err)
+	}
+}
+
+// borrowed is what HandleFrame makes of a frame, in the form of Unmarshal. The frame
+// is spoilt meanwhile.
+func borrowed(frame []byte) (Payload, *ProtocolError) {
+	frame = bytes.Clone(frame)
+	d := new(decoder)
+	d.borrow = true
+	p, err := d.decode(frame)
+	open(p)
+	clear(frame)
+	clear(d.slots)
+	return p, err
+}
+
+// checkBorrowed: a frame whose bytes are borrowed means the same as one that
+// Unmarshal has copied.
+func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
+	t.Helper()
+	p, err := borrowed(frame)
+	if errorText(plain(err)) != errorText(wantErr) || !equalWire(p, want) {
+		t.Fatalf("%.300s: error %v, want %v\n%s", frame, err, wantErr, cmp.Diff(want, p, sameWire))
+	}
+	if err != nil && err.unanswered != wantErr.(*ProtocolError).unanswered {
+		t.Fatalf("%.300s: unanswered: %v", frame, err.unanswered)
+	}
+	if err != nil {
+		return
+	}
+	line, again := Marshal(p)
+	wantLine, _ := Marshal(want)
+	if again != nil || !bytes.Equal(line, wantLine) {
+		t.Fatalf("told again as %s, %v; want %s", line, again, wantLine)
+	}
+}
+
+// A frame is taken in the fast way exactly if all its events stand there as we write
+// them.
+func TestBorrowedEvents(t *testing.T) {
+	t.Parallel()
+	long := fmt.Sprintf("%q", bytes.Repeat([]byte("x"), 5000))
+	text64 := string(bytes.Repeat([]byte("AAAA"), 256))
+	for _, c := range []struct {
+		events string
+		sealed bool
+	}{
+		{`{"seq":1}`, true},
+		{`{"seq":1,"end":true}`, true},
+		{`{"seq":1,"type":"a","data":{"x":[1,2,"\n"]}}`, true},
+		{`{"seq":1,"time":"2026-01-02T03:04:05.25Z","type":"a","data":` + long + `}`, true},
+		{`{"seq":1,"data_base64":"AAA="}`, true},
+		{`{"seq":1,"data_base64":"` + text64 + `"}`, true},
+		{`{"seq":1,"data_base64":"` + text64 + `AA=="}`, true},
+		{`{"seq":1,"data_base64":"` + text64[:1022] + `A="}`, true},
+		{`{"seq":1,"type":"é"}`, true},
+		{` {"seq":1}`, false},
+		{`{"seq":1} `, false},
+		{`{"seq": 1}`, false},
+		{`{"seq":1,"data":[1, 2]}`, false},
+		{`{"seq":1,"x":2}`, false},
+		{`{"type":"a","seq":1}`, false},
+		{`{"seq":1,"type":"\u0061"}`, false},
+		{`{"seq":1,"type":""}`, false},
+		{`{"seq":1,"type":null}`, false},
+		{`{"seq":1,"time":"2026-01-02T03:04:05+00:00"}`, false},
+		{`{"seq":1,"time":"2026-01-02T03:04:05.250Z"}`, false},
+		{`{"seq":1,"time":"0001-01-01T00:00:00Z"}`, false},
+		{`{"seq":1,"data_base64":""}`, false},
+		{`{"seq":1,"data_base64":"AAF="}`, false},               // bits that say nothing
+		{`{"seq":1,"data_base64":"\u0041AA="}`, false},          // an escape
+		{`{"seq":1,"data_base64":"` + text64 + `AAF="}`, false}, // in a later piece
+		{`{"seq":1,"end":false}`, false},
+	} {
+		frame := []byte(batchOf(1, 1, c.events))
+		p, err := Unmarshal(frame)
+		if err != nil {
+			t.Fatalf("%.300s: %v", frame, err)
+		}
+		checkBorrowed(t, frame, p, nil)
+		d := &decoder{borrow: true}
+		got, _ := d.decode(frame)
+		batch := got.(*EventBatchPayload)
+		if batch.encoded.sealed != c.sealed || c.sealed != (batch.Events == nil) {
+			t.Errorf("%.300s: sealed: %v, %d events", frame, batch.encoded.sealed, len(batch.Events))
+		}
 	}
 }

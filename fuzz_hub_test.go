@@ -172,7 +172,7 @@ func (w *hubTest) check() {
 	w.sound(hubFault(w.h))
 	w.sound(viewerFault(w.v))
 	w.noteAccepted()
-	if n := len(w.h.expiry); n > 200 {
+	if n := w.h.expiry.Len(); n > 200 {
 		w.Fatalf("S10: %d deadlines for %d sessions", n, len(w.h.sessions))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // What a hostile peer can make others spend. SECURITY.md quotes the figures.
@@ -26,13 +27,13 @@ func TestFloodLeavesNothing(t *testing.T) {
 		h := NewHub(&HubConfig{MaxAgentSessions: 1, LogEvents: 5, Window: 4})
 		publishN(t, st, "s", 3)
 		w.Watch("s", Position{})
-		hub := &speaker{t: t, l: st.Connect(), id: "l1"} // a hostile one
+		hub := &peer{t: t, link: st.Connect(), id: "l1"} // a hostile one
 		hub.drain()
 		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
-		hub2 := speakHub(t, w)
-		agent := speakAgent(t, h, "agent")
+		hub2 := playHub(t, w)
+		agent := playAgent(t, h, "agent")
 		agent.feed("s", "e1", 1, 20)
-		viewer := speakViewer(t, h, "tab")
+		viewer := playViewer(t, h, "tab")
 		viewer.send(viewer.watch("s", "", 0))
 		flood := func(n int) {
 			for i := range n {
@@ -43,32 +44,32 @@ func TestFloodLeavesNothing(t *testing.T) {
 					&ReplayRequestPayload{SessionID: id, ViewerID: id, RequestID: id},
 					&ErrorPayload{Code: codeEventRejected, SessionID: id, Seq: uint64(i)},
 				} {
-					hub.l.Handle(t.Context(), p)
+					hub.link.Handle(t.Context(), p)
 				}
 				for _, p := range []Payload{
 					hub2.status(stands(id, "e1", 1, 9, 0)), hub2.batch(id, "e1", 1, 1),
 					answerTo(request(id, "tab", id, "e1", 0, 1), 1, 1, true),
 					&ErrorPayload{Code: codeForbidden, SessionID: id},
 				} {
-					hub2.l.Handle(t.Context(), p)
+					hub2.link.Handle(t.Context(), p)
 				}
 				for _, p := range []Payload{
 					agent.status(entryOf(id, "e1", 1, 0, 9)), agent.batch(id, "e1", 1, 1), agent.batch(id, "e1", 2, 2),
 					answerTo(request(id, "tab", id, "e1", 0, 1), 1, 1, true),
 					&ErrorPayload{Code: codeUnknownSession, SessionID: id, RequestID: id},
 				} {
-					agent.l.Handle(t.Context(), p)
+					agent.link.Handle(t.Context(), p)
 				}
 				for _, p := range []Payload{viewer.watch(id, "", 0), viewer.stop(id), &ErrorPayload{Code: codeForbidden, SessionID: id}} {
-					viewer.l.Handle(t.Context(), p)
+					viewer.link.Handle(t.Context(), p)
 				}
 				if i%16 == 0 {
-					for _, s := range []*speaker{hub, hub2, agent, viewer} {
+					for _, s := range []*peer{hub, hub2, agent, viewer} {
 						s.drain()
 					}
 				}
 			}
-			for _, s := range []*speaker{hub, hub2, agent, viewer} {
+			for _, s := range []*peer{hub, hub2, agent, viewer} {
 				s.drain()
 			}
 		}
@@ -110,22 +111,22 @@ func TestFloodUnread(t *testing.T) {
 		st, w := NewStreamer(nil), NewViewer(nil)
 		h := NewHub(nil)
 		w.Watch("s", Position{})
-		hub := &speaker{t: t, l: st.Connect(), id: "l1"}
+		hub := &peer{t: t, link: st.Connect(), id: "l1"}
 		hub.drain()
 		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
-		hub2, agent, viewer := speakHub(t, w), speakAgent(t, h, "agent"), speakViewer(t, h, "tab")
+		hub2, agent, viewer := playHub(t, w), playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		for i := range 5000 {
 			id := fmt.Sprint("none", i)
-			hub.l.Handle(t.Context(), hub.ack(id, "e1", 1))
-			hub.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: id, RequestID: id})
-			hub2.l.Handle(t.Context(), hub2.batch(id, "e1", 1, 1))
-			agent.l.Handle(t.Context(), agent.batch(id, "e1", 2, 2))
-			agent.l.Handle(t.Context(), agent.status())
-			agent.l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleAgent})
-			viewer.l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
-			viewer.l.Handle(t.Context(), viewer.watch(id, "", 0))
+			hub.link.Handle(t.Context(), hub.ack(id, "e1", 1))
+			hub.link.Handle(t.Context(), &ReplayRequestPayload{SessionID: id, RequestID: id})
+			hub2.link.Handle(t.Context(), hub2.batch(id, "e1", 1, 1))
+			agent.link.Handle(t.Context(), agent.batch(id, "e1", 2, 2))
+			agent.link.Handle(t.Context(), agent.status())
+			agent.link.Handle(t.Context(), &HelloPayload{V: 1, Role: roleAgent})
+			viewer.link.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
+			viewer.link.Handle(t.Context(), viewer.watch(id, "", 0))
 		}
-		for name, l := range map[string]*Link{"agent": hub.l, "viewer": hub2.l, "hub from agent": agent.l, "hub from viewer": viewer.l} {
+		for name, l := range map[string]*Link{"agent": hub.link, "viewer": hub2.link, "hub from agent": agent.link, "hub from viewer": viewer.link} {
 			if n := len(l.answers); n > 2*maxAnswers || n < maxAnswers {
 				t.Errorf("%s: %d answers wait", name, n)
 			}
@@ -185,7 +186,7 @@ func TestAnswersKeepLimits(t *testing.T) {
 		"a whole batch": {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes-100) + `"`)},
 		"more":          {Data: json.RawMessage(`"` + strings.Repeat("x", pageBytes+1) + `"`)},
 	} {
-		if raceEnabled && len(e.Data) > 10_000 { // one goroutine, and megabytes of JSON
+		if testenv.RaceEnabled && len(e.Data) > 10_000 { // one goroutine, and megabytes of JSON
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
@@ -208,7 +209,7 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 	}
 	h := NewHub(&HubConfig{LogEvents: 5, Window: 1 << 20})
 	a, b := st.Connect(), h.ConnectAgent(longID(1))
-	v := speakViewer(t, h, longID(2))
+	v := playViewer(t, h, longID(2))
 	v.send(v.watch(id, "", 0))
 	answered, events := 0, 0 // to the request that is open
 	within := func(p Payload) {
@@ -272,13 +273,13 @@ func TestStatusKeepsLimits(t *testing.T) {
 		for i := range 600 {
 			publishN(t, st, longID(i), 1)
 		}
-		a, v := st.Connect(), speakViewer(t, h, longID(1))
+		a, v := st.Connect(), playViewer(t, h, longID(1))
 		a.Next(endedContext)
 		a.Handle(t.Context(), &WelcomePayload{V: 1, Link: longID(0)})
 		for i := range 600 {
 			v.send(v.watch(longID(i), "", 0))
 		}
-		for name, l := range map[string]*Link{"agent": a, "hub": v.l} {
+		for name, l := range map[string]*Link{"agent": a, "hub": v.link} {
 			sessions, payloads := 0, 0
 			for sessions < 600 {
 				p, err := l.Next(endedContext)
@@ -320,9 +321,9 @@ func TestErrorsKeepLimits(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			v := startVictim(t, say.kind)
 			if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
-				v.l.m.(*hubAgent).fetches[r.RequestID] = v.l.m.(*hubAgent).fetches[v.request.RequestID]
+				v.link.m.(*hubAgent).fetches[r.RequestID] = v.link.m.(*hubAgent).fetches[v.request.RequestID]
 			}
-			if err := v.l.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
+			if err := v.link.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
 				t.Errorf("%s: error %q", payloadText(say.p), err)
 			}
 			for _, p := range v.hear() {
@@ -445,7 +446,7 @@ func TestHubsWordsInErrors(t *testing.T) {
 		st, v := NewStreamer(nil), NewViewer(nil)
 		publishN(t, st, "s", 1)
 		v.Watch("s", Position{})
-		a, w := &speaker{t: t, l: st.Connect(), id: "l1"}, speakHub(t, v)
+		a, w := &peer{t: t, link: st.Connect(), id: "l1"}, playHub(t, v)
 		a.drain()
 		a.send(&WelcomePayload{V: 1, Link: "l1"}, says)
 		w.send(says)
@@ -580,7 +581,7 @@ func grows(t *testing.T, name string, run func(i int)) {
 // before, fills no log.
 func TestGapsKeepLimits(t *testing.T) {
 	h := NewHub(&HubConfig{LogEvents: 100})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	first := uint64(1)
 	for range 20 {
 		b := a.lost("s", "e1", first, first+maxBatchGaps-1, "a")
@@ -608,21 +609,21 @@ func TestEpochsKeepLimits(t *testing.T) {
 		held := func() map[string]int { return footprint(h) }
 		var before map[string]int
 		for i := range 300 {
-			a := speakAgent(t, h, "agent")
-			v := speakViewer(t, h, "tab")
+			a := playAgent(t, h, "agent")
+			v := playViewer(t, h, "tab")
 			a.send(a.batch("s", fmt.Sprintf("e%03d", i), 1, 50))
 			a.send(a.last("ended", fmt.Sprintf("e%03d", i), 1))
 			v.send(v.watch("s", "", 0), v.watch("nobody", "", 0))
 			v.drain()
 			a.drain()
-			a.l.Close()
-			v.l.Close()
+			a.link.Close()
+			v.link.Close()
 			pass(time.Second)
 			if i == 2 {
 				before = held()
 			}
 		}
-		if n := len(h.expiry); n > 8 {
+		if n := h.expiry.Len(); n > 8 {
 			t.Errorf("%d entries in the hub's clock for two sessions", n)
 		}
 		now := held()
@@ -642,7 +643,7 @@ func TestAmplificationOfHub(t *testing.T) {
 	for i := range sessions {
 		publishN(t, st, fmt.Sprintf("s%02d", i), 1)
 	}
-	h := &speaker{t: t, l: st.Connect()}
+	h := newPeer(t, st.Connect())
 	h.drain()
 	for i := range 20 {
 		in := size(t, &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
@@ -664,8 +665,8 @@ func TestAmplificationOfHub(t *testing.T) {
 	publishN(t, st, "s00", 900)
 	h.drain()
 	for i := range 100 {
-		h.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)})
-		h.l.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)}) // twice
+		h.link.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)})
+		h.link.Handle(t.Context(), &ReplayRequestPayload{SessionID: "s00", RequestID: fmt.Sprint("r", i)}) // twice
 	}
 	replayed, busy := 0, 0
 	for _, p := range h.drain() {
@@ -716,11 +717,11 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 func TestFramesPinNoMemory(t *testing.T) {
 	const known = 40
 	bytes := 2500
-	if raceEnabled { // one goroutine
+	if testenv.RaceEnabled { // one goroutine
 		bytes = 800
 	}
 	h := NewHub(&HubConfig{MaxEventBytes: 20_000, LogEvents: 150})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	batch := func(from, to, small uint64, bytes int) Payload {
 		return stuffed(t, a.batch("s", "e1", 1, 1), from, to, small, bytes)
 	}
@@ -739,7 +740,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 		a.refused(batch(seq, seq+1, seq, 50_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: codeEventTooLarge, Seq: seq + 1})
 	}
 	checkMemory()
-	v := speakViewer(t, h, "tab")
+	v := playViewer(t, h, "tab")
 	v.send(v.watch("s", "", 0))
 	v.drain()
 	var r *ReplayRequestPayload
@@ -763,7 +764,7 @@ func TestFramesPinNoMemory(t *testing.T) {
 
 	w := NewViewer(nil)
 	w.Watch("s", Position{"e1", known})
-	hub := speakHub(t, w)
+	hub := playHub(t, w)
 	hub.drain()
 	before := heapBytes()
 	for seq := uint64(known + 1); seq <= known+200; seq++ {
@@ -792,7 +793,7 @@ func TestHeapOfEvents(t *testing.T) {
 					t.Fatal(err)
 				}
 				if i%kept > 0 {
-					s.loseAt(s.log.ring.n-1, ReasonRejected) // as refused does
+					s.lose(s.log.head, ReasonRejected) // as refused does
 				}
 			}
 			entries += s.log.ring.n

@@ -63,13 +63,13 @@ func (s *street) goesOn(during string) {
 	synctest.Wait()
 	s.published++
 	start := time.Now()
-	if _, err := s.st.Publish(s.ctx, "good", agentEvent(s.published)); err != nil {
+	if _, err := s.st.Publish(s.ctx, "good", numberedEvent(s.published)); err != nil {
 		s.t.Fatalf("%s: Publish: %v", during, err)
 	}
 	synctest.Wait()
 	for it, err := range s.v.Items(endedContext) {
 		s.seen++
-		if err != nil || it.Event == nil || it.Event.Seq != s.seen || string(it.Event.Data) != string(agentEvent(s.seen).Data) {
+		if err != nil || it.Event == nil || it.Event.Seq != s.seen || string(it.Event.Data) != string(numberedEvent(s.seen).Data) {
 			s.t.Fatalf("%s: item %d is %+v, %v", during, s.seen, it, err)
 		}
 	}

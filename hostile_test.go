@@ -24,7 +24,7 @@ import (
 
 // A victim is a link in the state that testdata/refused describes for its kind.
 type victim struct {
-	*speaker
+	*peer
 	state   func() any
 	left    any                   // the state that the last case left, until something good comes
 	counts  func() [2]uint64      // stale and refused payloads
@@ -79,22 +79,22 @@ func (v *victim) byHandle() {
 	v.say = func(frame []byte) error {
 		p, err := Unmarshal(frame)
 		if refused := (*ProtocolError)(nil); errors.As(err, &refused) {
-			v.l.refuseFrame(time.Now(), refused) // as Run does
+			v.link.refuseFrame(time.Now(), refused) // as Run does
 			return err
 		}
-		return v.l.Handle(v.t.Context(), p)
+		return v.link.Handle(v.t.Context(), p)
 	}
 }
 
 func (v *victim) byHandleFrame() {
 	v.hear = v.rest
-	v.say = func(frame []byte) error { return v.l.HandleFrame(v.t.Context(), frame) }
+	v.say = func(frame []byte) error { return v.link.HandleFrame(v.t.Context(), frame) }
 }
 
 // rest is what the link still says, also when it is dead.
 func (v *victim) rest() (out []Payload) {
 	for {
-		p, err := v.l.Next(endedContext)
+		p, err := v.link.Next(endedContext)
 		if err != nil {
 			return out
 		}
@@ -103,7 +103,7 @@ func (v *victim) rest() (out []Payload) {
 }
 
 func (v *victim) byLines(run runForm) {
-	v.wire = newFarEnd(v.t, context.Background(), v.l, run)
+	v.wire = newFarEnd(v.t, context.Background(), v.link, run)
 	v.wire.listen()
 	v.say = func(frame []byte) error {
 		v.wire.Write(append(frame, '\n'))
@@ -191,7 +191,7 @@ func (v *victim) suffer(c *badCase) {
 	} else {
 		p := c.say(v)
 		_, isError = p.(*ErrorPayload)
-		err = v.l.Handle(t.Context(), p)
+		err = v.link.Handle(t.Context(), p)
 	}
 	want := v.wanted(c)
 	var said []Payload
@@ -228,7 +228,7 @@ func (v *victim) suffer(c *badCase) {
 	}
 	switch {
 	case !c.ends:
-		if err := v.l.failure(); err != nil {
+		if err := v.link.failure(); err != nil {
 			t.Errorf("%s: the link ended: %v", c.name, err)
 		}
 	case v.wire != nil:
@@ -240,7 +240,7 @@ func (v *victim) suffer(c *badCase) {
 		case <-time.After(2 * lastWords):
 			t.Errorf("%s: the link lives on", c.name)
 		}
-	case v.l.failure() == nil:
+	case v.link.failure() == nil:
 		t.Errorf("%s: the link lives on", c.name)
 	}
 	if t.Failed() {
@@ -281,7 +281,7 @@ func runHostile(t *testing.T, kind string) {
 					if v.suffer(&c); !c.ends {
 						v.goesOn()
 					}
-					v.l.Close()
+					v.link.Close()
 				}
 			})
 		})
@@ -323,7 +323,7 @@ func TestHostileFrames(t *testing.T) {
 						})
 					}
 					v.goesOn()
-					v.l.Close()
+					v.link.Close()
 				})
 			})
 		}
@@ -484,7 +484,7 @@ func victimAgent(t *testing.T) *victim {
 	st := NewStreamer(nil)
 	publishN(t, st, "s", 4)
 	epoch := stats(t, st, "s").Epoch
-	v := &victim{speaker: &speaker{t: t, l: st.Connect(), id: "l1"}}
+	v := &victim{peer: &peer{t: t, link: st.Connect(), id: "l1"}}
 	v.want(&HelloPayload{V: 1, Role: roleAgent})
 	v.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
 	v.drain()
@@ -520,13 +520,13 @@ func victimAgent(t *testing.T) *victim {
 
 func victimHubOfAgent(t *testing.T) *victim {
 	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 3, Window: 4})
-	speakAgent(t, h, "other").feed("theirs", "e1", 1, 3)
-	v := &victim{speaker: speakAgent(t, h, "agent")}
+	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
+	v := &victim{peer: playAgent(t, h, "agent")}
 	v.send(headed(v.batch("s", "e1", 1, 2), 9))
 	v.feed("long", "e1", 1, 20)
 	v.send(v.last("ended", "e1", 1))
 	v.drain()
-	tab := speakViewer(t, h, "tab")
+	tab := playViewer(t, h, "tab")
 	tab.send(tab.watch("long", "", 0))
 	tab.drain()
 	v.request = v.asked("long", "tab", "e1", 0, 15)
@@ -566,11 +566,11 @@ func victimHubOfViewer(t *testing.T) *victim {
 		}
 		return nil
 	}})
-	a := speakAgent(t, h, "agent")
+	a := playAgent(t, h, "agent")
 	a.feed("s", "e1", 1, 4)
 	a.feed("t", "e1", 1, 5)
 	a.feed("secret", "e1", 1, 5)
-	v := &victim{speaker: speakViewer(t, h, "tab")}
+	v := &victim{peer: playViewer(t, h, "tab")}
 	v.send(v.watch("s", "e1", 0))
 	v.drain()
 	v.fill = strings.NewReplacer("$link", v.id)
@@ -603,7 +603,7 @@ func victimViewer(t *testing.T) *victim {
 			t.Fatal(err)
 		}
 	}
-	v := &victim{speaker: speakHub(t, w)}
+	v := &victim{peer: playHub(t, w)}
 	v.drain()
 	v.send(v.status(stands("s", "e1", 1, 9, 0)), v.batch("s", "e1", 1, 3))
 	v.fill = strings.NewReplacer("$link", v.id)

@@ -2,7 +2,6 @@ package gvstream
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"iter"
 	"maps"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A HubConfig holds the callbacks and limits of a Hub. A nil config is all
@@ -126,8 +127,8 @@ type Hub struct {
 	agents   map[string]*hubAgent
 	owned    map[string]int // sessions that count against an agent's limit
 
-	expiryMu sync.Mutex // level 4; protects the field below and each session's expiry
-	expiry   expiryHeap
+	expiryMu sync.Mutex              // level 4; protects the field below and each session's expiry
+	expiry   sched.Heap[*hubSession] // by their next deadline
 }
 
 // NewHub returns a Hub without sessions or links. A nil config means the defaults;
@@ -149,33 +150,51 @@ type hubSession struct {
 	h  *Hub
 	id string
 
-	mu      sync.Mutex     // level 2; protects the fields below
-	gone    bool           // no longer in the hub's map
-	owner   string         // the agent it belongs to (rule 4)
-	counted bool           // against that agent's limit
-	epoch   string         // empty: unknown to the hub
-	log     log            // its head is what is accepted
-	head    uint64         // last number the agent is known to have
-	endSeq  uint64         // the number of the end, once the agent said so
-	ended   bool           // the end was accepted
-	prev    *pastEpoch     // the log of the epoch before, for a while (rule 15)
-	prevID  string         // that epoch, or empty
-	prevSeq uint64         // last number accepted of it
-	on      *opening       // on the owner's current link, or nil
-	away    time.Time      // when the owner's link was lost
-	listed  time.Time      // when the agent last spoke of it
-	busy    *busy          // the callback that is running for it
-	cursors []*cursor      // of all viewers
-	resting queue[*fan]    // that were at the head when they were put there; who rests longest is never ahead of another
-	behind  queue[*fan]    // that have not got all yet
-	atRest  int            // cursors in both
-	idle    queue[*cursor] // of others that wait for the next event
-	page    *page          // read last, for others to share, or nil
-	turns   queue[*cursor] // of those that wait for their turn to ask the agent
-	open    int            // replay requests open at the agent
+	mu sync.Mutex // level 2; protects the fields below
+	ownership
+	history
+	audience
 
-	expiry            // the lock of the hub's heap protects it
-	news   place[job] // in the crew's queue
+	expiry sched.Entry[*hubSession] // the lock of the hub's heap protects it
+	news   sched.Element[job]       // in the crew's queue
+}
+
+// An ownership is whose a session is: its agent's (rule 4), and the hub's as long as it
+// is in the map.
+type ownership struct {
+	owner   string    // the agent it belongs to, or empty
+	on      *opening  // on the owner's current link, or nil
+	away    time.Time // when the owner's link was lost
+	listed  time.Time // when the agent last spoke of it
+	busy    *busy     // the callback that is running for it
+	counted bool      // against the owner's limit
+	gone    bool      // no longer in the hub's map
+}
+
+// A history is what the hub knows of a session's events, in the current epoch and in
+// the one before. It is zero if the hub knows no epoch.
+type history struct {
+	epoch  string
+	log    log    // its head is what is accepted
+	head   uint64 // last number the agent is known to have
+	endSeq uint64 // the number of the end, once the agent said so
+	ended  bool   // the end was accepted
+
+	prev    *pastEpoch // the log of the epoch before, for a while (rule 15)
+	prevID  string     // that epoch, or empty
+	prevSeq uint64     // last number accepted of it
+}
+
+// An audience is the cursors of all viewers of a session, where they wait, and what
+// they share.
+type audience struct {
+	cursors []*cursor
+	resting sched.Queue[*fan]    // that were at the head when they were put there; who rests longest is never ahead of another
+	behind  sched.Queue[*fan]    // that have not got all yet
+	atRest  int                  // cursors in both
+	idle    sched.Queue[*cursor] // of others that wait for the next event
+	page    *page                // read last, for others to share, or nil
+	permits permits              // of replay requests to the agent
 }
 
 // pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
@@ -201,10 +220,15 @@ func (h *Hub) hold(id string) *hubSession {
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = &hubSession{h: h, id: id}
+		s = h.newSession(id)
 		h.sessions[id] = s
 	}
 	return s
+}
+
+// newSession returns a session that the hub does not know yet.
+func (h *Hub) newSession(id string) *hubSession {
+	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
 }
 
 func (h *Hub) lookup(id string) *hubSession {
@@ -225,24 +249,39 @@ func (h *Hub) release(s *hubSession) {
 }
 
 // lock locks the session for a change that ha's agent asks for, once no callback
-// runs for it. A callback of an older link of the same agent is told to stop
-// (rule 8).
+// runs for it.
 func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
-	for {
-		s.mu.Lock()
-		b := s.busy
-		if b == nil {
-			return nil
-		}
-		if b.ha != ha && b.ha.agentID == ha.agentID {
-			b.cancel()
-		}
+	s.mu.Lock()
+	err := s.waitIdleLocked(ctx, ha)
+	if err != nil {
 		s.mu.Unlock()
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	}
+	return err
+}
+
+// waitIdleLocked waits until no callback runs for the session, without the lock
+// meanwhile.
+func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgent) (err error) {
+	for s.busy != nil && err == nil {
+		b := s.busy
+		s.mu.Unlock()
+		err = b.wait(ctx, ha)
+		s.mu.Lock()
+	}
+	return err
+}
+
+// wait waits for the callback's end. One of an older link of the same agent is told to
+// stop; another agent's, and one of the same link, are not (rule 8).
+func (b *busy) wait(ctx context.Context, ha *hubAgent) error {
+	if b.ha != ha && b.ha.agentID == ha.agentID {
+		b.cancel()
+	}
+	select {
+	case <-b.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -264,12 +303,12 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.
 // adopt begins an epoch, in which everything up to start counts as accepted
 // (rules 5 and 15). A session that had none is counted already.
 func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
+	next := history{epoch: epoch, log: log{head: start}, head: start}
 	if s.epoch != "" {
-		s.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
-		s.prevID, s.prevSeq = s.epoch, s.log.head
+		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
+		next.prevID, next.prevSeq = s.epoch, s.log.head
 	}
-	s.epoch, s.log, s.head = epoch, log{head: start}, start
-	s.endSeq, s.ended = 0, false
+	s.history = next
 	s.wakeAll()
 }
 
@@ -285,7 +324,7 @@ func (s *hubSession) accept(p *page) {
 	s.head = max(s.head, s.log.head)
 	s.noteEnd()
 	s.page = nil
-	for c := s.idle.pop(); c != nil; c = s.idle.pop() {
+	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
 		c.hv.ready(&c.task)
 	}
 	s.callCrew()
@@ -315,10 +354,10 @@ func (s *hubSession) forgetEpochs() {
 	}
 	if s.on != nil {
 		s.on.close()
+		s.on = nil
 	}
 	s.belongTo("")
-	s.epoch, s.log, s.head, s.endSeq, s.ended = "", log{}, 0, 0, false
-	s.prev, s.prevID, s.prevSeq, s.on, s.page = nil, "", 0, nil, nil
+	s.history, s.page = history{}, nil
 	for _, c := range s.cursors {
 		c.restart(c.epoch, c.seq)
 		c.tell()
@@ -367,7 +406,7 @@ func (s *hubSession) deadline() time.Time {
 	}
 	ttl := s.h.cfg.SessionTTL
 	switch {
-	case s.ended && s.log.ring.n > 0: // the agent forgets it first (rule 16)
+	case s.ended && !s.log.empty(): // the agent forgets it first (rule 16)
 		earliest(s.listed.Add(2 * endedTTL))
 	case s.ended:
 		earliest(s.listed.Add(2*endedTTL + ttl))
@@ -413,24 +452,15 @@ func (s *hubSession) watchClock() {
 func (h *Hub) expireAt(s *hubSession, at time.Time) {
 	h.expiryMu.Lock()
 	defer h.expiryMu.Unlock()
-	switch {
-	case s.due.IsZero():
-		s.due = at
-		heap.Push(&h.expiry, s)
-	case at.Before(s.due):
-		s.due = at
-		heap.Fix(&h.expiry, s.index)
-	}
+	h.expiry.SetEarlier(&s.expiry, s, at)
 }
 
 // nextExpired takes the next session out of the heap whose deadline has passed.
 func (h *Hub) nextExpired(now time.Time) *hubSession {
 	h.expiryMu.Lock()
 	defer h.expiryMu.Unlock()
-	if len(h.expiry) == 0 || h.expiry[0].due.After(now) {
-		return nil
-	}
-	return heap.Pop(&h.expiry).(*hubSession)
+	s, _, _ := h.expiry.PopDue(now)
+	return s
 }
 
 // expire does what time does to the sessions: any call may bring it about.
@@ -467,38 +497,7 @@ func (h *Hub) drop(s *hubSession) {
 	delete(h.sessions, s.id)
 	h.expiryMu.Lock()
 	defer h.expiryMu.Unlock()
-	if !s.due.IsZero() {
-		heap.Remove(&h.expiry, s.index)
-	}
-}
-
-// An expiry is a session's place in the hub's heap.
-type expiry struct {
-	due   time.Time // zero: it is not there
-	index int
-}
-
-// An expiryHeap holds sessions by the time of their next deadline.
-type expiryHeap []*hubSession
-
-func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h expiryHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *expiryHeap) Push(x any) {
-	s := x.(*hubSession)
-	s.index = len(*h)
-	*h = append(*h, s)
-}
-func (h *expiryHeap) Pop() any {
-	old := *h
-	s := old[len(old)-1]
-	s.due = time.Time{}
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return s
+	h.expiry.Remove(&s.expiry)
 }
 
 // ConnectAgent makes the link of a new connection from an agent, whose id the

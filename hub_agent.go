@@ -95,7 +95,7 @@ func (ha *hubAgent) detach(now time.Time) {
 		s := f.c.s
 		s.mu.Lock()
 		if f.c.fetch == f {
-			f.c.dropFetch()
+			f.c.release()
 		}
 		f.c.hv.ready(&f.c.task)
 		s.mu.Unlock()
@@ -232,38 +232,28 @@ func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) er
 	return nil
 }
 
-// enter finds or makes the session, lets the agent in, and returns it open on
-// this link and locked.
+// enter opens a session on this link, which is made if the hub has none of that id, and
+// returns it locked.
 func (ha *hubAgent) enter(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
 	for {
 		s := ha.h.hold(e.SessionID)
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err
 		}
-		open, err := ha.tryEnter(ctx, now, s, e)
-		switch {
-		case err != nil:
+		switch err := ha.admit(ctx, now, s, e); err {
+		case nil:
+			return s, nil
+		case errGone: // the next one is another
+		default:
 			ha.h.release(s)
 			return nil, ofEpoch(err, e.Epoch)
-		case open:
-			return s, nil
 		}
 	}
 }
 
-// tryEnter lets the agent into a locked session, which stays locked if that opened
-// it: not if the session was forgotten meanwhile, nor after a callback's panic.
-func (ha *hubAgent) tryEnter(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) (open bool, err error) {
-	defer func() {
-		if !open {
-			s.mu.Unlock()
-		}
-	}()
-	if !s.gone {
-		err = ha.admit(ctx, now, s, e)
-	}
-	return err == nil && !s.gone, err
-}
+// errGone says that the session was removed from the hub before it could be opened.
+// Nobody sees it.
+var errGone = errors.New("gvstream: session removed")
 
 // ofEpoch has a refusal say which life of the session it is about, if it names no
 // other: the agent may have renewed it meanwhile.
@@ -274,44 +264,67 @@ func ofEpoch(err error, epoch string) error {
 	return err
 }
 
-// admit checks the agent's right to the session and the epoch, and opens it on
-// this link. The lock is held, but not while a callback runs.
+// admit opens a locked session on this link, if the agent may have it. The lock is free
+// while a callback runs. It is free in the end as well, unless the session is open: also
+// after a callback's panic.
 func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
-	if err := ha.failure(); err != nil {
-		return err
-	}
-	if allowed, err := ha.claims(ctx, s); err != nil {
-		return err
-	} else if !allowed {
-		return notYours(s.id)
-	}
-	if s.gone {
-		return nil
-	}
-	if err := s.staleEpoch(e.Epoch); err != nil {
-		return err
-	}
-	if at, ok := epochTime(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
-		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
-	}
-	if err := ha.full(s); err != nil {
+	open := false
+	defer func() {
+		if !open {
+			s.mu.Unlock()
+		}
+	}()
+	if err := ha.mayOpen(ctx, now, s, e.Epoch); err != nil {
 		return err
 	}
 	if e.Epoch != s.epoch {
-		start, err := ha.start(ctx, s, e)
-		if err != nil {
+		if err := ha.begin(ctx, now, s, e); err != nil {
 			return err
 		}
-		if err := ha.failure(); err != nil {
-			return err
-		}
-		if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
-			ha.h.known.Add(-1) // others were faster
-			return overloaded(s.id)
-		}
-		s.adopt(now, e.Epoch, start)
 	}
-	return ha.attach(now, s)
+	if err := ha.attach(now, s); err != nil {
+		return err
+	}
+	open = true
+	return nil
+}
+
+// mayOpen refuses what the agent may not open on this link.
+func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, epoch string) error {
+	if err := ha.failure(); err != nil {
+		return err
+	}
+	if err := ha.claim(ctx, s); err != nil {
+		return err
+	}
+	if s.gone {
+		return errGone
+	}
+	if err := s.staleEpoch(epoch); err != nil {
+		return err
+	}
+	if at, ok := epochTime(epoch); ok && epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
+		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
+	}
+	return ha.full(s)
+}
+
+// begin has a session go on in an epoch that is new to the hub, from where its store or
+// its agent says (rule 5).
+func (ha *hubAgent) begin(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+	start, err := ha.start(ctx, s, e)
+	if err != nil {
+		return err
+	}
+	if err := ha.failure(); err != nil {
+		return err
+	}
+	if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
+		ha.h.known.Add(-1) // others were faster
+		return overloaded(s.id)
+	}
+	s.adopt(now, e.Epoch, start)
+	return nil
 }
 
 // staleEpoch refuses an epoch older than the session's (rule 2).
@@ -324,23 +337,33 @@ func (s *hubSession) staleEpoch(epoch string) error {
 	return err
 }
 
-// claims reports whether the agent has the session, or may take it over. The lock is
-// free meanwhile, and no callback runs when it is taken again.
-func (ha *hubAgent) claims(ctx context.Context, s *hubSession) (bool, error) {
+// claim refuses a session of another agent's, unless this one may take it over (rule 4).
+// The lock is free meanwhile, and no callback runs when it is taken again.
+func (ha *hubAgent) claim(ctx context.Context, s *hubSession) error {
 	if s.owner == "" || s.owner == ha.agentID {
-		return true, nil
+		return nil
 	}
 	if ha.h.cfg.Claim == nil {
-		return false, nil
+		return notYours(s.id)
 	}
 	owner := s.owner
-	s.mu.Unlock() // not as call does: the owner's batches don't wait for it
-	allowed := ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
-	if err := s.lock(ctx, ha); err != nil {
-		s.mu.Lock()
-		return false, err
+	allowed := ha.askClaim(ctx, s)
+	if err := s.waitIdleLocked(ctx, ha); err != nil {
+		return err
 	}
-	return allowed && (s.owner == owner || s.owner == ""), nil
+	if !allowed || s.owner != owner && s.owner != "" {
+		return notYours(s.id)
+	}
+	return nil
+}
+
+// askClaim has the caller say whether the agent may take the session over. The lock is
+// free meanwhile, and not as in call: the owner's batches don't wait for it.
+func (ha *hubAgent) askClaim(ctx context.Context, s *hubSession) bool {
+	owner := s.owner
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	return ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
 }
 
 func notYours(sessionID string) error {
@@ -396,7 +419,7 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 		return nil
 	}
 	o := &opening{s: s, ha: ha}
-	o.task = task{owner: o, urgent: true}
+	o.task = task{Source: o.take, Control: true}
 	ha.mu.Lock()
 	dead := ha.sessions == nil
 	if !dead {
@@ -447,16 +470,23 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		return nil
 	}
 	pg.clip(accepted)
-	tooLarge := ha.fit(s, &pg)
+	return ha.accept(ctx, now, s, &pg)
+}
+
+// accept has the session accept a page, up to the first event that is too large, once
+// it is stored (rule 8).
+func (ha *hubAgent) accept(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
+	o, epoch := s.on, s.epoch // when Commit is done, they may be others
+	tooLarge := ha.fit(s, pg)
 	if pg.last >= pg.first {
 		pg.pack()
-		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil {
+		if err := ha.commit(ctx, s, epoch, pg); err != nil {
 			return err
 		}
-		if s.epoch != p.Epoch {
+		if s.epoch != epoch {
 			return nil // forgotten while Commit ran
 		}
-		s.accept(&pg)
+		s.accept(pg)
 		o.accepted(now, len(pg.slots))
 		s.watchClock()
 	}
@@ -484,12 +514,7 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 		if s.on != nil && s.on.ha == ha && s.epoch == p.Epoch {
 			return s, nil
 		}
-		var err error
-		if s.owner == "" || s.owner == ha.agentID {
-			err = s.staleEpoch(p.Epoch)
-		} else if ha.h.cfg.Claim == nil { // else it may be claimed
-			err = ofEpoch(notYours(s.id), p.Epoch)
-		}
+		err := ha.barred(s, p.Epoch)
 		s.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -501,6 +526,18 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayloa
 		return nil, err
 	}
 	return ha.enter(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
+}
+
+// barred refuses a session that the agent can't open in that epoch, whatever its caller
+// says.
+func (ha *hubAgent) barred(s *hubSession, epoch string) error {
+	switch {
+	case s.owner == "" || s.owner == ha.agentID:
+		return s.staleEpoch(epoch)
+	case ha.h.cfg.Claim == nil:
+		return ofEpoch(notYours(s.id), epoch)
+	}
+	return nil
 }
 
 // fit cuts the page before the first event that is too large, and returns the

@@ -1,6 +1,10 @@
 package gvstream
 
-import "time"
+import (
+	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
+)
 
 // A fan is viewers whose cursors rest at the head of one session. The crew gives them
 // the next events all at once: the log is read once, under one lock, and they share
@@ -8,8 +12,8 @@ import "time"
 // the fan and is served by its link as ever. The session's lock protects it.
 type fan struct {
 	s       *hubSession
-	place   place[*fan] // in one of the session's queues
-	at      uint64      // where its cursors are
+	place   sched.Element[*fan] // in one of the session's queues
+	at      uint64              // where its cursors are
 	cursors []*cursor
 	flying  bool // served now: their links are claimed, and cursors is read without the lock
 	left    bool // a cursor left meanwhile
@@ -20,10 +24,10 @@ type fan struct {
 
 // join has a cursor rest with others.
 func (s *hubSession) join(c *cursor) {
-	f := s.resting.back()
+	f := s.resting.Back()
 	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.fan {
 		f = &fan{s: s, at: c.seq}
-		s.resting.push(&f.place, f)
+		s.resting.Push(&f.place, f)
 	}
 	f.cursors = append(f.cursors, c)
 	c.fan, c.pusher = f, c.hv.pusher.Load()
@@ -32,7 +36,7 @@ func (s *hubSession) join(c *cursor) {
 
 // leave takes the cursor out of its fan, or out of the queue of those that wait.
 func (c *cursor) leave() {
-	c.idle.leave()
+	c.idle.Remove()
 	f := c.fan
 	if f == nil {
 		return
@@ -45,7 +49,7 @@ func (c *cursor) leave() {
 	c.s.atRest--
 	f.keep(func(d *cursor) bool { return d != c })
 	if len(f.cursors) == 0 {
-		f.place.leave()
+		f.place.Remove()
 	}
 }
 
@@ -97,10 +101,10 @@ func (s *hubSession) callCrew() {
 
 // late is the next fan that is behind the head, or nil.
 func (s *hubSession) late() *fan {
-	if f := s.resting.front(); f != nil && f.at < s.log.head {
+	if f := s.resting.Front(); f != nil && f.at < s.log.head {
 		return f
 	}
-	return s.behind.front()
+	return s.behind.Front()
 }
 
 // launch takes the next fan that is behind the head, and returns those of its cursors
@@ -110,7 +114,7 @@ func (s *hubSession) launch() (f *fan, others []*cursor) {
 	if f = s.late(); f == nil {
 		return nil, nil
 	}
-	f.place.leave()
+	f.place.Remove()
 	s.callCrew()
 	s.atRest -= len(f.cursors)
 	held := f.at+1 >= s.log.first() // else its agent is asked
@@ -189,12 +193,12 @@ func (f *fan) land() {
 // put puts a fan where it is found when there is more: at the head behind the others,
 // which are not ahead of it, or among those that have not got all yet.
 func (s *hubSession) put(f *fan) {
-	last := s.resting.back()
+	last := s.resting.Back()
 	switch {
 	case f.at < s.log.head:
-		s.behind.push(&f.place, f)
+		s.behind.Push(&f.place, f)
 	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.fan:
-		s.resting.push(&f.place, f)
+		s.resting.Push(&f.place, f)
 	default: // two that became small
 		for _, c := range f.cursors {
 			c.fan = last

@@ -9,30 +9,24 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-// A fanned is a viewer that is played by hand and whose link pushes.
+// A fanned is a viewer whose link pushes.
 type fanned struct {
-	*speaker
-	got  []string
-	then func() // called once, after the next payload
-	deaf bool   // what comes is not noted
+	*peer
+	then func() // called once, with the next payload
 }
 
-func (f *fanned) take(_ context.Context, p Payload) error {
-	if f.deaf {
-		return nil
+// texts takes what was pushed, each in a few words. All has to be for this viewer.
+func (f *fanned) texts() (out []string) {
+	for _, p := range f.drain() {
+		out = append(out, f.text(p))
 	}
-	f.got = append(f.got, f.told(p))
-	if then := f.then; then != nil {
-		f.then = nil
-		then()
-	}
-	return nil
+	return out
 }
 
-// told is a payload in a few words. It has to be one for this viewer.
-func (f *fanned) told(p Payload) string {
+func (f *fanned) text(p Payload) string {
 	if err := p.check(); err != nil {
 		f.t.Errorf("%s got %s: %v", f.viewer, payloadText(p), err)
 	}
@@ -73,20 +67,23 @@ func crewWorks(h *Hub) {
 
 // fanRig is a hub, whose crew works when it is told to, with one agent and viewers that
 // rest after event 10.
-func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *speaker, vs []*fanned) {
+func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*fanned) {
 	t.Helper()
 	h = NewHub(cfg)
 	h.crew.size = 0
-	a = speakAgent(t, h, "agent")
+	a = playAgent(t, h, "agent")
 	a.feed("s", "e1", 1, 10)
 	for i := range viewers {
-		f := &fanned{speaker: speakViewer(t, h, fmt.Sprint("tab", i))}
+		f := &fanned{peer: playViewer(t, h, fmt.Sprint("tab", i))}
 		f.send(f.watch("s", "e1", 10))
-		if err := f.l.Push(t.Context(), f.take); err != nil {
-			t.Fatal(err)
-		}
+		f.push(func(Payload) {
+			if then := f.then; then != nil {
+				f.then = nil
+				then()
+			}
+		})
 		crewWorks(h)
-		f.got = nil
+		f.drain()
 		vs = append(vs, f)
 	}
 	s := h.lookup("s")
@@ -104,19 +101,19 @@ func TestFanDisturbed(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		cfg     *HubConfig
-		disturb func(h *Hub, a *speaker, v *fanned)
+		disturb func(h *Hub, a *peer, v *fanned)
 		first   []string
 		second  []string
 	}{
-		{"nothing", nil, func(*Hub, *speaker, *fanned) {}, both, both},
+		{"nothing", nil, func(*Hub, *peer, *fanned) {}, both, both},
 		{
 			"more events", nil,
-			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e1", 13, 13)) },
+			func(_ *Hub, a *peer, _ *fanned) { a.send(a.batch("s", "e1", 13, 13)) },
 			[]string{"e1 11-12 of 12", "e1 13-13 of 13"}, []string{"e1 11-12 of 12", "e1 13-13 of 13"},
 		},
 		{
 			"more events, and a watch that is answered before them", nil,
-			func(_ *Hub, a *speaker, v *fanned) {
+			func(_ *Hub, a *peer, v *fanned) {
 				a.send(a.batch("s", "e1", 13, 13))
 				v.send(v.watch("other", "", 0))
 			},
@@ -125,12 +122,12 @@ func TestFanDisturbed(t *testing.T) {
 		},
 		{
 			"it watches from elsewhere", nil,
-			func(_ *Hub, _ *speaker, v *fanned) { v.send(v.watch("s", "e1", 3)) },
+			func(_ *Hub, _ *peer, v *fanned) { v.send(v.watch("s", "e1", 3)) },
 			both, []string{"e1 11-12 of 12", "status e1 3 of 12", "e1 4-12 of 12"},
 		},
 		{
 			"it watches from elsewhere, and more events", nil,
-			func(_ *Hub, a *speaker, v *fanned) {
+			func(_ *Hub, a *peer, v *fanned) {
 				v.send(v.watch("s", "e1", 3))
 				a.send(a.batch("s", "e1", 13, 13))
 			},
@@ -139,7 +136,7 @@ func TestFanDisturbed(t *testing.T) {
 		},
 		{
 			"its watch ends, and more events", nil,
-			func(_ *Hub, a *speaker, v *fanned) {
+			func(_ *Hub, a *peer, v *fanned) {
 				v.send(v.stop("s"))
 				a.send(a.batch("s", "e1", 13, 13))
 			},
@@ -147,37 +144,37 @@ func TestFanDisturbed(t *testing.T) {
 		},
 		{
 			"its watch is revoked", nil,
-			func(h *Hub, _ *speaker, v *fanned) { h.Revoke(v.viewer, "s") },
+			func(h *Hub, _ *peer, v *fanned) { h.Revoke(v.viewer, "s") },
 			both, []string{"e1 11-12 of 12", "forbidden"},
 		},
 		{
 			"its link is closed, and more events", nil,
-			func(_ *Hub, a *speaker, v *fanned) {
-				v.l.Close()
+			func(_ *Hub, a *peer, v *fanned) {
+				v.link.Close()
 				a.send(a.batch("s", "e1", 13, 13))
 			},
 			[]string{"e1 11-12 of 12", "e1 13-13 of 13"}, both,
 		},
 		{
 			"the end", nil,
-			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.last("s", "e1", 13)) },
+			func(_ *Hub, a *peer, _ *fanned) { a.send(a.last("s", "e1", 13)) },
 			[]string{"e1 11-12 of 12", "e1 13-13 of 13", "status e1 13 of 13 ended"},
 			[]string{"e1 11-12 of 12", "e1 13-13 of 13", "status e1 13 of 13 ended"},
 		},
 		{
 			"a new epoch", nil,
-			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e2", 1, 1)) },
+			func(_ *Hub, a *peer, _ *fanned) { a.send(a.batch("s", "e2", 1, 1)) },
 			[]string{"e1 11-12 of 12", "status e2 0 of 1", "e2 1-1 of 1"},
 			[]string{"e1 11-12 of 12", "status e2 0 of 1", "e2 1-1 of 1"},
 		},
 		{
 			"the hub forgets", nil,
-			func(h *Hub, _ *speaker, _ *fanned) { h.Forget("s") },
+			func(h *Hub, _ *peer, _ *fanned) { h.Forget("s") },
 			[]string{"e1 11-12 of 12", "status  0 of 0"}, []string{"e1 11-12 of 12", "status  0 of 0"},
 		},
 		{ // what comes next is the agent's to replay, and no gap
 			"more events than the hub's log holds", &HubConfig{LogEvents: 2},
-			func(_ *Hub, a *speaker, _ *fanned) { a.send(a.batch("s", "e1", 13, 16)) },
+			func(_ *Hub, a *peer, _ *fanned) { a.send(a.batch("s", "e1", 13, 16)) },
 			both, both,
 		},
 	} {
@@ -188,7 +185,7 @@ func TestFanDisturbed(t *testing.T) {
 				a.send(a.batch("s", "e1", 11, 12))
 				crewWorks(h)
 				for i, want := range [][]string{c.first, c.second} {
-					if diff := cmp.Diff(want, vs[i].got); diff != "" {
+					if diff := cmp.Diff(want, vs[i].texts()); diff != "" {
 						t.Errorf("%s: -want +got\n%s", vs[i].viewer, diff)
 					}
 				}
@@ -213,8 +210,8 @@ func TestFanBelowLog(t *testing.T) {
 		r := a.asked("s", "tab0", "e1", 10, 12)
 		a.send(answerTo(r, 11, 12, true))
 		crewWorks(h)
-		if len(vs[0].got) != 2 || vs[0].got[1] != "e1 13-14 of 14" {
-			t.Errorf("got %q", vs[0].got)
+		if got := vs[0].texts(); len(got) != 2 || got[1] != "e1 13-14 of 14" {
+			t.Errorf("got %q", got)
 		}
 		h.Close()
 	})
@@ -236,12 +233,12 @@ func TestFanTakesTurns(t *testing.T) {
 		vs[0].then = more
 		a.send(a.batch("s", "e1", seq, seq))
 		h.crew.next().work(time.Now())
-		if n := len(vs[0].got); n != pushTurn || h.crew.jobs.n != 1 {
-			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.n)
+		if n := len(vs[0].drain()); n != pushTurn || h.crew.jobs.Len() != 1 {
+			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.Len())
 		}
 		crewWorks(h)
-		if got := vs[0].got[len(vs[0].got)-1]; got != "e1 100-100 of 100" {
-			t.Errorf("ends with %s", got)
+		if got := vs[0].texts(); got[len(got)-1] != "e1 100-100 of 100" {
+			t.Errorf("ends with %s", got[len(got)-1])
 		}
 		h.Close()
 		crewWorks(h)
@@ -254,13 +251,14 @@ func TestFanStatusFirst(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 2)
 		pass(heartbeat)
 		for _, v := range vs {
-			v.l.pusher.Load().wake() // as its timer does
+			v.link.pusher.Load().wake() // as its timer does
 		}
 		a.send(a.batch("s", "e1", 11, 11))
 		crewWorks(h)
 		for _, v := range vs {
-			if want := []string{"status e1 10 of 11", "e1 11-11 of 11"}; !slices.Equal(v.got, want) {
-				t.Errorf("%s got %q, want %q", v.viewer, v.got, want)
+			got, want := v.texts(), []string{"status e1 10 of 11", "e1 11-11 of 11"}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s got %q, want %q", v.viewer, got, want)
 			}
 		}
 		h.Close()
@@ -271,17 +269,18 @@ func TestFanStatusFirst(t *testing.T) {
 // no more of them than its log.
 func TestFanShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 0)
+		h, a, _ := fanRig(t, nil, 0)
 		var kept []*EventBatchPayload
+		var late *peer // is served by Next
 		for i := range 3 {
-			v := speakViewer(t, h, fmt.Sprint("tab", i))
+			v := playViewer(t, h, fmt.Sprint("tab", i))
 			v.send(v.watch("s", "e1", 10))
-			if i == 2 { // one that is served by Next
-				vs = append(vs, &fanned{speaker: v})
-				v.drain()
+			if i == 2 {
+				late = v
+				late.drain()
 				continue
 			}
-			v.l.Push(t.Context(), func(_ context.Context, p Payload) error {
+			v.link.Push(t.Context(), func(_ context.Context, p Payload) error {
 				if b, ok := p.(*EventBatchPayload); ok {
 					kept = append(kept, b)
 				}
@@ -295,11 +294,12 @@ func TestFanShares(t *testing.T) {
 		if s.page == nil {
 			t.Error("nothing is kept for the viewer that is still to come")
 		}
-		b, ok := vs[0].next().(*EventBatchPayload)
+		p, err := late.link.Next(endedContext) // itself, before its way over a wire
+		b, ok := p.(*EventBatchPayload)
 		if !ok || len(kept) != 2 {
-			t.Fatalf("%d batches", len(kept))
+			t.Fatalf("%d batches; %v", len(kept), err)
 		}
-		vs[0].wantIdle("at the head")
+		late.wantIdle("at the head")
 		for _, other := range kept {
 			if &other.Events[0] != &b.Events[0] || other == b {
 				t.Error("events of their own")
@@ -319,7 +319,7 @@ func TestFanShares(t *testing.T) {
 func TestFanPageOfGoneViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 1)
-		v := speakViewer(t, h, "slow")
+		v := playViewer(t, h, "slow")
 		v.send(v.watch("s", "e1", 10))
 		v.drain()
 		a.send(a.batch("s", "e1", 11, 12))
@@ -327,11 +327,11 @@ func TestFanPageOfGoneViewer(t *testing.T) {
 		if h.lookup("s").page == nil {
 			t.Error("nothing is kept for the viewer that is still to come")
 		}
-		v.l.Close()
+		v.link.Close()
 		if h.lookup("s").page != nil {
 			t.Error("the page is kept for nobody")
 		}
-		vs[0].l.Close()
+		vs[0].link.Close()
 		h.Close()
 		crewWorks(h)
 	})
@@ -344,31 +344,31 @@ func TestGrowthAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 3*maxFan)
 		a.send(a.batch("s", "e1", 11, 11))
-		if h.crew.jobs.n != 1 {
-			t.Errorf("%d jobs", h.crew.jobs.n)
+		if h.crew.jobs.Len() != 1 {
+			t.Errorf("%d jobs", h.crew.jobs.Len())
 		}
 		for _, v := range vs {
-			if v.l.pusher.Load().state.Load() != pushIdle || v.l.bulk.n > 0 {
+			if v.link.pusher.Load().state.Load() != pushIdle || readyTasks(v.link) > 0 {
 				t.Fatal("a viewer's link was touched")
 			}
 		}
 		crewWorks(h)
 		s := h.lookup("s")
-		if s.resting.n != 3 {
-			t.Errorf("%d fans of %d viewers", s.resting.n, len(vs))
+		if s.resting.Len() != 3 {
+			t.Errorf("%d fans of %d viewers", s.resting.Len(), len(vs))
 		}
 		for i, v := range vs { // most leave, and those that stay come together
-			if len(v.got) != 1 {
-				t.Errorf("%s got %q", v.viewer, v.got)
+			if got := v.texts(); len(got) != 1 {
+				t.Errorf("%s got %q", v.viewer, got)
 			}
 			if i%4 > 0 {
-				v.l.Close()
+				v.link.Close()
 			}
 		}
 		a.send(a.batch("s", "e1", 12, 12))
 		crewWorks(h)
-		if f := fanFault(s); f != "" || s.resting.n != 1 || s.atRest != 3*maxFan/4 {
-			t.Errorf("%d fans of %d viewers: %s", s.resting.n, s.atRest, f)
+		if f := fanFault(s); f != "" || s.resting.Len() != 1 || s.atRest != 3*maxFan/4 {
+			t.Errorf("%d fans of %d viewers: %s", s.resting.Len(), s.atRest, f)
 		}
 		h.Close()
 		crewWorks(h)
@@ -377,51 +377,53 @@ func TestGrowthAccept(t *testing.T) {
 
 // A viewer costs an eighth of an allocation.
 func TestFanAllocs(t *testing.T) {
-	h, a, vs := fanRig(t, nil, maxFan)
-	for _, v := range vs {
-		v.deaf = true
-	}
-	seq := uint64(10)
-	allocs := testing.AllocsPerRun(Fewer(50), func() {
-		seq++
-		a.send(a.batch("s", "e1", seq, seq))
+	synctest.Test(t, func(t *testing.T) {
+		h, a, vs := fanRig(t, nil, maxFan)
+		for _, v := range vs {
+			v.pushed.got = make([]Payload, 0, 100)
+		}
+		seq := uint64(10)
+		allocs := testing.AllocsPerRun(testenv.Fewer(50), func() {
+			seq++
+			a.send(a.batch("s", "e1", seq, seq))
+			crewWorks(h)
+		})
+		alone := testing.AllocsPerRun(testenv.Fewer(50), func() {
+			seq++
+			a.send(a.batch("s", "e1", seq, seq))
+		})
+		if allocs-alone > maxFan/8+8 && !testenv.RaceEnabled {
+			t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
+		}
+		h.Close()
 		crewWorks(h)
 	})
-	alone := testing.AllocsPerRun(Fewer(50), func() {
-		seq++
-		a.send(a.batch("s", "e1", seq, seq))
-	})
-	if allocs-alone > maxFan/8+8 && !raceEnabled {
-		t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
-	}
 }
 
 // fanFault says what is wrong with a session's fans.
 func fanFault(s *hubSession) string {
 	n, at := 0, uint64(0)
 	var fans []*fan
-	for p := s.resting.first; p != nil; p = p.next {
-		if p.of.at < at {
-			return fmt.Sprintf("a fan rests at %d, after one at %d", p.of.at, at)
+	for f := range s.resting.All() {
+		if f.at < at {
+			return fmt.Sprintf("a fan rests at %d, after one at %d", f.at, at)
 		}
-		at = p.of.at
-		fans = append(fans, p.of)
+		at = f.at
+		fans = append(fans, f)
 	}
-	for p := s.behind.first; p != nil; p = p.next {
-		fans = append(fans, p.of)
-	}
+	fans = slices.AppendSeq(fans, s.behind.All())
 	for _, f := range fans {
 		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at > s.log.head {
 			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.at)
 		}
 		for _, c := range f.cursors {
-			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.in != nil {
+			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.Queued() {
 				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
 			}
 		}
 		n += len(f.cursors)
 	}
-	if n != s.atRest || n+s.idle.n > len(s.cursors) {
+	if n != s.atRest || n+s.idle.Len() > len(s.cursors) {
 		return fmt.Sprintf("%d cursors rest, and %d count", n, s.atRest)
 	}
 	return ""

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A hubViewer is the hub's half of one connection to a viewer: a set of cursors.
@@ -20,22 +22,23 @@ type hubViewer struct {
 	// Link's lock protects the fields below.
 	greeted bool
 	staleAt time.Time
-	cursors map[string]*cursor // by session
-	due     queue[*cursor]     // to be named in the next status
+	cursors map[string]*cursor   // by session
+	due     sched.Queue[*cursor] // to be named in the next status
 	beatAt  time.Time
-	slots   int            // replay requests open for this link, offered to a cursor, and given up in the last second
-	waiting queue[*cursor] // for a slot
-	givenUp []time.Time    // when slots of requests that the viewer gave up are free again
-	asks    []*ask         // calls of Authorize that are running
+	permits permits // of replay requests for this link
+	asks    []*ask  // calls of Authorize that are running
 }
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
-	hv := &hubViewer{h: h, viewerID: viewerID, local: local, id: h.mint.id(), cursors: make(map[string]*cursor)}
+	hv := &hubViewer{
+		h: h, viewerID: viewerID, local: local, id: h.mint.id(),
+		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
+	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.crew = &h.crew
-	hv.status = task{owner: takeFunc(hv.takeStatus), urgent: true}
-	hv.beat = task{owner: takeFunc(hv.takeBeat), urgent: true}
-	hv.refund = task{owner: takeFunc(hv.takeRefund), urgent: true}
+	hv.status = task{Source: hv.takeStatus, Control: true}
+	hv.beat = task{Source: hv.takeBeat, Control: true}
+	hv.refund = task{Source: hv.takeRefund, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, ErrInvalidID)
 		return hv
@@ -131,8 +134,7 @@ func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) 
 		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
-		hv.giveUp(now, p.SessionID)
-		hv.unwatch(p.SessionID)
+		hv.stop(now, p.SessionID)
 		return nil
 	}
 	for range 2 { // once more if Revoke came meanwhile
@@ -141,17 +143,15 @@ func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) 
 			return err
 		}
 		if c != nil {
-			hv.giveUp(now, p.SessionID)
-			c.start(p.Epoch, p.AfterSeq)
+			c.start(now, p.Epoch, p.AfterSeq)
 			return nil
 		}
 	}
 	return refusal(codeForbidden, p.SessionID, "revoked")
 }
 
-// giveUp has the slot of a request that the viewer gives up stay taken for a second:
-// its agent may be sending what nobody wants any more (rule 12).
-func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
+// stop ends a watch because the viewer says so.
+func (hv *hubViewer) stop(now time.Time, sessionID string) {
 	hv.mu.Lock()
 	c := hv.cursors[sessionID]
 	hv.mu.Unlock()
@@ -159,33 +159,27 @@ func (hv *hubViewer) giveUp(now time.Time, sessionID string) {
 		return
 	}
 	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if c.fetch == nil || c.fetch.closed || !c.fetch.sent {
-		return
-	}
-	hv.mu.Lock()
-	hv.slots++
-	hv.givenUp = append(hv.givenUp, now.Add(time.Second))
-	hv.scheduleLocked(&hv.refund, hv.givenUp[0])
-	hv.mu.Unlock()
-	c.dropFetch()
+	c.giveUp(now)
+	c.s.mu.Unlock()
+	hv.unwatch(sessionID)
 }
 
-// takeRefund frees the slots that were given up for a second.
+// takeRefund frees the permits of requests that the viewer gave up a second ago.
 func (hv *hubViewer) takeRefund(now time.Time) Payload {
 	hv.mu.Lock()
-	n := 0
-	for n < len(hv.givenUp) && !now.Before(hv.givenUp[n]) {
-		n++
+	defer hv.mu.Unlock()
+	if next := hv.permits.expire(now); !next.IsZero() {
+		hv.scheduleLocked(&hv.refund, next)
 	}
-	if hv.givenUp = hv.givenUp[n:]; len(hv.givenUp) > 0 {
-		hv.scheduleLocked(&hv.refund, hv.givenUp[0])
-	}
-	hv.mu.Unlock()
-	for range n {
-		hv.freeSlot()
-	}
+	hv.offerLocked()
 	return nil
+}
+
+// offerLocked has the cursor ask again whose turn it is to take a permit of the link.
+func (hv *hubViewer) offerLocked() {
+	if c := hv.permits.next(); c != nil {
+		hv.readyLocked(&c.task)
+	}
 }
 
 // An ask is a call of Authorize that is running.
@@ -254,7 +248,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 	defer h.mu.Unlock()
 	s := h.sessions[sessionID]
 	if s == nil {
-		s = &hubSession{h: h, id: sessionID}
+		s = h.newSession(sessionID)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,7 +263,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
-	c.task.owner = c
+	c.task.Source = c.take
 	h.sessions[sessionID] = s
 	hv.cursors[sessionID] = c
 	s.cursors = append(s.cursors, c)
@@ -293,7 +287,7 @@ func (hv *hubViewer) takeStatus(time.Time) Payload {
 	p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	for len(p.Sessions) < maxStatus {
 		hv.mu.Lock()
-		c := hv.due.pop()
+		c := hv.due.Pop()
 		hv.mu.Unlock()
 		if c == nil {
 			break
@@ -351,43 +345,49 @@ type cursor struct {
 	due   bool // a status comes first
 	ended bool // it was told of the end
 
-	fetch *fetch        // its open replay request, or nil
-	timer time.Duration // of the next one; zero: timerFirst
-	pages []page        // what came of it, to be handed out
-	lost  uint64        // the agent can't give what is up to here
-	since time.Time     // it waits for the agent since then; zero: it does not
+	fetch *fetch    // its open replay request, or nil
+	retry retry     // of its request; without one that is open, it does not ask before then
+	pages []page    // what came of it, to be handed out
+	lost  uint64    // the agent can't give what is up to here
+	since time.Time // it waits for the agent since then; zero: it does not
 
-	fan    *fan           // in which it rests, or nil
-	pusher *pusher        // of its link, or nil; for the fan
-	idle   place[*cursor] // in the session's queue of others that wait
-	turn   place[*cursor] // in the session's queue for a turn
+	fan       *fan                   // in which it rests, or nil
+	pusher    *pusher                // of its link, or nil; for the fan
+	idle      sched.Element[*cursor] // in the session's queue of others that wait
+	atSession sched.Element[*cursor] // in the queue for the session's permit; it has the link's then
 	// The link's lock protects these.
-	slot    place[*cursor] // in the link's queue for a slot
-	offered bool           // a slot is kept for it
-	news    place[*cursor] // in the link's queue for a status
+	atLink sched.Element[*cursor] // in the queue for the link's permit. It changes under both locks
+	news   sched.Element[*cursor] // in the link's queue for a status
 }
 
 // remove takes the cursor off its session.
 func (c *cursor) remove() {
 	s := c.s
 	s.mu.Lock()
-	if c.gone { // refused just before its link died
-		s.mu.Unlock()
-		return
+	if !c.gone { // or it was refused just before its link died
+		c.end()
 	}
+	s.mu.Unlock()
+	s.h.release(s)
+}
+
+// end takes the cursor off its session and its link. The session's lock is held, so the
+// session itself goes later, if it does.
+func (c *cursor) end() {
+	s, hv := c.s, c.hv
 	c.restart("", 0)
 	c.gone = true
 	s.drop(c)
 	s.watchClock()
-	s.mu.Unlock()
-	c.hv.mu.Lock()
-	c.news.leave()
-	c.slot.leave()
-	c.leaveSlot()
-	c.hv.mu.Unlock()
-	c.hv.forget(&c.task)
-	c.hv.offerSlot()
-	c.s.h.release(s)
+	hv.mu.Lock()
+	if hv.cursors[s.id] == c {
+		delete(hv.cursors, s.id)
+	}
+	c.news.Remove()
+	c.atLink.Remove()
+	hv.offerLocked()
+	hv.mu.Unlock()
+	hv.forget(&c.task)
 }
 
 // drop takes a cursor out.
@@ -404,18 +404,18 @@ func (s *hubSession) drop(c *cursor) {
 // restart puts the cursor at a position.
 func (c *cursor) restart(epoch string, seq uint64) {
 	c.leave()
-	c.dropFetch()
-	c.leaveQueue()
+	c.stopAsking()
 	c.epoch, c.seq = epoch, seq
-	c.pages, c.lost, c.ended, c.since, c.timer = nil, 0, false, time.Time{}, 0
+	c.pages, c.lost, c.ended = nil, 0, false
 	c.hv.ready(&c.task)
 }
 
 // start is restart for a watch, which is answered.
-func (c *cursor) start(epoch string, seq uint64) {
+func (c *cursor) start(now time.Time, epoch string, seq uint64) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if !c.gone {
+		c.giveUp(now)
 		c.restart(epoch, seq)
 		c.tell()
 	}
@@ -428,7 +428,7 @@ func (c *cursor) tell() {
 	}
 	c.due = true
 	c.hv.mu.Lock()
-	c.hv.due.push(&c.news, c)
+	c.hv.due.Push(&c.news, c)
 	c.hv.readyLocked(&c.hv.status)
 	c.hv.mu.Unlock()
 }
@@ -451,14 +451,22 @@ func (c *cursor) describe() (SessionStatus, bool) {
 		c.refuse(ahead)
 		return SessionStatus{}, false
 	}
-	l := c.settle()
+	if c.log() == nil {
+		c.restart(s.epoch, 0)
+	}
+	return c.standing(), true
+}
+
+// standing is a status entry of the cursor's epoch.
+func (c *cursor) standing() SessionStatus {
+	s, l := c.s, c.log()
 	st := SessionStatus{
 		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.seq, l.head),
 	}
 	if l == &s.log {
 		st.Ended, st.PrevEpoch, st.PrevSeq = s.ended, s.prevID, s.prevSeq
 	}
-	return st, true
+	return st
 }
 
 // ahead refuses a position that no agent has reached (rule 13).
@@ -472,68 +480,48 @@ func (c *cursor) ahead() *ProtocolError {
 	return err
 }
 
-// refuse ends the watch. The session's lock is held, so the cursor goes when its
-// turn comes.
+// refuse ends the watch, and tells the viewer why.
 func (c *cursor) refuse(err *ProtocolError) {
 	c.hv.refused.Add(1)
 	c.hv.answer(err.Payload())
-	c.hv.mu.Lock()
-	if c.hv.cursors[c.s.id] == c {
-		delete(c.hv.cursors, c.s.id)
-	}
-	c.slot.leave()
-	c.leaveSlot()
-	c.hv.mu.Unlock()
-	c.hv.offerSlot()
-	c.restart("", 0)
-	c.gone = true
-	c.s.drop(c)
-	c.s.watchClock()
+	c.end()
 }
 
-// settle returns the log that the cursor reads. At the end of an older epoch it
-// moves to the current one, and the viewer is told (rule 15).
-func (c *cursor) settle() *log {
+// log returns the log of the cursor's epoch, or nil if the cursor is at the end of an
+// older one, or the hub no longer has that: then it goes on in the current one.
+func (c *cursor) log() *log {
 	s := c.s
-	if c.epoch == s.epoch {
+	switch {
+	case c.epoch == s.epoch:
 		return &s.log
-	}
-	if s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head {
+	case s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head:
 		return &s.prev.log
 	}
-	c.restart(s.epoch, 0)
-	c.tell()
-	return &s.log
+	return nil
 }
 
 // take hands out what comes next in the session: a piece of the hub's log, a piece
 // that the agent replayed, or a gap.
 func (c *cursor) take(now time.Time) Payload {
-	defer c.passSlot()
 	s := c.s
 	s.mu.Lock()
 	c.leave()
-	if c.gone || c.due || s.epoch == "" {
+	l := c.readable()
+	var p *page
+	var replayed bool
+	if l != nil {
+		p, replayed = c.next(now, l)
+	}
+	if c.atLink.Queued() {
+		c.passOn()
+	}
+	if p == nil {
 		s.mu.Unlock()
 		return nil
 	}
-	if ahead := c.ahead(); ahead != nil {
-		c.refuse(ahead)
-		s.mu.Unlock()
-		return nil
-	}
-	l := c.settle()
-	if c.due {
-		s.mu.Unlock()
-		return nil
-	}
-	p, replayed := c.next(now, l)
 	epoch, head, first := c.epoch, l.head, l.first()
 	s.mu.Unlock()
-	switch {
-	case p == nil:
-		return nil
-	case replayed:
+	if replayed {
 		b := replayBatches.Get().(*ReplayBatchPayload)
 		*b = ReplayBatchPayload{
 			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
@@ -552,6 +540,25 @@ func (c *cursor) take(now time.Time) Payload {
 	return b
 }
 
+// readable returns the log that the cursor reads, or nil if there is nothing to read
+// now: a status comes first, or the watch is over.
+func (c *cursor) readable() *log {
+	s := c.s
+	if c.gone || c.due || s.epoch == "" {
+		return nil
+	}
+	if ahead := c.ahead(); ahead != nil {
+		c.refuse(ahead)
+		return nil
+	}
+	l := c.log()
+	if l == nil { // the viewer is told before it goes on (rule 15)
+		c.restart(s.epoch, 0)
+		c.tell()
+	}
+	return l
+}
+
 // next returns the next piece of the log, and whether the agent replayed it.
 func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	s := c.s
@@ -564,7 +571,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 		}
 		return nil, false
 	case c.seq+1 >= l.first():
-		c.dropFetch()
+		c.stopAsking()
 		c.pages = nil
 		p = s.read(l, c.seq)
 	case len(c.pages) > 0:
@@ -574,7 +581,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 		p = c.older(now, l)
 	}
 	if p != nil {
-		c.seq, c.timer = p.last, 0 // it goes on
+		c.seq = p.last
 	}
 	return p, replayed
 }
@@ -585,14 +592,14 @@ func (c *cursor) rest() {
 	if c.hv.served.Load() && c.seq == s.log.head && c.epoch == s.epoch {
 		s.join(c)
 	} else {
-		s.idle.push(&c.idle, c)
+		s.idle.Push(&c.idle, c)
 	}
 	s.leaveOff()
 }
 
 // leaveOff forgets the page that cursors shared, if none of them is on the way.
 func (s *hubSession) leaveOff() {
-	if s.atRest+s.idle.n == len(s.cursors) && s.late() == nil {
+	if s.atRest+s.idle.Len() == len(s.cursors) && s.late() == nil {
 		s.page = nil
 	}
 }
@@ -616,190 +623,191 @@ func (s *hubSession) read(l *log, after uint64) *page {
 func (c *cursor) older(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
-	gap := func(to uint64, reason Reason) *page {
-		c.since = time.Time{}
-		c.dropFetch()
-		c.leaveQueue()
-		p := gapPage(c.seq+1, to, reason)
-		return &p
-	}
 	switch {
 	case l != &s.log: // no agent has the older epoch any more
-		return gap(until, ReasonEvicted)
+		return c.gap(until, ReasonEvicted)
 	case c.lost > c.seq:
-		return gap(min(c.lost, until), ReasonUnavailable)
-	case c.fetch != nil && c.fetch.due.IsZero(): // not sent yet: its agent's link may be stuck
-		c.fetch.due = now.Add(c.fetch.timer)
-		c.hv.schedule(&c.task, c.fetch.due)
+		return c.gap(min(c.lost, until), ReasonUnavailable)
+	case c.awaits(now):
 		return nil
-	case c.fetch != nil && now.Before(c.fetch.due):
-		c.hv.schedule(&c.task, c.fetch.due)
-		return nil
-	}
-	if s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0 { // its turn never comes
-		return gap(until, ReasonUnavailable)
+	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // its turn never comes
+		return c.gap(until, ReasonUnavailable)
 	}
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.since = time.Time{}
 		c.ask(ha, until)
+		c.awaits(now)
 		return nil
 	}
-	if c.since.IsZero() {
-		c.since = now
+	if !c.patient(now, ha != nil) {
+		return c.gap(until, ReasonUnavailable)
 	}
-	patience := s.h.cfg.ReplayWait
-	if ha != nil { // its hello may have been lost, and comes again
-		patience = max(patience, maxSilence)
-	}
-	left := c.since.Add(patience).Sub(now)
-	if left <= 0 {
-		return gap(until, ReasonUnavailable)
-	}
-	c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
 	return nil
 }
 
-// ask sends a replay request to the agent, when it is the cursor's turn.
-func (c *cursor) ask(ha *hubAgent, until uint64) {
-	if f := c.fetch; f != nil { // unanswered: again, under a new id
-		c.timer = f.timer
-		if !f.closed {
-			c.timer = backoff(f.timer)
-		}
-		c.dropFetch() // its turn goes to the next that waits
+// patient reports whether the cursor still waits for an agent that can't be asked, and
+// looks for it again soon.
+func (c *cursor) patient(now time.Time, connected bool) bool {
+	if c.since.IsZero() {
+		c.since = now
 	}
-	if c.grant() {
+	patience := c.s.h.cfg.ReplayWait
+	if connected { // its hello may have been lost, and comes again
+		patience = max(patience, maxSilence)
+	}
+	left := c.since.Add(patience).Sub(now)
+	if left > 0 {
+		c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
+	}
+	return left > 0
+}
+
+// gap declares what nobody can give to the cursor.
+func (c *cursor) gap(to uint64, reason Reason) *page {
+	c.stopAsking()
+	p := gapPage(c.seq+1, to, reason)
+	return &p
+}
+
+// awaits reports whether the cursor waits for an answer, or for the time to ask again.
+func (c *cursor) awaits(now time.Time) bool {
+	if c.fetch != nil && !c.retry.running() { // not yet sent: its agent's link may be stuck
+		c.retry.start(now)
+	}
+	c.unanswered(now)
+	if !c.retry.running() || c.retry.expired(now) {
+		return false
+	}
+	c.hv.schedule(&c.task, c.retry.at)
+	return true
+}
+
+// unanswered ends a request to which nothing came for a timer period, and reports
+// whether it did. The agent is asked again, under a new id and in turn.
+func (c *cursor) unanswered(now time.Time) bool {
+	if c.fetch == nil || !c.retry.expired(now) {
+		return false
+	}
+	c.retry.backOff()
+	c.release()
+	return true
+}
+
+// ask sends a replay request to the agent, once the cursor has the permits for it.
+func (c *cursor) ask(ha *hubAgent, until uint64) {
+	if c.acquire() {
 		c.request(ha, until)
 	}
 }
 
-// request sends the request, in the turn that the cursor was granted.
+// acquire takes the permits that a request needs, the link's before the session's, or
+// waits for one.
+func (c *cursor) acquire() bool {
+	if !c.atSession.Queued() {
+		c.hv.mu.Lock()
+		ok := c.hv.permits.acquire(c, &c.atLink)
+		c.hv.offerLocked()
+		c.hv.mu.Unlock()
+		if !ok {
+			return false
+		}
+	}
+	return c.s.permits.acquire(c, &c.atSession)
+}
+
+// request sends the request for which the cursor has the permits.
 func (c *cursor) request(ha *hubAgent, until uint64) {
-	timer := max(c.timer, timerFirst)
-	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay, timer: timer}
-	f.task = task{owner: f, urgent: true}
+	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay}
+	f.task = task{Source: f.take, Control: true}
 	c.fetch = f
+	c.retry.stop()
 	ha.mu.Lock()
 	dead := ha.fetches == nil
 	if !dead {
 		ha.requests++
 		f.id = ha.id + "-" + strconv.Itoa(ha.requests) // no other link has it
 		ha.fetches[f.id] = f
+		ha.readyLocked(&f.task)
 	}
 	ha.mu.Unlock()
 	if dead { // it is asked again when the agent is back
-		c.dropFetch()
+		c.release()
 		c.hv.ready(&c.task)
+	}
+}
+
+// release ends the cursor's request, or its wait for the session's permit, and gives
+// back the permits that it has.
+func (c *cursor) release() { c.releaseAt(time.Time{}) }
+
+// releaseAt is release, but for the link's permit, which stays taken until then.
+func (c *cursor) releaseAt(at time.Time) {
+	s, hv, f := c.s, c.hv, c.fetch
+	if f == nil && !c.atSession.Queued() {
 		return
 	}
-	ha.ready(&f.task)
-	c.hv.ready(&c.task) // its clock runs from now on
-}
-
-// grant takes a turn at asking, of the session's and of the link's, or queues for
-// one.
-func (c *cursor) grant() bool {
-	if c.turn.in != nil {
-		return false
-	}
-	s, hv := c.s, c.hv
+	c.atSession.Remove()
 	hv.mu.Lock()
-	free := c.offered || hv.slots < s.h.cfg.MaxViewerReplays
-	switch {
-	case !free:
-		hv.waiting.push(&c.slot, c)
-	case !c.offered:
-		hv.slots++
-		c.slot.leave()
-	}
-	c.offered = false
+	hv.permits.release(at)
+	hv.offerLocked()
 	hv.mu.Unlock()
-	if !free {
-		return false
-	}
-	if s.open >= s.h.cfg.MaxReplays {
-		s.turns.push(&c.turn, c)
-		return false
-	}
-	s.open++
-	return true
-}
-
-// leaveQueue gives up the cursor's place in the queue for a turn.
-func (c *cursor) leaveQueue() {
-	if c.turn.in != nil {
-		c.turn.leave()
-		c.hv.freeSlot()
-	}
-}
-
-// passTurn gives the session's turn to the first that waits for it and can use it.
-// The request goes out here and now: the viewer's own link may be stuck.
-func (s *hubSession) passTurn() {
-	for c := s.turns.pop(); c != nil; c = s.turns.pop() {
-		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
-			c.request(ha, s.log.first()-1)
-			return
-		}
-		c.hv.freeSlot()
-		c.hv.ready(&c.task)
-	}
-	s.open--
-}
-
-// passSlot offers the next what the cursor was offered and did not use.
-func (c *cursor) passSlot() {
-	c.hv.mu.Lock()
-	c.leaveSlot()
-	c.hv.mu.Unlock()
-	c.hv.offerSlot()
-}
-
-// leaveSlot gives back the slot that is kept for the cursor. The link's lock is held.
-func (c *cursor) leaveSlot() {
-	if c.offered {
-		c.offered = false
-		c.hv.slots--
-	}
-}
-
-// freeSlot gives a slot of the link back.
-func (hv *hubViewer) freeSlot() {
-	hv.mu.Lock()
-	hv.slots--
-	hv.mu.Unlock()
-	hv.offerSlot()
-}
-
-// offerSlot keeps a free slot for the first that waits for one, and has it try again.
-func (hv *hubViewer) offerSlot() {
-	hv.mu.Lock()
-	var c *cursor
-	if hv.slots < hv.h.cfg.MaxViewerReplays {
-		c = hv.waiting.pop()
-	}
-	if c != nil {
-		hv.slots++
-		c.offered = true
-		hv.readyLocked(&c.task)
-	}
-	hv.mu.Unlock()
-}
-
-// dropFetch gives up the open request: what still comes of it, counts for nothing.
-func (c *cursor) dropFetch() {
-	if f := c.fetch; f != nil {
+	if f != nil {
 		c.fetch = nil
-		f.close()
+		c.retry.stop()
+		f.withdraw()
+		s.permits.release(time.Time{})
+		s.passPermits()
 	}
+}
+
+// passPermits gives the session's free permits to the first that wait for one and can
+// use it. Their requests go out here and now: the viewers' own links may be stuck.
+func (s *hubSession) passPermits() {
+	for c := s.permits.next(); c != nil; c = s.permits.next() {
+		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
+			c.ask(ha, s.log.first()-1)
+		} else {
+			c.release()
+		}
+		c.hv.ready(&c.task) // if it asked, its clock runs from now on
+	}
+}
+
+// passOn gives up the cursor's turn to take a permit of the link, if it did not use it.
+func (c *cursor) passOn() {
+	c.hv.mu.Lock()
+	defer c.hv.mu.Unlock()
+	if c.hv.permits.next() == c {
+		c.atLink.Remove()
+		c.hv.offerLocked()
+	}
+}
+
+// giveUp ends a request that the viewer gives up. It counts for its link for another
+// second: the agent may be sending what nobody wants any more (rule 12).
+func (c *cursor) giveUp(now time.Time) {
+	if c.fetch == nil || !c.fetch.sent {
+		return
+	}
+	at := now.Add(time.Second)
+	c.releaseAt(at)
+	c.hv.schedule(&c.hv.refund, at)
+}
+
+// stopAsking ends whatever the cursor does to have older events from the agent.
+func (c *cursor) stopAsking() {
+	c.release()
+	c.retry.reset()
+	c.since = time.Time{}
 }
 
 // fetchBytes bounds what the hub holds of one replay request, beside its events.
 const fetchBytes = maxReplayBytes
 
-// A fetch is one open replay request to an agent, for one cursor. It holds a turn
-// of the session and one of the viewer's link. The session's lock protects it.
+// A fetch is one open replay request to an agent, for one cursor. It holds a permit of
+// the session and one of the viewer's link. It is over when it is no longer its cursor's.
+// The session's lock protects it.
 type fetch struct {
 	task
 	c  *cursor
@@ -809,68 +817,52 @@ type fetch struct {
 	from, next, until uint64 // asked from, expected next, asked until
 	left              int    // events that may still come
 	bytes             int
-	timer             time.Duration
-	due               time.Time // to be asked again then; zero: its clock does not run yet
-	sent, closed      bool
+	sent              bool
 }
 
 func (f *fetch) take(now time.Time) Payload {
-	s := f.c.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := f.c
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	switch {
-	case f.closed:
+	case c.fetch != f:
 		return nil
-	case f.sent && now.Before(f.due):
-		f.ha.schedule(&f.task, f.due)
+	case f.sent && c.unanswered(now): // here too: the viewer's own link may be stuck
+		c.hv.ready(&c.task)
 		return nil
-	case f.sent: // unanswered, and the viewer's own link may be stuck
-		f.timer = backoff(f.timer)
-		f.close()
-		f.c.hv.ready(&f.c.task)
+	case f.sent:
+		f.ha.schedule(&f.task, c.retry.at)
 		return nil
 	}
 	f.sent = true
-	f.due = now.Add(f.timer)
-	f.c.hv.schedule(&f.c.task, f.due)
+	c.retry.start(now)
+	c.hv.schedule(&c.task, c.retry.at)
 	return &ReplayRequestPayload{
-		SessionID: s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
+		SessionID: c.s.id, ViewerID: c.hv.viewerID, RequestID: f.id, Epoch: c.epoch,
 		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: f.left,
 	}
 }
 
-// close ends the request and passes its turns on.
-func (f *fetch) close() {
-	if f.closed {
-		return
-	}
-	f.closed = true
+// withdraw takes the request off its agent's link.
+func (f *fetch) withdraw() {
 	f.ha.mu.Lock()
 	delete(f.ha.fetches, f.id)
 	f.ha.mu.Unlock()
 	f.ha.forget(&f.task)
-	f.c.s.passTurn()
-	f.c.hv.freeSlot()
-}
-
-// pause ends a request that is to be asked again after a while, in turn.
-func (f *fetch) pause(now time.Time, d time.Duration) {
-	f.due = now.Add(d)
-	f.c.hv.schedule(&f.c.task, f.due)
-	f.close()
 }
 
 // refused ends a request that the agent does not answer: it is asked again on the
 // timer, or what it asked for is lost.
 func (f *fetch) refused(now time.Time, retry bool) {
 	c := f.c
+	c.release()
 	if retry {
-		f.pause(now, f.timer)
-		f.timer = backoff(f.timer)
+		c.retry.start(now)
+		c.hv.schedule(&c.task, c.retry.at)
+		c.retry.backOff()
 		return
 	}
 	c.lost = f.until
-	c.dropFetch()
 	c.hv.ready(&c.task)
 }
 
@@ -898,7 +890,7 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.closed {
+	if f.c.fetch != f {
 		s.h.stalePayloads.Add(1)
 		return nil
 	}
@@ -917,14 +909,16 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	c := f.c
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
-		f.pause(now, time.Second)
+		c.release()
+		c.retry.startIn(now, time.Second)
+		c.hv.schedule(&c.task, c.retry.at)
 		return
 	}
 	answer.pack()
 	answer.settle()
 	for _, pg := range answer.pieces() {
-		f.due = now.Add(f.timer) // an answer without news is none
-		c.timer = 0
+		c.retry.reset() // an answer without news is none
+		c.retry.start(now)
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		f.next = pg.last + 1
@@ -934,8 +928,11 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 	if p.Done && f.next == f.from { // it has nothing to give
 		c.lost = f.until
 	}
-	if p.Done || f.next > f.until || f.left == 0 || f.bytes >= fetchBytes {
-		c.dropFetch()
+	if p.Done || f.full() {
+		c.release()
 	}
 	c.hv.ready(&c.task)
 }
+
+// full reports whether the request has all that it may have.
+func (f *fetch) full() bool { return f.next > f.until || f.left == 0 || f.bytes >= fetchBytes }

@@ -1,13 +1,13 @@
 package gvstream
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/vibetools/gvstream/internal/sched"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -41,9 +41,6 @@ func or[T int | time.Duration](v, zero T) T {
 	return max(v, 0)
 }
 
-// backoff returns the timer that follows d.
-func backoff(d time.Duration) time.Duration { return min(2*d, timerMax) }
-
 // A Link is one connection of a Streamer, Hub or Viewer to its peer, for as long
 // as the connection lasts: make a new one for each, with Streamer.Connect,
 // Hub.ConnectAgent, Hub.ConnectViewer or Viewer.Connect. A link of an older
@@ -67,12 +64,10 @@ type Link struct {
 	wake    chan struct{} // one slot: Next has something to look at
 	done    chan struct{} // closed when the link is dead and has said so
 
-	mu      sync.Mutex   // level 3; protects the fields below, and those of the half that embeds the Link
-	answers []Payload    // said first, in order
-	urgent  queue[*task] // acks, statuses, requests: before events (rule 7)
-	bulk    queue[*task] // sessions, cursors and replays: in turn
-	timers  timerHeap
-	err     error // why the link is dead, or nil
+	mu      sync.Mutex           // level 3; protects the fields below, and those of the half that embeds the Link
+	answers []Payload            // said first, in order
+	tasks   sched.Tasks[Payload] // control: acks, statuses, requests, before events (rule 7); data: sessions, cursors, replays
+	err     error                // why the link is dead, or nil
 	running bool
 	over    bool // done is closed
 }
@@ -94,28 +89,10 @@ type listener interface {
 	silent(now time.Time) bool
 }
 
-// A task is something on a link that may have a payload to send: a session, a
-// cursor, a replay, a heartbeat. Being asked in vain costs it nothing, so whoever
-// changes its state just calls ready.
-type task struct {
-	owner  taker
-	urgent bool
-
-	place place[*task] // in a queue of its link
-	due   time.Time    // zero, or when it is to be asked again: it is in the heap
-	index int          // in the heap
-}
-
-// A taker makes a task's next payload, or returns nil. It is called without any
-// lock, by Next only. Whatever it waits for has to call ready or be scheduled.
-type taker interface {
-	take(now time.Time) Payload
-}
-
-// A takeFunc is a taker with no state but the machine's.
-type takeFunc func(now time.Time) Payload
-
-func (f takeFunc) take(now time.Time) Payload { return f(now) }
+// A task is something on a link that may have a payload to send: a session, a cursor, a
+// replay, a heartbeat. Its Source is called without any lock, by Next only, and calls
+// ready or schedule for whatever it waits for.
+type task = sched.Task[Payload]
 
 // A greeter says hello on a link, again on the timer until it is welcomed, and once
 // more when the hub does not know the link (rule 3). The lock of the link's machine
@@ -171,7 +148,7 @@ func (g *greeter) take(now time.Time) Payload {
 
 func newGreeter(l *Link, role string) *greeter {
 	g := &greeter{l: l, role: role}
-	g.task = task{owner: g, urgent: true}
+	g.task = task{Source: g.take, Control: true}
 	return g
 }
 
@@ -182,23 +159,14 @@ func newLink(m machine, refused *atomic.Uint64) *Link {
 // ready asks t for its next payload, in turn.
 func (l *Link) ready(t *task) {
 	l.mu.Lock()
-	l.enqueueLocked(t)
-	l.mu.Unlock()
-	l.wakeNext()
+	defer l.mu.Unlock()
+	l.readyLocked(t)
 }
 
 func (l *Link) readyLocked(t *task) {
-	l.enqueueLocked(t)
-	l.wakeNext()
-}
-
-func (l *Link) enqueueLocked(t *task) {
-	switch {
-	case l.err != nil:
-	case t.urgent:
-		l.urgent.push(&t.place, t)
-	default:
-		l.bulk.push(&t.place, t)
+	if l.err == nil {
+		l.tasks.Ready(t)
+		l.wakeNext()
 	}
 }
 
@@ -211,48 +179,23 @@ func (l *Link) schedule(t *task, at time.Time) {
 }
 
 func (l *Link) scheduleLocked(t *task, at time.Time) {
-	switch {
-	case l.err != nil:
-	case t.due.IsZero():
-		t.due = at
-		heap.Push(&l.timers, t)
-	case at.Before(t.due):
-		t.due = at
-		heap.Fix(&l.timers, t.index)
-	default:
-		return
+	if l.err == nil && l.tasks.ReadyAt(t, at) {
+		l.wakeNext()
 	}
-	l.wakeNext()
 }
 
 // forget takes t out, so that nothing holds what it belongs to.
 func (l *Link) forget(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err != nil {
-		return
-	}
-	if !t.due.IsZero() {
-		heap.Remove(&l.timers, t.index)
-		t.due = time.Time{}
-	}
-	t.place.leave()
+	l.tasks.Remove(t)
 }
 
-// clear takes all tasks out.
-func (l *Link) clear() {
+// forgetAll takes all tasks out.
+func (l *Link) forgetAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.clearLocked()
-}
-
-func (l *Link) clearLocked() {
-	for l.urgent.pop() != nil || l.bulk.pop() != nil {
-	}
-	for _, t := range l.timers {
-		t.due = time.Time{}
-	}
-	l.timers = nil
+	l.tasks.Clear()
 }
 
 // answer queues a payload that says something once. If the peer reads nothing, it
@@ -299,7 +242,7 @@ func (l *Link) failSaying(now time.Time, err error, last Payload) {
 		return
 	}
 	l.err = err
-	l.urgent, l.bulk, l.timers = queue[*task]{}, queue[*task]{}, nil
+	l.tasks.Clear()
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.answers = nil
 	} else if last != nil {
@@ -376,27 +319,15 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		if l.err != nil {
 			return nil, time.Time{}, l.err
 		}
-		for len(l.timers) > 0 && !l.timers[0].due.After(now) {
-			t := heap.Pop(&l.timers).(*task)
-			t.due = time.Time{}
-			l.enqueueLocked(t)
-		}
-		t := l.urgent.pop()
+		t, at := l.tasks.Next(now)
 		if t == nil {
-			t = l.bulk.pop()
-		}
-		if t == nil {
-			if len(l.timers) > 0 {
-				return nil, l.timers[0].due, nil
-			}
-			return nil, time.Time{}, nil
+			return nil, at, nil
 		}
 		l.mu.Unlock()
-		p := t.owner.take(now)
+		p := t.Source(now)
 		l.mu.Lock()
 		if p != nil {
-			l.enqueueLocked(t) // it may have more, after the others
-			l.wakeNext()
+			l.readyLocked(t) // it may have more, after the others
 			return p, time.Time{}, nil
 		}
 	}
@@ -701,103 +632,6 @@ func (l *Link) letSpeak(ctx context.Context) {
 func (l *Link) Close() error {
 	l.fail(time.Now(), ErrClosed)
 	return nil
-}
-
-// A queue is a first-in first-out queue of pointers. It allocates nothing, and a
-// place in it is given up at the same cost however many wait.
-type queue[T any] struct {
-	first, last *place[T]
-	n           int
-}
-
-// A place is what stands in a queue: a field of what waits, for each queue that it
-// may wait in. The queue's lock protects it.
-type place[T any] struct {
-	in         *queue[T] // or nil
-	of         T
-	prev, next *place[T]
-}
-
-// push puts v at the end, in the place p, unless it has that place already.
-func (q *queue[T]) push(p *place[T], v T) {
-	if p.in != nil {
-		return
-	}
-	*p = place[T]{in: q, of: v, prev: q.last}
-	q.n++
-	if q.last == nil {
-		q.first = p
-	} else {
-		q.last.next = p
-	}
-	q.last = p
-}
-
-// front is the first, or a zero T.
-func (q *queue[T]) front() (v T) {
-	if q.first != nil {
-		v = q.first.of
-	}
-	return v
-}
-
-// back is the last, or a zero T.
-func (q *queue[T]) back() (v T) {
-	if q.last != nil {
-		v = q.last.of
-	}
-	return v
-}
-
-// pop takes out the first, or returns a zero T.
-func (q *queue[T]) pop() (v T) {
-	if p := q.first; p != nil {
-		v = p.of
-		p.leave()
-	}
-	return v
-}
-
-// leave gives the place up, if it is one.
-func (p *place[T]) leave() {
-	q := p.in
-	if q == nil {
-		return
-	}
-	if p.prev == nil {
-		q.first = p.next
-	} else {
-		p.prev.next = p.next
-	}
-	if p.next == nil {
-		q.last = p.prev
-	} else {
-		p.next.prev = p.prev
-	}
-	q.n--
-	*p = place[T]{}
-}
-
-// A timerHeap holds tasks by the time they are due.
-type timerHeap []*task
-
-func (h timerHeap) Len() int           { return len(h) }
-func (h timerHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h timerHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *timerHeap) Push(x any) {
-	t := x.(*task)
-	t.index = len(*h)
-	*h = append(*h, t)
-}
-func (h *timerHeap) Pop() any {
-	old := *h
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return t
 }
 
 // A signal wakes everybody who waits for a change, once.

@@ -1,11 +1,11 @@
 package gvstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,167 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
-
-// endedContext has ended: Next and Items give what is ready, and do not wait.
-var endedContext = func() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}()
-
-// samePayload compares what payloads say: the text for people is left out.
-var samePayload = cmp.Options{
-	cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}),
-	cmpopts.IgnoreFields(ErrorPayload{}, "Message"),
-	cmpopts.EquateEmpty(),
-}
-
-// A speaker plays the peer of a link by hand: it sends to the link, and wants
-// from it what the link has to say.
-type speaker struct {
-	t      *testing.T
-	l      *Link
-	id     string // of the link, once welcomed
-	viewer string // the viewer's id, where the link is between hub and viewer
-
-	requests map[string]bool // ids of the replay requests that were wanted
-}
-
-// send has the link handle payloads, which it must not refuse.
-func (s *speaker) send(ps ...Payload) {
-	s.t.Helper()
-	for _, p := range ps {
-		if err := s.l.Handle(context.Background(), p); err != nil {
-			s.t.Fatalf("sent %s: %v", payloadText(p), err)
-		}
-	}
-}
-
-// refused has the link handle a payload that it must refuse, and answer.
-func (s *speaker) refused(p Payload, want *ErrorPayload) {
-	s.t.Helper()
-	err := s.l.Handle(context.Background(), p)
-	var refused *ProtocolError
-	if !errors.As(err, &refused) {
-		s.t.Fatalf("sent %s: error %v, want %s", payloadText(p), err, want.Code)
-	}
-	if diff := cmp.Diff(want, refused.Payload(), samePayload); diff != "" {
-		s.t.Fatalf("sent %s: refused with -want +got\n%s", payloadText(p), diff)
-	}
-	s.want(want)
-}
-
-// next takes what the link says next, or nil if it has nothing to say.
-func (s *speaker) next() Payload {
-	s.t.Helper()
-	p, err := s.l.Next(endedContext)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		s.t.Fatalf("the link is dead: %v", err)
-	}
-	return p
-}
-
-// want takes payloads from the link, in order.
-func (s *speaker) want(ps ...Payload) {
-	s.t.Helper()
-	for _, want := range ps {
-		got := s.next()
-		if got == nil {
-			s.t.Fatalf("the link says nothing, want %s", payloadText(want))
-		}
-		if diff := cmp.Diff(want, got, samePayload); diff != "" {
-			s.t.Fatalf("-want %s +got %s\n%s", payloadText(want), payloadText(got), diff)
-		}
-	}
-}
-
-func (s *speaker) wantIdle(why string) {
-	s.t.Helper()
-	if p := s.next(); p != nil {
-		s.t.Fatalf("%s: want nothing, got %s", why, payloadText(p))
-	}
-}
-
-// wantDead wants the link to have ended with an error.
-func (s *speaker) wantDead(want error) {
-	s.t.Helper()
-	if _, err := s.l.Next(endedContext); !errors.Is(err, want) {
-		s.t.Fatalf("Next: %v, want %v", err, want)
-	}
-	if err := s.l.Handle(context.Background(), &HelloPayload{V: 1, Role: roleAgent}); !errors.Is(err, want) {
-		s.t.Fatalf("Handle: %v, want %v", err, want)
-	}
-}
-
-// drain takes all that the link has to say.
-func (s *speaker) drain() (out []Payload) {
-	s.t.Helper()
-	for p := s.next(); p != nil; p = s.next() {
-		out = append(out, p)
-	}
-	return out
-}
-
-func payloadText(p Payload) string {
-	if p == nil {
-		return "nothing"
-	}
-	text, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Sprintf("%#v", p)
-	}
-	return p.payloadType() + " " + string(text[:min(len(text), 400)])
-}
-
-// numbered makes events with these numbers.
-func numbered(from, to uint64) (out []Event) {
-	for seq := from; seq <= to; seq++ {
-		out = append(out, Event{Seq: seq, Type: "out", Data: json.RawMessage(fmt.Sprintf(`"event %d"`, seq))})
-	}
-	return out
-}
-
-// batch is events and no gaps, on this link.
-func (s *speaker) batch(session, epoch string, from, to uint64) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: s.viewer, Epoch: epoch, Link: s.id,
-		FirstSeq: from, LastSeq: to, HeadSeq: to, Events: numbered(from, to),
-	}
-}
-
-// lost is one gap, on this link.
-func (s *speaker) lost(session, epoch string, from, to uint64, reason Reason) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: s.viewer, Epoch: epoch, Link: s.id,
-		FirstSeq: from, LastSeq: to, HeadSeq: to, Gaps: []Gap{{from, to, reason}},
-	}
-}
-
-// last is one event, the end of its session.
-func (s *speaker) last(session, epoch string, seq uint64) *EventBatchPayload {
-	b := s.batch(session, epoch, seq, seq)
-	b.Events[0].End = true
-	return b
-}
-
-func headed(b *EventBatchPayload, head uint64) *EventBatchPayload {
-	b.HeadSeq = head
-	return b
-}
-
-func (s *speaker) ack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: s.id, UpToSeq: upTo}
-}
-
-func (s *speaker) nack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: s.id, UpToSeq: upTo, Nack: true}
-}
-
-func (s *speaker) status(sessions ...SessionStatus) *StatusPayload {
-	return &StatusPayload{ViewerID: s.viewer, Link: s.id, Sessions: sessions}
-}
 
 // A tube is one end of a connection in memory.
 type tube struct{ out, in chan Payload }
@@ -222,13 +63,13 @@ func note(name string) Payload { return &WatchPayload{SessionID: name} }
 
 // notes is a task that says something n times.
 func notes(name string, urgent bool, n int) *task {
-	return &task{urgent: urgent, owner: takeFunc(func(time.Time) Payload {
+	return &task{Control: urgent, Source: func(time.Time) Payload {
 		if n == 0 {
 			return nil
 		}
 		n--
 		return note(name)
-	})}
+	}}
 }
 
 func blockedSend(ctx context.Context, _ Payload) error {
@@ -363,7 +204,7 @@ func TestLinkRunOnDeadLink(t *testing.T) {
 				if err := test.link.Run(t.Context(), blockedSend, blockedReceive); !errors.Is(err, test.want) {
 					t.Errorf("Run: %v, want %v", err, test.want)
 				}
-				(&speaker{t: t, l: test.link}).wantDead(test.want)
+				newPeer(t, test.link).wantDead(test.want)
 			})
 		})
 	}
@@ -411,7 +252,7 @@ func TestLinkNeverAnswersErrorByError(t *testing.T) {
 		refuse := &ProtocolError{Code: codeUnexpected}
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return refuse }
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		for _, p := range []*ErrorPayload{{Code: "overloaded"}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
 			if err := m.Handle(t.Context(), p); err == nil {
 				t.Errorf("%+v: no error", p)
@@ -495,7 +336,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 	t.Run("by Next", func(t *testing.T) {
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return fatal }
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		s.refused(note("x"), fatal.Payload())
 		s.wantDead(fatal)
 	})
@@ -504,7 +345,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 func TestLinkNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		m.ready(notes("x", false, 1))
 		s.want(note("x")) // a ready payload is preferred to an ended context
 		errWhy := errors.New("user went home")
@@ -560,7 +401,7 @@ func TestLinkForgottenTaskNeverComes(t *testing.T) {
 		m.forget(a)
 		m.forget(a)
 		pass(time.Hour)
-		s := &speaker{t: t, l: m.Link}
+		s := newPeer(t, m.Link)
 		s.want(note("b"))
 		s.wantIdle("a was forgotten")
 	})
@@ -578,7 +419,7 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 		m.ready(notes("y", false, 1))
 		m.schedule(notes("z", false, 1), time.Now())
 		m.answer(note("late"))
-		(&speaker{t: t, l: m.Link}).wantDead(ErrClosed)
+		newPeer(t, m.Link).wantDead(ErrClosed)
 		if calls != 0 || m.detached != 1 {
 			t.Errorf("%d calls, detached %d times", calls, m.detached)
 		}
@@ -591,7 +432,7 @@ func TestLinkBoundsAnswers(t *testing.T) {
 	for range 3 * maxAnswers {
 		m.Handle(t.Context(), note("x"))
 	}
-	s := &speaker{t: t, l: m.Link}
+	s := newPeer(t, m.Link)
 	if n := len(s.drain()); n != maxAnswers {
 		t.Errorf("%d answers, want %d", n, maxAnswers)
 	}
@@ -607,7 +448,7 @@ func TestLinkTurns(t *testing.T) {
 	m.ready(notes("ack", true, 2))
 	m.answer(note("error"))
 	var got []string
-	s := &speaker{t: t, l: m.Link}
+	s := newPeer(t, m.Link)
 	for p := s.next(); p != nil; p = s.next() {
 		got = append(got, p.(*WatchPayload).SessionID)
 		if len(got) == 5 {
@@ -617,43 +458,6 @@ func TestLinkTurns(t *testing.T) {
 	want := []string{"error", "ack", "ack", "a", "b", "late ack", "c", "a", "c", "a"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("order: -want +got\n%s", diff)
-	}
-}
-
-// A queue keeps the order of those that are left, whoever leaves it.
-func TestLinkQueueOrder(t *testing.T) {
-	var q queue[*int]
-	places := make([]place[*int], 1000)
-	var want, got []*int
-	for i := range places {
-		v := &i
-		q.push(&places[i], v)
-		q.push(&places[i], v) // has its place
-		if i%2 == 0 {
-			want = append(want, v)
-		}
-	}
-	for _, i := range []int{999, 1, 501, 499} { // the last, and some between
-		places[i].leave()
-		places[i].leave() // has none
-	}
-	for i := 3; i < 999; i += 2 {
-		places[i].leave()
-	}
-	if n := q.len(); n != 500 {
-		t.Errorf("%d wait, want 500", n)
-	}
-	places[0].leave() // the first
-	want = want[1:]
-	for v := q.pop(); v != nil; v = q.pop() {
-		got = append(got, v)
-	}
-	if !slices.Equal(want, got) {
-		t.Error("order lost")
-	}
-	q.push(&places[7], want[0]) // it begins anew
-	if v := q.pop(); v != want[0] || q.pop() != nil || q.len() != 0 {
-		t.Error("an emptied queue has no more use")
 	}
 }
 
@@ -671,8 +475,8 @@ func TestLinkConcurrentNext(t *testing.T) {
 		}
 		synctest.Wait()
 		m.mu.Lock() // both become ready before anyone looks
-		m.enqueueLocked(notes("a", false, 1))
-		m.enqueueLocked(notes("b", false, 1))
+		m.readyLocked(notes("a", false, 1))
+		m.readyLocked(notes("b", false, 1))
 		m.mu.Unlock()
 		m.wakeNext()
 		synctest.Wait()
@@ -684,7 +488,7 @@ func TestLinkConcurrentNext(t *testing.T) {
 }
 
 func TestLinkHandleNoPayload(t *testing.T) {
-	s := &speaker{t: t, l: newScript().Link}
+	s := newPeer(t, newScript().Link)
 	s.refused(nil, &ErrorPayload{Code: codeMalformed})
 }
 
@@ -804,13 +608,6 @@ func TestLinkNextLeavesTimer(t *testing.T) {
 	})
 }
 
-func (q *queue[T]) len() (n int) {
-	for p := q.first; p != nil; p = p.next {
-		n++
-	}
-	return n
-}
-
 // Whoever polls with a context that has ended pays for no timer.
 func TestLinkPollAllocatesNothing(t *testing.T) {
 	m := newScript()
@@ -819,4 +616,378 @@ func TestLinkPollAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { m.Next(endedContext) }); n != 0 {
 		t.Errorf("%v allocations a poll", n)
 	}
+}
+
+// TestLinkTypedNil: a nil payload of any type is refused.
+func TestLinkTypedNil(t *testing.T) {
+	defer func() {
+		if r := recover(); r != nil {
+			t.Errorf("panic: %v", r)
+		}
+	}()
+	l := NewHub(nil).ConnectAgent("a")
+	l.Handle(t.Context(), (*HelloPayload)(nil))
+}
+
+// TestLinkWelcomeFlood: welcomes that nobody asked for are not obeyed, and cost nothing.
+func TestLinkWelcomeFlood(t *testing.T) {
+	st := NewStreamer(nil)
+	for i := range 100 {
+		st.Publish(t.Context(), fmt.Sprint("s", i), Event{})
+	}
+	al := st.connect(time.Now())
+	for i := range 1000 { // two small frames each; the agent's send is blocked meanwhile
+		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), Window: 1})
+		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+	}
+	if n := readyTasks(al.Link); n > 100 {
+		t.Errorf("agent: %d tasks in the queue of 100 sessions", n)
+	}
+	v := NewViewer(nil)
+	for i := range 100 {
+		v.Watch(fmt.Sprint("s", i), Position{})
+	}
+	vl := v.connect(time.Now())
+	for i := range 1000 {
+		vl.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
+		vl.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+	}
+	if n := readyTasks(vl.Link); n > 101 {
+		t.Errorf("viewer: %d tasks in the queue of 100 watches", n)
+	}
+}
+
+// TestLinkSilentWhileSendIsStuck: a connection that is half open takes what fits its buffers, and
+// then nothing. Whether the peer is silent was looked at between sends only, so Run stood in one
+// for as long as the transport did (rule 9).
+func TestLinkSilentWhileSendIsStuck(t *testing.T) {
+	connect := map[string]func() *Link{
+		"agent": func() *Link {
+			st := NewStreamer(nil)
+			publishN(t, st, "s", 1)
+			return st.Connect()
+		},
+		"viewer": func() *Link {
+			v := NewViewer(nil)
+			v.Watch("s", Position{})
+			return v.Connect()
+		},
+	}
+	for role, connect := range connect {
+		t.Run(role, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, near, far := connect(), make(chan Payload, 3), make(chan Payload)
+				ended := start(func() error {
+					return l.Run(t.Context(), func(ctx context.Context, p Payload) error {
+						select {
+						case near <- p:
+							return nil
+						case <-ctx.Done():
+							return ctx.Err()
+						}
+					}, func(ctx context.Context) (Payload, error) {
+						select {
+						case p := <-far:
+							return p, nil
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						}
+					})
+				})
+				synctest.Wait() // hello is said
+				far <- &WelcomePayload{V: 1, Link: "l1", Window: 256}
+				for range 5 { // to be answered, if anything could be sent
+					far <- &HelloPayload{V: 1, Role: role}
+				}
+				pass(maxSilence - 1)
+				wantWaiting(t, ended)
+				pass(heartbeat)
+				wantReturned(t, ended, ErrSilent)
+			})
+		})
+	}
+}
+
+// TestLinkSilentBeforeWelcome: a connection that breaks in silence before its welcome
+// ends as well. Silence was looked for after the welcome only, so hello was said
+// into it for ever, and nobody connected again (rule 9).
+func TestLinkSilentBeforeWelcome(t *testing.T) {
+	for name, link := range map[string]func() *Link{
+		"agent":  func() *Link { return NewStreamer(nil).Connect() },
+		"viewer": func() *Link { return NewViewer(nil).Connect() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := link()
+				pass(time.Hour) // nobody looks at it yet
+				start := time.Now()
+				var said []time.Duration
+				for {
+					if _, err := l.Next(context.Background()); err != nil {
+						if err != ErrSilent || time.Since(start) != maxSilence {
+							t.Errorf("ended after %v with %v", time.Since(start), err)
+						}
+						break
+					}
+					if said = append(said, time.Since(start)); len(said) > 10 {
+						t.Fatalf("goes on after %v", said)
+					}
+				}
+				if len(said) < 2 || said[1] != timerFirst {
+					t.Errorf("hello was said after %v", said)
+				}
+			})
+		})
+	}
+}
+
+// relay joins links by frames, all in one buffer that is spoilt before the next, until
+// none has anything to say.
+func relay(t *testing.T, pairs ...[2]*Link) {
+	t.Helper()
+	var buf []byte
+	for quiet := 0; quiet < 3; quiet++ { // a silent link may have others speak
+		for _, pair := range pairs {
+			frame, err := pair[0].NextFrame(endedContext, append(buf[:0], "before "...))
+			if !bytes.HasPrefix(frame, []byte("before ")) {
+				t.Fatalf("what stood in dst is gone: %.100q", frame)
+			}
+			if buf = frame; len(frame) == len("before ") {
+				if err != context.Canceled {
+					t.Fatal(err)
+				}
+				continue
+			}
+			quiet = 0
+			if err := pair[1].HandleFrame(context.Background(), frame[len("before "):]); err != nil {
+				t.Fatalf("%v: %.300s", err, frame)
+			}
+			for i := range frame {
+				frame[i] = '#'
+			}
+		}
+	}
+}
+
+// Events of all kinds go from agent to viewers in frames of which nobody keeps a
+// byte, live ones and replayed ones.
+func TestFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const events = 600
+		st := NewStreamer(nil)
+		h := NewHub(&HubConfig{LogEvents: 50})
+		early, late := NewViewer(&ViewerConfig{BufferItems: 2 * events}), NewViewer(&ViewerConfig{BufferItems: 2 * events})
+		agent, hub := st.Connect(), h.ConnectAgent("a")
+		hubEarly, atEarly := h.ConnectViewer("early"), early.Connect()
+		hubLate, atLate := h.ConnectViewer("late"), late.Connect()
+		wires := [][2]*Link{{agent, hub}, {hub, agent}, {hubEarly, atEarly}, {atEarly, hubEarly}, {hubLate, atLate}, {atLate, hubLate}}
+		early.Watch("s", Position{})
+		var want []Event
+		for i := range events {
+			e := Event{Type: []string{"out", "err", ""}[i/7%3], Data: fmt.Appendf(nil, `"%0*d"`, 1+i*i%700, i)}
+			switch {
+			case i%11 == 5:
+				e.Data, e.Bytes = nil, bytes.Repeat([]byte{byte(i)}, 1+i%9)
+			case i%50 == 7:
+				e.Data = nil
+			case i%50 == 8: // one that a hub has a chunk of its own for
+				e.Data = fmt.Appendf(nil, `"%06000d"`, i)
+			}
+			want = append(want, e)
+			if _, err := st.Publish(t.Context(), "s", e); err != nil {
+				t.Fatal(err)
+			}
+			if i%37 == 0 {
+				relay(t, wires...)
+			}
+		}
+		relay(t, wires...)
+		pass(ackDelay)
+		late.Watch("s", Position{})
+		relay(t, wires...)
+		for name, v := range map[string]*Viewer{"early": early, "late": late} {
+			n := 0
+			for it, err := range v.Items(endedContext) {
+				if err != nil || it.Event == nil {
+					t.Fatalf("%s: %v, %v", name, it, err)
+				}
+				if e := want[n]; it.Event.Type != e.Type || !bytes.Equal(it.Event.Data, e.Data) || !bytes.Equal(it.Event.Bytes, e.Bytes) {
+					t.Fatalf("%s: event %d is %v, want %v", name, n+1, it.Event, e)
+				}
+				n++
+			}
+			if n != events {
+				t.Errorf("%s saw %d events, want %d", name, n, events)
+			}
+		}
+		if n := st.Stats().PendingEvents; n != 0 {
+			t.Errorf("%d events pending", n)
+		}
+	})
+}
+
+// A frame that NextFrame writes is what Append makes of what Next returns, also after
+// others have used the same memory.
+func TestNextFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		links := make([]*Link, 2)
+		for i := range links {
+			st := NewStreamer(nil)
+			st.mint = &minter{random: zeros{}} // both make the same epochs
+			links[i] = st.Connect()
+			s := newPeer(t, links[i])
+			s.want(&HelloPayload{V: 1, Role: roleAgent})
+			s.send(&WelcomePayload{V: 1, Link: "l", Window: 1000})
+			for n := range 400 {
+				st.Publish(t.Context(), "s", Event{Type: "out", Data: fmt.Appendf(nil, `"%0*d"`, n, n)})
+			}
+		}
+		for n := 0; ; n++ {
+			p, err := links[0].Next(endedContext)
+			frame, frameErr := links[1].NextFrame(endedContext, nil)
+			if err != frameErr {
+				t.Fatalf("%v and %v", err, frameErr)
+			}
+			if err != nil {
+				if n < 2 || frame != nil {
+					t.Errorf("%d frames; then %q", n, frame)
+				}
+				return
+			}
+			want, err := Marshal(p)
+			if err != nil || !bytes.Equal(frame, want) {
+				t.Fatalf("%v\n%s", err, cmp.Diff(string(want), string(frame)))
+			}
+		}
+	})
+}
+
+// zeros is no randomness.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
+}
+
+// A link that has died takes and makes no frames.
+func TestHandleFrameClosed(t *testing.T) {
+	m := newScript()
+	m.Close()
+	for _, frame := range []string{helloLine, "{"} {
+		if err := m.HandleFrame(t.Context(), []byte(frame)); err != ErrClosed {
+			t.Errorf("%s: %v, want ErrClosed", frame, err)
+		}
+	}
+	if frame, err := m.NextFrame(t.Context(), []byte("as it was")); string(frame) != "as it was" || err != ErrClosed {
+		t.Errorf("%q, %v", frame, err)
+	}
+}
+
+// Both wait as Next and Handle do, and return ctx's cause.
+func TestFramesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newScript()
+		errWhy := errors.New("user went home")
+		m.handled = func(ctx context.Context, _ Payload) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		got := make(chan error)
+		go func() { _, err := m.NextFrame(ctx, nil); got <- err }()
+		go func() { got <- m.HandleFrame(ctx, []byte(helloLine)) }()
+		synctest.Wait()
+		cancel(errWhy)
+		for range 2 {
+			if err := <-got; err != errWhy {
+				t.Errorf("%v, want ctx's cause", err)
+			}
+		}
+		if err := m.failure(); err != nil {
+			t.Errorf("the link died: %v", err)
+		}
+	})
+}
+
+// A busy connection makes no garbage: a batch costs its payload, and what the hub's
+// log has to grow.
+func TestFramesAllocate(t *testing.T) {
+	st := NewStreamer(nil)
+	h := NewHub(nil)
+	agent, hub := st.Connect(), h.ConnectAgent("a")
+	wires := [][2]*Link{{agent, hub}, {hub, agent}}
+	s, err := st.Session("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat([]byte("7"), 200)
+	var frame []byte
+	batch := func() {
+		for range 100 {
+			if _, err := s.Publish(t.Context(), Event{Type: "out", Data: data}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for quiet := false; !quiet; {
+			quiet = true
+			for _, wire := range wires {
+				frame, err = wire[0].NextFrame(endedContext, frame[:0])
+				if err == nil {
+					quiet = false
+					err = wire[1].HandleFrame(t.Context(), frame)
+				}
+				if err != nil && err != context.Canceled {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	for range 30 {
+		batch()
+	}
+	// Payloads of two batches and acks at the most, and chunks. A sync.Pool forgets
+	// things under the race detector.
+	if n := testing.AllocsPerRun(testenv.Fewer(100), batch); n > 8 && !testenv.RaceEnabled {
+		t.Errorf("%v allocations", n)
+	}
+	if n := st.Stats().PendingEvents; n != 0 {
+		t.Errorf("%d events pending", n)
+	}
+}
+
+// Large events of a frame stay together in the log, which would have had a chunk for
+// each.
+func TestHandleFrameLargeEvents(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 3)
+		for i := range b.Events {
+			b.Events[i].Data = fmt.Appendf(nil, "%q", strings.Repeat(string(rune('a'+i)), 2*largeEntry))
+		}
+		frame, err := Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.link.HandleFrame(t.Context(), frame); err != nil {
+			t.Fatal(err)
+		}
+		clear(frame)
+		l := &h.lookup("s").log
+		if l.ring.at(0).chunk != l.ring.at(2).chunk {
+			t.Error("the events are apart")
+		}
+		n := 0
+		for it := range h.Items(endedContext, "s", Position{}) {
+			if string(it.Event.Data) != string(b.Events[n].Data) {
+				t.Errorf("event %d is %.20s", it.Event.Seq, it.Event.Data)
+			}
+			n++
+		}
+		if n != 3 {
+			t.Errorf("%d events", n)
+		}
+	})
 }

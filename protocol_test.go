@@ -1,10 +1,15 @@
 package gvstream
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // Whatever codec a caller uses, no payload passes Handle that breaks a bound, and one that
@@ -97,4 +102,118 @@ func TestValidTime(t *testing.T) {
 			}
 		}
 	}
+}
+
+// roundTrip tells p by encoding/json and by the wire, and expects the same back,
+// and just these fields.
+func roundTrip[T any, P interface {
+	*T
+	Payload
+}](t *testing.T, p P, fields ...string) {
+	t.Helper()
+	body, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names map[string]json.RawMessage
+	if err := json.Unmarshal(body, &names); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range fields {
+		if _, ok := names[name]; !ok {
+			t.Errorf("no field %q in %s", name, body)
+		}
+		delete(names, name)
+	}
+	for name := range names {
+		t.Errorf("unexpected field %q in %s", name, body)
+	}
+	back := P(new(T))
+	if err := json.Unmarshal(body, back); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(p, back, sameWireTold); diff != "" {
+		t.Errorf("encoding/json (-want +got):\n%s", diff)
+	}
+	line, err := Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf(`{"type":%q,"payload":%s}`, p.payloadType(), body); string(line) != want {
+		t.Errorf("Marshal:\n got %s\nwant %s", line, want)
+	}
+	got, err := Unmarshal(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Payload(p), got, sameWireTold); diff != "" {
+		t.Errorf("Unmarshal (-want +got):\n%s", diff)
+	}
+}
+
+var sameWireTold = cmp.Options{cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}), cmpopts.EquateEmpty()}
+
+const someEpoch = "065wzsb8000020g30g2gc1r814"
+
+func TestAckBatchPayloadJSON(t *testing.T) {
+	always := []string{"session_id", "viewer_id", "epoch", "link", "up_to_seq"}
+	t.Run("from the hub", func(t *testing.T) {
+		roundTrip(t, &AckBatchPayload{SessionID: "build-42", Epoch: someEpoch, Link: "l1", UpToSeq: 64}, always...)
+	})
+	t.Run("nothing yet", func(t *testing.T) {
+		roundTrip(t, &AckBatchPayload{SessionID: "build-42", Epoch: someEpoch, Link: "l1"}, always...)
+	})
+	t.Run("nack", func(t *testing.T) {
+		roundTrip(t, &AckBatchPayload{SessionID: "build-42", Epoch: someEpoch, Link: "l1", UpToSeq: 64, Nack: true}, append(always, "nack")...)
+	})
+	t.Run("of a viewer", func(t *testing.T) {
+		roundTrip(t, &AckBatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: someEpoch, Link: "l1", UpToSeq: MaxSeq}, always...)
+	})
+	t.Run("as told", func(t *testing.T) {
+		got, err := json.Marshal(&AckBatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: "e", Link: "l1", UpToSeq: 64, Nack: true})
+		want := `{"session_id":"build-42","viewer_id":"tab-1","epoch":"e","link":"l1","up_to_seq":64,"nack":true}`
+		if err != nil || string(got) != want {
+			t.Errorf("got %s, %v, want %s", got, err, want)
+		}
+	})
+}
+
+func TestReplayBatchPayloadJSON(t *testing.T) {
+	always := []string{
+		"session_id", "viewer_id", "request_id", "epoch", "first_seq", "last_seq", "until_seq", "available_from",
+	}
+	t.Run("events and gaps", func(t *testing.T) {
+		roundTrip(t, &ReplayBatchPayload{
+			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r7", Epoch: someEpoch,
+			FirstSeq: 1, LastSeq: 4, UntilSeq: 4, AvailableFrom: 3, Done: true,
+			Events: []Event{
+				{Seq: 3, Type: "stdout", Data: []byte(`{"line":"ok"}`), Time: time.Date(2025, 11, 23, 1, 2, 3, 4, time.UTC)},
+				{Seq: 4, Type: "stdout", Bytes: []byte{0, 0xff}, End: true},
+			},
+			Gaps: []Gap{{1, 2, ReasonEvicted}},
+		}, append(always, "done", "events", "gaps")...)
+	})
+	t.Run("not the last", func(t *testing.T) {
+		roundTrip(t, &ReplayBatchPayload{
+			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r7", Epoch: someEpoch,
+			FirstSeq: 1, LastSeq: 1, UntilSeq: 9, AvailableFrom: 1, Events: []Event{{Seq: 1}},
+		}, append(always, "events")...)
+	})
+	t.Run("empty, for the hub itself", func(t *testing.T) {
+		roundTrip(t, &ReplayBatchPayload{
+			SessionID: "build-42", RequestID: "r7", Epoch: someEpoch,
+			FirstSeq: 5, LastSeq: 4, UntilSeq: 4, AvailableFrom: 1, Done: true,
+		}, append(always, "done")...)
+	})
+	t.Run("as told", func(t *testing.T) {
+		got, err := json.Marshal(&ReplayBatchPayload{
+			SessionID: "s", ViewerID: "tab-1", RequestID: "r7", Epoch: "e", FirstSeq: 1, LastSeq: 2, UntilSeq: 2,
+			AvailableFrom: 2, Done: true, Events: []Event{{Seq: 2, Data: []byte("1")}}, Gaps: []Gap{{1, 1, ReasonEvicted}},
+		})
+		want := `{"session_id":"s","viewer_id":"tab-1","request_id":"r7","epoch":"e","first_seq":1,"last_seq":2,"until_seq":2,` +
+			`"available_from":2,"done":true,"events":[{"seq":2,"data":1}],"gaps":[{"from":1,"to":1,"reason":"evicted"}]}`
+		if err != nil || string(got) != want {
+			t.Errorf("got %s, %v, want %s", got, err, want)
+		}
+	})
 }

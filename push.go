@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // Push has the link call send with each payload that Next would return, as soon as
@@ -67,7 +69,7 @@ type pusher struct {
 	release func() bool // of what was registered with the caller's ctx
 
 	state atomic.Int32
-	place place[job] // in the crew's queue
+	place sched.Element[job] // in the crew's queue
 	timer *time.Timer
 	rang  atomic.Bool // the timer did, and was not set since
 	// Whoever claimed the link has these to itself.
@@ -188,7 +190,7 @@ func (p *pusher) end() {
 // When there is nothing to do, there are none.
 type crew struct {
 	mu   sync.Mutex // level 4; protects the fields below
-	jobs queue[job]
+	jobs sched.Queue[job]
 	busy int // goroutines
 	size int // goroutines at the most; with none, its owner does the jobs and looks at the clock
 }
@@ -199,9 +201,9 @@ func newCrew() crew { return crew{size: runtime.GOMAXPROCS(0)} }
 type job interface{ work(now time.Time) }
 
 // add has a job done, once, however often it is added before.
-func (c *crew) add(p *place[job], j job) {
+func (c *crew) add(p *sched.Element[job], j job) {
 	c.mu.Lock()
-	c.jobs.push(p, j)
+	c.jobs.Push(p, j)
 	start := c.busy < c.size
 	if start {
 		c.busy++
@@ -222,7 +224,7 @@ func (c *crew) work() {
 func (c *crew) next() job {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	j := c.jobs.pop()
+	j := c.jobs.Pop()
 	if j == nil && c.size > 0 {
 		c.busy--
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,58 +12,19 @@ import (
 	"time"
 )
 
-// A catcher is where a link pushes to.
-type catcher struct {
-	mu  sync.Mutex
-	got []Payload
-}
-
-func (c *catcher) send(_ context.Context, p Payload) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.got = append(c.got, p)
-	return nil
-}
-
-// wantTypes wants what came since it was asked last, by the types.
-func (c *catcher) wantTypes(t *testing.T, want ...string) {
-	t.Helper()
-	var got []string
-	for _, p := range c.take() {
-		got = append(got, p.payloadType())
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("pushed %q, want %q", got, want)
-	}
-}
-
-// take returns what came since it was asked last.
-func (c *catcher) take() []Payload {
-	synctest.Wait()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	got := c.got
-	c.got = nil
-	return got
-}
-
 func TestPush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
-		l := h.ConnectViewer("tab")
-		var c catcher
-		if err := l.Push(t.Context(), c.send); err != nil {
-			t.Fatal(err)
-		}
-		c.wantTypes(t)
-		l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
-		c.wantTypes(t, "welcome")
-		l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
-		c.wantTypes(t, "status")
+		a := playAgent(t, h, "agent")
+		v := newPeer(t, h.ConnectViewer("tab"))
+		v.push()
+		v.wantIdle("it waits for a hello")
+		v.hello(roleViewer)
+		v.send(v.watch("s", "", 0))
+		v.wantTypes("status")
 		a.feed("s", "e1", 1, 250)
 		next := uint64(1)
-		for _, p := range c.take() {
+		for _, p := range v.drain() {
 			b, ok := p.(*EventBatchPayload)
 			if !ok { // where the session stands, once it is known
 				continue
@@ -78,22 +38,23 @@ func TestPush(t *testing.T) {
 			t.Errorf("events up to %d", next-1)
 		}
 		pass(heartbeat) // the clock is looked at without a Next
-		c.wantTypes(t, "status")
+		v.wantTypes("status")
 		pass(2 * heartbeat)
-		c.wantTypes(t, "status", "status")
-		if err := l.Push(t.Context(), c.send); err != ErrBusy {
+		v.wantTypes("status", "status")
+		send := new(inbox).send
+		if err := v.link.Push(t.Context(), send); err != ErrBusy {
 			t.Errorf("a second Push: %v", err)
 		}
-		if err := l.Run(t.Context(), c.send, nil); err != ErrBusy {
+		if err := v.link.Run(t.Context(), send, nil); err != ErrBusy {
 			t.Errorf("Run beside Push: %v", err)
 		}
 		h.Close()
 		synctest.Wait()
-		if err := l.Handle(t.Context(), &WatchPayload{SessionID: "s"}); err != ErrClosed {
+		if err := v.link.Handle(t.Context(), &WatchPayload{SessionID: "s"}); err != ErrClosed {
 			t.Errorf("after Close: %v", err)
 		}
 		for want, dead := range map[error]*Link{ErrClosed: h.ConnectViewer("tab"), ErrInvalidID: NewHub(nil).ConnectViewer("")} {
-			if err := dead.Push(t.Context(), c.send); err != want {
+			if err := dead.Push(t.Context(), send); err != want {
 				t.Errorf("Push on a dead link: %v, want %v", err, want)
 			}
 		}
@@ -106,13 +67,13 @@ func TestPushBesideRun(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- l.Run(ctx, new(catcher).send, func(ctx context.Context) (Payload, error) {
+			ended <- l.Run(ctx, new(inbox).send, func(ctx context.Context) (Payload, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
 			})
 		}()
 		synctest.Wait()
-		if err := l.Push(t.Context(), new(catcher).send); err != ErrBusy {
+		if err := l.Push(t.Context(), new(inbox).send); err != ErrBusy {
 			t.Errorf("Push beside Run: %v", err)
 		}
 		cancel()
@@ -165,14 +126,9 @@ func TestPushEnds(t *testing.T) {
 // Why a link died is pushed before it ends.
 func TestPushLastWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewHub(nil).ConnectViewer("tab")
-		var c catcher
-		l.Push(t.Context(), c.send)
-		var refused *ProtocolError
-		if err := l.Handle(t.Context(), &HelloPayload{V: 7, Role: roleViewer}); !errors.As(err, &refused) {
-			t.Fatal(err)
-		}
-		c.wantTypes(t, "error")
+		v := newPeer(t, NewHub(nil).ConnectViewer("tab"))
+		v.push()
+		v.refused(&HelloPayload{V: 7, Role: roleViewer}, &ErrorPayload{Code: codeVersion})
 	})
 }
 
@@ -181,27 +137,24 @@ func TestPushLastWords(t *testing.T) {
 func TestPushStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 1)
-		stuck := make(chan error, 1)
-		var quick catcher
-		for _, send := range []SendFunc{
-			func(ctx context.Context, _ Payload) error {
-				<-ctx.Done()
-				stuck <- ctx.Err()
-				return ctx.Err()
-			}, quick.send,
-		} {
-			l := h.ConnectViewer(fmt.Sprint("tab", h.Stats().Viewers))
-			l.Push(t.Context(), send)
-			l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
-			l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
+		ended := make(chan error, 1)
+		stuck, quick := newPeer(t, h.ConnectViewer("tab0")), newPeer(t, h.ConnectViewer("tab1"))
+		stuck.link.Push(t.Context(), func(ctx context.Context, _ Payload) error {
+			<-ctx.Done()
+			ended <- ctx.Err()
+			return ctx.Err()
+		})
+		quick.push()
+		for _, v := range []*peer{stuck, quick} {
+			v.send(&HelloPayload{V: 1, Role: roleViewer}, v.watch("s", "", 0))
 			synctest.Wait()
 		}
-		quick.wantTypes(t, "welcome", "status", "event_batch")
+		quick.wantTypes("welcome", "status", "event_batch")
 		start := time.Now()
 		h.ConnectViewer("tab0") // supersedes the stuck one
-		if err := <-stuck; !errors.Is(err, context.Canceled) || time.Since(start) > lastWords {
+		if err := <-ended; !errors.Is(err, context.Canceled) || time.Since(start) > lastWords {
 			t.Errorf("the stuck send ends with %v after %v", err, time.Since(start))
 		}
 		h.Close()
@@ -215,7 +168,7 @@ func TestPushSilence(t *testing.T) {
 		name string
 		send SendFunc
 	}{
-		{"a sender", new(catcher).send},
+		{"a sender", new(inbox).send},
 		{"a stuck sender", func(ctx context.Context, _ Payload) error { <-ctx.Done(); return ctx.Err() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -269,8 +222,8 @@ func TestPushAllAround(t *testing.T) {
 		}
 		h.Close()
 		synctest.Wait()
-		if h.crew.busy != 0 || h.crew.jobs.n != 0 {
-			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.n)
+		if h.crew.busy != 0 || h.crew.jobs.Len() != 0 {
+			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.Len())
 		}
 	})
 }
@@ -339,24 +292,21 @@ func TestPushTimerRingsDuringSend(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		l := h.ConnectViewer("tab")
-		var c catcher
+		v := newPeer(t, h.ConnectViewer("tab"))
 		slow := make(chan struct{})
-		l.Push(t.Context(), func(ctx context.Context, p Payload) error {
+		v.push(func(p Payload) {
 			if s, ok := p.(*StatusPayload); ok && len(s.Sessions) > 0 {
 				<-slow // closed after the first
 			}
-			return c.send(ctx, p)
 		})
-		l.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
-		c.wantTypes(t, "welcome")
+		v.hello(roleViewer)
 		pass(heartbeat - time.Second/2)
-		l.Handle(t.Context(), &WatchPayload{SessionID: "s"})
+		v.send(v.watch("s", "", 0))
 		pass(time.Second)
 		close(slow)
-		c.wantTypes(t, "status", "status")
+		v.wantTypes("status", "status")
 		pass(10 * heartbeat)
-		if n := len(c.take()); n != 10 {
+		if n := len(v.drain()); n != 10 {
 			t.Errorf("%d heartbeats in ten periods", n)
 		}
 		h.Close()

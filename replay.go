@@ -32,6 +32,9 @@ func (l *log) first() uint64 {
 	return l.low + 1
 }
 
+// empty reports whether the log holds nothing, not even a gap.
+func (l *log) empty() bool { return l.ring.n == 0 }
+
 // from is the first number of slot i.
 func (l *log) from(i int) uint64 {
 	if i == 0 {
@@ -203,6 +206,57 @@ func (l *log) find(seq uint64) int {
 		return far
 	}
 	return sort.Search(far, func(i int) bool { return l.ring.at(i).to >= seq })
+}
+
+// tally counts the events after a number that the log holds, up to another, and their
+// bytes.
+func (l *log) tally(after, upTo uint64) (events, bytes int) {
+	for i := l.find(after + 1); i < l.ring.n; i++ {
+		s := l.ring.at(i)
+		if s.to > upTo {
+			break
+		}
+		if !s.gap() {
+			events++
+			bytes += int(s.size)
+		}
+	}
+	return events, bytes
+}
+
+// unreadable finds the first event after a number that the log holds, up to another,
+// whose data is not JSON as we write it.
+func (l *log) unreadable(after, upTo uint64) (seq uint64, found bool) {
+	for i := l.find(after + 1); i < l.ring.n; i++ {
+		s := l.ring.at(i)
+		if s.to > upTo {
+			break
+		}
+		if !l.compact(s) {
+			return s.to, true
+		}
+	}
+	return 0, false
+}
+
+// loseOldest turns the oldest event after a number into a gap, and returns the bytes
+// it frees. There is such an event.
+func (l *log) loseOldest(after uint64, reason Reason) int {
+	i := l.find(after + 1)
+	for l.ring.at(i).gap() {
+		i++
+	}
+	return l.lose(i, reason)
+}
+
+// loseSeq turns the event of a number that the log holds into a gap, and returns the
+// bytes it frees. It reports false if that is a gap already.
+func (l *log) loseSeq(seq uint64, reason Reason) (bytes int, ok bool) {
+	i := l.find(seq)
+	if l.ring.at(i).gap() {
+		return 0, false
+	}
+	return l.lose(i, reason), true
 }
 
 // lose turns the event at index i into a gap and returns the bytes it frees.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // A logModel is a log the slow way: what stands at each number from first on.
@@ -262,6 +264,50 @@ func TestLogLose(t *testing.T) {
 				checkLog(t, l, m)
 				if !backwards {
 					checkRead(t, l, m)
+				}
+			}
+		}
+	}
+}
+
+// What a log counts and loses behind a number, for each log of up to four events and
+// gaps: as if it were looked through number by number. A gap is no event, also where it
+// crosses the number up to which events count.
+func TestLogAfter(t *testing.T) {
+	const count = 4
+	for lost := range uint64(1 << count) {
+		isLost := func(seq uint64) bool { return lost>>(seq-1)&1 == 1 }
+		newLog := func() *log {
+			l := testLog(count)
+			for seq := uint64(1); seq <= count; seq++ {
+				if isLost(seq) {
+					l.lose(l.find(seq), ReasonDropped)
+				}
+			}
+			return l
+		}
+		for after := range uint64(count) {
+			events, bytes, oldest := 0, 0, uint64(0)
+			for seq := after + 1; seq <= count; seq++ {
+				if !isLost(seq) {
+					events++
+					bytes += testSize(seq)
+					if oldest == 0 {
+						oldest = seq
+					}
+				}
+				if n, b := newLog().tally(after, seq); n != events || b != bytes {
+					t.Errorf("lost %04b: %d events, %d bytes in (%d, %d], want %d and %d", lost, n, b, after, seq, events, bytes)
+				}
+			}
+			if _, ok := newLog().loseSeq(after+1, ReasonDropped); ok == isLost(after+1) {
+				t.Errorf("lost %04b: losing %d: %v", lost, after+1, ok)
+			}
+			if oldest != 0 {
+				l := newLog()
+				n := l.loseOldest(after, ReasonDropped)
+				if _, again := l.loseSeq(oldest, ReasonDropped); again || n != testSize(oldest) {
+					t.Errorf("lost %04b: losing the oldest after %d frees %d bytes, want the %d of %d", lost, after, n, testSize(oldest), oldest)
 				}
 			}
 		}
@@ -578,7 +624,7 @@ func TestDraft(t *testing.T) {
 			want.Seq = seq
 			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
 			p := l.read(span{seq - 1, seq, seq, 1, pageBytes, 0})
-			if diff := cmp.Diff([]Event{want}, p.events(), sameEvents); diff != "" {
+			if diff := cmp.Diff([]Event{want}, p.events(), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}
 		}
@@ -834,7 +880,7 @@ func TestLogMemory(t *testing.T) {
 		},
 	} {
 		l := &log{}
-		n := max(500, Fewer(2000))
+		n := max(500, testenv.Fewer(2000))
 		for i := range n {
 			step(l, i)
 			if i%41 > 0 && i < n-10 {

@@ -18,7 +18,10 @@ type retry struct {
 }
 
 // start has it expire after its wait. One that runs begins anew.
-func (r *retry) start(now time.Time) { r.at = now.Add(max(r.wait, timerFirst)) }
+func (r *retry) start(now time.Time) { r.startIn(now, max(r.wait, timerFirst)) }
+
+// startIn has it expire after d, this once.
+func (r *retry) startIn(now time.Time, d time.Duration) { r.at = now.Add(d) }
 
 // again has it wait twice as long from now on, and starts it.
 func (r *retry) again(now time.Time) {

@@ -51,3 +51,19 @@ func TestRetryStop(t *testing.T) {
 		t.Errorf("a longer wait moved it to %v", r.at)
 	}
 }
+
+// A wait of its own is for once, and no progress.
+func TestRetryStartIn(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var r retry
+	r.start(now)
+	r.backOff()
+	r.startIn(now, time.Second)
+	if r.expired(now.Add(time.Second-1)) || !r.expired(now.Add(time.Second)) {
+		t.Errorf("it expires at %v, want it a second after %v", r.at, now)
+	}
+	r.start(now)
+	if want := now.Add(2 * timerFirst); !r.at.Equal(want) {
+		t.Errorf("started again it expires at %v, want %v", r.at, want)
+	}
+}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // Overflow is what Publish does when a session's pending is full (rule 10).
@@ -144,10 +146,10 @@ type Session struct {
 	*life               // in this epoch; nobody's before the first event
 	on      *attachment // the session on the current link, or nil
 	changed signal
-	age     *age // its place in the budget, whose lock protects it, or nil
-	gone    bool // forgotten
-	aged    bool // offered to the budget
-	over    bool // it stands in the Streamer's list of sessions to forget
+	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
+	gone    bool                   // forgotten
+	aged    bool                   // offered to the budget
+	over    bool                   // it stands in the Streamer's list of sessions to forget
 }
 
 // A life is what has become of a session in one epoch.
@@ -394,27 +396,27 @@ func (s *Session) makeRoom(n int) bool {
 		if cfg.Overflow != DropOldest || s.pendingEvents == 0 || !s.st.budget.fits(n, s.pendingBytes) {
 			return false // nothing to drop, or nothing gained by it
 		}
-		s.dropOldest()
+		s.noteLost(s.log.loseOldest(s.acked, ReasonDropped))
 	}
 }
 
-// dropOldest turns the oldest pending event into a gap.
-func (s *Session) dropOldest() {
-	i := s.log.find(s.acked + 1)
-	for s.log.ring.at(i).gap() {
-		i++
+// lose turns a pending event into a gap, and reports whether there was one under that
+// number. If the hub has it all the same, its ack clears the gap; if not, the gap is
+// what is sent.
+func (s *Session) lose(seq uint64, reason Reason) bool {
+	n, ok := s.log.loseSeq(seq, reason)
+	if ok {
+		s.noteLost(n)
 	}
-	s.loseAt(i, ReasonDropped)
+	return ok
 }
 
-// loseAt turns the pending event at index i into a gap. If the hub has it all the
-// same, its ack clears the gap; if not, the gap is what is sent.
-func (s *Session) loseAt(i int, reason Reason) {
-	n := s.log.lose(i, reason)
+// noteLost takes note that a pending event of so many bytes became a gap.
+func (s *Session) noteLost(bytes int) {
 	s.pendingEvents--
-	s.pendingBytes -= n
+	s.pendingBytes -= bytes
 	s.lost++
-	s.st.budget.release(n)
+	s.st.budget.release(bytes)
 }
 
 // trim evicts what is acknowledged and more than is kept for replay.
@@ -458,16 +460,9 @@ func (s *Session) poke() {
 func (s *Session) free(now time.Time, upTo uint64) {
 	if upTo > s.acked {
 		s.begin()
-		for i := s.log.find(s.acked + 1); i < s.log.ring.n; i++ {
-			e := s.log.ring.at(i)
-			if e.to > upTo {
-				break
-			}
-			if !e.gap() {
-				s.pendingEvents--
-				s.pendingBytes -= int(e.size)
-			}
-		}
+		events, bytes := s.log.tally(s.acked, upTo)
+		s.pendingEvents -= events
+		s.pendingBytes -= bytes
 		s.acked = upTo
 		s.trim()
 		s.changed.broadcast()
@@ -486,16 +481,9 @@ func (s *Session) moveBack(to uint64) {
 		s.lost += min(first-1, s.acked) - to
 		s.log.declare(to, ReasonEvicted)
 	}
-	for i := s.log.find(to + 1); i < s.log.ring.n; i++ {
-		e := s.log.ring.at(i)
-		if s.log.from(i) > s.acked {
-			break
-		}
-		if !e.gap() {
-			s.pendingEvents++
-			s.pendingBytes += int(e.size)
-		}
-	}
+	events, bytes := s.log.tally(to, s.acked)
+	s.pendingEvents += events
+	s.pendingBytes += bytes
 	s.acked, s.overAt = to, nil
 }
 

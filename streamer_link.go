@@ -36,8 +36,8 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 	al := &agentLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
 	al.hello = newGreeter(al.Link, roleAgent)
-	al.status = task{owner: takeFunc(al.takeStatus), urgent: true}
-	al.beat = task{owner: takeFunc(al.takeBeat), urgent: true}
+	al.status = task{Source: al.takeStatus, Control: true}
+	al.beat = task{Source: al.takeBeat, Control: true}
 	st.mu.Lock()
 	old, shut := st.link, st.shut.Load()
 	if !shut {
@@ -227,7 +227,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 		al.mu.Unlock()
 		return nil
 	}
-	al.clearLocked() // nothing of another link id goes on
+	al.tasks.Clear() // nothing of another link id goes on
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.beatAt = now.Add(heartbeat)
 	al.scheduleLocked(&al.beat, al.beatAt)
@@ -256,9 +256,8 @@ func (al *agentLink) attach(s *Session) *attachment {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := &attachment{s: s, l: al, id: id, window: window, timer: timerFirst}
-	a.task.owner = a
-	a.pioneer = s.maxSent == 0
+	a := &attachment{s: s, l: al, id: id, sendCursor: sendCursor{window: window, pioneer: s.maxSent == 0}}
+	a.task.Source = a.take
 	s.on = a
 	s.poke()
 	return a
@@ -280,7 +279,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 		s.noteProgress(p.ViewerID, p.UpToSeq)
 		return nil
 	}
-	return a.ack(now, p)
+	return a.applyAck(now, p)
 }
 
 const maxProgress = 100 // viewers whose progress a session notes
@@ -296,85 +295,80 @@ func (s *Session) noteProgress(viewerID string, seq uint64) {
 	s.progress[viewerID] = seq
 }
 
-// refused deals with an error payload (rule 11).
+// refused deals with an error payload (rule 11). One about a frame needs nothing: what
+// the frame carried is sent again on the timer.
 func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
 		al.hello.start()
-		return nil
 	case p.Code == codeVersion:
 		err := p.protocolError()
 		err.fatal = true
 		return err
 	case !al.heard(now, ""):
-		return nil
 	case p.Code == codeMalformed && al.st.cfg.TrustData:
 		al.vet()
-		return nil
-	case p.SessionID == "" || p.RequestID != "":
-		return nil // about a frame: what it carried is sent again on the timer
+	case p.SessionID != "" && p.RequestID == "":
+		if s := al.st.lookup(p.SessionID); s != nil {
+			s.refused(now, al, p)
+		}
 	}
-	s := al.st.lookup(p.SessionID)
-	if s == nil {
-		return nil
-	}
+	return nil
+}
+
+// refused deals with an error about the session that came on a link.
+func (s *Session) refused(now time.Time, al *agentLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.on
 	if a == nil || a.l != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
-		al.st.stalePayloads.Add(1)
-		return nil
+		s.st.stalePayloads.Add(1)
+		return
 	}
-	a.silent = false
+	a.refused(now, p)
+}
+
+// refused deals with an error about the session on its link.
+func (a *attachment) refused(now time.Time, p *ErrorPayload) {
+	s := a.s
+	a.heard()
 	switch {
 	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // news of before a Renew
-		al.st.stalePayloads.Add(1)
+		s.st.stalePayloads.Add(1)
 	case p.Code == codeUnknownSession:
-		a.reopen()
-	case p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge):
+		if a.reopen() {
+			a.announce()
+		}
+	case p.refusesEvent():
 		a.reject(p.Seq)
 	case p.Retryable:
-		a.resume = now.Add(a.timer)
-		a.timer = backoff(a.timer)
-		a.opened, a.pioneer, a.rewind = false, false, true
-		a.resendAt = time.Time{}
-		a.l.schedule(&a.task, a.resume)
+		a.pause(now)
+		a.scheduleTick()
 	default:
 		s.begin()
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
 	}
-	return nil
+}
+
+// refusesEvent reports whether an error is about one event of its session.
+func (p *ErrorPayload) refusesEvent() bool {
+	return p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge)
 }
 
 // An attachment is one session on one link: the state that ends with the link.
 // The session's lock protects it.
 type attachment struct {
-	task
+	task // sends the next batch
+	sendCursor
 	s *Session
 	l *agentLink
 
 	id      string // of the link
-	window  uint64
-	pioneer bool   // never sent before this link: its first batch opens it (rule 5)
-	opened  bool   // the hub said on this link where it stands
-	rewind  bool   // it said that it didn't know the session: go back to its next ack
-	first   uint64 // that first ack
-	sent    uint64 // last number handed out; put back to acked to send again
-	top     uint64 // highest number handed out on this link
 	poked   bool   // take will be called, and that has not begun yet
 	vetted  uint64 // the data of what was sent up to it has been checked
 	listed  bool   // in the link's list for the next status
 	unacked bool   // in the link's list for the next sign of life
-
-	timer    time.Duration
-	resendAt time.Time // when to send again what is not acknowledged; zero: nothing is
-	expired  bool      // resendAt passed without progress
-	silent   bool      // nothing was heard of the session since then
-	resume   time.Time // a retryable error: not before
-
-	nacked   uint64 // the number last gone back to, and when
-	nackedAt time.Time
 
 	replays []*replay
 }
@@ -401,9 +395,8 @@ func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
 	if s.on != a || s.stopped != nil {
 		return SessionStatus{}, false
 	}
-	if !a.opened && a.resendAt.IsZero() {
-		a.arm(now)
-	}
+	a.announced(now)
+	a.scheduleTick()
 	return SessionStatus{
 		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.first(), HeadSeq: s.log.head,
 		AckSeq: s.acked, Ended: s.hasEnded,
@@ -419,145 +412,75 @@ func (a *attachment) take(now time.Time) Payload {
 		s.mu.Unlock()
 		return nil
 	}
-	if dead := a.tick(now); dead {
+	switch a.tick(now, s.acked, s.log.head) {
+	case giveUp:
 		s.mu.Unlock()
 		a.l.fail(now, ErrSilent)
 		return nil
+	case announceAgain:
+		a.announce()
 	}
 	a.noteUnacked()
-	if !a.opened && !a.pioneer {
-		s.mu.Unlock()
+	p := a.batch(now)
+	a.scheduleTick()
+	s.mu.Unlock()
+	return p
+}
+
+// batch makes the next batch, unless there is nothing more to send, or nothing that the
+// window allows.
+func (a *attachment) batch(now time.Time) Payload {
+	s := a.s
+	if !a.maySend() {
 		return nil
 	}
-	limit := s.acked + a.window
+	limit := a.eventsUntil(s.acked)
 	// A copy, some ten microseconds at the most, so that publishing needs no new
 	// memory for what was sent.
 	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
-	if p.last == a.sent { // nothing more, or nothing that the window allows
-		s.mu.Unlock()
+	if p.last == a.sent {
 		return nil
 	}
-	if a.top <= s.acked { // nothing was outstanding
-		a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
-	}
-	a.sent = p.last
-	if a.sent > a.top {
-		a.top = a.sent
+	if p.last > a.top {
 		a.l.unvetted.Store(true)
 	}
-	s.maxSent = max(s.maxSent, a.sent)
-	if a.resendAt.IsZero() {
-		a.arm(now)
-	}
+	a.advance(now, p.last, s.acked)
+	s.maxSent = max(s.maxSent, p.last)
+	p.checked = !s.st.cfg.TrustData
 	b := eventBatches.Get().(*EventBatchPayload)
 	*b = EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
+		Gaps: p.gaps, encoded: p.seal(),
 	}
-	s.mu.Unlock()
-	p.checked = !s.st.cfg.TrustData
-	b.Gaps, b.encoded = p.gaps, p.seal()
 	return b
 }
 
-// arm starts the timer.
-func (a *attachment) arm(now time.Time) {
-	a.resendAt = now.Add(a.timer)
-	a.l.schedule(&a.task, a.resendAt)
+// scheduleTick has take called when there is something to do for the time.
+func (a *attachment) scheduleTick() {
+	if at := a.nextTick(); !at.IsZero() {
+		a.l.schedule(&a.task, at)
+	}
 }
 
-// tick looks at the clock: what is not acknowledged in time is sent again, or
-// announced again if the hub has not said where it stands (rules 5 and 9). It
-// reports true if nothing at all came between two expiries (rule 6).
-func (a *attachment) tick(now time.Time) (dead bool) {
-	if !a.resume.IsZero() {
-		if now.Before(a.resume) {
-			a.l.schedule(&a.task, a.resume)
-			return false
-		}
-		a.resume = time.Time{}
-		a.announce()
-	}
-	switch {
-	case a.resendAt.IsZero():
-		return false
-	case now.Before(a.resendAt):
-		a.l.schedule(&a.task, a.resendAt)
-		return false
-	case a.expired && a.silent && a.s.acked < a.s.log.head:
-		return true
-	}
-	a.expired, a.silent = true, true
-	a.timer = backoff(a.timer)
-	if a.opened || a.pioneer {
-		a.sent = a.s.acked
-	}
-	if !a.opened && !a.pioneer {
-		a.announce()
-	}
-	a.arm(now)
-	return false
-}
-
-// ack applies the hub's ack (rule 6).
-func (a *attachment) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+// applyAck applies the hub's ack (rule 6).
+func (a *attachment) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
-	limit := s.maxSent
-	if a.opened {
-		limit = max(a.first, a.top)
-	}
-	switch {
-	case p.UpToSeq > limit:
+	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSent) {
+	case ackBeyond:
 		return &ProtocolError{
-			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: limit,
+			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: a.limit(s.maxSent),
 			Message: "ack beyond what was sent", fatal: true,
 		}
-	case a.opened && p.UpToSeq < s.acked:
-		s.st.stalePayloads.Add(1) // old: later news came before it
+	case ackStale:
+		s.st.stalePayloads.Add(1)
 		return nil
 	}
-	a.silent = false
-	progress := p.UpToSeq > s.acked || !a.opened && a.top == 0
 	if p.UpToSeq < s.acked {
 		s.moveBack(p.UpToSeq)
 	}
 	s.free(now, p.UpToSeq)
-	if !a.opened && (a.top == 0 || a.rewind) {
-		a.sent = p.UpToSeq
-	}
-	if !a.opened {
-		a.opened, a.pioneer, a.rewind, a.first = true, false, false, p.UpToSeq
-		a.resume = time.Time{} // the hub has room again
-	}
-	a.sent = max(a.sent, p.UpToSeq)
-	if p.Nack {
-		a.goBack(now, p.UpToSeq)
-	}
-	if progress {
-		a.timer, a.resendAt, a.expired = timerFirst, time.Time{}, false
-		if a.sent > s.acked {
-			a.arm(now)
-		}
-	}
 	a.l.ready(&a.task)
 	return nil
-}
-
-// goBack sends again from behind a number, at most once a second for each.
-func (a *attachment) goBack(now time.Time, seq uint64) {
-	if seq == a.nacked && now.Sub(a.nackedAt) < time.Second && !a.nackedAt.IsZero() {
-		return
-	}
-	a.nacked, a.nackedAt = seq, now
-	a.sent = seq
-}
-
-// reopen says where the session stands to a hub that doesn't know it (rule 5).
-func (a *attachment) reopen() {
-	if !a.opened && !a.pioneer {
-		return // said already
-	}
-	a.opened, a.pioneer, a.rewind = false, false, true
-	a.announce()
 }
 
 // vet checks the data that was sent unchecked, since the hub could not read a frame:
@@ -578,13 +501,12 @@ func (al *agentLink) vet() {
 // vet turns the sent events whose data is wrong into gaps.
 func (a *attachment) vet() {
 	s := a.s
-	for seq := max(a.vetted, s.acked) + 1; seq <= a.top; {
-		i := s.log.find(seq)
-		e := s.log.ring.at(i)
-		seq = e.to + 1
-		if !s.log.compact(e) {
-			a.reject(e.to)
+	for seq := max(a.vetted, s.acked); seq < a.top; {
+		var found bool
+		if seq, found = s.log.unreadable(seq, a.top); !found {
+			break
 		}
+		a.reject(seq)
 	}
 	a.vetted = max(a.vetted, a.top)
 }
@@ -595,16 +517,14 @@ func (a *attachment) reject(seq uint64) {
 	if seq <= s.acked || seq > a.top {
 		return
 	}
-	i := s.log.find(seq)
-	if s.log.ring.at(i).gap() {
+	if !s.lose(seq, ReasonRejected) {
 		return // refused before
 	}
-	s.loseAt(i, ReasonRejected)
 	s.changed.broadcast()
 	if s.hasEnded {
 		a.announce() // the end may lie in the gap
 	}
-	a.sent = min(a.sent, s.acked) // what came before may not have been accepted with it
+	a.resend(s.acked) // what came before may not have been accepted with it
 	a.l.ready(&a.task)
 }
 
@@ -661,7 +581,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		return about(p, err)
 	}
 	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
-	r.task.owner = r
+	r.task.Source = r.take
 	if p.UntilSeq != 0 {
 		r.until = min(p.UntilSeq, s.log.head)
 	}

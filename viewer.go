@@ -297,7 +297,7 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
 	vl.hello = newGreeter(vl.Link, roleViewer)
-	vl.beat = task{owner: takeFunc(vl.takeBeat), urgent: true}
+	vl.beat = task{Source: vl.takeBeat, Control: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
 	if !closed {
@@ -414,7 +414,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if vl.id == p.Link {
 		return nil
 	}
-	vl.clear() // nothing of another link id goes on
+	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
 	vl.schedule(&vl.beat, now.Add(maxSilence))
 	for _, w := range vl.v.sorted() {
@@ -429,7 +429,7 @@ func (vl *viewerLink) attach(w *watch) {
 		return
 	}
 	a := &watchLink{w: w, vl: vl, want: true}
-	a.task = task{owner: a, urgent: true}
+	a.task = task{Source: a.take, Control: true}
 	w.on = a
 	vl.ready(&a.task)
 }

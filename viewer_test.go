@@ -14,24 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// speakHub connects a viewer to a hub that is played by hand, and welcomes it.
-func speakHub(t *testing.T, v *Viewer) *speaker {
-	t.Helper()
-	s := &speaker{t: t, l: v.Connect(), viewer: "tab"}
-	s.want(&HelloPayload{V: 1, Role: roleViewer})
-	s.wantIdle("not welcomed")
-	s.welcome("link-" + fmt.Sprint(time.Now().UnixNano()))
-	return s
-}
-
-func (s *speaker) welcome(link string) {
-	s.t.Helper()
-	s.id = link
-	s.send(&WelcomePayload{ViewerID: s.viewer, V: 1, Link: link})
-}
-
 // watching makes a viewer of sessions from their start, and its hub.
-func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *speaker) {
+func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *peer) {
 	t.Helper()
 	v := NewViewer(cfg)
 	for _, id := range sessions {
@@ -39,7 +23,7 @@ func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *sp
 			t.Fatal(err)
 		}
 	}
-	h := speakHub(t, v)
+	h := playHub(t, v)
 	slices.Sort(sessions)
 	for _, id := range sessions {
 		h.want(h.watch(id, "", 0))
@@ -87,13 +71,10 @@ func TestViewerHello(t *testing.T) {
 		v := NewViewer(nil)
 		v.Watch("b", Position{"e1", 7})
 		v.Watch("a", Position{})
-		h := &speaker{t: t, l: v.Connect(), viewer: "tab"}
+		h := meetHub(t, v)
 		hello := &HelloPayload{V: 1, Role: roleViewer}
 		h.want(hello)
-		pass(15*time.Second - 1)
-		h.wantIdle("too early")
-		pass(1)
-		h.want(hello)
+		h.wantAfter(15*time.Second, hello)
 		h.welcome("x")
 		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7))
 		h.send(&WelcomePayload{ViewerID: "other", V: 1, Link: "y"}) // nobody asked
@@ -119,8 +100,8 @@ func TestViewerVersion(t *testing.T) {
 		"error":   &ErrorPayload{Code: codeVersion},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &speaker{t: t, l: NewViewer(nil).Connect()}
-			err := s.l.Handle(t.Context(), p)
+			s := newPeer(t, NewViewer(nil).Connect())
+			err := s.link.Handle(t.Context(), p)
 			var refused *ProtocolError
 			if !errors.As(err, &refused) || refused.Code != codeVersion {
 				t.Fatalf("Handle: %v", err)
@@ -275,15 +256,9 @@ func TestViewerHole(t *testing.T) {
 		h.want(h.watch("s", "e1", 2))
 		h.send(h.batch("s", "e1", 6, 6), h.batch("s", "e1", 7, 7))
 		h.wantIdle("asked already")
-		pass(timerFirst - 1)
-		h.wantIdle("too early")
-		pass(1)
-		h.want(h.watch("s", "e1", 2))
+		h.wantAfter(timerFirst, h.watch("s", "e1", 2))
 		h.send(h.status()) // the hub is there
-		pass(2*timerFirst - 1)
-		h.wantIdle("too early")
-		pass(1)
-		h.want(h.watch("s", "e1", 2))
+		h.wantAfter(2*timerFirst, h.watch("s", "e1", 2))
 		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 7))
 		has(t, v, itemTexts("s", "e1", 1, 7)...)
 		h.wantIdle("answered")
@@ -359,7 +334,7 @@ func TestViewerPositionAfterReset(t *testing.T) {
 	isAt(t, v, "s", "e2", 0)
 	v = NewViewer(nil)
 	v.Watch("s", Position{"e2", 0}) // and that is no zero position
-	h = speakHub(t, v)
+	h = playHub(t, v)
 	h.want(h.watch("s", "e2", 0))
 	h.send(h.status(stands("s", "e3", 1, 3, 0)))
 	has(t, v, "s e3 reset from e2 0, prev  0")
@@ -402,9 +377,9 @@ func TestViewerAsksForOldTailOnce(t *testing.T) {
 func TestViewerEnd(t *testing.T) {
 	ended := stands("s", "e1", 1, 3, 3)
 	ended.Ended = true
-	for name, play := range map[string]func(h *speaker) string{
-		"event": func(h *speaker) string { h.send(h.last("s", "e1", 3)); return "s e1 3" },
-		"gap": func(h *speaker) string {
+	for name, play := range map[string]func(h *peer) string{
+		"event": func(h *peer) string { h.send(h.last("s", "e1", 3)); return "s e1 3" },
+		"gap": func(h *peer) string {
 			h.send(h.lost("s", "e1", 3, 3, ReasonDropped))
 			h.wantIdle("not told yet")
 			h.send(h.status(ended))
@@ -422,7 +397,7 @@ func TestViewerEnd(t *testing.T) {
 			h.want(h.stop("s"), h.stop("s"), h.stop("s")) // again, to a hub that missed it
 			has(t, v, "s e1 1", "s e1 2", third, "s e1 end")
 			has(t, v)
-			h = speakHub(t, v)
+			h = playHub(t, v)
 			h.wantIdle("an ended watch is not asked for again")
 			if err := v.Watch("s", Position{}); err != ErrBusy {
 				t.Errorf("an ended watch is one until Unwatch: %v", err)
@@ -497,9 +472,7 @@ func TestViewerBufferFull(t *testing.T) {
 					h.send(h.batch("s", "e1", uint64(from), uint64(min(from+49, test.room))))
 				}
 				room := uint64(test.room)
-				done := make(chan error)
-				go func() { done <- h.l.Handle(t.Context(), h.batch("s", "e1", room+1, room+2)) }()
-				synctest.Wait()
+				done := h.handling(h.batch("s", "e1", room+1, room+2))
 				select {
 				case err := <-done:
 					t.Fatalf("Handle did not wait: %v", err)
@@ -519,9 +492,7 @@ func TestViewerBufferFull(t *testing.T) {
 						break
 					}
 				}
-				if err := <-done; err != nil {
-					t.Error(err)
-				}
+				wantReturned(t, done, nil)
 				if diff := cmp.Diff(itemTexts("s", "e1", 1, room+2), got); diff != "" {
 					t.Errorf("items: -want +got\n%s", diff)
 				}
@@ -537,18 +508,14 @@ func TestViewerBufferLargeItem(t *testing.T) {
 		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
 		b := h.batch("s", "e1", 2, 3)
 		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 1000) + `"`)
-		done := make(chan error)
-		go func() { done <- h.l.Handle(t.Context(), b) }()
-		synctest.Wait()
+		done := h.handling(b)
 		takesOne(t, v, "s e1 1")
 		synctest.Wait()
 		if len(v.queue) != 1 {
 			t.Errorf("%d items beside the large one", len(v.queue)-1)
 		}
 		takesOne(t, v, "s e1 2")
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		wantReturned(t, done, nil)
 		has(t, v, "s e1 3")
 	})
 }
@@ -561,7 +528,7 @@ func TestViewerBufferFullCtxEnds(t *testing.T) {
 		errWhy := errors.New("enough")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errWhy)
 		defer cancel()
-		if err := h.l.Handle(ctx, h.batch("s", "e1", 1, 3)); err != errWhy {
+		if err := h.link.Handle(ctx, h.batch("s", "e1", 1, 3)); err != errWhy {
 			t.Errorf("Handle: %v", err)
 		}
 		has(t, v, "s e1 1", "s e1 2")
@@ -576,7 +543,7 @@ func TestViewerBufferFullCtxEnds(t *testing.T) {
 func TestViewerEndBufferFullCtxEnds(t *testing.T) {
 	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
 	h.send(h.status(stands("s", "e1", 1, 1, 0)))
-	if err := h.l.Handle(endedContext, h.last("s", "e1", 1)); err == nil {
+	if err := h.link.Handle(endedContext, h.last("s", "e1", 1)); err == nil {
 		t.Error("there was room")
 	}
 	has(t, v, "s e1 1")
@@ -591,7 +558,7 @@ func TestViewerEndBufferFullCtxEnds(t *testing.T) {
 func TestViewerResetBufferFullCtxEnds(t *testing.T) {
 	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
 	h.send(h.status(stands("s", "e1", 1, 1, 0)), h.batch("s", "e1", 1, 1))
-	if err := h.l.Handle(endedContext, h.status(stands("s", "e2", 1, 2, 0))); err == nil {
+	if err := h.link.Handle(endedContext, h.status(stands("s", "e2", 1, 2, 0))); err == nil {
 		t.Error("there was room")
 	}
 	h.send(h.batch("s", "e2", 1, 2))
@@ -617,10 +584,8 @@ func TestViewerBufferFullWaitEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
 				h.send(h.status(stands("s", "e1", 1, 5, 0)))
-				done := make(chan error)
-				go func() { done <- h.l.Handle(context.Background(), h.batch("s", "e1", 1, 3)) }()
-				synctest.Wait()
-				test.do(v, h.l)
+				done := h.handling(h.batch("s", "e1", 1, 3))
+				test.do(v, h.link)
 				err := <-done
 				if name == "closed" && errors.Is(err, ErrClosed) {
 					err = ErrSuperseded // either says that the link is over
@@ -632,6 +597,19 @@ func TestViewerBufferFullWaitEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestViewerHandleClosed: Handle that waits for room says why it can't go on.
+func TestViewerHandleClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)))
+		errc := h.handling(h.batch("s", "e1", 1, 3))
+		h.link.Close()
+		if err := <-errc; err != ErrClosed {
+			t.Errorf("Handle: %v, want ErrClosed", err)
+		}
+	})
 }
 
 // Rule 13: a session of which nothing is heard for two periods is asked for again.
@@ -673,7 +651,7 @@ func TestViewerSilentHub(t *testing.T) {
 		h.drain()
 		pass(1)
 		h.wantDead(ErrSilent)
-		h = speakHub(t, v)
+		h = playHub(t, v)
 		h.want(h.watch("s", "", 0))
 	})
 }
@@ -689,7 +667,7 @@ func TestViewerSlowLoopIsNoSilence(t *testing.T) {
 		go func() { ended <- v.Connect().Run(ctx, near.send, near.receive) }()
 		h := NewHub(nil)
 		go h.ConnectViewer("tab").Run(ctx, far.send, far.receive)
-		a := speakAgent(t, h, "agent")
+		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 5)
 		next := uint64(1)
 		for it := range v.Items(ctx) {
@@ -747,10 +725,7 @@ func TestViewerRetryableError(t *testing.T) {
 		v, h := watching(t, nil, "s")
 		h.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
 		h.send(&ErrorPayload{Code: codeOverloaded}, &ErrorPayload{Code: codeOverloaded, SessionID: "other"})
-		pass(timerFirst - 1)
-		h.wantIdle("too early")
-		pass(1)
-		h.want(h.watch("s", "", 0))
+		h.wantAfter(timerFirst, h.watch("s", "", 0))
 		has(t, v)
 	})
 }
@@ -798,12 +773,12 @@ func TestViewerIgnoresForeignError(t *testing.T) {
 func TestViewerBeforeWelcome(t *testing.T) {
 	v := NewViewer(nil)
 	v.Watch("s", Position{})
-	h := &speaker{t: t, l: v.Connect(), id: "x", viewer: "tab"}
-	h.want(&HelloPayload{V: 1, Role: roleViewer})
+	h := meetHub(t, v)
+	h.hearsHello()
 	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
 	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
-	h.welcome("x")
+	h.welcome(h.id)
 	h.want(h.watch("s", "", 0))
 }
 
@@ -818,7 +793,7 @@ func TestViewerResumes(t *testing.T) {
 				break
 			}
 		}
-		h = speakHub(t, v) // the same one: from what was received
+		h = playHub(t, v) // the same one: from what was received
 		h.want(h.watch("s", "e1", 6))
 		saved := v.Position("s")
 		v.Close()
@@ -832,7 +807,7 @@ func TestViewerResumes(t *testing.T) {
 		}
 		v = NewViewer(nil)
 		v.Watch("s", saved)
-		h = speakHub(t, v)
+		h = playHub(t, v)
 		h.want(h.watch("s", "e1", 3))
 		h.send(h.status(stands("s", "e1", 1, 9, 3)), h.batch("s", "e1", 4, 9))
 		has(t, v, itemTexts("s", "e1", 4, 9)...)
@@ -843,16 +818,16 @@ func TestViewerResumes(t *testing.T) {
 func TestViewerSupersedes(t *testing.T) {
 	v, old := watching(t, nil, "s")
 	old.send(old.status(stands("s", "e1", 1, 3, 0)), old.batch("s", "e1", 1, 1))
-	h := speakHub(t, v)
+	h := playHub(t, v)
 	h.want(h.watch("s", "e1", 1))
 	stale := v.stalePayloads.Load()
 	old.wantDead(ErrSuperseded)
 	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: codeForbidden, SessionID: "s"}} {
-		if err := old.l.Handle(t.Context(), p); err != ErrSuperseded {
+		if err := old.link.Handle(t.Context(), p); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
 	}
-	old.l.Close()
+	old.link.Close()
 	if n := v.stalePayloads.Load(); n != stale {
 		t.Error("a dead link counts")
 	}
@@ -878,7 +853,7 @@ func TestViewerClose(t *testing.T) {
 		h.wantDead(ErrClosed)
 		v.Close()
 		has(t, v)
-		(&speaker{t: t, l: v.Connect()}).wantDead(ErrClosed)
+		newPeer(t, v.Connect()).wantDead(ErrClosed)
 		v.Unwatch("s")
 	})
 }
@@ -941,7 +916,7 @@ func TestViewerLinkLeavesItsWatches(t *testing.T) {
 		if w.on != nil {
 			t.Error("a watch stays on a link that is dead")
 		}
-		h := speakHub(t, v)
+		h := playHub(t, v)
 		h.want(h.watch("s", "", 0))
 		old.detach(time.Now()) // late
 		h.send(h.status(stands("s", "e1", 1, 2, 0)), h.batch("s", "e1", 1, 2))
@@ -1003,7 +978,7 @@ func TestViewerRoomAtCtxEnd(t *testing.T) {
 		h.send(h.status(stands("s", "e1", 1, 2, 0)))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- h.l.Handle(ctx, h.batch("s", "e1", 1, 2)) }()
+		go func() { done <- h.link.Handle(ctx, h.batch("s", "e1", 1, 2)) }()
 		synctest.Wait()
 		q, _ := v.front()
 		cancel()
@@ -1020,20 +995,78 @@ func TestViewerSilentAfterFullBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
 		h.send(h.status(stands("s", "e1", 1, 2, 0)))
-		done := make(chan error)
-		go func() { done <- h.l.Handle(t.Context(), h.batch("s", "e1", 1, 2)) }()
-		synctest.Wait()
+		done := h.handling(h.batch("s", "e1", 1, 2))
 		pass(maxSilence)
 		h.drain()
 		takesOne(t, v, "s e1 1")
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		wantReturned(t, done, nil)
 		pass(maxSilence) // of which it takes note that the silence was its own
 		h.drain()
 		pass(maxSilence - 1)
 		h.drain()
 		pass(1)
 		h.wantDead(ErrSilent)
+	})
+}
+
+func TestViewerStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		want := ViewerStats{}
+		is := func(when string) {
+			t.Helper()
+			if diff := cmp.Diff(want, v.Stats()); diff != "" {
+				t.Fatalf("%s: -want +got\n%s", when, diff)
+			}
+		}
+		is("new")
+		v.Watch("r", Position{})
+		v.Watch("s", Position{})
+		want.Watches = 2
+		is("watching")
+		h := meetHub(t, v)
+		h.hearsHello()
+		is("not welcomed")
+		h.welcome("l1")
+		h.want(h.watch("r", "", 0), h.watch("s", "", 0))
+		want.Connected = true
+		is("welcomed")
+		h.send(h.status(stands("r", "e1", 1, 0, 0), stands("s", "e1", 1, 3, 0)))
+		is("told where they stand")
+		h.send(h.batch("s", "e1", 1, 2), h.lost("s", "e1", 3, 3, ReasonEvicted))
+		want.Items, want.Bytes = 3, 3*itemBytes+2*len(`out"event 1"`)
+		is("received")
+		h.send(h.batch("s", "e1", 1, 2))
+		is("received twice")
+		h.send(h.batch("s", "e0", 4, 4), &WelcomePayload{V: 1, Link: "l2"})
+		want.StalePayloads = 2
+		is("of others")
+		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: codeUnexpected})
+		want.RefusedPayloads = 1
+		is("refused")
+		for range v.Items(endedContext) {
+			break
+		}
+		is("not dealt with")
+		n := 0
+		for range v.Items(endedContext) {
+			if n++; n == 2 {
+				break
+			}
+		}
+		want.Items, want.Bytes = 2, 2*itemBytes+len(`out"event 1"`)
+		is("one is dealt with")
+		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: codeForbidden, SessionID: "r"})
+		h.want(h.stop("s"), h.stop("r"))
+		want.Items, want.Bytes = 5, 5*itemBytes+2*len(`out"event 1"`)
+		is("both have ended")
+		v.Unwatch("s")
+		want.Watches, want.Items, want.Bytes = 1, 1, itemBytes
+		is("unwatched")
+		h.link.Close()
+		want.Connected = false
+		is("disconnected")
+		v.Close()
+		is("closed")
 	})
 }

@@ -1,13 +1,14 @@
 package faults
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vibetools/gvstream/internal/overlay"
 )
 
 // A fault is a rule of PROTOCOL.md taken out of the code.
@@ -25,7 +26,11 @@ type planting struct {
 
 // readFaults reads testdata/faults.txt.
 func readFaults(t *testing.T) (faults []fault, plantings []planting) {
-	for _, block := range strings.Split(read(t, "testdata/faults.txt"), "\n\n") {
+	text, err := os.ReadFile("testdata/faults.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, block := range strings.Split(string(text), "\n\n") {
 		var p planting
 		var old, new []string
 		for line := range strings.Lines(block) {
@@ -75,29 +80,19 @@ func parseFault(line string) (f fault, also bool, err error) {
 	return f, false, err
 }
 
-// plant returns the sources of the root package with all faults in them. A text that
-// stands nowhere, or in more than one place, fails by its faults' names.
-func plant(t *testing.T, root string, plantings []planting) map[string]string {
-	sources := make(map[string]string)
-	names, err := filepath.Glob(filepath.Join(root, "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		if !strings.HasSuffix(name, "_test.go") {
-			sources[name] = read(t, name)
-		}
-	}
+// plant puts all faults into the sources of the root package. A text that stands
+// nowhere, or in more than one place, fails by its faults' names.
+func plant(t *testing.T, sources overlay.Sources, plantings []planting) {
 	for _, p := range plantings {
+		for _, fault := range p.faults {
+			if !strings.Contains(p.new, fmt.Sprintf("planted(%q)", fault)) {
+				t.Fatalf("%s: its new text never asks for it", fault)
+			}
+		}
 		places, in := 0, ""
 		for name, text := range sources {
 			if n := strings.Count(text, p.old); n > 0 {
 				places, in = places+n, name
-			}
-			for _, fault := range p.faults {
-				if !strings.Contains(p.new, fmt.Sprintf("planted(%q)", fault)) {
-					t.Fatalf("%s: its new text never asks for it", fault)
-				}
 			}
 		}
 		if places != 1 {
@@ -109,30 +104,21 @@ func plant(t *testing.T, root string, plantings []planting) map[string]string {
 	if t.Failed() {
 		t.FailNow()
 	}
-	for _, name := range []string{"planted.go", "planted_test.go"} {
-		sources[filepath.Join(root, name)] = read(t, filepath.Join("testdata", name))
-	}
-	return sources
 }
 
-// build builds the root package's tests from other sources, and returns the binary.
-func build(t *testing.T, root string, sources map[string]string) string {
-	dir := t.TempDir()
-	replace := make(map[string]string)
-	for name, text := range sources {
-		replace[name] = filepath.Join(dir, filepath.Base(name))
-		write(t, replace[name], []byte(text))
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+// build builds the root package's tests with all faults in it.
+func build(t *testing.T, root string, plantings []planting) string {
+	sources, err := overlay.Read(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "overlay.json"), overlay)
-	binary := filepath.Join(dir, "planted.test")
-	cmd := exec.Command("go", "test", "-c", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	plant(t, sources, plantings)
+	if err := sources.Add(root, "testdata/planted.go", "testdata/planted_test.go"); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := sources.Build(root, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	return binary
 }
@@ -146,7 +132,7 @@ func TestSimulationCatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	faults, plantings := readFaults(t)
-	binary := build(t, root, plant(t, root, plantings))
+	binary := build(t, root, plantings)
 	run := func(name, test string, env ...string) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -163,19 +149,5 @@ func TestSimulationCatches(t *testing.T) {
 	run("shrinks", "TestPlantedShrinks")
 	for _, f := range faults {
 		run(f.name, "TestPlanted", "GVSTREAM_FAULT="+f.name, "GVSTREAM_BREAKS="+f.breaks, "GVSTREAM_WITHIN="+f.within)
-	}
-}
-
-func read(t *testing.T, name string) string {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-func write(t *testing.T, name string, text []byte) {
-	if err := os.WriteFile(name, text, 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

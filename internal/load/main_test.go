@@ -1,0 +1,9 @@
+package load_test
+
+import (
+	"testing"
+
+	"github.com/vibetools/gvstream/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }

@@ -1,0 +1,193 @@
+package lockorder
+
+import (
+	"cmp"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vibetools/gvstream/internal/overlay"
+)
+
+// An edit replaces the text between two offsets of a file.
+type edit struct {
+	from, to int
+	text     string
+}
+
+func apply(text string, edits []edit) string {
+	slices.SortFunc(edits, func(a, b edit) int { return cmp.Compare(b.from, a.from) })
+	for _, e := range edits {
+		text = text[:e.from] + e.text + text[e.to:]
+	}
+	return text
+}
+
+var levelComment = regexp.MustCompile(`\blevel ([1-4])\b`)
+
+// A rewriter makes the locks of a package check their order.
+type rewriter struct {
+	t       *testing.T
+	fset    *token.FileSet
+	files   map[string]*ast.File
+	edits   map[string][]edit
+	lockers map[string]bool // types with a lock called mu, their own or an embedded type's
+	locks   int
+	methods int
+}
+
+func newRewriter(t *testing.T, sources overlay.Sources) *rewriter {
+	r := &rewriter{
+		t: t, fset: token.NewFileSet(), files: make(map[string]*ast.File),
+		edits: make(map[string][]edit), lockers: make(map[string]bool),
+	}
+	for name, text := range sources {
+		f, err := parser.ParseFile(r.fset, name, text, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.files[name] = f
+	}
+	return r
+}
+
+func (r *rewriter) replace(name string, from, to token.Pos, text string) {
+	r.edits[name] = append(r.edits[name], edit{r.fset.Position(from).Offset, r.fset.Position(to).Offset, text})
+}
+
+// structs calls f with each struct type of the package.
+func (r *rewriter) structs(f func(file, typ string, s *ast.StructType)) {
+	for name, file := range r.files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				if s, ok := spec.Type.(*ast.StructType); ok {
+					f(name, spec.Name.Name, s)
+				}
+			}
+			return true
+		})
+	}
+}
+
+// replaceLocks gives each lock the level that its comment says.
+func (r *rewriter) replaceLocks() {
+	r.structs(func(file, typ string, s *ast.StructType) {
+		for _, field := range s.Fields.List {
+			sel, ok := field.Type.(*ast.SelectorExpr)
+			if !ok || fmt.Sprint(sel.X) != "sync" || sel.Sel.Name != "Mutex" && sel.Sel.Name != "RWMutex" {
+				continue
+			}
+			level := levelComment.FindStringSubmatch(field.Comment.Text())
+			if level == nil || len(field.Names) != 1 {
+				r.t.Errorf("%s: the comment on a lock of %s says no level", r.fset.Position(field.Pos()), typ)
+				continue
+			}
+			r.replace(file, field.Type.Pos(), field.Type.End(), "ordered"+sel.Sel.Name+"[lockLevel"+level[1]+"]")
+			r.locks++
+			if field.Names[0].Name == "mu" {
+				r.lockers[typ] = true
+			}
+		}
+	})
+}
+
+// findEmbedded finds the types that have the lock of one that they embed.
+func (r *rewriter) findEmbedded() {
+	for found := true; found; {
+		found = false
+		r.structs(func(_, typ string, s *ast.StructType) {
+			for _, field := range s.Fields.List {
+				if len(field.Names) == 0 && r.lockers[baseName(field.Type)] && !r.lockers[typ] {
+					r.lockers[typ], found = true, true
+				}
+			}
+		})
+	}
+}
+
+func baseName(e ast.Expr) string {
+	if star, ok := e.(*ast.StarExpr); ok {
+		e = star.X
+	}
+	if id, ok := e.(*ast.Ident); ok {
+		return id.Name
+	}
+	return ""
+}
+
+// checkLocked has the methods that end in Locked look for their receiver's lock.
+func (r *rewriter) checkLocked() {
+	for name, file := range r.files {
+		for _, decl := range file.Decls {
+			f, ok := decl.(*ast.FuncDecl)
+			if !ok || f.Recv == nil || !strings.HasSuffix(f.Name.Name, "Locked") || len(f.Recv.List[0].Names) == 0 {
+				continue
+			}
+			if typ := baseName(f.Recv.List[0].Type); r.lockers[typ] {
+				text := fmt.Sprintf(" mustHold(unsafe.Pointer(&%s.mu), %q); ", f.Recv.List[0].Names[0].Name, typ+"."+f.Name.Name)
+				r.replace(name, f.Body.Lbrace+1, f.Body.Lbrace+1, text)
+				r.methods++
+			}
+		}
+	}
+}
+
+// rewrite returns the sources with locks that check their order.
+func (r *rewriter) rewrite(sources overlay.Sources) {
+	for name, edits := range r.edits {
+		text := apply(sources[name], edits)
+		if strings.Contains(text, "mustHold(") {
+			text = strings.Replace(text, "package gvstream\n", "package gvstream\n\nimport \"unsafe\"\n", 1)
+		}
+		if strings.Contains(text, "\"sync\"\n") {
+			text += "\nvar _ sync.Locker // still imported\n"
+		}
+		sources[name] = text
+	}
+}
+
+// TestLockOrder runs the root package's tests with locks that check their order.
+// Tests that count allocations or the time of a lock are left out: the checks have both.
+func TestLockOrder(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, err := overlay.Read(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRewriter(t, sources)
+	r.replaceLocks()
+	r.findEmbedded()
+	r.checkLocked()
+	if t.Failed() {
+		t.FailNow()
+	}
+	if r.locks < 10 || r.methods < 3 {
+		t.Fatalf("found %d locks and %d methods that want one: the search is wrong", r.locks, r.methods)
+	}
+	r.rewrite(sources)
+	if err := sources.Add(root, "testdata/lockorder.go", "testdata/goroutine_"+runtime.GOARCH+".s"); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := sources.Build(root, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "-test.skip=Alloc|TestGrowth|VetOnce", "-test.timeout=5m")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "GVSTREAM_SIM_RUNS=100")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Logf("%d locks, %d methods that want one", r.locks, r.methods)
+}

@@ -1,0 +1,9 @@
+package scenarios_test
+
+import (
+	"testing"
+
+	"github.com/vibetools/gvstream/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }

@@ -1,5 +1,0 @@
-//go:build !race
-
-package gvstream
-
-const raceEnabled = false
