@@ -6,19 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/jsontext"
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
@@ -386,7 +384,7 @@ func TestAppendRefuses(t *testing.T) {
 		"two values":    {event(Event{Data: json.RawMessage(`1 2`)}), "event 7: gvstream: invalid event: data: byte 2: something follows the value"},
 		"white space":   {event(Event{Data: json.RawMessage(` `)}), "event 7: gvstream: invalid event: data: byte 1: want a value"},
 		"no UTF-8":      {event(Event{Data: json.RawMessage("\"\xff\"")}), "event 7: gvstream: invalid event: data: not valid UTF-8"},
-		"too deep":      {event(Event{Data: json.RawMessage(deep(maxDepth + 1))}), "event 7: gvstream: invalid event: data: byte 500: nested too deeply"},
+		"too deep":      {event(Event{Data: json.RawMessage(deep(jsontext.MaxDepth + 1))}), "event 7: gvstream: invalid event: data: byte 500: nested too deeply"},
 		"data, bytes":   {event(Event{Data: json.RawMessage("1"), Bytes: []byte("x")}), "event 7: gvstream: invalid event"},
 		"type":          {event(Event{Type: "a\nb"}), "event 7: gvstream: invalid event"},
 		"year":          {event(Event{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}), "event 7: gvstream: invalid event"},
@@ -522,48 +520,6 @@ func TestDraftAppend(t *testing.T) {
 	}
 }
 
-// jsonTexts are seeds of what checkJSON takes and refuses; encoding/json is the
-// judge.
-var jsonTexts = []string{
-	``, ` `, `null`, `nul`, `nulll`, `true`, `tru`, `false`, `falsy`, `0`, `-0`, `-`, `01`, `-01`, `1.`, `1.0`, `.1`, `1e5`, `1E+5`, `1e-`, `1e`, `0x1`, `1 2`,
-	`""`, `"`, `"a`, `"\`, `"\"`, `"\n"`, `"\x"`, `"\u"`, `"\u12"`, `"\u12G4"`, `"\uD800"`, `"\ud83d\ude00"`, "\"\n\"", "\"\x00\"", "\"\x7f\"", `"ü✓😀"`,
-	"\"\xff\"", "\"\xed\xa0\x80\"", "\"\xe2\x28\xa1\"", "\xef\xbb\xbf1", `"1234567"`, `"12345678"`, `"123456789"`, `"1234567\n"`, `"12345678\""`, "\"1234567\t\"",
-	`[]`, `[`, `]`, `[1]`, `[1,]`, `[,1]`, `[1 2]`, `[1,2`, `[ ]`, `[[],[[]]]`, `{}`, `{`, `}`, `{"a"}`, `{"a":}`, `{"a":1}`, `{"a":1,}`, `{"a":1 "b":2}`, `{a:1}`, `{"a":1,"a":2}`, `{1:2}`, `[}`, `{]`, `[1}`,
-	" { \"a b\" :\r[ 1 ,\t-2.50e+3 , \" x \\\" y \" ]\n} ", "[1]\v", "\u00a01", `[1]]`, `{"a":{"b":[{"c":null}]}}`, `//`, `/**/1`, `'a'`, `NaN`, `Infinity`, `+1`,
-	deep(500), deep(501), deep(10000), strings.Repeat("[", 100000),
-}
-
-func TestAppendJSON(t *testing.T) {
-	for _, src := range jsonTexts {
-		checkAppendJSON(t, []byte(src))
-	}
-}
-
-// checkAppendJSON compares checkJSON and appendCompact with encoding/json, which does not look at
-// UTF-8 or, as far as we go, at depth.
-func checkAppendJSON(t *testing.T, src []byte) {
-	t.Helper()
-	spaces, err := checkJSON(src)
-	got := appendCompact([]byte("before"), src, spaces)
-	if err != nil {
-		if !errors.Is(err, ErrInvalidData) {
-			t.Errorf("%v from %.200q", err, src)
-		}
-		if json.Valid(src) && utf8.Valid(src) && jsonDepth(src) <= maxDepth {
-			t.Errorf("refused %.200q: %v", src, err)
-		}
-		return
-	}
-	var want bytes.Buffer
-	if err := json.Compact(&want, src); err != nil || !utf8.Valid(src) || jsonDepth(src) > maxDepth {
-		t.Errorf("accepted %.200q", src)
-		return
-	}
-	if string(got) != "before"+want.String() {
-		t.Errorf("%.200q became %.200q, not %.200q", src, got, want.Bytes())
-	}
-}
-
 // jsonDepth is how deep a valid JSON value nests.
 func jsonDepth(src []byte) (deepest int) {
 	depth, dec := 0, json.NewDecoder(bytes.NewReader(src))
@@ -636,25 +592,6 @@ func BenchmarkUnmarshal(b *testing.B) {
 	}
 }
 
-func BenchmarkAppendJSON(b *testing.B) {
-	for name, src := range map[string]string{
-		"line":   `"` + strings.Repeat("some output of a build ", 5) + `"`,
-		"object": string(benchBatch(1).Events[0].Data),
-		"spaced": `{"line": "ok  github.com/vibetools/gvstream", "n": 12, "list": [1, 2, 3]}`,
-		"64 KiB": `"` + strings.Repeat("some output of a build ", 2800) + `"`,
-	} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			b.SetBytes(int64(len(src)))
-			buf, in := []byte(nil), []byte(src)
-			for b.Loop() {
-				spaces, _ := checkJSON(in)
-				buf = appendCompact(buf[:0], in, spaces)
-			}
-		})
-	}
-}
-
 // deep is an array nested n deep.
 func deep(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 
@@ -674,64 +611,12 @@ func oddFrame(t testing.TB, typ, old, new string) []byte {
 	return []byte(strings.Replace(line, old, new, 1))
 }
 
-// TestTimes: times are written as encoding/json writes them in UTC, and read back as
-// they were; of other texts none is read differently than encoding/json reads it.
-func TestTimes(t *testing.T) {
-	t.Parallel()
-	rnd := rand.New(rand.NewPCG(5, 5))
-	var known memo
-	for i := range 20_000 {
-		at := time.Unix(rnd.Int64N(315537897600)-62135596800, rnd.Int64N(1e9)/[]int64{1, 10, 1e3, 1e6, 1e9}[i%5]*[]int64{1, 10, 1e3, 1e6, 1e9}[i%5])
-		if i%3 == 0 {
-			at = time.Unix(1763937245+rnd.Int64N(2), rnd.Int64N(1e9))
-			readClock()
-		}
-		var room timeText
-		text := room[:room.put(at)]
-		if want := at.UTC().Format(time.RFC3339Nano); string(text) != want {
-			t.Fatalf("wrote %s, want %s", text, want)
-		}
-		if got, ok := known.time(text); !ok || got != at.UTC() {
-			t.Fatalf("read %v, %v from %s", got, ok, text)
-		}
-		text[rnd.IntN(len(text))] = "0123456789:.-TZ /z\xff"[rnd.IntN(19)]
-		var want time.Time
-		err := want.UnmarshalJSON([]byte(`"` + string(text) + `"`))
-		if got, ok := known.time(text); ok && (err != nil || !got.Equal(want)) {
-			t.Fatalf("read %v from %s, want %v, %v", got, text, want, err)
-		}
-	}
-}
-
-// TestClock: an event's time is the clock's, also where a second begins and where
-// another bubble's clock was read before.
-func TestClock(t *testing.T) {
-	for range 2 {
-		synctest.Test(t, func(t *testing.T) {
-			for _, d := range []time.Duration{0, 1, 1e3, 123456789, 1e9 - 123457790, 999999999, 1, 1e9, 3600e9} {
-				<-time.After(d)
-				var room timeText
-				got := string(room[:room.now()])
-				if want := time.Now().UTC().Format(time.RFC3339Nano); got != want {
-					t.Errorf("the clock is at %s, want %s", got, want)
-				}
-			}
-		})
-		before := time.Now()
-		var room timeText
-		at, ok := new(memo).time(room[:room.now()])
-		if !ok || at.Sub(before).Abs() > time.Second {
-			t.Errorf("the clock is at %v, want %v", at, before)
-		}
-	}
-}
-
 // A decoder that had read no time yet took NULs for the one it remembered: the frame
 // was no JSON, and yet a hub kept its bytes and sent them on to viewers.
 func TestTimeOfNothing(t *testing.T) {
 	frame := batchOf(1, 1, `{"seq":1,"time":"`+strings.Repeat("\x00", len("2006-01-02T15:04:05"))+`Z"}`)
-	d := &decoder{scanner: scanner{b: []byte(frame)}}
-	if p, _ := d.envelope(); d.err == nil {
+	d := &decoder{Scanner: jsontext.Scanner{Src: []byte(frame)}}
+	if p, _ := d.envelope(); d.Err == nil {
 		line, err := Marshal(p)
 		t.Errorf("taken, and told as %q, %v", line, err)
 	}

@@ -100,20 +100,20 @@ func TestSecurityPage(t *testing.T) {
 	}
 }
 
-// declarations are the names that the package and the scenarios declare,
-// fields and tests included, and the codes of errors behind "code:".
+// declarations are the names that the package and those below internal declare, fields
+// and tests included, and the codes of errors behind "code:".
 func declarations(t *testing.T) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	scenarios, err := filepath.Glob("internal/scenarios/*_test.go")
+	below, err := filepath.Glob("internal/*/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	names := make(map[string]bool)
-	for _, file := range append(files, scenarios...) {
+	for _, file := range append(files, below...) {
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

@@ -3,15 +3,16 @@ package gvstream
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"math/bits"
 	"slices"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/decimal"
+	"github.com/vibetools/gvstream/internal/jsontext"
+	"github.com/vibetools/gvstream/internal/timetext"
 )
 
 // encodedEvents is the JSON of events as a log keeps it and as it stands on the
@@ -349,11 +350,11 @@ func (s *slot) value() []byte {
 
 // head is the time and the type, with escapes, in an event's JSON.
 func (s *slot) head(known *memo) (at time.Time, typ []byte) {
-	json, i := s.bytes(), len(headSeq)+digits(s.to)
+	json, i := s.bytes(), len(headSeq)+decimal.Len(s.to)
 	if s.timed > 0 {
 		from := i + len(headTime)
 		i = from + int(s.timed) + len(`"`)
-		at, _ = known.time(json[from : i-len(`"`)])
+		at, _ = known.times.Read(json[from : i-len(`"`)])
 	}
 	if end := s.headEnd(); end > i {
 		typ = json[i+len(headType) : end-len(`"`)]
@@ -374,20 +375,10 @@ func (s *slot) headEnd() int {
 	return int(s.size) - len(`}`)
 }
 
-// digits is the number of digits of n.
-func digits(n uint64) int {
-	d := 1
-	for p := uint64(10); n >= p; p *= 10 { // n is at most MaxSeq
-		d++
-	}
-	return d
-}
-
 // A memo knows texts that were read before: types, times and ids repeat.
 type memo struct {
-	words  [8][2]string
-	second [len("2006-01-02T15:04:05")]byte
-	unix   int64 // what second says, unless it is NULs
+	words [8][2]string
+	times timetext.Reader
 }
 
 // word is text as a string.
@@ -411,95 +402,10 @@ func (m *memo) word(text []byte) string {
 // typeOf is word for a text that may have escapes.
 func (m *memo) typeOf(text []byte) string {
 	if bytes.IndexByte(text, '\\') >= 0 {
-		text, _ = unquote(text)
+		text, _ = jsontext.Unquote(text)
 	}
 	return m.word(text)
 }
-
-const timeRoom = len("2006-01-02T15:04:05.999999999Z")
-
-// time reads a time as appendTime writes it, and reports false for any other text.
-func (m *memo) time(text []byte) (time.Time, bool) {
-	n := len(m.second)
-	if len(text) <= n || len(text) > timeRoom || text[len(text)-1] != 'Z' {
-		return time.Time{}, false
-	}
-	if m.second[0] == 0 || string(text[:n]) != string(m.second[:]) {
-		unix, ok := readSecond(text[:n])
-		if !ok {
-			return time.Time{}, false
-		}
-		m.unix = unix
-		copy(m.second[:], text)
-	}
-	nsec, ok := readFraction(text[n : len(text)-1])
-	return time.Unix(m.unix, nsec).UTC(), ok
-}
-
-// readSecond reads 2006-01-02T15:04:05, which is in UTC.
-func readSecond(b []byte) (unix int64, ok bool) {
-	if b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' {
-		return 0, false
-	}
-	bad := 0
-	two := func(i int) int {
-		tens, ones := int(b[i])-'0', int(b[i+1])-'0'
-		if uint(tens) > 9 || uint(ones) > 9 {
-			bad++
-		}
-		return 10*tens + ones
-	}
-	year, month, day := 100*two(0)+two(2), two(5), two(8)
-	hour, minute, second := two(11), two(14), two(17)
-	if bad > 0 || hour > 23 || minute > 59 || second > 59 {
-		return 0, false
-	}
-	t := time.Date(year, time.Month(month), day, hour, minute, second, 0, time.UTC)
-	if t.Day() != day || t.Month() != time.Month(month) { // no such day
-		return 0, false
-	}
-	return t.Unix(), true
-}
-
-// readFraction reads .999999999, or nothing. Its last digit is no zero.
-func readFraction(b []byte) (nsec int64, ok bool) {
-	switch {
-	case len(b) == 0:
-		return 0, true
-	case len(b) < 2 || len(b) > len(tens) || b[0] != '.' || b[len(b)-1] == '0':
-		return 0, false
-	}
-	digits := b[1:]
-	if len(digits) > 8 {
-		if nsec, ok = eightDigits(digits); !ok {
-			return 0, false
-		}
-		digits = digits[8:]
-	}
-	for _, c := range digits {
-		if c-'0' > 9 {
-			return 0, false
-		}
-		nsec = 10*nsec + int64(c-'0')
-	}
-	return nsec * tens[len(b)-1], true
-}
-
-// eightDigits reads the eight digits that b begins with: first in pairs, then in
-// fours, then all.
-func eightDigits(b []byte) (n int64, ok bool) {
-	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	w := binary.LittleEndian.Uint64(b) - '0'*ones
-	if (w|(w+(128-10)*ones))&highs != 0 {
-		return 0, false
-	}
-	w = (w*10 + w>>8) & 0x00ff00ff00ff00ff
-	w = (w*100 + w>>16) & 0x0000ffff0000ffff
-	return int64((w*10000 + w>>32) & 0xffffffff), true
-}
-
-// tens are what a fraction of so many digits is to be multiplied by.
-var tens = [...]int64{1e9, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1}
 
 // A draft is an event that was checked and has no number yet. All that can fail or
 // takes long is done when it is made, so that the rest may be done under a lock.
@@ -509,7 +415,7 @@ type draft struct {
 	escapes int // bytes of the type that need one
 	tail    int // bytes of its JSON behind the number
 	timed   int // bytes of time, without the quote behind it
-	time    timeText
+	time    timetext.Text
 }
 
 const seqRoom = len(`{"seq":9007199254740991`)
@@ -525,7 +431,7 @@ func (d *draft) check(trust bool) (err error) {
 	}
 	d.tail, d.escapes = len(`}`), escapes
 	if d.timed == 0 && !ev.Time.IsZero() {
-		d.timed = d.time.put(ev.Time)
+		d.timed = d.time.Put(ev.Time)
 	}
 	if d.timed > 0 {
 		d.tail += len(headTime) + d.timed + len(`"`)
@@ -538,8 +444,8 @@ func (d *draft) check(trust bool) (err error) {
 		if trust && bytes.IndexByte(ev.Data, '\n') >= 0 {
 			return fmt.Errorf("%w: data: newline", ErrInvalidData)
 		} else if !trust {
-			if d.spaces, err = checkJSON(ev.Data); err != nil {
-				return err
+			if d.spaces, err = jsontext.Check(ev.Data); err != nil {
+				return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
 			}
 		}
 		d.tail += len(headData) + len(ev.Data) - d.spaces
@@ -570,13 +476,13 @@ func (d *draft) note(s *slot, seq uint64, data int) {
 // begins, or the base64 text; 0 if there is neither.
 func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	start := len(dst)
-	out = appendNumber(append(dst, headSeq...), seq)
+	out = decimal.Append(append(dst, headSeq...), seq)
 	if d.timed > 0 {
 		out = append(append(out, headTime...), d.time[:d.timed+len(`"`)]...)
 	}
 	switch {
 	case d.escapes > 0:
-		out = appendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
+		out = jsontext.AppendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
 	case d.ev.Type != "":
 		out = append(append(append(out, headType...), d.ev.Type...), '"')
 	}
@@ -584,7 +490,7 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	case len(d.ev.Data) > 0:
 		out = append(out, headData...)
 		data = len(out) - start
-		out = appendCompact(out, d.ev.Data, d.spaces)
+		out = jsontext.AppendCompact(out, d.ev.Data, d.spaces)
 	case len(d.ev.Bytes) > 0:
 		out = append(out, head64...)
 		data = len(out) - start
@@ -595,115 +501,3 @@ func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	}
 	return append(out, '}'), data
 }
-
-// A timeText has room for a time as RFC 3339, in UTC and with as many digits as it
-// needs, and the quote behind it.
-type timeText [timeRoom + len(`"`)]byte
-
-// put writes a time and the quote. It returns the length of the time.
-func (b *timeText) put(t time.Time) int {
-	if s := thisSecond.Load(); s.unix == t.Unix() {
-		*(*secondText)(b[:]) = s.text
-	} else {
-		appendSecond(b[:0], t.UTC())
-	}
-	return b.fraction(uint64(t.Nanosecond()))
-}
-
-// now is put for time.Now, which reads two clocks: the one that counts on, and the one
-// that may be set. The latter is read here once a second.
-func (b *timeText) now() int {
-	s := thisSecond.Load()
-	d := time.Since(s.at)
-	if d < 0 || d >= s.left { // it may be that of another bubble
-		s, d = readClock(), 0
-	}
-	*(*secondText)(b[:]) = s.text
-	return b.fraction(uint64(s.at.Nanosecond()) + uint64(d))
-}
-
-// fraction writes .999999999Z and the quote. It returns the length of the whole time.
-func (b *timeText) fraction(nsec uint64) int {
-	n := len(secondText{})
-	if nsec > 0 {
-		rest := digitsOf(nsec % 1e8)
-		b[n], b[n+1] = '.', byte('0'+nsec/1e8)
-		binary.LittleEndian.PutUint64(b[n+2:], rest|'0'*everyByte)
-		n += len(".999999999")
-		if rest>>56 == 0 { // seldom: one zero at the end or more
-			n -= bits.LeadingZeros64(rest) / 8
-		}
-	}
-	b[n], b[n+1] = 'Z', '"'
-	return n + 1
-}
-
-// thisSecond is the second that the clock showed last: most events have it in their
-// time.
-var thisSecond atomic.Pointer[second]
-
-func init() { readClock() }
-
-type second struct {
-	unix int64
-	text secondText
-	at   time.Time     // when the clock was read
-	left time.Duration // of the second, from then on
-}
-
-type secondText [len("2006-01-02T15:04:05")]byte
-
-// readClock brings thisSecond up to date.
-func readClock() *second {
-	now := time.Now()
-	s := &second{unix: now.Unix(), at: now, left: time.Second - time.Duration(now.Nanosecond())}
-	appendSecond(s.text[:0], now.UTC())
-	thisSecond.Store(s)
-	return s
-}
-
-func appendSecond(dst []byte, t time.Time) []byte {
-	year, month, day := t.Date()
-	hour, minute, second := t.Clock()
-	dst = append(appendTwo(appendTwo(dst, uint(year/100)), uint(year%100)), '-')
-	dst = append(appendTwo(dst, uint(month)), '-')
-	dst = append(appendTwo(dst, uint(day)), 'T')
-	dst = append(appendTwo(dst, uint(hour)), ':')
-	dst = append(appendTwo(dst, uint(minute)), ':')
-	return appendTwo(dst, uint(second))
-}
-
-// appendNumber is strconv.AppendUint for small and middling numbers.
-func appendNumber(dst []byte, n uint64) []byte {
-	if n >= 1e8 {
-		return strconv.AppendUint(dst, n, 10)
-	}
-	zeros := 8 - digits(n) // before the first digit
-	dst = binary.LittleEndian.AppendUint64(dst, (digitsOf(n)|'0'*everyByte)>>(8*zeros))
-	return dst[:len(dst)-zeros]
-}
-
-const everyByte = 0x0101010101010101
-
-// digitsOf are the eight digits of n, below 1e8, a byte each and the first one lowest:
-// first in fours, then in pairs, then each alone. It is the reverse of eightDigits.
-func digitsOf(n uint64) uint64 {
-	w := n/1e4 | n%1e4<<32
-	q := w * 10486 >> 20 & 0x0000007f_0000007f // by 100
-	w = q | (w-q*100)<<16
-	q = w * 103 >> 10 & 0x000f_000f_000f_000f // by 10
-	return q | (w-q*10)<<8
-}
-
-func appendTwo(dst []byte, n uint) []byte {
-	two := twoDigits[n]
-	return append(dst, two[0], two[1])
-}
-
-// twoDigits are the texts of the numbers from 00 to 99.
-var twoDigits = func() (t [100][2]byte) {
-	for i := range t {
-		t[i] = [2]byte{byte('0' + i/10), byte('0' + i%10)}
-	}
-	return t
-}()

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sort"
 	"testing"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A hubTest is a Hub, and an honest viewer that watches every session. Hostile peers
@@ -190,7 +192,7 @@ func (w *hubTest) forgets(id string) {
 // settle: an honest agent takes over what the id was used for before, and its events
 // reach the honest viewer.
 func (w *hubTest) settle(agentID string) {
-	w.now = w.now.Add(maxEpochLead) // past what was said of epochs to come
+	w.now = w.now.Add(epoch.MaxLead) // past what was said of epochs to come
 	w.verdict, w.store = 0, 0
 	const id = "honest"
 	w.forgets(hubSessions[0]) // there is room for one
@@ -262,9 +264,9 @@ var hubAgents = []string{"agent1", "agent2"}
 var fuzzEpochs = func() (out []string) {
 	m := countingMinter()
 	for range 3 {
-		out = append(out, m.epoch(fuzzStart))
+		out = append(out, m.Next(fuzzStart))
 	}
-	return append(out, m.epoch(fuzzStart.Add(maxEpochLead)), "e1", "zzz")
+	return append(out, m.Next(fuzzStart.Add(epoch.MaxLead)), "e1", "zzz")
 }()
 
 // FuzzHubAgent: whatever agents say, a hub keeps its invariants, an honest viewer is

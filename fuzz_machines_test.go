@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // The fuzz targets of the machines turn bytes into a conversation: each byte is a
@@ -56,7 +58,7 @@ func addScripts(f *testing.F, honest ...[]byte) {
 	}
 }
 
-// counting is a source of bits for a minter: each id is another one.
+// counting is a source of bits for an epoch.Source: each id is another one.
 type counting struct{ n uint64 }
 
 func (r *counting) Read(p []byte) (int, error) {
@@ -69,7 +71,7 @@ func (r *counting) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func countingMinter() *minter { return &minter{random: new(counting)} }
+func countingMinter() *epoch.Source { return epoch.NewSource(new(counting)) }
 
 var fuzzStart = time.UnixMilli(1_700_000_000_000)
 

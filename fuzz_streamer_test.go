@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // What happens next at an agent.
@@ -297,7 +299,7 @@ func (w *agentTest) isRefused() {
 		p.Code = codeForbidden
 	case 5:
 		p.Code = codeStaleEpoch
-		p.Epoch, _ = countingMinter().past(w.now, s.epoch)
+		p.Epoch, _ = countingMinter().Past(w.now, s.epoch)
 	case 6:
 		p = &ErrorPayload{Code: codeStaleLink, Retryable: true}
 	}
@@ -404,7 +406,7 @@ func (w *agentTest) check() {
 // settle: an honest hub gets everything. Sessions that the other one has stopped are
 // renewed, or begin anew if it has left no epoch for that.
 func (w *agentTest) settle() {
-	w.now = w.now.Add(maxEpochLead) // past what it may have said of epochs to come
+	w.now = w.now.Add(epoch.MaxLead) // past what it may have said of epochs to come
 	h := NewHub(nil)
 	h.mint = countingMinter()
 	pair := func() [2]*Link { return [2]*Link{w.st.connect(w.now).Link, h.connectAgent(w.now, "agent").Link} }

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
 // The fuzz targets of the codec and of Lines. Those of the machines are in
@@ -92,7 +93,7 @@ func checkRefusal(t *testing.T, p Payload, err error) {
 func loose(frame []byte, p Payload) bool {
 	names := namesOf(frame)
 	return !utf8.Valid(frame) || names.folded || names.twice || names.half || names.minus || names.list ||
-		jsonDepth(frame) > maxDepth || !wholeNumbers(p) || !tellable(p)
+		jsonDepth(frame) > jsontext.MaxDepth || !wholeNumbers(p) || !tellable(p)
 }
 
 // odd is what is odd about the names and values of a frame.
@@ -174,22 +175,11 @@ func tellable(p Payload) bool {
 		if e.checkFields() != nil || y < 0 || y > 9999 {
 			return false
 		}
-		if len(e.Data) > 0 && (!json.Valid(e.Data) || !utf8.Valid(e.Data) || jsonDepth(e.Data) > maxDepth) {
+		if len(e.Data) > 0 && (!json.Valid(e.Data) || !utf8.Valid(e.Data) || jsonDepth(e.Data) > jsontext.MaxDepth) {
 			return false
 		}
 	}
 	return true
-}
-
-// FuzzData: checkJSON takes what encoding/json takes, and appendCompact makes of it
-// what json.Compact does.
-func FuzzData(f *testing.F) {
-	for _, s := range jsonTexts {
-		if len(s) < 4096 {
-			f.Add([]byte(s))
-		}
-	}
-	f.Fuzz(func(t *testing.T, src []byte) { checkAppendJSON(t, src) })
 }
 
 // FuzzLines: how a stream is cut into reads changes nothing, every line comes out

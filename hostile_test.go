@@ -3,6 +3,7 @@ package gvstream
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"maps"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A hostile peer says to each kind of link, in each way in which payloads reach one,
@@ -531,7 +533,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 	tab.drain()
 	v.request = v.asked("long", "tab", "e1", 0, 15)
 	v.wantIdle("asked once")
-	inAYear := process.encode(uint64(time.Now().Add(8760 * time.Hour).UnixMilli()))
+	inAYear := epoch.NewSource(rand.Reader).Next(time.Now().Add(8760 * time.Hour))
 	v.fill = strings.NewReplacer("$link", v.id, "$request", v.request.RequestID, "$later", inAYear)
 	v.counts = func() [2]uint64 { return [2]uint64{h.Stats().StalePayloads, h.Stats().RefusedPayloads} }
 	v.state = func() any {

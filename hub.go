@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vibetools/gvstream/internal/epoch"
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
@@ -110,7 +111,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 type Hub struct {
 	cfg   HubConfig
 	sizes sizes
-	mint  *minter
+	mint  *epoch.Source
 	crew  crew // of viewers' links that push
 
 	known           atomic.Int64 // sessions with an epoch
@@ -135,7 +136,7 @@ type Hub struct {
 // cfg is copied.
 func NewHub(cfg *HubConfig) *Hub {
 	return &Hub{
-		cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, crew: newCrew(),
+		cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, crew: newCrew(),
 		sessions: make(map[string]*hubSession),
 		agents:   make(map[string]*hubAgent),
 		owned:    make(map[string]int),

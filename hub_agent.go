@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strconv"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A hubAgent is the hub's half of one connection to an agent.
@@ -24,7 +26,7 @@ type hubAgent struct {
 
 func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	ha := &hubAgent{
-		h: h, agentID: agentID, id: h.mint.id(),
+		h: h, agentID: agentID, id: h.mint.ID(),
 		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
@@ -274,7 +276,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 			s.mu.Unlock()
 		}
 	}()
-	if err := ha.mayOpen(ctx, now, s, e.Epoch); err != nil {
+	if err := ha.mayOpen(ctx, now, s, e); err != nil {
 		return err
 	}
 	if e.Epoch != s.epoch {
@@ -290,7 +292,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 }
 
 // mayOpen refuses what the agent may not open on this link.
-func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, epoch string) error {
+func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	if err := ha.failure(); err != nil {
 		return err
 	}
@@ -300,10 +302,10 @@ func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, e
 	if s.gone {
 		return errGone
 	}
-	if err := s.staleEpoch(epoch); err != nil {
+	if err := s.staleEpoch(e.Epoch); err != nil {
 		return err
 	}
-	if at, ok := epochTime(epoch); ok && epoch != s.epoch && at.After(now.Add(maxEpochLead)) {
+	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
 	return ha.full(s)

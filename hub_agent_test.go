@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // Rule 5: a status opens, and is answered by where the hub stands.
@@ -1059,7 +1060,7 @@ func TestHubEpochAhead(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		epoch := func(ahead time.Duration) string {
-			return (&minter{random: rand.Reader}).epoch(time.Now().Add(ahead))
+			return epoch.NewSource(rand.Reader).Next(time.Now().Add(ahead))
 		}
 		first, last, beyond := epoch(0), epoch(24*time.Hour), epoch(24*time.Hour+time.Millisecond)
 		a.send(a.batch("s", first, 1, 1))

@@ -31,7 +31,7 @@ type hubViewer struct {
 
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
 	hv := &hubViewer{
-		h: h, viewerID: viewerID, local: local, id: h.mint.id(),
+		h: h, viewerID: viewerID, local: local, id: h.mint.ID(),
 		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
@@ -833,7 +834,7 @@ func TestNextFrame(t *testing.T) {
 		links := make([]*Link, 2)
 		for i := range links {
 			st := NewStreamer(nil)
-			st.mint = &minter{random: zeros{}} // both make the same epochs
+			st.mint = epoch.NewSource(zeros{}) // both make the same epochs
 			links[i] = st.Connect()
 			s := newPeer(t, links[i])
 			s.want(&HelloPayload{V: 1, Role: roleAgent})

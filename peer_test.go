@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // A peer plays the other end of one link by hand, so that a test reads as a
@@ -58,7 +59,7 @@ func newPeer(t *testing.T, link *Link) *peer { return &peer{t: t, link: link} }
 // meetHub connects a Streamer or a Viewer to a hub that has said nothing yet.
 func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 	hub := newPeer(t, of.Connect())
-	hub.id = process.id()
+	hub.id = epoch.Process.ID()
 	switch of := of.(type) {
 	case *Streamer:
 		hub.st, hub.window = of, 256

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sort"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
 // A log is one session's numbered events in one epoch, as far back as they are
@@ -48,7 +50,7 @@ func (l *log) compact(s *slot) bool {
 	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
 		return true
 	}
-	spaces, err := checkJSON(s.value())
+	spaces, err := jsontext.Check(s.value())
 	return err == nil && spaces == 0
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // fail notes the first violation: the invariant's name, a colon, what is wrong.
@@ -218,7 +220,7 @@ func (w *simWorld) checkStart(k simKey, start uint64) {
 		w.fail("S1: %v: the hub starts at %d after %s", k, start, brief(w.handling))
 	}
 	t.accepted = max(t.accepted, start)
-	if at, ok := epochTime(k.epoch); ok && at.After(w.hubNow().Add(maxEpochLead)) { // rule 2
+	if at, ok := epoch.Time(k.epoch); ok && at.After(w.hubNow().Add(epoch.MaxLead)) { // rule 2
 		w.fail("S6: %v: an epoch of %v was adopted at %v", k, at, w.hubNow())
 	}
 }

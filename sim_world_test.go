@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // The simulation: the real machines of two agents, a hub and four viewers, stepped
@@ -244,7 +246,7 @@ func (w *simWorld) configure() {
 	w.upsets, w.cuts = pick(w, 2, 0, 1, 3), pick(w, 1, 0, 3)
 }
 
-func (w *simWorld) minter() *minter { return &minter{random: simRandom{w}} }
+func (w *simWorld) minter() *epoch.Source { return epoch.NewSource(simRandom{w}) }
 
 type simRandom struct{ w *simWorld }
 

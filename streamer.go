@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vibetools/gvstream/internal/epoch"
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
@@ -101,7 +102,7 @@ const endedTTL = 5 * time.Minute
 type Streamer struct {
 	cfg    StreamerConfig
 	sizes  sizes
-	mint   *minter
+	mint   *epoch.Source
 	budget budget
 	closed atomic.Bool // no more publishing
 	shut   atomic.Bool // no more links
@@ -129,7 +130,7 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
 	return st
 }
@@ -143,8 +144,9 @@ type Session struct {
 
 	mu      sync.Mutex // level 2; protects the fields below
 	epoch   string
-	*life               // in this epoch; nobody's before the first event
-	on      *attachment // the session on the current link, or nil
+	*life                  // in this epoch: unborn before the first event
+	stopped *ProtocolError // why the hub does not want this epoch, or nil
+	on      *attachment    // the session on the current link, or nil
 	changed signal
 	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
 	gone    bool                   // forgotten
@@ -160,17 +162,17 @@ type life struct {
 	pendingEvents int    // events in (acked, head]
 	pendingBytes  int
 	hasEnded      bool       // the last event was published
-	stopped       error      // why the hub does not want it
 	overAt        *time.Time // when to forget it, once its end is acknowledged
 	lost          uint64
 	progress      map[string]uint64 // viewers, as a hub relays them
 }
 
-// unborn is the life of sessions of which nothing has become: most of many. It never
-// changes.
+// unborn is the life of all sessions without events, which most of many are: shared,
+// and never changed. Only an event gives a session a life of its own, or a viewer's
+// progress; all else that changes one is about an event that was published before.
 var unborn life
 
-// begin has the session a life of its own, which may be changed.
+// begin gives the session a life of its own, unless it has one.
 func (s *Session) begin() {
 	if s.life == &unborn {
 		s.life = new(life)
@@ -212,7 +214,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.mint.epoch(now), life: &unborn}
+	s := &Session{st: st, id: id, epoch: st.mint.Next(now), life: &unborn}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
@@ -334,7 +336,7 @@ func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
 // fill fills a draft in for this session.
 func (s *Session) fill(d *draft) error {
 	if d.ev.Time.IsZero() {
-		d.timed = d.time.now()
+		d.timed = d.time.Now()
 	}
 	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
 		return ErrTooLarge
@@ -459,7 +461,6 @@ func (s *Session) poke() {
 // acked.
 func (s *Session) free(now time.Time, upTo uint64) {
 	if upTo > s.acked {
-		s.begin()
 		events, bytes := s.log.tally(s.acked, upTo)
 		s.pendingEvents -= events
 		s.pendingBytes -= bytes
@@ -541,7 +542,7 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 // drop gives up everything the session holds.
 func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
-	s.life = &unborn
+	s.life, s.stopped = &unborn, nil
 	if s.aged {
 		s.aged = false
 		s.st.budget.forget(s)
@@ -586,13 +587,13 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	s.mu.Lock()
 	known := s.epoch
-	if stopped, ok := s.stopped.(*ProtocolError); ok && stopped.Epoch > known {
-		known = stopped.Epoch
+	if s.stopped != nil {
+		known = max(known, s.stopped.Epoch)
 	}
-	epoch, ok := st.mint.past(now, known)
+	fresh, ok := st.mint.Past(now, known)
 	if ok {
 		s.drop()
-		s.epoch = epoch
+		s.epoch = fresh
 	}
 	s.mu.Unlock()
 	if !ok {

@@ -3,7 +3,6 @@ package gvstream
 import (
 	"context"
 	"maps"
-	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -345,7 +344,6 @@ func (a *attachment) refused(now time.Time, p *ErrorPayload) {
 		a.pause(now)
 		a.scheduleTick()
 	default:
-		s.begin()
 		s.stopped = p.protocolError()
 		s.changed.broadcast()
 	}
@@ -528,22 +526,17 @@ func (a *attachment) reject(seq uint64) {
 	a.l.ready(&a.task)
 }
 
-// A replay answers one request, a page at a time and in turn with everything
-// else. It is one more cursor on the session's log, with a ceiling (rule 12).
+// A replay answers one request, a page at a time and in turn with everything else.
 type replay struct {
 	task
+	replayCursor
 	a     *attachment
 	req   *ReplayRequestPayload
 	epoch string
-	after uint64
-	until uint64
-	left  int // events that may still be sent
-	bytes int // sent so far
-	done  bool
+	done  bool // the last page was sent, or no more is wanted
 }
 
-const maxReplayBytes = 1 << 20 // of an answer to a request with a limit
-
+// replay begins to answer a request, or says why it does not.
 func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	s := al.st.lookup(p.SessionID)
 	if s == nil {
@@ -552,44 +545,13 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.on
-	switch {
-	case a == nil || a.l != al:
+	if a == nil || a.l != al {
 		al.st.stalePayloads.Add(1)
 		return nil
-	case p.Epoch != "" && p.Epoch != s.epoch:
-		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")
-		err.Epoch = s.epoch
-		return about(p, err)
-	case p.AfterSeq > s.log.head:
-		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
-		err.Epoch, err.Seq = s.epoch, s.log.head
+	}
+	if err := a.replay(p); err != nil {
 		return about(p, err)
 	}
-	for _, r := range a.replays {
-		if r.req.RequestID == p.RequestID {
-			return nil // asked twice
-		}
-		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID { // that viewer has moved on
-			r.done = true
-			a.drop(r)
-			break
-		}
-	}
-	if len(a.replays) >= al.st.cfg.MaxReplays {
-		err := refusal(codeReplayBusy, s.id, "%d replays are running", len(a.replays))
-		err.Retryable = len(a.replays) > 0
-		return about(p, err)
-	}
-	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
-	r.task.Source = r.take
-	if p.UntilSeq != 0 {
-		r.until = min(p.UntilSeq, s.log.head)
-	}
-	if p.Limit == 0 {
-		r.left = math.MaxInt
-	}
-	a.replays = append(a.replays, r)
-	al.ready(&r.task)
 	return nil
 }
 
@@ -599,41 +561,73 @@ func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 	return err
 }
 
+func (a *attachment) replay(p *ReplayRequestPayload) *ProtocolError {
+	s := a.s
+	switch {
+	case p.Epoch != "" && p.Epoch != s.epoch:
+		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")
+		err.Epoch = s.epoch
+		return err
+	case p.AfterSeq > s.log.head:
+		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
+		err.Epoch, err.Seq = s.epoch, s.log.head
+		return err
+	case a.repeats(p):
+		return nil
+	}
+	if n := len(a.replays); n >= s.st.cfg.MaxReplays {
+		err := refusal(codeReplayBusy, s.id, "%d replays are running", n)
+		err.Retryable = n > 0
+		return err
+	}
+	r := &replay{a: a, req: p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
+	r.task.Source = r.take
+	a.replays = append(a.replays, r)
+	a.l.ready(&r.task)
+	return nil
+}
+
+// repeats reports whether a request is being answered already. If not, it replaces the
+// one that its viewer has open: the viewer has moved on.
+func (a *attachment) repeats(p *ReplayRequestPayload) bool {
+	for _, r := range a.replays {
+		if r.req.RequestID == p.RequestID {
+			return true
+		}
+		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID {
+			a.drop(r)
+			return false
+		}
+	}
+	return false
+}
+
+// drop ends a replay.
+func (a *attachment) drop(r *replay) {
+	r.done = true
+	a.l.forget(&r.task)
+	i := slices.Index(a.replays, r)
+	a.replays = slices.Delete(a.replays, i, i+1)
+}
+
 func (r *replay) take(time.Time) Payload {
 	s := r.a.s
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if r.done || s.on != r.a || s.epoch != r.epoch {
-		s.mu.Unlock()
 		return nil
 	}
-	n := min(s.st.sizes.page, r.left)
-	p := s.log.read(span{r.after, r.until, r.until, n, pageBytes, 0})
-	available := s.log.first()
-	r.after = p.last
-	r.bytes += p.bytes
-	r.left -= len(p.slots)
-	r.done = r.after >= r.until || r.left == 0 || r.req.Limit != 0 && r.bytes >= maxReplayBytes
-	if r.done {
+	p := s.log.read(r.next(s.st.sizes.page))
+	done := r.advance(p.last, len(p.slots), p.bytes)
+	if done {
 		r.a.drop(r)
 	}
-	done := r.done // which a later request of the viewer may set, though this one goes on
-	s.mu.Unlock()
+	p.checked = !s.st.cfg.TrustData
 	b := replayBatches.Get().(*ReplayBatchPayload)
 	*b = ReplayBatchPayload{
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
-		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: done,
+		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: s.log.first(), Done: done,
+		Gaps: p.gaps, encoded: p.seal(),
 	}
-	p.checked = !s.st.cfg.TrustData
-	b.Gaps, b.encoded = p.gaps, p.seal()
 	return b
-}
-
-func (a *attachment) drop(r *replay) {
-	a.l.forget(&r.task)
-	for i := range a.replays {
-		if a.replays[i] == r {
-			a.replays = append(a.replays[:i], a.replays[i+1:]...)
-			return
-		}
-	}
 }

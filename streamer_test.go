@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vibetools/gvstream/internal/epoch"
+	"github.com/vibetools/gvstream/internal/jsontext"
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
@@ -283,7 +285,7 @@ func TestStreamerRenew(t *testing.T) {
 		publishN(t, st, "s", 3)
 		hub.want(agentBatch("s", 1, 3, 3))
 		old := stats(t, st, "s").Epoch
-		known, ok := process.past(time.Now().Add(time.Hour), old)
+		known, ok := epoch.Process.Past(time.Now().Add(time.Hour), old)
 		if !ok {
 			t.Fatal("no greater epoch")
 		}
@@ -1281,7 +1283,7 @@ func carryTrusted(t *testing.T, now time.Time, agent, hub *Link, wire func(Paylo
 // (rule 11).
 func TestTrustData(t *testing.T) {
 	for _, bad := range []string{
-		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(maxDepth + 1),
+		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(jsontext.MaxDepth + 1),
 		`1}],"x":[{"y":1`, `1}],"session_id":"other","x":[{"y":1`, `1}]},"payload":{"x":[{"y":1`, `1}]}}`,
 	} {
 		for name, wire := range trustWires {

@@ -1,9 +1,10 @@
-package gvstream
+package epoch
 
 import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -16,33 +17,36 @@ func epochOf(ms uint64, random byte) string {
 		b[i] = random
 	}
 	binary.BigEndian.PutUint64(b[:8], ms<<16|uint64(random)<<8|uint64(random))
-	return epochEncoding.EncodeToString(b[:])
+	return encoding.EncodeToString(b[:])
 }
+
+// wellFormed reports whether e is of the length and the alphabet of epochs and ids.
+func wellFormed(e string) bool { return regexp.MustCompile(`^[0-9a-hjkmnp-tv-z]{26}$`).MatchString(e) }
 
 const lastMilli = 1<<48 - 1
 
 // TestEpochGolden: rule 2 gives this value for other implementations.
 func TestEpochGolden(t *testing.T) {
 	// Randomness is drawn in two words, of which the first gives its upper 16 bits.
-	m := &minter{random: bytes.NewReader([]byte{0, 1, 0, 0, 0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9})}
-	got := m.epoch(time.UnixMilli(1_700_000_000_000))
+	s := NewSource(bytes.NewReader([]byte{0, 1, 0, 0, 0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9}))
+	got := s.Next(time.UnixMilli(1_700_000_000_000))
 	if want := "065wzsb8000020g30g2gc1r814"; got != want {
 		t.Errorf("epoch = %q, want %q", got, want)
 	}
-	if at, ok := epochTime(got); !ok || at.UnixMilli() != 1_700_000_000_000 {
-		t.Errorf("epochTime = %v, %v", at, ok)
+	if at, ok := Time(got); !ok || at.UnixMilli() != 1_700_000_000_000 {
+		t.Errorf("Time = %v, %v", at, ok)
 	}
 }
 
 // TestEpochsGrow: each epoch of a process is greater than those before, whatever
 // the clock does (rule 2).
 func TestEpochsGrow(t *testing.T) {
-	m := &minter{random: rand.Reader}
+	s := NewSource(rand.Reader)
 	start := time.UnixMilli(1_700_000_000_000)
 	last := ""
 	for _, d := range []time.Duration{0, 0, 0, time.Millisecond, time.Hour, -time.Hour, 0, 24 * time.Hour, time.Millisecond} {
-		e := m.epoch(start.Add(d))
-		if e <= last || !validEpoch(e) || len(e) != epochLen {
+		e := s.Next(start.Add(d))
+		if e <= last || !wellFormed(e) {
 			t.Errorf("at %v: %q after %q", d, e, last)
 		}
 		last = e
@@ -52,11 +56,11 @@ func TestEpochsGrow(t *testing.T) {
 // TestEpochOtherClock: a clock set back by more than a day is followed, since no
 // hub would take epochs that far ahead; so bubbles can share a process (rule 2).
 func TestEpochOtherClock(t *testing.T) {
-	m := &minter{random: rand.Reader}
+	s := NewSource(rand.Reader)
 	now := time.UnixMilli(1_700_000_000_000)
-	m.epoch(now)
+	s.Next(now)
 	for _, at := range []time.Time{time.UnixMilli(946_684_800_000), now} {
-		if got, _ := epochTime(m.epoch(at)); !got.Equal(at) {
+		if got, _ := Time(s.Next(at)); !got.Equal(at) {
 			t.Errorf("an epoch of %v is minted at %v", got, at)
 		}
 	}
@@ -81,13 +85,13 @@ func TestEpochPast(t *testing.T) {
 		{"last", epochOf(lastMilli, 0), false},
 		{"of another kind, smaller", "0-epoch", true},
 		{"of another kind, greater", "zzz", false},
-		{"longest and greatest", strings.Repeat("z", maxEpoch), false},
+		{"longest and greatest", strings.Repeat("z", 64), false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := &minter{random: rand.Reader}
-			got, ok := m.past(now, test.other)
+			s := NewSource(rand.Reader)
+			got, ok := s.Past(now, test.other)
 			if ok != test.ok || ok && got <= test.other {
-				t.Errorf("past(%q) = %q, %v", test.other, got, ok)
+				t.Errorf("Past(%q) = %q, %v", test.other, got, ok)
 			}
 		})
 	}
@@ -100,22 +104,22 @@ func TestEpochsGrowAfterPast(t *testing.T) {
 	for _, other := range []string{
 		"", "zzz", epochOf(uint64(now.UnixMilli()), 0xff), epochOf(lastMilli-1, 0xff), epochOf(lastMilli, 0xff),
 	} {
-		m := &minter{random: bytes.NewReader(bytes.Join([][]byte{
+		s := NewSource(bytes.NewReader(bytes.Join([][]byte{
 			bytes.Repeat([]byte{0xff}, 16), bytes.Repeat([]byte{0x7f}, 16), make([]byte, 16),
-		}, nil))}
-		before := m.epoch(now)
-		m.past(now, other)
-		if after := m.epoch(now); after <= before {
-			t.Errorf("after past(%q): epoch %q follows %q", other, after, before)
+		}, nil)))
+		before := s.Next(now)
+		s.Past(now, other)
+		if after := s.Next(now); after <= before {
+			t.Errorf("after Past(%q): epoch %q follows %q", other, after, before)
 		}
 	}
 }
 
 func TestEpochTime(t *testing.T) {
 	for _, test := range []struct {
-		epoch string
-		ms    int64
-		ok    bool
+		e  string
+		ms int64
+		ok bool
 	}{
 		{epochOf(0, 0), 0, true},
 		{epochOf(lastMilli, 0xff), lastMilli, true},
@@ -123,22 +127,23 @@ func TestEpochTime(t *testing.T) {
 		{"abc", 0, false},
 		{epochOf(5, 0)[1:], 0, false},
 		{epochOf(5, 0) + "0", 0, false},
-		{strings.Repeat("u", epochLen), 0, false}, // no letter of the alphabet
-		{strings.Repeat("-", epochLen), 0, false},
+		{strings.Repeat("u", length), 0, false}, // no letter of the alphabet
+		{strings.Repeat("-", length), 0, false},
 	} {
-		at, ok := epochTime(test.epoch)
+		at, ok := Time(test.e)
 		if ok != test.ok || ok && at.UnixMilli() != test.ms {
-			t.Errorf("epochTime(%q) = %v, %v", test.epoch, at, ok)
+			t.Errorf("Time(%q) = %v, %v", test.e, at, ok)
 		}
 	}
 }
 
-func TestMinterID(t *testing.T) {
-	m := &minter{random: rand.Reader}
+// TestID: no id comes twice.
+func TestID(t *testing.T) {
+	s := NewSource(rand.Reader)
 	seen := map[string]bool{}
 	for range 1000 {
-		id := m.id()
-		if !validID(id) || seen[id] {
+		id := s.ID()
+		if !wellFormed(id) || seen[id] {
 			t.Fatalf("id %q", id)
 		}
 		seen[id] = true
@@ -149,12 +154,12 @@ type noRandomness struct{}
 
 func (noRandomness) Read([]byte) (int, error) { return 0, bytes.ErrTooLarge }
 
-// TestMinterWithoutRandomness: an epoch that others could have is worse than none.
-func TestMinterWithoutRandomness(t *testing.T) {
+// TestWithoutRandomness: an epoch that others could have is worse than none.
+func TestWithoutRandomness(t *testing.T) {
 	defer func() {
 		if recover() == nil {
 			t.Error("an epoch without randomness")
 		}
 	}()
-	(&minter{random: noRandomness{}}).epoch(time.Now())
+	NewSource(noRandomness{}).Next(time.Now())
 }
