@@ -25,31 +25,14 @@ func addFrames(f *testing.F) {
 	for _, p := range wireSamples() {
 		f.Add([]byte(wire(f, p.payloadType())))
 	}
-	for _, c := range hostileFrames {
-		if frame := hostileFrame(f, c.typ, c.old, c.new); len(frame) < 4096 {
-			f.Add(frame)
+	for _, c := range badCases(f, "any") {
+		if len(c.frame) < 4096 {
+			f.Add([]byte(c.frame))
 		}
 	}
 	for _, c := range oddFrames {
-		f.Add(hostileFrame(f, c.typ, c.old, c.new))
+		f.Add(oddFrame(f, c.typ, c.old, c.new))
 	}
-	for _, frame := range looseFrames {
-		f.Add([]byte(frame))
-	}
-}
-
-// looseFrames are frames that encoding/json takes and Unmarshal does not.
-var looseFrames = []string{
-	`{"type":"hello","payload":{"v":-0,"role":"agent"}}`,
-	`{"type":"hello","payload":{"v":9007199254740992,"role":"agent"}}`,
-	`{"type":"hello","payload":{"v":1,"v":1,"role":"agent"}}`,
-	`{"type":"hello","payload":{"V":1,"role":"agent"}}`,
-	"{\"type\":\"hello\",\"payload\":{\"role\":\"agent\",\"viewer_id\":\"\xff\"}}",
-	`{"type":"hello","payload":{"role":"agent","viewer_id":"\ud800"}}`,
-	`{"type":"hello","payload":{"role":"agent","x":` + deep(501) + `}}`,
-	batchOf(1, 1, `{"seq":1,"data_base64":[65,66]}`),
-	batchOf(1, 1, `{"seq":1,"time":"0000-01-01T00:00:00+23:59"}`),
-	batchOf(1, 1, `{"seq":1,"data":`+deep(501)+`}`),
 }
 
 // equalWire reports whether two payloads are told in the same way.
@@ -447,7 +430,7 @@ func agreeEncoded(t *testing.T, p Payload, line []byte) {
 
 // tiles makes the events and gaps of a batch: each byte of shape is one of them,
 // and some don't fit to those before. It returns the last number. A batch of many
-// would be slow: the bounds of their counts are in TestUnmarshalBounds.
+// would be slow: the bounds of their counts are in testdata/refused.
 func tiles(first uint64, shape []byte, ev Event, reason Reason) (events []Event, gaps []Gap, last uint64) {
 	next := first
 	for _, b := range shape[:min(len(shape), 12)] {

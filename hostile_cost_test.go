@@ -126,7 +126,7 @@ func TestFloodUnread(t *testing.T) {
 			viewer.link.Handle(t.Context(), &HelloPayload{V: 1, Role: roleViewer})
 			viewer.link.Handle(t.Context(), viewer.watch(id, "", 0))
 		}
-		for name, l := range map[string]*Link{"agent": hub.link, "viewer": hub2.link, "hub of agent": agent.link, "hub of viewer": viewer.link} {
+		for name, l := range map[string]*Link{"agent": hub.link, "viewer": hub2.link, "hub from agent": agent.link, "hub from viewer": viewer.link} {
 			if n := len(l.answers); n > 2*maxAnswers || n < maxAnswers {
 				t.Errorf("%s: %d answers wait", name, n)
 			}
@@ -310,42 +310,36 @@ func TestErrorsKeepLimits(t *testing.T) {
 		kind string
 		p    Payload
 	}{
-		{"hub of agent", &ReplayBatchPayload{SessionID: "s", RequestID: long, Epoch: "e", FirstSeq: 1}},
-		{"hub of agent", &HelloPayload{V: 1, Role: strings.Repeat("\u2028", 1000)}},
-		{"hub of agent", &HelloPayload{V: -1 << 31, Role: "agent"}},
-		{"hub of viewer", &WatchPayload{SessionID: long, ViewerID: "other"}},
-		{"hub of viewer", &WatchPayload{SessionID: "secret"}},
+		{"hub from agent", &ReplayBatchPayload{SessionID: "s", RequestID: long, Epoch: "e", FirstSeq: 1}},
+		{"hub from agent", &HelloPayload{V: 1, Role: strings.Repeat("\u2028", 1000)}},
+		{"hub from agent", &HelloPayload{V: -1 << 31, Role: "agent"}},
+		{"hub from viewer", &WatchPayload{SessionID: long, ViewerID: "other"}},
+		{"hub from viewer", &WatchPayload{SessionID: "secret"}},
 		{"agent", &ReplayRequestPayload{SessionID: long, RequestID: long}},
 		{"agent", &ReplayRequestPayload{SessionID: "s", RequestID: long, AfterSeq: MaxSeq + 1, UntilSeq: MaxSeq + 2}},
 	} {
-		for _, kind := range victims {
-			if kind.name != say.kind {
-				continue
+		synctest.Test(t, func(t *testing.T) {
+			v := startVictim(t, say.kind)
+			if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
+				v.link.m.(*hubAgent).fetches[r.RequestID] = v.link.m.(*hubAgent).fetches[v.request.RequestID]
 			}
-			synctest.Test(t, func(t *testing.T) {
-				v := kind.start(t)
-				if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
-					v.link.m.(*hubAgent).fetches[r.RequestID] = v.link.m.(*hubAgent).fetches[v.request.RequestID]
+			if err := v.link.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
+				t.Errorf("%s: error %q", payloadText(say.p), err)
+			}
+			for _, p := range v.hear() {
+				e, ok := p.(*ErrorPayload)
+				if !ok || len(e.Message) > maxMessage || !printable(e.Message) {
+					t.Errorf("%s: answered by %s", payloadText(say.p), payloadText(p))
 				}
-				if err := v.link.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
-					t.Errorf("%s: error %q", payloadText(say.p), err)
-				}
-				for _, p := range v.rest() {
-					e, ok := p.(*ErrorPayload)
-					if !ok || len(e.Message) > maxMessage || !printable(e.Message) {
-						t.Errorf("%s: answered by %s", payloadText(say.p), payloadText(p))
-					}
-					checked(t, p)
-				}
-			})
-		}
+				checked(t, p)
+			}
+		})
 	}
-	for _, c := range hostileFrames {
-		frame := hostileFrame(t, c.typ, c.old, c.new)
-		_, err := Unmarshal(frame)
+	for _, c := range badFrames(t) {
+		_, err := Unmarshal([]byte(c.frame))
 		refused := err.(*ProtocolError)
 		if n := len(refused.Payload().Message); n > maxMessage || !printable(err.Error()) || !printable(refused.Payload().Message) {
-			t.Errorf("%.100q: %d bytes of %q", frame, n, err)
+			t.Errorf("%.100q: %d bytes of %q", c.frame, n, err)
 		}
 	}
 	if _, err := Unmarshal([]byte(`{"type":"` + strings.Repeat(`\u2028\n`, 5000) + `","payload":0}`)); err == nil || len(err.Error()) > maxMessage+30 || !printable(err.Error()) {
@@ -384,27 +378,31 @@ func TestAmplification(t *testing.T) {
 		})
 	}
 	for _, in := range []in{
-		{"a byte", "hub of agent", text("x"), 0, 250},
-		{"an object", "hub of agent", text("{}"), 0, 250},
-		{"an unknown type", "hub of viewer", text(`{"type":"` + strings.Repeat(`\n`, 500) + `"}`), 0, 400},
-		{"hello of an agent", "hub of agent", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "agent"} }), 2, 0},
-		{"hello of a viewer", "hub of viewer", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "viewer"} }), 2, 0},
-		{"hello of another version", "hub of agent", of(func(*victim) Payload { return &HelloPayload{V: 2, Role: "agent"} }), 3, 0},
-		{"an empty status", "hub of agent", of(func(v *victim) Payload { return v.status() }), 1.1, 0},
-		{"a status of 256 sessions, too many", "hub of agent", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id, Epoch: "e"} }), 1.5, 0},
-		{"the same session 256 times", "hub of agent", many(func(*victim, string) SessionStatus { return SessionStatus{SessionID: "s", Epoch: "e1"} }), 1.1, 0},
-		{"a batch of an unknown session", "hub of agent", of(func(v *victim) Payload { return v.batch("t", "e1", 2, 2) }), 1.1, 0},
-		{"a batch with a hole before it", "hub of agent", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1.1, 0},
-		{"a batch that is known", "hub of agent", of(func(v *victim) Payload { return v.batch("s", "e1", 1, 1) }), 1.1, 0},
-		{"a replay nobody asked for", "hub of agent", of(func(v *victim) Payload { return answerTo(request("s", "v", "r", "e1", 0, 1), 1, 1, true) }), 0, 1},
-		{"a watch of nobody", "hub of viewer", of(func(v *victim) Payload { return v.watch("nobody", "", 0) }), 2.5, 0},
-		{"a watch of a secret", "hub of viewer", of(func(v *victim) Payload { return v.watch("secret", "", 0) }), 2, 0},
-		{"a watch from ahead", "hub of viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 99) }), 2.5, 0},
-		{"a watch too many", "hub of viewer", of(func(v *victim) Payload { return v.watch("t", "", 0) }), 2.5, 0},
-		{"a stop", "hub of viewer", of(func(v *victim) Payload { return v.stop("nobody") }), 0, 1},
-		{"a watch of what the viewer has", "hub of viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 5) }), 2.5, 0},
+		{"a byte", "hub from agent", text("x"), 0, 250},
+		{"an object", "hub from agent", text("{}"), 0, 250},
+		{"an unknown type", "hub from viewer", text(`{"type":"` + strings.Repeat(`\n`, 500) + `"}`), 0, 400},
+		{"hello of an agent", "hub from agent", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "agent"} }), 2, 0},
+		{"hello of a viewer", "hub from viewer", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "viewer"} }), 2, 0},
+		{"hello of another version", "hub from agent", of(func(*victim) Payload { return &HelloPayload{V: 2, Role: "agent"} }), 3, 0},
+		{"an empty status", "hub from agent", of(func(v *victim) Payload { return v.status() }), 1.1, 0},
+		{"a status of 256 sessions, too many", "hub from agent", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id, Epoch: "e"} }), 1.5, 0},
+		{"the same session 256 times", "hub from agent", many(func(*victim, string) SessionStatus { return SessionStatus{SessionID: "s", Epoch: "e1"} }), 1.1, 0},
+		{"a batch of an unknown session", "hub from agent", of(func(v *victim) Payload { return v.batch("t", "e1", 2, 2) }), 1.1, 0},
+		{"a batch with a hole before it", "hub from agent", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1.1, 0},
+		{"a batch that is known", "hub from agent", of(func(v *victim) Payload { return v.batch("s", "e1", 1, 1) }), 1.1, 0},
+		{"a replay nobody asked for", "hub from agent", of(func(v *victim) Payload { return answerTo(request("s", "v", "r", "e1", 0, 1), 1, 1, true) }), 0, 1},
+		{"a watch of nobody", "hub from viewer", of(func(v *victim) Payload { return v.watch("nobody", "", 0) }), 2.5, 0},
+		{"a watch of a secret", "hub from viewer", of(func(v *victim) Payload { return v.watch("secret", "", 0) }), 2, 0},
+		{"a watch from ahead", "hub from viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 99) }), 2.5, 0},
+		{"a watch too many", "hub from viewer", of(func(v *victim) Payload {
+			v.tell(v.watch("nobody", "", 0))
+			v.hear()
+			return v.watch("t", "", 0)
+		}), 2.5, 0},
+		{"a stop", "hub from viewer", of(func(v *victim) Payload { return v.stop("nobody") }), 0, 1},
+		{"a watch of what the viewer has", "hub from viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 5) }), 2.5, 0},
 		{"an ack of an unknown session", "agent", of(func(v *victim) Payload { return v.ack("t", "e1", 1) }), 1.5, 0},
-		{"an ack beyond what was sent", "agent", of(func(v *victim) Payload { return v.ack("s", v.epoch, 9) }), 2, 0},
+		{"an ack beyond what was sent", "agent", of(func(v *victim) Payload { return v.ack("s", v.filled("$epoch"), 9) }), 2, 0},
 		{"a replay of an unknown session", "agent", of(func(*victim) Payload { return request("t", "v", "r", "", 0, 0) }), 1.5, 0},
 		{"a second welcome", "agent", of(func(*victim) Payload { return &WelcomePayload{V: 1, Link: "l9"} }), 0, 1},
 		{"stale_link", "agent", of(func(*victim) Payload { return &ErrorPayload{Code: codeStaleLink} }), 1, 0},
@@ -414,36 +412,26 @@ func TestAmplification(t *testing.T) {
 	} {
 		t.Run(in.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				for _, kind := range victims {
-					if kind.name != in.kind {
-						continue
-					}
-					v := kind.start(t)
-					line := in.line(v)
-					said := v.hears(line)
-					for range 9 { // again and again, it is no more each time
-						said = max(said, v.hears(line))
-					}
-					most := max(in.bytes, int(in.factor*float64(len(line))))
-					t.Logf("%d bytes in, %d out, %.1f times", len(line), said, float64(said)/float64(len(line)))
-					if said > most {
-						t.Errorf("%d bytes in, %d out, at most %d", len(line), said, most)
-					}
+				v := startVictim(t, in.kind)
+				line := in.line(v)
+				said := v.answered(line)
+				for range 9 { // again and again, it is no more each time
+					said = max(said, v.answered(line))
+				}
+				most := max(in.bytes, int(in.factor*float64(len(line))))
+				t.Logf("%d bytes in, %d out, %.1f times", len(line), said, float64(said)/float64(len(line)))
+				if said > most {
+					t.Errorf("%d bytes in, %d out, at most %d", len(line), said, most)
 				}
 			})
 		})
 	}
 }
 
-// hears has the link take a line, and returns how many bytes it says.
-func (v *victim) hears(line []byte) (said int) {
-	p, err := Unmarshal(line)
-	if refused := (*ProtocolError)(nil); errors.As(err, &refused) {
-		v.link.refuse(time.Now(), refused)
-	} else {
-		v.link.Handle(v.t.Context(), p)
-	}
-	for _, p := range v.rest() {
+// answered has the link take a line, and returns how many bytes it says.
+func (v *victim) answered(line []byte) (said int) {
+	v.say(line)
+	for _, p := range v.hear() {
 		said += size(v.t, p)
 	}
 	return said

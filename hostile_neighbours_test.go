@@ -1,38 +1,32 @@
 package gvstream
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
 // A street is a hub with an agent and a viewer that behave, on connections that run
-// by themselves, and whoever else moves in.
+// by themselves, and room for others that don't.
 type street struct {
-	t      *testing.T
-	h      *Hub
-	st     *Streamer
-	v      *Viewer
-	ctx    context.Context
-	tasks  sync.WaitGroup
-	failed map[string]error // what Run returned, by who it was
-	mu     sync.Mutex       // protects failed
+	t    *testing.T
+	h    *Hub
+	st   *Streamer
+	v    *Viewer
+	ctx  context.Context
+	good map[string]*farEnd // of connections that have to live
 
 	published, seen uint64
 }
 
 func newStreet(t *testing.T, cfg *HubConfig) *street {
-	s := &street{t: t, h: NewHub(cfg), st: NewStreamer(nil), v: NewViewer(nil), failed: make(map[string]error)}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.ctx = ctx
-	t.Cleanup(func() { cancel(); s.tasks.Wait() })
+	t.Cleanup(cancel)
+	s := &street{t: t, h: NewHub(cfg), st: NewStreamer(nil), v: NewViewer(nil), ctx: ctx, good: make(map[string]*farEnd)}
 	if err := s.v.Watch("good", Position{}); err != nil {
 		t.Fatal(err)
 	}
@@ -43,36 +37,24 @@ func newStreet(t *testing.T, cfg *HubConfig) *street {
 
 // join runs a connection over bytes between two links.
 func (s *street) join(who string, near, far *Link) {
-	a, b := net.Pipe()
-	s.run(who, near, a)
-	s.run("hub of "+who, far, b)
+	end := newFarEnd(s.t, s.ctx, near, (*Link).RunLines)
+	s.good[who] = end
+	go func() { end.ran <- far.RunLines(s.ctx, end) }()
 	synctest.Wait()
-}
-
-func (s *street) run(who string, l *Link, c net.Conn) {
-	s.tasks.Go(func() {
-		err := l.RunLines(s.ctx, c)
-		s.mu.Lock()
-		s.failed[who] = err
-		s.mu.Unlock()
-	})
 }
 
 // villain is a connection whose far end the test writes by hand. What comes out of it
 // is read and thrown away, or not read at all.
-func (s *street) villain(l *Link, reads bool) net.Conn {
-	near, far := net.Pipe()
-	s.run("villain", l, near)
-	s.t.Cleanup(func() { far.Close() })
+func (s *street) villain(l *Link, reads bool) *farEnd {
+	f := newFarEnd(s.t, s.ctx, l, (*Link).RunLines)
 	if reads {
-		s.tasks.Go(func() { bufio.NewReader(far).WriteTo(nowhere{}) })
+		f.listen()
 	}
-	return far
+	return f
 }
 
-type nowhere struct{}
-
-func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
+// frame is a line of a type with these fields.
+func frame(typ, fields string) string { return `{"type":"` + typ + `","payload":{` + fields + `}}` }
 
 // goesOn wants the two to go on as if nobody else were there: the next event reaches
 // the reader, and its ack the agent, as soon as they may.
@@ -99,11 +81,11 @@ func (s *street) goesOn(during string) {
 	if n := s.st.Stats().PendingEvents; n != 0 {
 		s.t.Fatalf("%s: %d events wait for their ack", during, n)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for who, err := range s.failed {
-		if who != "villain" {
+	for who, f := range s.good {
+		select {
+		case err := <-f.ran:
 			s.t.Fatalf("%s: the link of the %s ended: %v", during, who, err)
+		default:
 		}
 	}
 }
@@ -112,7 +94,7 @@ func (s *street) goesOn(during string) {
 // beside it loses nothing and is not delayed.
 func TestHostileNeighbours(t *testing.T) {
 	hello := func(role string) string { return frame("hello", `"v":1,"role":"`+role+`"`) }
-	write := func(c net.Conn, lines ...string) {
+	write := func(c *farEnd, lines ...string) {
 		for _, line := range lines {
 			if _, err := c.Write([]byte(line + "\n")); err != nil {
 				return // the link ended, as it may
@@ -126,7 +108,7 @@ func TestHostileNeighbours(t *testing.T) {
 		write(s.villain(s.h.ConnectViewer("bad"), true), append([]string{hello("viewer")}, lines...)...)
 	}
 	watch := func(id string) string { return frame("watch", `"session_id":"`+id+`"`) }
-	open := func(s *street, agentID string) (net.Conn, string) {
+	open := func(s *street, agentID string) (*farEnd, string) {
 		l := s.h.ConnectAgent(agentID)
 		c := s.villain(l, true)
 		write(c, hello("agent"))
@@ -145,8 +127,11 @@ func TestHostileNeighbours(t *testing.T) {
 		do   func(s *street)
 	}{
 		{"says what is no frame", func(s *street) {
-			for i, c := range hostileFrames {
-				line := strings.ReplaceAll(string(hostileFrame(t, c.typ, c.old, c.new)), "\n", " ")
+			for i, c := range badFrames(s.t) {
+				if c.loose {
+					continue // one of a list: TestHostileFrames has them all
+				}
+				line := strings.ReplaceAll(c.frame, "\n", " ")
 				if i%2 == 0 {
 					agentSays(s, line)
 				} else {
@@ -161,11 +146,11 @@ func TestHostileNeighbours(t *testing.T) {
 		{"an agent says nothing", func(s *street) { s.villain(s.h.ConnectAgent("bad"), true) }},
 		{"an agent reads nothing", func(s *street) {
 			c := s.villain(s.h.ConnectAgent("bad"), false)
-			s.tasks.Go(func() { write(c, strings.Split(strings.Repeat("{}\n", 500), "\n")...) })
+			go write(c, strings.Split(strings.Repeat("{}\n", 500), "\n")...)
 		}},
 		{"a viewer reads nothing", func(s *street) {
 			c := s.villain(s.h.ConnectViewer("bad"), false)
-			s.tasks.Go(func() { write(c, hello("viewer"), watch("good"), watch("good"), watch("other")) })
+			go write(c, hello("viewer"), watch("good"), watch("good"), watch("other"))
 		}},
 		{"an agent comes and goes", func(s *street) {
 			for range 50 {
@@ -238,7 +223,7 @@ func TestHostileNeighbours(t *testing.T) {
 		{"a viewer is slow to be authorized", func(s *street) {
 			c := s.villain(s.h.ConnectViewer("bad"), true)
 			write(c, hello("viewer"))
-			s.tasks.Go(func() { write(c, watch("ask long"), watch("good")) })
+			go write(c, watch("ask long"), watch("good"))
 		}},
 		{"a viewer speaks as somebody else", func(s *street) {
 			viewerSays(s, frame("watch", `"session_id":"good","viewer_id":"good","stop":true`), frame("hello", `"v":1,"role":"viewer","viewer_id":"good"`),
@@ -290,11 +275,14 @@ func TestHostileHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreet(t, nil)
 		s.goesOn("before")
-		for i, c := range hostileFrames {
+		for i, c := range badFrames(s.t) {
+			if c.loose {
+				continue
+			}
 			st, v := NewStreamer(nil), NewViewer(nil)
 			publishN(t, st, "good", 2)
 			v.Watch("good", Position{})
-			line := strings.ReplaceAll(string(hostileFrame(t, c.typ, c.old, c.new)), "\n", " ")
+			line := strings.ReplaceAll(c.frame, "\n", " ")
 			for _, l := range []*Link{st.Connect(), v.Connect()} {
 				far := s.villain(l, true)
 				fmt.Fprintln(far, frame("welcome", `"v":1,"link":"l7","window":9`))

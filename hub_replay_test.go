@@ -1362,3 +1362,10 @@ func TestGrowthResume(t *testing.T) {
 		wantAtRest()
 	})
 }
+
+func upTo(from, to uint64) (out []uint64) {
+	for ; from <= to; from++ {
+		out = append(out, from)
+	}
+	return out
+}

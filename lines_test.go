@@ -513,8 +513,11 @@ func TestLinesDropped(t *testing.T) {
 	}
 }
 
-// runForms are the two ways to run a link over a byte stream, which do the same.
-var runForms = map[string]func(l *Link, ctx context.Context, rw io.ReadWriteCloser) error{
+// A runForm runs a link over a byte stream.
+type runForm = func(l *Link, ctx context.Context, rw io.ReadWriteCloser) error
+
+// runForms are the two ways to do so, which do the same.
+var runForms = map[string]runForm{
 	"RunLines": (*Link).RunLines,
 	"Run": func(l *Link, ctx context.Context, rw io.ReadWriteCloser) error {
 		defer rw.Close()
@@ -524,7 +527,7 @@ var runForms = map[string]func(l *Link, ctx context.Context, rw io.ReadWriteClos
 }
 
 // eachForm makes the test in a bubble for each of runForms.
-func eachForm(t *testing.T, test func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error)) {
+func eachForm(t *testing.T, test func(t *testing.T, run runForm)) {
 	t.Parallel()
 	for name, run := range runForms {
 		t.Run(name, func(t *testing.T) {
@@ -537,7 +540,7 @@ func eachForm(t *testing.T, test func(t *testing.T, run func(*Link, context.Cont
 // A line that can't be read is refused, and the others are handled, until the stream
 // ends; then it is closed.
 func TestRunLinesReceive(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		for name, c := range lineStreams() {
 			var closed atomic.Bool
 			var refused atomic.Uint64
@@ -660,7 +663,7 @@ func TestRunLinesJoinsLines(t *testing.T) {
 // The longest line that is allowed is sent. One that is longer ends the run, and
 // nothing of it is written.
 func TestRunLinesTooLarge(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		overhead := len(frame("watch", `"session_id":"","viewer_id":"","epoch":"","after_seq":0`))
 		m := newScript()
 		w := newTap()
@@ -676,7 +679,7 @@ func TestRunLinesTooLarge(t *testing.T) {
 
 // A Write that fails, or takes less than it is given, ends the run.
 func TestRunLinesWriteFails(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		broken := errors.New("broken")
 		for _, c := range []struct {
 			write writerFunc
@@ -710,7 +713,7 @@ func TestRunLinesEnds(t *testing.T) {
 		"closed": {func(l *Link, _ context.CancelCauseFunc) { l.Close() }, ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+			eachForm(t, func(t *testing.T, run runForm) {
 				for _, stuck := range []bool{false, true} {
 					ctx, cancel := context.WithCancelCause(t.Context())
 					near, _ := net.Pipe() // nobody reads what is written
@@ -741,7 +744,7 @@ func TestRunLinesEnds(t *testing.T) {
 // With a ctx that has ended nothing is written, and what was ready comes again on the
 // next link.
 func TestRunLinesEndedContext(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		m := newScript()
 		w := newTap()
 		m.ready(notes("a", false, 1))
@@ -753,7 +756,7 @@ func TestRunLinesEndedContext(t *testing.T) {
 
 // Rule 9: an agent whose Write is stuck still notices that the hub is gone.
 func TestRunLinesSilence(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		near, _ := net.Pipe()
 		start := time.Now()
 		if err := run(NewStreamer(nil).Connect(), t.Context(), near); err != ErrSilent {
@@ -767,7 +770,7 @@ func TestRunLinesSilence(t *testing.T) {
 
 // A link that fails says why, behind all that it had to say before.
 func TestRunLinesLastWords(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 		near, far := net.Pipe()
 		m := newScript()
@@ -842,7 +845,7 @@ func TestRunLinesBetweenForms(t *testing.T) {
 // One payload that no line can hold ends the link, but what came before it is sent:
 // other sessions do not starve of it.
 func TestRunLinesBeforeTooLarge(t *testing.T) {
-	eachForm(t, func(t *testing.T, run func(*Link, context.Context, io.ReadWriteCloser) error) {
+	eachForm(t, func(t *testing.T, run runForm) {
 		st := NewStreamer(&StreamerConfig{MaxEventBytes: maxLine + 1000})
 		for id, text := range map[string]string{"a": "x", "b": strings.Repeat("x", maxLine)} {
 			if _, err := st.Publish(t.Context(), id, Event{Data: []byte(`"` + text + `"`)}); err != nil {
