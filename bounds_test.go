@@ -111,7 +111,7 @@ func TestBoundsReplayBytesExact(t *testing.T) {
 			r := a.asked("s", "tab", "e1", 0, 15)
 			for seq := uint64(1); seq <= 4; seq++ {
 				b := answerTo(r, seq, seq, false)
-				p, err := newPage(seq, seq, b.Events, nil, new(encodedEvents))
+				p, err := newPage(seq, seq, b.Events, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

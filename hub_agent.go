@@ -122,12 +122,12 @@ func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) erro
 			return err
 		}
 		return ha.status(ctx, now, p)
-	case *EventBatchPayload:
+	case *eventBatch:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
 		}
 		return ha.batch(ctx, now, p)
-	case *ReplayBatchPayload:
+	case *replayBatch:
 		if err := ha.current(now, ha.id); err != nil {
 			return err
 		}
@@ -422,9 +422,9 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 }
 
 // batch accepts what is new in a batch (rules 7 and 8).
-func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPayload) error {
-	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
-	if bad := (*eventError)(nil); errors.As(err, &bad) {
+func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *eventBatch) error {
+	pg := &p.page
+	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
 		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
@@ -449,16 +449,16 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		return nil
 	}
 	pg.clip(accepted)
-	tooLarge := ha.fit(s, &pg)
+	tooLarge := ha.fit(s, pg)
 	if pg.last >= pg.first {
 		pg.pack()
-		if err := ha.commit(ctx, s, p.Epoch, &pg); err != nil {
+		if err := ha.commit(ctx, s, p.Epoch, pg); err != nil {
 			return err
 		}
 		if s.epoch != p.Epoch {
 			return nil // forgotten while Commit ran
 		}
-		s.accept(&pg)
+		s.accept(pg)
 		o.accepted(now, len(pg.slots))
 		s.watchClock()
 	}
@@ -478,7 +478,7 @@ func (s *hubSession) leave() {
 }
 
 // find returns the session of a batch, open on this link and locked.
-func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayload) (*hubSession, error) {
+func (ha *hubAgent) find(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
 	if s := ha.h.lookup(p.SessionID); s != nil {
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err

@@ -1110,7 +1110,7 @@ func TestHubReplayGivenUp(t *testing.T) {
 		if p := f.take(time.Now()); p != nil {
 			t.Errorf("made: %s", payloadText(p))
 		}
-		if err := f.answered(time.Now(), answerTo(r, 1, 15, true), nil); err != nil {
+		if err := f.answered(time.Now(), batch(answerTo(r, 1, 15, true)).(*replayBatch), nil); err != nil {
 			t.Error(err)
 		}
 		if n := h.Stats().StalePayloads; n != 1 {
@@ -1277,7 +1277,7 @@ func TestHubReplayDone(t *testing.T) {
 
 // Rule 11: an event that is as large as one may be is replayed; a larger one is not.
 func TestHubReplaySizeBound(t *testing.T) {
-	pg, err := newPage(10, 10, numbered(10, 10), nil, new(encodedEvents))
+	pg, err := newPage(10, 10, numbered(10, 10), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

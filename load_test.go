@@ -158,7 +158,7 @@ func (sc *loadScene) wantAccepted(ids []string, n uint64) {
 			sc.t.Fatalf("%s: acked %d, %d pending, accepted %d; want %d", id, s.acked, s.pendingEvents, hs.log.head, n)
 		}
 		p := hs.log.read(span{0, n, n, int(n), pageBytes, 0})
-		events := p.events()
+		events := p.open()
 		for i, ev := range events {
 			if ev.Seq != uint64(i)+1 || string(ev.Data) != strconv.Quote(id) {
 				sc.t.Fatalf("%s: event %d is %d with %s", id, i+1, ev.Seq, ev.Data)

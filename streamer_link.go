@@ -449,13 +449,12 @@ func (a *attachment) take(now time.Time) Payload {
 	if a.resendAt.IsZero() {
 		a.arm(now)
 	}
-	b := eventBatches.Get().(*EventBatchPayload)
-	*b = EventBatchPayload{
+	b := newEventBatch()
+	b.EventBatchPayload = EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
 	}
 	s.mu.Unlock()
-	p.checked = !s.st.cfg.TrustData
-	b.Gaps, b.encoded = p.gaps, p.seal()
+	b.Gaps, b.page, b.trusted = p.gaps, p, s.st.cfg.TrustData
 	return b
 }
 
@@ -613,7 +612,7 @@ func (a *attachment) reject(seq uint64) {
 type replay struct {
 	task
 	a     *attachment
-	req   *ReplayRequestPayload
+	req   ReplayRequestPayload
 	epoch string
 	after uint64
 	until uint64
@@ -660,7 +659,7 @@ func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		err.Retryable = len(a.replays) > 0
 		return about(p, err)
 	}
-	r := &replay{a: a, req: p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
+	r := &replay{a: a, req: *p, epoch: s.epoch, after: p.AfterSeq, until: s.log.head, left: p.Limit}
 	r.task.owner = r
 	if p.UntilSeq != 0 {
 		r.until = min(p.UntilSeq, s.log.head)
@@ -698,13 +697,12 @@ func (r *replay) take(time.Time) Payload {
 	}
 	done := r.done // which a later request of the viewer may set, though this one goes on
 	s.mu.Unlock()
-	b := replayBatches.Get().(*ReplayBatchPayload)
-	*b = ReplayBatchPayload{
+	b := newReplayBatch()
+	b.ReplayBatchPayload = ReplayBatchPayload{
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: available, Done: done,
 	}
-	p.checked = !s.st.cfg.TrustData
-	b.Gaps, b.encoded = p.gaps, p.seal()
+	b.Gaps, b.page, b.trusted = p.gaps, p, s.st.cfg.TrustData
 	return b
 }
 
