@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -342,21 +343,18 @@ func (k *keeper) keep(what string, bs ...[]byte) {
 	}
 }
 
-func (k *keeper) keepEvents(what string, made *encodedEvents, events []Event) {
+func (k *keeper) keepEvents(what string, events []Event) {
 	for i := range events {
 		k.keep(what, events[i].Data, events[i].Bytes)
-	}
-	for i := range made.slots {
-		k.keep(what, made.slots[i].bytes())
 	}
 }
 
 func (k *keeper) keepPayload(what string, p Payload) {
 	switch p := p.(type) {
 	case *EventBatchPayload:
-		k.keepEvents(what, &p.encoded, p.Events)
+		k.keepEvents(what, p.Events)
 	case *ReplayBatchPayload:
-		k.keepEvents(what, &p.encoded, p.Events)
+		k.keepEvents(what, p.Events)
 	}
 }
 
@@ -491,4 +489,79 @@ func spoil(items []Item) {
 			clear(it.Event.Bytes)
 		}
 	}
+}
+
+// TestHandleKeepsNothing: what was given to Handle is neither changed nor kept, by an
+// agent, a hub or a viewer, whatever becomes of the items that were made of it.
+func TestHandleKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spoiled := func(b *EventBatchPayload, before []byte) {
+			t.Helper()
+			if line, err := Marshal(b); err != nil || !bytes.Equal(line, before) {
+				t.Errorf("%v: %s became %s", err, before, line)
+			}
+			spoil([]Item{{Event: &b.Events[0]}, {Event: &b.Events[1]}})
+			clear(b.Events)
+			clear(b.Gaps)
+		}
+		given := func(link string) (*EventBatchPayload, []byte) {
+			b := &EventBatchPayload{
+				SessionID: "s", Epoch: "e1", Link: link, FirstSeq: 1, LastSeq: 4, HeadSeq: 4,
+				Events: []Event{{Seq: 1, Data: []byte("[1]")}, {Seq: 4, Bytes: []byte("four")}}, Gaps: []Gap{{2, 3, ReasonDropped}},
+			}
+			line, err := Marshal(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b, line
+		}
+		shown := func(what string, items iter.Seq2[Item, error]) {
+			t.Helper()
+			var got []string
+			for it, err := range items {
+				switch {
+				case err != nil:
+					t.Fatal(err)
+				case it.Gap != nil:
+					got = append(got, fmt.Sprint(*it.Gap))
+				default:
+					got = append(got, string(it.Event.Data)+string(it.Event.Bytes))
+				}
+				spoil([]Item{it})
+			}
+			if want := []string{"[1]", "{2 3 dropped}", "four"}; !slices.Equal(got, want) {
+				t.Errorf("%s: %q, want %q", what, got, want)
+			}
+		}
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		b, line := given(a.id)
+		a.send(b)
+		spoiled(b, line)
+		shown("the hub", h.Items(endedContext, "s", Position{}))
+		shown("the hub again", h.Items(endedContext, "s", Position{}))
+
+		h, a = smallHub(t, HubConfig{})
+		tab := playViewer(t, h, "tab")
+		tab.send(tab.watch("s", "", 0))
+		tab.drain()
+		r := a.asked("s", "tab", "e1", 0, 15)
+		answer := answerTo(r, 1, 15, true)
+		answer.Events, answer.Gaps = nil, []Gap{{1, 15, ReasonEvicted}}
+		a.send(answer)
+		answer.Gaps[0].Reason = ReasonDropped
+		if p := tab.next().(*ReplayBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
+			t.Errorf("replayed: %v", p.Gaps)
+		}
+
+		v := NewViewer(nil)
+		v.Watch("s", Position{})
+		hub := playHub(t, v)
+		hub.drain()
+		hub.send(&StatusPayload{ViewerID: hub.viewer, Link: hub.id, Sessions: []SessionStatus{{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 4}}})
+		b, line = given(hub.id)
+		hub.send(b)
+		spoiled(b, line)
+		shown("the viewer", v.Items(endedContext))
+	})
 }

@@ -67,10 +67,11 @@ func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
 	defer d.release()
 	p, err := d.decode(data)
-	return p, plain(err)
+	return open(p), plain(err)
 }
 
-// decode returns the payload in a frame.
+// decode returns the payload in a frame; a batch in the form that machines take, valid
+// until release.
 func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	switch {
 	case len(frame) > maxFrame:
@@ -163,15 +164,9 @@ func (w *walker) fields(p any) {
 		w.optText("prev_epoch", &p.PrevEpoch)
 		w.optSeq("prev_seq", &p.PrevSeq)
 	case *EventBatchPayload:
-		w.text("session_id", &p.SessionID)
-		w.text("viewer_id", &p.ViewerID)
-		w.text("epoch", &p.Epoch)
-		w.text("link", &p.Link)
-		w.first("first_seq", &p.FirstSeq)
-		w.seq("last_seq", &p.LastSeq)
-		w.seq("head_seq", &p.HeadSeq)
-		w.events(&p.Events, &p.encoded, p.LastSeq-p.FirstSeq, maxBatchEvents)
-		walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+		w.eventBatch(p, new(page))
+	case *eventBatch:
+		w.eventBatch(&p.EventBatchPayload, &p.page)
 	case *AckBatchPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -194,17 +189,9 @@ func (w *walker) fields(p any) {
 		w.seq("until_seq", &p.UntilSeq)
 		w.whole("limit", &p.Limit)
 	case *ReplayBatchPayload:
-		w.text("session_id", &p.SessionID)
-		w.text("viewer_id", &p.ViewerID)
-		w.text("request_id", &p.RequestID)
-		w.text("epoch", &p.Epoch)
-		w.first("first_seq", &p.FirstSeq)
-		w.seq("last_seq", &p.LastSeq)
-		w.seq("until_seq", &p.UntilSeq)
-		w.first("available_from", &p.AvailableFrom)
-		w.flag("done", &p.Done)
-		w.events(&p.Events, &p.encoded, p.LastSeq-p.FirstSeq, maxReplayPage)
-		walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+		w.replayBatch(p, new(page))
+	case *replayBatch:
+		w.replayBatch(&p.ReplayBatchPayload, &p.page)
 	case *ErrorPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -221,6 +208,34 @@ func (w *walker) fields(p any) {
 	default:
 		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
 	}
+}
+
+// eventBatch walks an event batch whose events are in pg, or in p itself.
+func (w *walker) eventBatch(p *EventBatchPayload, pg *page) {
+	w.text("session_id", &p.SessionID)
+	w.text("viewer_id", &p.ViewerID)
+	w.text("epoch", &p.Epoch)
+	w.text("link", &p.Link)
+	w.first("first_seq", &p.FirstSeq)
+	w.seq("last_seq", &p.LastSeq)
+	w.seq("head_seq", &p.HeadSeq)
+	w.events(&p.Events, p.trusted, pg, maxBatchEvents)
+	walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+}
+
+// replayBatch is the same for a replay batch.
+func (w *walker) replayBatch(p *ReplayBatchPayload, pg *page) {
+	w.text("session_id", &p.SessionID)
+	w.text("viewer_id", &p.ViewerID)
+	w.text("request_id", &p.RequestID)
+	w.text("epoch", &p.Epoch)
+	w.first("first_seq", &p.FirstSeq)
+	w.seq("last_seq", &p.LastSeq)
+	w.seq("until_seq", &p.UntilSeq)
+	w.first("available_from", &p.AvailableFrom)
+	w.flag("done", &p.Done)
+	w.events(&p.Events, p.trusted, pg, maxReplayPage)
+	walkList(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
 // at reports whether the named field's value is to be written, or read, now.
@@ -318,28 +333,29 @@ func walkList[T any](w *walker, name string, p *[]T, limit int) {
 	w.out = append(w.out, ']')
 }
 
-// events walks the events of a batch, of which at least about more+1 are expected.
-func (w *walker) events(p *[]Event, made *encodedEvents, more uint64, limit int) {
+// events walks the events of a batch. They are written from the one of list and pg that
+// has any; they are read into pg, or into list if they don't stand there as we write them.
+func (w *walker) events(list *[]Event, trusted bool, pg *page, limit int) {
 	switch {
-	case w.d == nil && made.count(*p) == 0, !w.at("events"):
+	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.at("events"):
 		return
 	case w.d != nil:
-		*p = w.d.events(made, more, limit)
+		*list = w.d.events(pg, limit)
 		return
 	}
 	w.out = append(w.out, '[')
-	if made.sealed || made.isOf(*p) {
-		w.out = made.appendTo(w.out)
+	if len(pg.slots) > 0 {
+		w.out = pg.appendTo(w.out)
 	} else {
-		w.eachEvent(*p)
+		w.eachEvent(*list, trusted)
 	}
 	w.out = append(w.out, ']')
 }
 
-func (w *walker) eachEvent(events []Event) {
+func (w *walker) eachEvent(events []Event, trusted bool) {
 	for i := range events {
 		d := draft{ev: &events[i]}
-		if err := d.check(false); err != nil {
+		if err := d.check(trusted); err != nil {
 			w.err = &eventError{events[i].Seq, err}
 			return
 		}
@@ -361,15 +377,15 @@ type decoder struct {
 	field string // being read, for messages
 	arena int    // bytes that the events' data needs
 
-	borrow bool   // batches are to be sealed, and their bytes left where they are
-	slots  []slot // those of such a batch, until release
-	chunk  chunk  // and its bytes
+	// The events of a batch, until release, if they stand in the frame as we write them.
+	slots []slot
+	chunk chunk
 }
 
-// release ends the use of a decoder, and of what it lent.
+// release ends the use of a decoder, and of the batch that it decoded.
 func (d *decoder) release() {
 	clear(d.slots)
-	d.Scanner, d.arena, d.borrow, d.slots, d.chunk = jsontext.Scanner{}, 0, false, d.slots[:0], chunk{}
+	d.Scanner, d.arena, d.slots, d.chunk = jsontext.Scanner{}, 0, d.slots[:0], chunk{}
 	decoders.Put(d)
 }
 
@@ -383,7 +399,7 @@ func (d *decoder) envelope() (p Payload, typ string) {
 		case "type":
 			if d.once(&seen, 1, "type") && !d.null() {
 				typ = d.text()
-				p = newPayload(typ)
+				p = newBatch(typ)
 			}
 		case "payload":
 			if !d.once(&seen, 2, "payload") || d.null() {
@@ -441,79 +457,57 @@ func decodeList[T any](d *decoder, limit int) (list []T) {
 	return list
 }
 
-// events reads the events of a batch, about more+1 of them.
-func (d *decoder) events(made *encodedEvents, more uint64, limit int) []Event {
+// events reads the events of a batch into pg or, if they don't stand there as we write
+// them, into a list.
+func (d *decoder) events(pg *page, limit int) []Event {
 	start, spaces := d.Pos, d.Spaces
-	events, ok := d.plainEvents(made, more, limit)
-	if ok || d.Err != nil {
-		return events
+	if d.plainEvents(pg, limit) || d.Err != nil {
+		return nil
 	}
-	*made = encodedEvents{}
 	d.Pos, d.Spaces = start, spaces
-	return d.anyEvents(events, limit)
+	return d.anyEvents(limit)
 }
 
-// plainEvents reads the events if they stand in the frame just as we write them, so
-// that their JSON can be kept in made; it reports false if they do not. Of those that
-// are borrowed it makes nothing else.
-func (d *decoder) plainEvents(made *encodedEvents, more uint64, limit int) (events []Event, ok bool) {
+// plainEvents leaves the events where they are in the frame, if they stand there just as
+// we write them; it reports false if they do not.
+func (d *decoder) plainEvents(pg *page, limit int) bool {
 	spaces := d.Spaces
 	if !d.SkipText("[") || len(d.Src)-d.Pos < len(headSeq) {
-		return nil, false
+		return false
 	}
-	start, c := d.Pos, &d.chunk
-	slots, e := d.slots[:0], new(Event)
-	if !d.borrow { // at least 10 bytes each, `{"seq":1},`
-		n := min(more, uint64(limit-1), uint64(len(d.Src)-d.Pos)/10) + 1
-		slots, events, c = make([]slot, 0, n), make([]Event, 0, n), new(chunk)
-	}
+	start, typ, slots := d.Pos, "", d.slots[:0]
 	for next := true; next; next = d.SkipText(",") {
 		if len(slots) == limit {
 			d.Fail("events: too many")
-			return events, false
+			return false
 		}
-		if !d.borrow {
-			events = append(events, Event{Type: e.Type})
-			e = &events[len(events)-1]
-		}
-		s := slot{chunk: c, off: uint32(d.Pos - start)}
-		if !d.plainEvent(e, &s) {
-			return events, false
+		s := slot{chunk: &d.chunk, off: uint32(d.Pos - start)}
+		if !d.plainEvent(&s, &typ) {
+			return false
 		}
 		slots = append(slots, s)
 	}
 	if !d.SkipText("]") || d.Spaces != spaces {
-		return events, false
+		return false
 	}
-	*made = encodedEvents{slots: slots, checked: true, sealed: d.borrow, borrowed: d.borrow}
-	if c.b = d.Src[start : d.Pos-1 : d.Pos-1]; d.borrow {
-		d.slots = slots
-		return nil, true
-	}
-	c.b = bytes.Clone(c.b)
-	made.sum = sumOf(events)
-	if inBytes := made.give(events); inBytes > 0 {
-		made.decodeBytes(events, inBytes)
-	}
-	return events, true
+	d.slots, d.chunk.b = slots, d.Src[start:d.Pos-1:d.Pos-1]
+	pg.slots, pg.held = slots, heldByFrame
+	return true
 }
 
 // plainEvent reads an event that is written as we write it, and reports false if it
-// is not. The one before it had the type that e has.
-func (d *decoder) plainEvent(e *Event, s *slot) bool {
+// is not. typ is the type of the one before it, and then its own.
+func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	start := d.Pos
 	if !d.SkipText(headSeq) || d.Pos == len(d.Src) || d.Src[d.Pos]-'0' > 9 {
 		return false
 	}
 	d.field = "seq"
-	s.to = d.number(MaxSeq)
-	e.Seq, s.kind = s.to, isJSON
-	if d.SkipText(headTime) && !d.plainTime(&e.Time, s) {
+	s.to, s.kind = d.number(MaxSeq), isJSON
+	if d.SkipText(headTime) && !d.plainTime(s) {
 		return false
 	}
-	if !d.SkipText(headType) {
-		e.Type = ""
-	} else if !d.plainType(e) {
+	if d.SkipText(headType) && !d.plainType(typ) {
 		return false
 	}
 	switch {
@@ -526,7 +520,7 @@ func (d *decoder) plainEvent(e *Event, s *slot) bool {
 			return false
 		}
 	}
-	if e.End = d.SkipText(tailEnd); e.End {
+	if d.SkipText(tailEnd) {
 		s.kind |= isEnd
 	}
 	s.size = uint32(d.Pos + 1 - start)
@@ -534,21 +528,21 @@ func (d *decoder) plainEvent(e *Event, s *slot) bool {
 }
 
 // plainTime reads a time that is written as we write it, without its first quote.
-func (d *decoder) plainTime(t *time.Time, s *slot) (ok bool) {
+func (d *decoder) plainTime(s *slot) bool {
 	n := bytes.IndexByte(d.Src[d.Pos:min(len(d.Src), d.Pos+timetext.Max+1)], '"')
 	if n < 0 {
 		return false
 	}
-	*t, ok = d.times.Read(d.Src[d.Pos : d.Pos+n])
+	t, ok := d.times.Read(d.Src[d.Pos : d.Pos+n])
 	d.Pos += n + 1
 	s.timed = uint8(n)
 	return ok && !t.IsZero()
 }
 
 // plainType reads a type without escapes and its first quote. It is mostly that of
-// the event before.
-func (d *decoder) plainType(e *Event) bool {
-	if n := d.Pos + len(e.Type); e.Type != "" && n < len(d.Src) && d.Src[n] == '"' && string(d.Src[d.Pos:n]) == e.Type {
+// an event before.
+func (d *decoder) plainType(typ *string) bool {
+	if n := d.Pos + len(*typ); *typ != "" && n < len(d.Src) && d.Src[n] == '"' && string(d.Src[d.Pos:n]) == *typ {
 		d.Pos = n + 1
 		return true
 	}
@@ -557,8 +551,8 @@ func (d *decoder) plainType(e *Event) bool {
 	if d.Escaped || len(text) == 0 || len(text) > maxID {
 		return false
 	}
-	e.Type = d.word(text)
-	return validID(e.Type)
+	*typ = d.word(text)
+	return validID(*typ)
 }
 
 // plainBytes reads base64 as we write it, without its first quote.
@@ -582,10 +576,8 @@ func isBase64(text []byte) bool {
 	return err == nil
 }
 
-// anyEvents reads the events in whatever form they stand. The memory of those that
-// were read in vain is used again.
-func (d *decoder) anyEvents(events []Event, limit int) []Event {
-	events = events[:0]
+// anyEvents reads the events in whatever form they stand.
+func (d *decoder) anyEvents(limit int) (events []Event) {
 	for next := d.FirstItem(); next; next = d.NextItem() {
 		if len(events) == limit {
 			d.Fail("events: too many")

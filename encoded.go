@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
-	"hash/maphash"
-	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -15,197 +13,116 @@ import (
 	"github.com/vibetools/gvstream/internal/timetext"
 )
 
-// encodedEvents is the JSON of events as a log keeps it and as it stands on the
-// wire: made once, when they were published, so that a resend, a replay or a relay
-// encodes nothing again. Its bytes are read-only.
-type encodedEvents struct {
-	slots    []slot        // of the events alone, in order
-	sum      uint64        // sumOf the events
-	raw      []byte        // the decoded data of those whose data is bytes, one behind the other
-	lent     bool          // others may hold the bytes too
-	borrowed bool          // slots and bytes are in memory that will be used again
-	sealed   bool          // the payload's Events are still to be made of it
-	checked  bool          // all data is known to be JSON
-	shared   *sharedEvents // with other payloads, or nil
-
-	memory *pageMemory // holds the slots, and the bytes if they are borrowed; or nil
-}
-
 // appendTo appends the events' JSON objects, separated by commas. What lies in one
-// piece is copied in one piece.
-func (m *encodedEvents) appendTo(dst []byte) []byte {
-	for i := 0; i < len(m.slots); {
-		s := m.slots[i]
+// piece is copied in one piece. There are events.
+func (p *page) appendTo(dst []byte) []byte {
+	for i := 0; i < len(p.slots); {
+		s := p.slots[i]
 		end := s.off + s.size
-		for i++; i < len(m.slots) && m.slots[i].chunk == s.chunk && m.slots[i].off == end+1; i++ {
-			end += 1 + m.slots[i].size
+		for i++; i < len(p.slots) && p.slots[i].chunk == s.chunk && p.slots[i].off == end+1; i++ {
+			end += 1 + p.slots[i].size
 		}
 		dst = append(append(dst, s.chunk.b[s.off:end]...), ',')
 	}
 	return dst[:len(dst)-1]
 }
 
-// open returns the payload's Events, which are made now if they were not: who only
-// passes them on needs none.
-func (m *encodedEvents) open(events []Event) []Event {
-	if !m.sealed {
-		return events
+// jsonSize is the bytes that appendTo appends, and one.
+func (p *page) jsonSize() int {
+	size := 0
+	for i := range p.slots {
+		size += int(p.slots[i].size) + 1
 	}
-	m.sealed = false
-	if m.shared == nil {
-		m.settle()
-		return m.events()
-	}
-	return m.shared.open(m)
+	return size
 }
 
-// sharedEvents are the Events of several payloads, made for the first that is opened.
+// open makes the page's events for a caller to keep and not to change, and ends the use
+// of the page.
+func (p *page) open() (events []Event) {
+	if p.shared != nil {
+		p.shared.once.Do(func() { p.shared.events = decodeEvents(p.slots, nil) })
+		return p.shared.events
+	}
+	if p.held == heldByPool || p.held == heldByFrame {
+		events = p.ownEvents()
+	} else {
+		events = decodeEvents(p.slots, nil)
+	}
+	p.end()
+	return events
+}
+
+// end ends the use of the page: its memory may be another's now.
+func (p *page) end() {
+	p.memory.release()
+	p.slots, p.memory = nil, nil
+}
+
+// sharedEvents are the Events of all payloads that are made of one page, made for the
+// first of them.
 type sharedEvents struct {
 	once   sync.Once
-	of     encodedEvents
 	events []Event
 }
 
-func (s *sharedEvents) open(m *encodedEvents) []Event {
-	s.once.Do(func() {
-		s.of = encodedEvents{slots: m.slots}
-		s.events = s.of.events()
-	})
-	m.sum, m.raw = s.of.sum, s.of.raw
-	return s.events
-}
-
-// count is the number of the payload's events.
-func (m *encodedEvents) count(events []Event) int {
-	if m.sealed {
-		return len(m.slots)
+// ownEvents are the page's events in memory of their own.
+func (p *page) ownEvents() []Event {
+	if len(p.slots) == 0 {
+		return nil
 	}
-	return len(events)
+	return decodeEvents(p.slots, &chunk{b: p.appendTo(make([]byte, 0, p.jsonSize()))})
 }
 
-// place is where the payload's event at index i stands in its session.
-func (m *encodedEvents) place(events []Event, i int) (seq uint64, end bool) {
-	if m.sealed {
-		return m.slots[i].to, m.slots[i].end()
-	}
-	return events[i].Seq, events[i].End
-}
-
-// events are the events as callers see them. They share the bytes.
-func (m *encodedEvents) events() []Event {
-	if len(m.slots) == 0 {
+// decodeEvents makes the events of slots as callers see them. Their data is what stands
+// in the slots' bytes or, if that is not nil, in a chunk to which those were copied.
+func decodeEvents(slots []slot, copied *chunk) []Event {
+	if len(slots) == 0 {
 		return nil
 	}
 	var known memo
 	var typ []byte // of the event before, as it stands in the JSON
-	word, inBytes := "", 0
-	events := make([]Event, len(m.slots))
-	for i := range m.slots {
-		e, s := &events[i], &m.slots[i]
+	word, inBytes, off := "", 0, uint32(0)
+	events := make([]Event, len(slots))
+	for i := range slots {
+		e, s := &events[i], slots[i]
+		if copied != nil {
+			s.chunk, s.off = copied, off
+			off += s.size + 1
+		}
 		at, text := s.head(&known)
 		if string(text) != string(typ) {
 			typ, word = text, known.typeOf(text)
 		}
 		e.Seq, e.Time, e.Type, e.End = s.to, at, word, s.end()
-		inBytes += s.give(e)
+		switch data := s.value(); {
+		case len(data) == 0:
+		case s.kind&kindMask == isBytes:
+			e.Bytes = data
+			inBytes += (len(data) + 3) / 4 * 3
+		default:
+			e.Data = data
+		}
 	}
 	if inBytes > 0 {
-		m.decodeBytes(events, inBytes)
+		decodeBytes(events, inBytes)
 	}
-	m.sum = sumOf(events)
 	return events
-}
-
-// give gives an event its data out of its JSON; if that is bytes, the base64 text of
-// it. It returns how many bytes that may be.
-func (s *slot) give(e *Event) (inBytes int) {
-	data := s.value()
-	switch {
-	case len(data) == 0:
-	case s.kind&kindMask == isBytes:
-		e.Bytes = data
-		return (len(data) + 3) / 4 * 3
-	default:
-		e.Data = data
-	}
-	return 0
-}
-
-// give gives all events their data.
-func (m *encodedEvents) give(events []Event) (inBytes int) {
-	for i := range m.slots {
-		inBytes += m.slots[i].give(&events[i])
-	}
-	return inBytes
 }
 
 // decodeBytes makes bytes of the base64 text in the events' Bytes, which is as we
 // write it.
-func (m *encodedEvents) decodeBytes(events []Event, most int) {
-	m.raw = make([]byte, 0, most)
+func decodeBytes(events []Event, most int) {
+	raw := make([]byte, 0, most)
 	for i := range events {
-		if m.slots[i].kind&kindMask != isBytes {
-			continue
+		if e := &events[i]; e.Bytes != nil {
+			from := len(raw)
+			raw, _ = strictBase64.AppendDecode(raw, e.Bytes)
+			e.Bytes = raw[from:len(raw):len(raw)]
 		}
-		from := len(m.raw)
-		m.raw, _ = strictBase64.AppendDecode(m.raw, events[i].Bytes)
-		events[i].Bytes = m.raw[from:len(m.raw):len(m.raw)]
 	}
 }
 
 var strictBase64 = base64.StdEncoding.Strict()
-
-// isOf reports whether the JSON still is that of events: a caller between Next
-// and the wire may have put other events, or other bytes, into the payload.
-func (m *encodedEvents) isOf(events []Event) bool {
-	if len(m.slots) == 0 || len(m.slots) != len(events) || m.sum != sumOf(events) {
-		return false
-	}
-	raw := m.raw
-	for i := range events {
-		e, s := &events[i], &m.slots[i]
-		data, bytes := s.value(), []byte(nil)
-		if s.kind&kindMask == isBytes {
-			n := min(len(e.Bytes), len(raw))
-			data, bytes, raw = nil, raw[:n], raw[n:]
-		}
-		if !sameBytes(e.Data, data) || !sameBytes(e.Bytes, bytes) {
-			return false
-		}
-	}
-	return len(raw) == 0
-}
-
-// sumOf is a sum of all that is to be told of events, but for their data.
-func sumOf(events []Event) (sum uint64) {
-	typ, typSum := "", maphash.String(sumSeed, "")
-	for i := range events {
-		e := &events[i]
-		if e.Type != typ {
-			typ, typSum = e.Type, maphash.String(sumSeed, e.Type)
-		}
-		of := typSum
-		if e.End {
-			of = ^of
-		}
-		sum = mix(sum^of, e.Seq)
-		sum = mix(sum^uint64(e.Time.Unix()), uint64(e.Time.Nanosecond()))
-	}
-	return sum
-}
-
-// mix has each bit of a and b change half of the sum's.
-func mix(a, b uint64) uint64 {
-	hi, lo := bits.Mul64(a^0x9e3779b97f4a7c15, b^0xd1342543de82ef95)
-	return hi ^ lo
-}
-
-var sumSeed = maphash.MakeSeed()
-
-// sameBytes reports whether a and b are the same memory.
-func sameBytes(a, b []byte) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
-}
 
 // An eventError says which event can't be told.
 type eventError struct {
@@ -216,25 +133,30 @@ type eventError struct {
 func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.seq, e.err) }
 func (e *eventError) Unwrap() error { return e.err }
 
-// own returns the payload's events and gaps as nobody else reads them: copies, if
-// others may.
-func (m *encodedEvents) own(events []Event, gaps []Gap) ([]Event, []Gap) {
-	if !m.lent {
-		return events, gaps
-	}
-	return cloneEvents(events), slices.Clone(gaps)
-}
-
+// cloneEvents are events in memory of their own, all their data in one piece.
 func cloneEvents(events []Event) []Event {
-	out := slices.Clone(events)
+	size := 0
+	for i := range events {
+		size += len(events[i].Data) + len(events[i].Bytes)
+	}
+	out, data := slices.Clone(events), make([]byte, 0, size)
+	clone := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		from := len(data)
+		data = append(data, b...)
+		return data[from:len(data):len(data)]
+	}
 	for i := range out {
-		out[i].Data, out[i].Bytes = bytes.Clone(out[i].Data), bytes.Clone(out[i].Bytes)
+		out[i].Data, out[i].Bytes = clone(out[i].Data), clone(out[i].Bytes)
 	}
 	return out
 }
 
-// encode makes the JSON of events, if all of them can be told.
-func (m *encodedEvents) encode(events []Event) error {
+// encode makes the page of events, if all of them can be encoded. An error is an
+// *eventError.
+func (p *page) encode(events []Event) error {
 	size := 0
 	drafts := make([]draft, len(events))
 	for i := range events {
@@ -247,10 +169,10 @@ func (m *encodedEvents) encode(events []Event) error {
 	if size > maxFrame {
 		return &eventError{events[0].Seq, ErrTooLarge}
 	}
-	*m = encodedEvents{slots: make([]slot, len(events)), checked: true, sum: sumOf(events)}
+	p.slots, p.held = make([]slot, len(events)), heldOwn
 	out, c := make([]byte, 0, size), new(chunk)
 	for i := range drafts {
-		d, s, off := &drafts[i], &m.slots[i], len(out)
+		d, s, off := &drafts[i], &p.slots[i], len(out)
 		var data int
 		out, data = d.appendTo(out, events[i].Seq)
 		d.note(s, events[i].Seq, data)
@@ -261,49 +183,24 @@ func (m *encodedEvents) encode(events []Event) error {
 	return nil
 }
 
-// copied is the same JSON in memory of its own.
-func (m *encodedEvents) copied() encodedEvents {
-	if len(m.slots) == 0 {
-		return encodedEvents{}
+// settle takes the page to slots and bytes of its own, in as little memory as they need.
+func (p *page) settle() {
+	if len(p.slots) > 0 {
+		p.slots = slices.Clone(p.slots)
+		p.copyTo(&chunk{b: make([]byte, 0, p.jsonSize())})
 	}
-	out := encodedEvents{slots: slices.Clone(m.slots), checked: m.checked}
-	out.copyOut()
-	return out
-}
-
-// copyOut takes the JSON to memory of its own. There are events, and nobody else has
-// their slots.
-func (m *encodedEvents) copyOut() {
-	size := 0
-	for i := range m.slots {
-		size += int(m.slots[i].size) + 1
-	}
-	m.copyTo(&chunk{b: make([]byte, 0, size)})
+	p.held = heldOwn
 }
 
 // copyTo takes the JSON to a chunk.
-func (m *encodedEvents) copyTo(c *chunk) {
-	c.b = m.appendTo(c.b[:0])
+func (p *page) copyTo(c *chunk) {
+	c.b = p.appendTo(c.b[:0])
 	off := uint32(0)
-	for i := range m.slots {
-		s := &m.slots[i]
+	for i := range p.slots {
+		s := &p.slots[i]
 		s.chunk, s.off = c, off
 		off += s.size + 1
 	}
-}
-
-// settle takes what is borrowed to memory of its own.
-func (m *encodedEvents) settle() {
-	if !m.borrowed && m.memory == nil {
-		return
-	}
-	memory := m.memory
-	m.slots, m.memory = slices.Clone(m.slots), nil
-	if m.borrowed && len(m.slots) > 0 {
-		m.copyOut()
-	}
-	m.borrowed = false
-	memory.release()
 }
 
 // A pageMemory is what a page of a log is made of, to be used again by another once
@@ -322,6 +219,106 @@ func (m *pageMemory) release() {
 	clear(m.slots) // they hold the log's chunks
 	pageMemories.Put(m)
 }
+
+// Machines exchange batches in one form: what the payload says but for its Events, and
+// those as a page, so that a resend, a replay or a relay encodes nothing again. Next, Run
+// and Push make a payload of one; NextFrame and RunLines append its JSON; either ends its
+// use. The use of a batch that comes in ends when it was handled.
+//
+// There is one exception: a batch that was given to Handle, or that a peer wrote in
+// another way than we do, still has its Events, and a page without slots. A hub loads the
+// page of them, once it knows that it wants them; a viewer copies them.
+type (
+	eventBatch struct {
+		EventBatchPayload
+		page
+	}
+	replayBatch struct {
+		ReplayBatchPayload
+		page
+	}
+)
+
+// Batches whose use has ended.
+var (
+	eventBatches  = sync.Pool{New: func() any { return new(eventBatch) }}
+	replayBatches = sync.Pool{New: func() any { return new(replayBatch) }}
+)
+
+func newEventBatch() *eventBatch   { return eventBatches.Get().(*eventBatch) }
+func newReplayBatch() *replayBatch { return replayBatches.Get().(*replayBatch) }
+
+// newBatch is newPayload with batches in the form that machines take.
+func newBatch(typ string) Payload {
+	switch typ {
+	case "event_batch":
+		return newEventBatch()
+	case "replay_batch":
+		return newReplayBatch()
+	}
+	return newPayload(typ)
+}
+
+// batch is a caller's payload as machines take it. They change nothing of what it points
+// to, and keep copies.
+func batch(p Payload) Payload {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		b := newEventBatch()
+		b.EventBatchPayload = *p
+		return b
+	case *ReplayBatchPayload:
+		b := newReplayBatch()
+		b.ReplayBatchPayload = *p
+		return b
+	}
+	return p
+}
+
+// open is a payload as callers see it. If p is a batch, its use ends.
+func open(p Payload) Payload {
+	switch p := p.(type) {
+	case *eventBatch:
+		out := p.EventBatchPayload
+		if len(p.slots) > 0 {
+			out.Events = p.open()
+		}
+		end(p)
+		return &out
+	case *replayBatch:
+		out := p.ReplayBatchPayload
+		if len(p.slots) > 0 {
+			out.Events = p.open()
+		}
+		end(p)
+		return &out
+	}
+	return p
+}
+
+// end ends the use of p, if it is a batch.
+func end(p Payload) {
+	switch p := p.(type) {
+	case *eventBatch:
+		p.page.end()
+		*p = eventBatch{}
+		eventBatches.Put(p)
+	case *replayBatch:
+		p.page.end()
+		*p = replayBatch{}
+		replayBatches.Put(p)
+	}
+}
+
+// load makes the page of what the payload says. An error is an *eventError.
+func (p *eventBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
+
+func (p *replayBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
+
+// copies are the batch's events and gaps for a reader to keep and to write to.
+func (p *eventBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
+
+func (p *replayBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
 
 const (
 	headSeq  = `{"seq":`

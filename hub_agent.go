@@ -122,12 +122,12 @@ func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) erro
 			return err
 		}
 		return ha.status(ctx, now, p)
-	case *EventBatchPayload:
+	case *eventBatch:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
 		}
 		return ha.batch(ctx, now, p)
-	case *ReplayBatchPayload:
+	case *replayBatch:
 		if err := ha.current(now, ha.id); err != nil {
 			return err
 		}
@@ -445,9 +445,8 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 }
 
 // batch accepts what is new in a batch (rules 7 and 8).
-func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPayload) error {
-	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
-	if bad := (*eventError)(nil); errors.As(err, &bad) {
+func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *eventBatch) error {
+	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
 		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
@@ -471,8 +470,8 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *EventBatchPaylo
 		o.ackNow() // a duplicate: its ack may have been lost
 		return nil
 	}
-	pg.clip(accepted)
-	return ha.accept(ctx, now, s, &pg)
+	p.clip(accepted)
+	return ha.accept(ctx, now, s, &p.page)
 }
 
 // accept has the session accept a page, up to the first event that is too large, once
@@ -508,7 +507,7 @@ func (s *hubSession) leave() {
 }
 
 // find returns the session of a batch, open on this link and locked.
-func (ha *hubAgent) find(ctx context.Context, now time.Time, p *EventBatchPayload) (*hubSession, error) {
+func (ha *hubAgent) find(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
 	if s := ha.h.lookup(p.SessionID); s != nil {
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err

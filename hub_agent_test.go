@@ -1133,12 +1133,12 @@ func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
 }
 
 func TestHubEventSizeBound(t *testing.T) {
-	var m encodedEvents
-	if err := m.encode(numbered(1, 1)); err != nil {
+	p, err := newPage(1, 1, numbered(1, 1), nil)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for over := range 3 {
-		h := NewHub(&HubConfig{MaxEventBytes: int(m.slots[0].size) - 1 + over})
+		h := NewHub(&HubConfig{MaxEventBytes: int(p.slots[0].size) - 1 + over})
 		a := playAgent(t, h, "agent")
 		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 1))
 		if (err == nil) != (over > 0) {

@@ -152,9 +152,8 @@ func (f *fan) load() bool {
 func (f *fan) send(now time.Time) {
 	first := EventBatchPayload{
 		SessionID: f.s.id, Epoch: f.epoch, FirstSeq: f.page.first, LastSeq: f.page.last, HeadSeq: f.head,
-		Gaps: f.page.gaps, encoded: f.page.seal(),
+		Events: f.page.open(), Gaps: f.page.gaps,
 	}
-	open(&first)
 	var batches []EventBatchPayload // a few at a time: who keeps one keeps its neighbours
 	for _, c := range f.cursors {
 		if len(batches) == 0 {

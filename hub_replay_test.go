@@ -191,7 +191,7 @@ func TestHubReplayBytesExact(t *testing.T) {
 			h, a, _, r := smallReplay(t, HubConfig{})
 			for seq := uint64(1); seq <= 4; seq++ {
 				b := answerTo(r, seq, seq, false)
-				p, err := newPage(seq, seq, b.Events, nil, new(encodedEvents))
+				p, err := newPage(seq, seq, b.Events, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -776,7 +776,7 @@ func TestHubReplayFrameTwice(t *testing.T) {
 
 // Rule 11: an event that is as large as one may be is replayed; a larger one is not.
 func TestHubReplaySizeBound(t *testing.T) {
-	pg, err := newPage(10, 10, numbered(10, 10), nil, new(encodedEvents))
+	pg, err := newPage(10, 10, numbered(10, 10), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -872,7 +872,7 @@ func TestHubReplayGivenUp(t *testing.T) {
 		if p := f.take(time.Now()); p != nil {
 			t.Errorf("made: %s", payloadText(p))
 		}
-		if err := f.answered(time.Now(), answerTo(r, 1, 15, true), nil); err != nil {
+		if err := f.answered(time.Now(), batch(answerTo(r, 1, 15, true)).(*replayBatch), nil); err != nil {
 			t.Error(err)
 		}
 		if n := h.Stats().StalePayloads; n != 1 {

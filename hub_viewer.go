@@ -522,21 +522,21 @@ func (c *cursor) take(now time.Time) Payload {
 	epoch, head, first := c.epoch, l.head, l.first()
 	s.mu.Unlock()
 	if replayed {
-		b := replayBatches.Get().(*ReplayBatchPayload)
-		*b = ReplayBatchPayload{
+		b := newReplayBatch()
+		b.ReplayBatchPayload = ReplayBatchPayload{
 			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
 			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
 			Done: p.last == first-1,
 		}
-		b.Gaps, b.encoded = p.gaps, p.seal()
+		b.Gaps, b.page = p.gaps, *p
 		return b
 	}
-	b := eventBatches.Get().(*EventBatchPayload)
-	*b = EventBatchPayload{
+	b := newEventBatch()
+	b.EventBatchPayload = EventBatchPayload{
 		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
 		FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
 	}
-	b.Gaps, b.encoded = p.gaps, p.seal()
+	b.Gaps, b.page = p.gaps, *p
 	return b
 }
 
@@ -867,7 +867,7 @@ func (f *fetch) refused(now time.Time, retry bool) {
 }
 
 // replayed takes an agent's answer to a replay request (rule 12).
-func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolError {
+func (ha *hubAgent) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	ha.mu.Lock()
 	f := ha.fetches[p.RequestID]
 	ha.mu.Unlock()
@@ -875,18 +875,18 @@ func (ha *hubAgent) replayed(now time.Time, p *ReplayBatchPayload) *ProtocolErro
 		ha.h.stalePayloads.Add(1)
 		return nil
 	}
-	pg, err := newPage(p.FirstSeq, p.LastSeq, p.Events, p.Gaps, &p.encoded)
-	if err != nil {
+	pg := &p.page
+	if err := p.load(); err != nil {
 		return malformed("replay_batch: %v", err)
 	}
 	for i := pg.larger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.larger(ha.h.cfg.MaxEventBytes) {
 		pg.lose(i, ReasonRejected)
 	}
-	return f.answered(now, p, &pg)
+	return f.answered(now, p, pg)
 }
 
 // answered takes an answer unless the request is no longer open, or it is not one.
-func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *ProtocolError {
+func (f *fetch) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -906,7 +906,7 @@ func (f *fetch) answered(now time.Time, p *ReplayBatchPayload, answer *page) *Pr
 }
 
 // accept keeps what is new in an answer for the cursor to hand out.
-func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
+func (f *fetch) accept(now time.Time, p *replayBatch, answer *page) {
 	c := f.c
 	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
 		c.release()
@@ -914,8 +914,9 @@ func (f *fetch) accept(now time.Time, p *ReplayBatchPayload, answer *page) {
 		c.hv.schedule(&c.task, c.retry.at)
 		return
 	}
-	answer.pack()
-	answer.settle()
+	if answer.pack(); answer.held != heldOwn {
+		answer.settle()
+	}
 	for _, pg := range answer.pieces() {
 		c.retry.reset() // an answer without news is none
 		c.retry.start(now)

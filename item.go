@@ -37,8 +37,7 @@ type Reset struct {
 
 // items are the page's events and gaps as a reader gets them: copies.
 func (p *page) items(sessionID, epoch string) []Item {
-	own := p.copied()
-	return tile(sessionID, epoch, own.events(), slices.Clone(p.gaps))
+	return tile(sessionID, epoch, p.ownEvents(), slices.Clone(p.gaps))
 }
 
 // newEvents are the events after a number. Those of one payload share memory: if

@@ -18,7 +18,7 @@ type SendFunc func(ctx context.Context, p Payload) error
 
 // A ReceiveFunc returns the next payload from the peer. It blocks until there is
 // one and must return when ctx ends. A link calls it from one goroutine at a
-// time. The payload and its bytes belong to the link from then on. If it returns
+// time. The link keeps nothing of the payload and does not change it. If it returns
 // a *ProtocolError, for a frame that could not be decoded, the peer is told and
 // the link goes on; any other error ends the link's Run.
 type ReceiveFunc func(ctx context.Context) (Payload, error)
@@ -73,11 +73,11 @@ type Link struct {
 }
 
 // A machine is what a link belongs to: a Streamer's, Hub's or Viewer's half of
-// one connection.
+// one connection. Batches come and go as eventBatch and replayBatch.
 type machine interface {
-	// handle applies a payload that arrived at now. A *ProtocolError is
-	// answered to the peer; any other error but ctx's own ends the link. If it
-	// has to wait, it waits no longer than ctx.
+	// handle applies a payload that arrived at now, and keeps nothing of it. A
+	// *ProtocolError is answered to the peer; any other error but ctx's own ends the
+	// link. If it has to wait, it waits no longer than ctx.
 	handle(ctx context.Context, now time.Time, p Payload) error
 	// detach is called once, after the link died.
 	detach(now time.Time)
@@ -290,21 +290,10 @@ func (l *Link) failure() error {
 // nothing happens before: never, if that is zero.
 func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 	p, at, err := l.take(now)
-	open(p)
-	return p, at, err
+	return open(p), at, err
 }
 
-// open makes the Events of a batch, if it is one.
-func open(p Payload) {
-	switch p := p.(type) {
-	case *EventBatchPayload:
-		p.Events = p.encoded.open(p.Events)
-	case *ReplayBatchPayload:
-		p.Events = p.encoded.open(p.Events)
-	}
-}
-
-// take is next for who encodes the payload and does not look into it.
+// take is next without the last step: batches are in the form that machines make.
 func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -342,8 +331,7 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 	var a alarm
 	defer a.stop()
 	p, err := l.await(ctx, &a)
-	open(p)
-	return p, err
+	return open(p), err
 }
 
 // NextFrame is Next and Append in one, for callers whose transport carries messages:
@@ -361,27 +349,12 @@ func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
 	return appendOnce(dst, p), nil
 }
 
-// appendOnce appends the envelope of a payload that a machine made, and ends its use.
+// appendOnce appends the envelope of a payload that a machine made, whose use ends.
 func appendOnce(dst []byte, p Payload) []byte {
 	out, _ := Append(dst, p) // a machine says nothing that can't be told
-	switch p := p.(type) {
-	case *EventBatchPayload:
-		p.encoded.memory.release()
-		*p = EventBatchPayload{}
-		eventBatches.Put(p)
-	case *ReplayBatchPayload:
-		p.encoded.memory.release()
-		*p = ReplayBatchPayload{}
-		replayBatches.Put(p)
-	}
+	end(p)
 	return out
 }
-
-// Batches whose use has ended.
-var (
-	eventBatches  = sync.Pool{New: func() any { return new(EventBatchPayload) }}
-	replayBatches = sync.Pool{New: func() any { return new(ReplayBatchPayload) }}
-)
 
 // An alarm is a timer that is set only if the time is another one. Who waits often
 // for the same deadline sets it once.
@@ -407,7 +380,7 @@ func (a *alarm) stop() {
 	}
 }
 
-// await is Next for who encodes the payload and does not look into it.
+// await is Next without the last step: batches are in the form that machines make.
 func (l *Link) await(ctx context.Context, a *alarm) (Payload, error) {
 	for {
 		now := time.Now()
@@ -450,18 +423,19 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 	}
 	d := decoders.Get().(*decoder)
 	defer d.release()
-	d.borrow = true
 	p, err := d.decode(frame)
 	if err != nil {
 		l.refuseFrame(now, err)
 		return err
 	}
+	defer end(p)
 	return l.handle(ctx, now, p)
 }
 
-// Handle applies one payload from the peer. It may block: in a callback of
-// HubConfig, or at a viewer until Items has taken what came before; ctx ends the
-// wait, and then the rest of the payload counts as lost and comes again.
+// Handle applies one payload from the peer. It does not change p and keeps nothing of
+// it. It may block: in a callback of HubConfig, or at a viewer until Items has taken
+// what came before; ctx ends the wait, and then the rest of the payload counts as lost
+// and comes again.
 //
 // A *ProtocolError says that the payload, or a part of it, was refused: the peer
 // is told by the next Next, and unless the link died of it the next payload is
@@ -501,7 +475,11 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	return l.m.handle(ctx, now, p)
+	b := batch(p)
+	if b != p {
+		defer end(b)
+	}
+	return l.m.handle(ctx, now, b)
 }
 
 // refuseFrame tells the peer of a frame that could not be decoded.
@@ -537,8 +515,7 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 		if err != nil {
 			return err
 		}
-		open(p)
-		return send(ctx, p)
+		return send(ctx, open(p))
 	}
 	return run(ctx, l, next, receive, l.Handle)
 }

@@ -95,7 +95,7 @@ type EventBatchPayload struct {
 	Events    []Event `json:"events,omitempty"`
 	Gaps      []Gap   `json:"gaps,omitempty"`
 
-	encoded encodedEvents
+	trusted bool // Append takes the Data as it is: StreamerConfig.TrustData
 }
 
 // AckBatchPayload acknowledges all events of a session up to a number: the hub
@@ -147,7 +147,7 @@ type ReplayBatchPayload struct {
 	Events        []Event `json:"events,omitempty"`
 	Gaps          []Gap   `json:"gaps,omitempty"`
 
-	encoded encodedEvents
+	trusted bool // Append takes the Data as it is: StreamerConfig.TrustData
 }
 
 // ErrorPayload refuses something (rule 11). It is never answered by another.
@@ -282,7 +282,12 @@ func (s *SessionStatus) check() *ProtocolError {
 	return nil
 }
 
-func (p *EventBatchPayload) check() *ProtocolError {
+func (p *EventBatchPayload) check() *ProtocolError { return p.checkWith(nil) }
+
+func (p *eventBatch) check() *ProtocolError { return p.checkWith(p.slots) }
+
+// checkWith is check where the events are in slots, or in p itself.
+func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 	switch {
 	case !validID(p.SessionID):
 		return malformed("event_batch: bad session_id")
@@ -292,14 +297,14 @@ func (p *EventBatchPayload) check() *ProtocolError {
 		return malformed("event_batch: bad epoch")
 	case !validID(p.Link):
 		return malformed("event_batch: bad link")
-	case p.encoded.count(p.Events) > maxBatchEvents:
+	case len(p.Events)+len(slots) > maxBatchEvents:
 		return malformed("event_batch: more than %d events", maxBatchEvents)
 	case p.HeadSeq < p.LastSeq || p.HeadSeq > MaxSeq:
 		return malformed("event_batch: head %d before last %d, or too large", p.HeadSeq, p.LastSeq)
 	case p.LastSeq < p.FirstSeq:
 		return malformed("event_batch: empty")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, &p.encoded, p.Gaps)
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
 }
 
 func (p *AckBatchPayload) check() *ProtocolError {
@@ -348,7 +353,12 @@ func (p *ReplayRequestPayload) check() *ProtocolError {
 	return nil
 }
 
-func (p *ReplayBatchPayload) check() *ProtocolError {
+func (p *ReplayBatchPayload) check() *ProtocolError { return p.checkWith(nil) }
+
+func (p *replayBatch) check() *ProtocolError { return p.checkWith(p.slots) }
+
+// checkWith is check where the events are in slots, or in p itself.
+func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	switch {
 	case !validID(p.SessionID):
 		return malformed("replay_batch: bad session_id")
@@ -358,14 +368,14 @@ func (p *ReplayBatchPayload) check() *ProtocolError {
 		return malformed("replay_batch: bad request_id")
 	case !validEpoch(p.Epoch):
 		return malformed("replay_batch: bad epoch")
-	case p.encoded.count(p.Events) > maxReplayPage:
+	case len(p.Events)+len(slots) > maxReplayPage:
 		return malformed("replay_batch: more than %d events", maxReplayPage)
 	case p.UntilSeq > MaxSeq || p.LastSeq > p.UntilSeq || p.AvailableFrom > MaxSeq+1:
 		return malformed("replay_batch: numbers out of order")
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, &p.encoded, p.Gaps)
+	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
 }
 
 func (p *ErrorPayload) check() *ProtocolError {
@@ -389,9 +399,9 @@ func (p *ErrorPayload) check() *ProtocolError {
 }
 
 // checkTiles reports whether events and gaps cover first to last exactly, each
-// number once and in order, with nothing after an end. What a sealed batch says of
-// an event was checked when it was sealed.
-func checkTiles(first, last uint64, events []Event, made *encodedEvents, gaps []Gap) *ProtocolError {
+// number once and in order, with nothing after an end. The events are in one of events
+// and slots; what slots say of an event was checked when they were made.
+func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *ProtocolError {
 	if first == 0 || last > MaxSeq {
 		return malformed("batch: numbers start at 1 and end at %d", uint64(MaxSeq))
 	}
@@ -399,15 +409,18 @@ func checkTiles(first, last uint64, events []Event, made *encodedEvents, gaps []
 		return malformed("batch: more than %d gaps", maxBatchGaps)
 	}
 	next := first
-	for i, n := 0, made.count(events); i < n || len(gaps) > 0; {
+	for i := 0; i < len(events)+len(slots) || len(gaps) > 0; {
 		var seq uint64
 		var end bool
-		if i < n {
-			seq, end = made.place(events, i)
+		switch {
+		case i < len(slots):
+			seq, end = slots[i].to, slots[i].end()
+		case i < len(events):
+			seq, end = events[i].Seq, events[i].End
 		}
 		switch {
 		case seq == next:
-			if !made.sealed && events[i].checkFields() != nil {
+			if len(events) > 0 && events[i].checkFields() != nil {
 				return malformed("batch: event %d: bad type, data or time", next)
 			}
 			if end && next != last {

@@ -296,7 +296,7 @@ func (l *log) joins(i, j int) bool {
 
 // accept appends a page that begins behind head, and calls trim now and then, so that
 // new events find the chunks of old ones. The log's slots have the page's bytes, which
-// nobody writes to any more; what is borrowed is copied.
+// nobody writes to any more; those in a frame are copied.
 func (l *log) accept(p *page, trim func()) {
 	const every = 32
 	gaps := p.gaps
@@ -304,7 +304,7 @@ func (l *log) accept(p *page, trim func()) {
 		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
 			l.lost(gaps[0].To, gaps[0].Reason)
 		}
-		if p.borrowed {
+		if p.held == heldByFrame {
 			l.keep(&s)
 		}
 		if l.push(s); i%every == every-1 {
@@ -360,7 +360,7 @@ func (l *log) read(s span) page {
 	case p.bytes <= s.copied:
 		p.memory.chunk.b = slices.Grow(p.memory.chunk.b[:0], p.bytes)
 		p.copyTo(&p.memory.chunk)
-		p.borrowed = true
+		p.held = heldByPool
 	default:
 		l.lend(&p)
 	}
@@ -388,7 +388,7 @@ func (l *log) lend(p *page) {
 			before = c
 		}
 	}
-	p.lent = true
+	p.held = heldByLog
 }
 
 // measure counts the slots from index start that fit the span, and the events
@@ -436,15 +436,39 @@ const (
 // A page is a piece of a log, or what may become one: events and gaps that tile
 // first to last. It can be encoded and sent without a lock.
 type page struct {
-	encodedEvents
+	slots       []slot // of the events alone, in order; their JSON was made when they were published
+	held        held
 	first, last uint64 // last = first-1 if it is empty
 	gaps        []Gap
 	bytes       int // of the events' JSON, and what the gaps will take
 
-	of        *log   // that it was read from, if others share it
+	memory *pageMemory   // of the slots, and of the bytes if it holds them; nil: the garbage collector's
+	shared *sharedEvents // of all payloads that are made of it; nil: it is read once
+	of     *log          // that it was read from, if others share it
+
 	request   string // the replay request it answers, or empty
 	available uint64 // and what that answer said the agent holds
 }
+
+// held says who holds the bytes of a page's events. Nobody writes to bytes that stay.
+//
+//	who          slots                  bytes                   until
+//	heldOwn      the page's             the page's              for good
+//	heldByLog    memory's, or shared    the log's, lent         slots: end; bytes: for good
+//	heldByPool   memory's               memory's                end
+//	heldByFrame  the decoder's          the peer's frame        the frame was handled
+//
+// read makes pages of the second and third kind, the decoder makes the fourth, and load
+// the first, of events. The first may go into another log, which then has the bytes too;
+// of the fourth it keeps copies. settle makes the first of any.
+type held uint8
+
+const (
+	heldOwn held = iota
+	heldByLog
+	heldByPool
+	heldByFrame
+)
 
 func (p *page) addEvent(s slot) {
 	p.last = s.to
@@ -465,21 +489,29 @@ func gapPage(from, to uint64, reason Reason) page {
 	return p
 }
 
-// newPage makes a page of a batch that was checked. If made is the JSON of its
-// events it is kept; if not, the events' data is checked and encoded here, outside
-// every lock. An error is an *eventError.
-func newPage(first, last uint64, events []Event, gaps []Gap, made *encodedEvents) (page, error) {
-	p := page{first: first, last: last, gaps: gaps, bytes: len(gaps) * gapBytes}
-	if made.checked && (made.sealed || made.isOf(events)) {
-		p.encodedEvents = *made
-		p.raw, p.sealed, p.shared = nil, false, nil
-	} else if err := p.encode(made.open(events)); err != nil {
-		return page{}, err
+// load makes the page of a batch that was checked. Its events are in the slots already,
+// or their data is checked and encoded here, outside every lock. An error is an
+// *eventError.
+func (p *page) load(first, last uint64, events []Event, gaps []Gap) error {
+	if len(events) > 0 {
+		if err := p.encode(events); err != nil {
+			return err
+		}
+		gaps = slices.Clone(gaps)
 	}
-	for i := range p.slots {
-		p.bytes += int(p.slots[i].size) + 1
+	p.first, p.last, p.gaps = first, last, gaps
+	p.bytes = p.jsonSize() + len(gaps)*gapBytes
+	return nil
+}
+
+// copies are the events, of the page or given, and the gaps in memory of their own.
+func (p *page) copies(events []Event, gaps []Gap) ([]Event, []Gap) {
+	if len(p.slots) > 0 {
+		events = p.ownEvents()
+	} else {
+		events = cloneEvents(events)
 	}
-	return p, nil
+	return events, slices.Clone(gaps)
 }
 
 // clip drops what is not after a number. A gap may be known in part.
@@ -514,16 +546,15 @@ func (p *page) cut(last uint64) {
 
 // pack takes the events' bytes to memory of their own, if they are less than half of
 // that in which a peer sent them: beside some that are known already, or refused.
-// Those that are borrowed stay where they are, unless a log would have a chunk for
-// each of them.
+// Those in a frame stay where they are, unless a log would have a chunk for each of
+// them.
 func (p *page) pack() {
 	bytes := p.bytes - len(p.gaps)*gapBytes
 	switch {
-	case p.lent || len(p.slots) == 0:
-	case p.borrowed && bytes > len(p.slots)*largeEntry:
+	case len(p.slots) == 0:
+	case p.held == heldByFrame && bytes > len(p.slots)*largeEntry,
+		p.held == heldOwn && len(p.slots[0].chunk.b) > 2*bytes:
 		p.settle()
-	case !p.borrowed && len(p.slots[0].chunk.b) > 2*bytes:
-		p.encodedEvents = p.copied()
 	}
 }
 
@@ -587,12 +618,4 @@ func (p *page) fitting() uint64 {
 			i++
 		}
 	}
-}
-
-// seal returns the page's events for a payload: a connection in memory may keep
-// that, or hand it over twice.
-func (p *page) seal() encodedEvents {
-	encoded := p.encodedEvents
-	encoded.lent, encoded.sealed = true, len(p.slots) > 0
-	return encoded
 }

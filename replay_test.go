@@ -62,11 +62,17 @@ func testEvent(seq uint64) Event { return Event{Seq: seq, Type: "out", Data: fmt
 
 // testSize is the bytes of its JSON.
 func testSize(seq uint64) int {
-	var m encodedEvents
-	if err := m.encode([]Event{testEvent(seq)}); err != nil {
+	p, err := newPage(seq, seq, []Event{testEvent(seq)}, nil)
+	if err != nil {
 		panic(err)
 	}
-	return int(m.slots[0].size)
+	return int(p.slots[0].size)
+}
+
+// newPage is the page of a batch.
+func newPage(first, last uint64, events []Event, gaps []Gap) (p page, err error) {
+	err = p.load(first, last, events, gaps)
+	return p, err
 }
 
 // add publishes the next event.
@@ -127,17 +133,12 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 	}
 }
 
-// split is what a payload of a page has, once its Events are made.
-func split(p *page) ([]Event, []Gap, encodedEvents) {
-	encoded := p.seal()
-	encoded.memory = nil // p goes on with it
-	events := encoded.open(nil)
-	return events, p.gaps, encoded
-}
+// eventsOfPage are its events, in the page's own bytes, whose use goes on.
+func eventsOfPage(p *page) []Event { return decodeEvents(p.slots, nil) }
 
 func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, wantGaps []Gap) {
 	t.Helper()
-	events, gaps, encoded := split(p)
+	events, gaps := eventsOfPage(p), p.gaps
 	var seqs []uint64
 	for _, ev := range events {
 		seqs = append(seqs, ev.Seq)
@@ -152,18 +153,21 @@ func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, w
 		t.Fatalf("after %d: events %v, gaps %v; want %v, %v", after, seqs, gaps, wantEvents, wantGaps)
 	}
 	if p.last >= p.first {
-		if err := checkTiles(p.first, p.last, events, new(encodedEvents), gaps); err != nil {
+		if err := checkTiles(p.first, p.last, events, nil, gaps); err != nil {
 			t.Fatalf("after %d: %v", after, err)
 		}
 	}
 	if len(events) == 0 {
 		return
 	}
-	var fresh encodedEvents
-	if err := fresh.encode(events); err != nil {
+	if err := checkTiles(p.first, p.last, nil, p.slots, gaps); err != nil {
+		t.Fatalf("after %d: %v", after, err)
+	}
+	fresh, err := newPage(p.first, p.last, events, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := encoded.appendTo(nil), fresh.appendTo(nil); !bytes.Equal(got, want) || !encoded.isOf(events) {
+	if got, want := p.appendTo(nil), fresh.appendTo(nil); !bytes.Equal(got, want) {
 		t.Fatalf("after %d: encoded %s, want %s", after, got, want)
 	}
 }
@@ -377,8 +381,7 @@ func TestLogAppend(t *testing.T) {
 func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 	t.Helper()
 	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30, 0})
-	events, gaps, _ := split(&p)
-	return events, gaps
+	return p.open(), p.gaps
 }
 
 // TestLogSteps does everything to a log in random order.
@@ -485,8 +488,8 @@ func TestReadGaps(t *testing.T) {
 		l.evict()
 	}
 	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes, 0}) // with one for the evicted
-	if _, gaps, _ := split(&p); len(gaps) != maxBatchGaps {
-		t.Errorf("%d gaps in a page, want %d", len(gaps), maxBatchGaps)
+	if len(p.gaps) != maxBatchGaps {
+		t.Errorf("%d gaps in a page, want %d", len(p.gaps), maxBatchGaps)
 	}
 }
 
@@ -531,7 +534,7 @@ func TestReadBytes(t *testing.T) {
 		for after := uint64(0); after < l.head; {
 			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes, 0})
 			b := &EventBatchPayload{SessionID: "s", Epoch: "e", Link: "l", FirstSeq: p.first, LastSeq: p.last, HeadSeq: l.head}
-			b.Events, b.Gaps, b.encoded = split(&p)
+			b.Events, b.Gaps = p.open(), p.gaps
 			line, err := Marshal(b)
 			if err != nil {
 				t.Fatal(err)
@@ -552,7 +555,7 @@ func TestPageStays(t *testing.T) {
 	for _, copied := range []int{0, pageBytes} {
 		l := testLog(50)
 		p := l.read(span{0, 50, 50, 50, 1 << 20, copied})
-		events, _, _ := split(&p)
+		events := eventsOfPage(&p)
 		for range 1000 {
 			l.add()
 			l.trim(l.head, 20, 1<<20)
@@ -565,8 +568,8 @@ func TestPageStays(t *testing.T) {
 		m := &logModel{first: l.first(), at: make([]string, l.head-l.first()+1)}
 		m.at[len(m.at)-1] = string(ReasonDropped)
 		checkLog(t, l, m)
-		if p.lent != (copied == 0) {
-			t.Errorf("copied up to %d bytes: lent %v", copied, p.lent)
+		if want := map[int]held{0: heldByLog, pageBytes: heldByPool}[copied]; p.held != want {
+			t.Errorf("copied up to %d bytes: held %v, want %v", copied, p.held, want)
 		}
 	}
 }
@@ -582,8 +585,7 @@ func numbersUpTo(n uint64) (out []uint64) {
 func TestPageCopied(t *testing.T) {
 	l := testLog(3)
 	p := l.read(span{0, 3, 3, 9, 1000, 0})
-	own := p.copied()
-	for _, ev := range own.events() {
+	for _, ev := range p.ownEvents() {
 		for i := range ev.Data {
 			ev.Data[i] = '#'
 		}
@@ -624,7 +626,7 @@ func TestDraft(t *testing.T) {
 			want.Seq = seq
 			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
 			p := l.read(span{seq - 1, seq, seq, 1, pageBytes, 0})
-			if diff := cmp.Diff([]Event{want}, p.events(), cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff([]Event{want}, eventsOfPage(&p), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}
 		}
@@ -635,7 +637,7 @@ func TestDraft(t *testing.T) {
 func TestNewPage(t *testing.T) {
 	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
 	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonRejected}}
-	p, err := newPage(1, 9, events, gaps, new(encodedEvents))
+	p, err := newPage(1, 9, events, gaps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -645,17 +647,17 @@ func TestNewPage(t *testing.T) {
 	m := &logModel{first: 1, at: []string{"dropped", "dropped", "", "", "rejected", "", "rejected", "rejected", "rejected"}}
 	checkLog(t, l, m)
 	checkRead(t, l, m)
-	if _, err := newPage(3, 3, []Event{{Seq: 3, Data: []byte("{")}}, nil, new(encodedEvents)); err == nil {
+	if _, err := newPage(3, 3, []Event{{Seq: 3, Data: []byte("{")}}, nil); err == nil {
 		t.Error("data that is no JSON was taken")
 	}
-	if p, err := newPage(1, 0, nil, nil, new(encodedEvents)); err != nil || len(p.slots) != 0 || p.last != 0 {
+	if p, err := newPage(1, 0, nil, nil); err != nil || len(p.slots) != 0 || p.last != 0 {
 		t.Errorf("of nothing: %+v, %v", p, err)
 	}
 }
 
 // A pageModel is what stands at each number of a page.
 func pageModel(p *page) (out []string) {
-	events, gaps := p.events(), p.gaps
+	events, gaps := eventsOfPage(p), p.gaps
 	for seq := p.first; seq <= p.last; seq++ {
 		switch {
 		case len(events) > 0 && events[0].Seq == seq:
@@ -676,7 +678,7 @@ func pageModel(p *page) (out []string) {
 func TestPageParts(t *testing.T) {
 	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
 	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonUnavailable}}
-	whole, err := newPage(1, 9, events, gaps, new(encodedEvents))
+	whole, err := newPage(1, 9, events, gaps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -733,7 +735,7 @@ func TestPageClipsGap(t *testing.T) {
 // A piece is as large as a payload may be, to the byte.
 func TestPagePieceBytes(t *testing.T) {
 	page := func(fill int) page {
-		p, err := newPage(1, 2, []Event{{Seq: 1, Data: json.RawMessage(`"` + strings.Repeat("x", fill) + `"`)}, {Seq: 2}}, nil, new(encodedEvents))
+		p, err := newPage(1, 2, []Event{{Seq: 1, Data: json.RawMessage(`"` + strings.Repeat("x", fill) + `"`)}, {Seq: 2}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -772,9 +774,9 @@ func TestLogAcceptsClippedPage(t *testing.T) {
 func TestReadCopies(t *testing.T) {
 	l := testLog(2)
 	size := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes}).bytes
-	for copied, lent := range map[int]bool{size - 1: true, size: false, size + 1: false} {
-		if p := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes, copied: copied}); p.lent != lent {
-			t.Errorf("%d bytes, copied up to %d: lent is %v", size, copied, p.lent)
+	for copied, want := range map[int]held{size - 1: heldByLog, size: heldByPool, size + 1: heldByPool} {
+		if p := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes, copied: copied}); p.held != want {
+			t.Errorf("%d bytes, copied up to %d: held %v, want %v", size, copied, p.held, want)
 		}
 	}
 }
@@ -793,7 +795,7 @@ func TestPagePieces(t *testing.T) {
 			seq += 2
 		}
 	}
-	p, err := newPage(1, seq-1, events, gaps, new(encodedEvents))
+	p, err := newPage(1, seq-1, events, gaps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -871,7 +873,7 @@ func TestLogMemory(t *testing.T) {
 		},
 		"all of a peer's but the last are evicted": func(l *log, i int) {
 			events := []Event{{Seq: l.head + 1, Bytes: make([]byte, 10_000)}, {Seq: l.head + 2}}
-			p, err := newPage(l.head+1, l.head+2, events, nil, new(encodedEvents))
+			p, err := newPage(l.head+1, l.head+2, events, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -904,7 +906,7 @@ func TestLogMemory(t *testing.T) {
 func checkEvents(t *testing.T, l *log) {
 	t.Helper()
 	p := l.read(span{l.first() - 1, l.head, l.head, 1 << 20, 1 << 30, 0})
-	for _, e := range p.events() {
+	for _, e := range eventsOfPage(&p) {
 		if e.Data != nil || len(bytes.Trim(e.Bytes, "\x00")) > 0 {
 			t.Fatalf("event %d changed", e.Seq)
 		}

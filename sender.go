@@ -126,12 +126,12 @@ func (a *attachment) batch(now time.Time) Payload {
 	}
 	a.advance(now, p.last, s.acked)
 	s.maxSent = max(s.maxSent, p.last)
-	p.checked = !s.st.cfg.TrustData
-	b := eventBatches.Get().(*EventBatchPayload)
-	*b = EventBatchPayload{
+	b := newEventBatch()
+	b.EventBatchPayload = EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
-		Gaps: p.gaps, encoded: p.seal(),
+		Gaps: p.gaps,
 	}
+	b.page, b.trusted = p, s.st.cfg.TrustData
 	return b
 }
 

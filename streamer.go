@@ -272,8 +272,9 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 				return
 			}
 			after = p.last
-			own := p.copied()
-			for _, ev := range own.events() {
+			events := p.ownEvents()
+			p.end()
+			for _, ev := range events {
 				if !yield(ev) {
 					return
 				}

@@ -10,7 +10,7 @@ type replay struct {
 	task
 	replayCursor
 	a     *attachment
-	req   *ReplayRequestPayload
+	req   ReplayRequestPayload
 	epoch string
 	done  bool // the last page was sent, or no more is wanted
 }
@@ -27,13 +27,13 @@ func (r *replay) take(time.Time) Payload {
 	if done {
 		r.a.drop(r)
 	}
-	p.checked = !s.st.cfg.TrustData
-	b := replayBatches.Get().(*ReplayBatchPayload)
-	*b = ReplayBatchPayload{
+	b := newReplayBatch()
+	b.ReplayBatchPayload = ReplayBatchPayload{
 		SessionID: s.id, ViewerID: r.req.ViewerID, RequestID: r.req.RequestID, Epoch: r.epoch,
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: s.log.first(), Done: done,
-		Gaps: p.gaps, encoded: p.seal(),
+		Gaps: p.gaps,
 	}
+	b.page, b.trusted = p, s.st.cfg.TrustData
 	return b
 }
 
@@ -81,7 +81,7 @@ func (a *attachment) replay(p *ReplayRequestPayload) *ProtocolError {
 		err.Retryable = n > 0
 		return err
 	}
-	r := &replay{a: a, req: p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
+	r := &replay{a: a, req: *p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
 	r.task.Source = r.take
 	a.replays = append(a.replays, r)
 	a.l.ready(&r.task)

@@ -73,14 +73,14 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 		if vl.heard(now, p.Link, p.ViewerID) {
 			return vl.status(ctx, now, p)
 		}
-	case *EventBatchPayload:
+	case *eventBatch:
 		if vl.heard(now, p.Link, p.ViewerID) {
-			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			events, gaps := p.copies()
 			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
-	case *ReplayBatchPayload:
+	case *replayBatch:
 		if vl.heard(now, vl.id, p.ViewerID) {
-			events, gaps := p.encoded.own(p.encoded.open(p.Events), p.Gaps)
+			events, gaps := p.copies()
 			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *ErrorPayload:

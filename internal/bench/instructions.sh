@@ -29,7 +29,6 @@ done <<-END
 	trusted 2560
 	cycle 2560
 	ack 8000
-	encode 1000
-	literal 64
+	encode 64
 	decode 64
 END
