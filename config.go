@@ -192,3 +192,11 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	d.MaxWatches = or(d.MaxWatches, 100)
 	return d
 }
+
+// or returns v, or what stands for zero.
+func or[T int | time.Duration](v, zero T) T {
+	if v == 0 {
+		return zero
+	}
+	return max(v, 0)
+}

@@ -114,24 +114,6 @@ func quoted(s string) string {
 	return strconv.Quote(s)
 }
 
-// Payload returns the error payload that tells the peer. It is for callers that
-// decode frames themselves and drive a Link by Handle and Next: Run and Handle
-// answer by themselves.
-func (e *ProtocolError) Payload() *ErrorPayload {
-	return &ErrorPayload{
-		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: clip(e.Message),
-		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq,
-	}
-}
-
-// protocolError is the error that a peer's error payload reports.
-func (p *ErrorPayload) protocolError() *ProtocolError {
-	return &ProtocolError{
-		Code: p.Code, Message: p.Message, Retryable: p.Retryable, SessionID: p.SessionID,
-		ViewerID: p.ViewerID, RequestID: p.RequestID, Epoch: p.Epoch, Seq: p.Seq,
-	}
-}
-
 // malformed is the answer to a frame that breaks the protocol. It names no
 // session on the wire, since a frame like that can't be believed to say which.
 func malformed(format string, args ...any) *ProtocolError {
@@ -175,3 +157,11 @@ func (e *UnackedError) Error() string {
 // Unwrap returns what ended the wait: the context's error, or the error that
 // stopped a session.
 func (e *UnackedError) Unwrap() error { return e.Err }
+
+// plain makes an error of a *ProtocolError that may be nil.
+func plain(err *ProtocolError) error {
+	if err == nil {
+		return nil
+	}
+	return err
+}

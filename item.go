@@ -35,11 +35,6 @@ type Reset struct {
 	PrevSeq   uint64   // last number the hub accepted of PrevEpoch; 0: unknown
 }
 
-// items are the page's events and gaps as a reader gets them: copies.
-func (p *page) items(sessionID, epoch string) []Item {
-	return tile(sessionID, epoch, p.ownEvents(), slices.Clone(p.gaps))
-}
-
 // newEvents are the events after a number. Those of one payload share memory: if
 // they are less than half of it, they get their own, so that an item which waits
 // holds no more than itself.
@@ -92,3 +87,5 @@ func tile(sessionID, epoch string, events []Event, gaps []Gap) []Item {
 	}
 	return out
 }
+
+const itemBytes = 64 // what an item counts beside its data

@@ -1,39 +1,6 @@
 package gvstream
 
-import (
-	"encoding/json"
-	"time"
-	"unicode/utf8"
-)
-
-// Bounds of the protocol (PROTOCOL.md, rule 7 and "Limits").
-const (
-	// MaxSeq is the greatest sequence number, 2^53-1: every JSON reader keeps
-	// it exact. A session that used it publishes no more (ErrSeqExhausted).
-	MaxSeq = 1<<53 - 1
-
-	version        = 1
-	maxID          = 128       // bytes of a session, viewer, agent, link or request id, and of an event's type
-	maxEpoch       = 64        // bytes
-	maxBatchEvents = 256       // events of an event batch
-	maxReplayPage  = 100       // events of a replay batch
-	maxReplay      = 500       // events that the hub asks for at a time
-	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
-	maxBatchGaps   = 512       // gaps of a batch: more than can stand between its events
-	maxStatus      = 256       // sessions of a status
-	maxFan         = 64        // viewers that are given the same in one turn
-)
-
-// sizes are how much a machine puts into one payload, and asks for at a time: the
-// simulation makes them small.
-type sizes struct {
-	batch  int // events of an event batch
-	page   int // events of a replay batch
-	replay int // events of the hub's replay requests
-	fan    int // viewers that are served in one turn
-}
-
-var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay, fan: maxFan}
+import "unicode/utf8"
 
 // A Payload is one message of the protocol: a pointer to one of the payload
 // types of this package. A link's Next hands them out and Handle takes them.
@@ -160,55 +127,6 @@ type ErrorPayload struct {
 	RequestID string `json:"request_id,omitempty"` // the replay request it answers
 	Epoch     string `json:"epoch,omitempty"`      // what it is about, or the current one
 	Seq       uint64 `json:"seq,omitempty"`        // the event it is about, or 0
-}
-
-// An Event is one thing that happened in a session. Publish sets Seq, and Time
-// if it is zero; the other fields are the caller's.
-//
-// Data is any JSON value; Bytes is for what is not JSON, such as raw terminal
-// output, and stands on the wire in base64. At most one of the two is set.
-// White space between JSON tokens is not kept. Publish copies the bytes; those of
-// an Item are its reader's, those in a payload are read-only.
-type Event struct {
-	Seq   uint64          `json:"seq"`
-	Time  time.Time       `json:"time,omitzero"`
-	Type  string          `json:"type,omitempty"` // at most 128 bytes, without control characters
-	Data  json.RawMessage `json:"data,omitempty"`
-	Bytes []byte          `json:"data_base64,omitempty"`
-	End   bool            `json:"end,omitempty"` // the last event of its session: set by Session.End
-}
-
-// A Gap is a range of numbers whose events can no longer be delivered.
-type Gap struct {
-	From   uint64 `json:"from"` // first missing number
-	To     uint64 `json:"to"`   // last missing number, inclusive
-	Reason Reason `json:"reason"`
-}
-
-// Reason says why the events of a gap are missing.
-type Reason string
-
-const (
-	// ReasonDropped: the agent's pending was full under DropOldest.
-	ReasonDropped Reason = "dropped"
-	// ReasonEvicted: they are older than the replay buffer reaches.
-	ReasonEvicted Reason = "evicted"
-	// ReasonRejected: the hub refused the event.
-	ReasonRejected Reason = "rejected"
-	// ReasonUnavailable: the agent that may hold them is away.
-	ReasonUnavailable Reason = "unavailable"
-)
-
-// A Position is how far somebody is in a session: an epoch and the last number
-// in it that was dealt with. The zero Position is before the first event. It is
-// never an epoch without its number or a number without its epoch.
-type Position struct {
-	Epoch string `json:"epoch"`
-	Seq   uint64 `json:"seq"`
-}
-
-func (p Position) valid() bool {
-	return p.Epoch == "" && p.Seq == 0 || validEpoch(p.Epoch) && p.Seq <= MaxSeq
 }
 
 func (*HelloPayload) payloadType() string         { return "hello" }
@@ -444,109 +362,23 @@ func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *P
 	return nil
 }
 
-// checkFields checks what can be checked of an event without reading its data.
-func (e *Event) checkFields() error {
-	if e.Type != "" && !validID(e.Type) || !e.validData() {
-		return ErrInvalidData
-	}
-	return nil
-}
-
-func (e *Event) validData() bool {
-	return (len(e.Data) == 0 || len(e.Bytes) == 0) && (e.Time.IsZero() || validTime(e.Time))
-}
-
-// validTime reports whether a time has a year from 0 to 9999, here and in UTC.
-func validTime(t time.Time) bool {
-	const day, year0, year10000 = 24 * 60 * 60, -62167219200, 253402300800
-	if unix := t.Unix(); unix > year0+day && unix < year10000-day {
-		return true
-	}
-	utc := t.UTC()
-	return t.Year() >= 0 && t.Year() <= 9999 && utc.Year() >= 0 && utc.Year() <= 9999
-}
-
-// validID reports whether s is 1 to 128 bytes of UTF-8 without control
-// characters.
-func validID(s string) bool {
-	_, ok := checkID(s)
-	return ok
-}
-
-// checkID is validID. It counts the bytes of a valid id that need an escape in JSON.
-func checkID(s string) (escapes int, ok bool) {
-	if len(s) == 0 || len(s) > maxID {
-		return 0, false
-	}
-	special := uint8(0)
-	for i := range len(s) {
-		special |= idBytes[s[i]]
-	}
-	if special == 0 {
-		return 0, true
-	}
-	return checkSpecial(s)
-}
-
-// checkSpecial is checkID where there are bytes that may be more than themselves.
-func checkSpecial(s string) (escapes int, ok bool) {
-	for i := 0; i < len(s); i++ {
-		switch idBytes[s[i]] {
-		case idControl:
-			return 0, false
-		case idEscaped:
-			escapes++
-		case idRune:
-			r, n := utf8.DecodeRuneInString(s[i:])
-			if r == utf8.RuneError && n == 1 || r >= 0x80 && r <= 0x9f {
-				return 0, false
-			}
-			i += n - 1
-		}
-	}
-	return escapes, true
-}
-
-// idBytes says what each byte of an id is: 0 if it is no more than itself.
-var idBytes = func() (t [256]uint8) {
-	for c := range t {
-		switch {
-		case c < 0x20 || c == 0x7f:
-			t[c] = idControl
-		case c == '"' || c == '\\':
-			t[c] = idEscaped
-		case c >= utf8.RuneSelf:
-			t[c] = idRune
-		}
-	}
-	return t
-}()
-
-const (
-	idControl = 1 + iota
-	idEscaped
-	idRune
-)
-
-func optionalID(s string) bool { return s == "" || validID(s) }
-
-// validEpoch reports whether s is 1 to 64 bytes of [0-9a-z_-] (rule 2).
-func validEpoch(s string) bool {
-	return len(s) > 0 && len(s) <= maxEpoch && onlyWordBytes(s)
-}
-
-// validReason lets later versions have reasons that this one does not know.
-func validReason(r Reason) bool { return len(r) > 0 && len(r) <= 32 && onlyWordBytes(string(r)) }
-
-func onlyWordBytes(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return true
-}
-
 // cut shortens a peer's word for an error message.
 func cut(s string) string { return s[:min(len(s), 32)] }
+
+// Payload returns the error payload that tells the peer. It is for callers that
+// decode frames themselves and drive a Link by Handle and Next: Run and Handle
+// answer by themselves.
+func (e *ProtocolError) Payload() *ErrorPayload {
+	return &ErrorPayload{
+		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: clip(e.Message),
+		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq,
+	}
+}
+
+// protocolError is the error that a peer's error payload reports.
+func (p *ErrorPayload) protocolError() *ProtocolError {
+	return &ProtocolError{
+		Code: p.Code, Message: p.Message, Retryable: p.Retryable, SessionID: p.SessionID,
+		ViewerID: p.ViewerID, RequestID: p.RequestID, Epoch: p.Epoch, Seq: p.Seq,
+	}
+}

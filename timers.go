@@ -2,24 +2,44 @@ package gvstream
 
 import "time"
 
-// endedTTL is how long an agent remembers a session whose end was acknowledged; the
-// hub keeps its events twice as long (rule 16).
-const endedTTL = 5 * time.Minute
-
-// pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
-const pastEpochTTL = 5 * time.Minute
-
-// How long, and for how many events, a receiver holds an ack back (rule 6), and how
-// long it waits before it sends the same nack again (rule 7).
+// All times of the protocol (PROTOCOL.md, "Timers"), and the counts that bound what
+// waits for one. Those that a caller may set stand in config.go.
 const (
+	// timerFirst is how long an answer is waited for before the same is said again, of
+	// each kind: a hello, a status, a batch, a replay request, a watch. The wait doubles
+	// each time, up to timerMax, and begins anew after progress (rules 3, 5, 9, 12, 13).
+	timerFirst = 15 * time.Second
+	timerMax   = 2 * time.Minute
+
+	// heartbeat is how often each side gives a sign of life. A peer that is silent for
+	// maxSilence is taken for gone (rules 6, 9 and 13).
+	heartbeat  = 15 * time.Second
+	maxSilence = 3 * heartbeat
+
+	// ackDelay and ackEvents are how long, and for how many events, a receiver holds an
+	// ack back (rule 6). nackEvery is when it sends the same nack again, at the earliest
+	// (rule 7).
 	ackDelay  = 250 * time.Millisecond
 	ackEvents = 64
 	nackEvery = time.Second
-)
 
-// The timer of the protocol (PROTOCOL.md, "Timers"): what is not answered is said again
-// after timerFirst, then after twice as long each time, up to timerMax.
-const (
-	timerFirst = 15 * time.Second
-	timerMax   = 2 * time.Minute
+	// replayAgain is how long the hub waits before it asks again for a replay of which a
+	// part was lost, and how long the permit of a request that a viewer gave up stays
+	// taken, since its agent may still be answering (rule 12).
+	replayAgain = time.Second
+
+	// staleEvery is how often a peer is told that it speaks of another link (rule 3).
+	staleEvery = time.Second
+
+	// endedTTL is how long an agent remembers a session whose end was acknowledged. The
+	// hub keeps its events twice as long (rule 16).
+	endedTTL = 5 * time.Minute
+
+	// pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
+	pastEpochTTL = 5 * time.Minute
+
+	// lastWords is how long a failed link tries to tell its peer why. maxAnswers is how
+	// many refusals may wait to be sent; more are dropped.
+	lastWords  = time.Second
+	maxAnswers = 64
 )

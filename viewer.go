@@ -53,8 +53,6 @@ type queued struct {
 	size int
 }
 
-const itemBytes = 64 // what an item counts beside its data
-
 // NewViewer returns a Viewer without watches or links. A nil config means the
 // defaults; cfg is copied.
 func NewViewer(cfg *ViewerConfig) *Viewer {

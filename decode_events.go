@@ -1,0 +1,214 @@
+package gvstream
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+
+	"github.com/vibetools/gvstream/internal/jsontext"
+	"github.com/vibetools/gvstream/internal/timetext"
+)
+
+// events reads the events of a batch into pg or, if they don't stand there as we write
+// them, into a list.
+func (d *decoder) events(pg *page, limit int) []Event {
+	start, spaces := d.Pos, d.Spaces
+	if d.plainEvents(pg, limit) || d.Err != nil {
+		return nil
+	}
+	d.Pos, d.Spaces = start, spaces
+	return d.anyEvents(limit)
+}
+
+// plainEvents leaves the events where they are in the frame, if they stand there just as
+// we write them; it reports false if they do not.
+func (d *decoder) plainEvents(pg *page, limit int) bool {
+	spaces := d.Spaces
+	if !d.SkipText("[") || len(d.Src)-d.Pos < len(headSeq) {
+		return false
+	}
+	start, typ, slots := d.Pos, "", d.slots[:0]
+	for next := true; next; next = d.SkipText(",") {
+		if len(slots) == limit {
+			d.Fail("events: too many")
+			return false
+		}
+		s := slot{chunk: &d.chunk, off: uint32(d.Pos - start)}
+		if !d.plainEvent(&s, &typ) {
+			return false
+		}
+		slots = append(slots, s)
+	}
+	if !d.SkipText("]") || d.Spaces != spaces {
+		return false
+	}
+	d.slots, d.chunk.b = slots, d.Src[start:d.Pos-1:d.Pos-1]
+	pg.slots, pg.held = slots, heldByFrame
+	return true
+}
+
+// plainEvent reads an event that is written as we write it, and reports false if it
+// is not. typ is the type of the one before it, and then its own.
+func (d *decoder) plainEvent(s *slot, typ *string) bool {
+	start := d.Pos
+	if !d.SkipText(headSeq) || d.Pos == len(d.Src) || d.Src[d.Pos]-'0' > 9 {
+		return false
+	}
+	d.field = "seq"
+	s.to, s.kind = d.number(MaxSeq), isJSON
+	if d.SkipText(headTime) && !d.plainTime(s) {
+		return false
+	}
+	if d.SkipText(headType) && !d.plainType(typ) {
+		return false
+	}
+	switch {
+	case d.SkipText(headData):
+		s.data = uint16(d.Pos - start)
+		d.Skip()
+	case d.SkipText(head64):
+		s.kind, s.data = isBytes, uint16(d.Pos-start)
+		if !d.plainBytes() {
+			return false
+		}
+	}
+	if d.SkipText(tailEnd) {
+		s.kind |= isEnd
+	}
+	s.size = uint32(d.Pos + 1 - start)
+	return d.SkipText(`}`)
+}
+
+// plainTime reads a time that is written as we write it, without its first quote.
+func (d *decoder) plainTime(s *slot) bool {
+	n := bytes.IndexByte(d.Src[d.Pos:min(len(d.Src), d.Pos+timetext.Max+1)], '"')
+	if n < 0 {
+		return false
+	}
+	t, ok := d.times.Read(d.Src[d.Pos : d.Pos+n])
+	d.Pos += n + 1
+	s.timed = uint8(n)
+	return ok && !t.IsZero()
+}
+
+// plainType reads a type without escapes and its first quote. It is mostly that of
+// an event before.
+func (d *decoder) plainType(typ *string) bool {
+	if n := d.Pos + len(*typ); *typ != "" && n < len(d.Src) && d.Src[n] == '"' && string(d.Src[d.Pos:n]) == *typ {
+		d.Pos = n + 1
+		return true
+	}
+	d.Pos--
+	text := d.Quoted()
+	if d.Escaped || len(text) == 0 || len(text) > maxID {
+		return false
+	}
+	*typ = d.word(text)
+	return validID(*typ)
+}
+
+// plainBytes reads base64 as we write it, without its first quote.
+func (d *decoder) plainBytes() bool {
+	d.Pos--
+	text := d.Quoted()
+	return !d.Escaped && len(text) > 0 && isBase64(text)
+}
+
+// isBase64 reports whether text is what we make of some bytes. No control characters
+// are in it, which the library takes.
+func isBase64(text []byte) bool {
+	const piece = 1024
+	var out [piece / 4 * 3]byte
+	for ; len(text) > piece; text = text[piece:] {
+		if n, err := strictBase64.Decode(out[:], text[:piece]); err != nil || n < len(out) {
+			return false
+		}
+	}
+	_, err := strictBase64.Decode(out[:], text)
+	return err == nil
+}
+
+// anyEvents reads the events in whatever form they stand.
+func (d *decoder) anyEvents(limit int) (events []Event) {
+	for next := d.FirstItem(); next; next = d.NextItem() {
+		if len(events) == limit {
+			d.Fail("events: too many")
+			return nil
+		}
+		events = append(events, Event{})
+		d.event(&events[len(events)-1])
+	}
+	if d.Err != nil || len(events) == 0 {
+		return nil
+	}
+	d.own(events)
+	return events
+}
+
+// event reads one event. Its Data and Bytes are what stands in the frame, until
+// own copies them.
+func (d *decoder) event(e *Event) {
+	if d.null() {
+		return
+	}
+	var seen uint32
+	for key := d.FirstKey(); key != nil; key = d.NextKey() {
+		switch string(d.name(key)) {
+		case "seq":
+			if d.once(&seen, 1, "seq") && !d.null() {
+				e.Seq = d.number(MaxSeq)
+			}
+		case "time":
+			if d.once(&seen, 2, "time") && !d.null() {
+				e.Time = d.anyTime()
+			}
+		case "type":
+			if d.once(&seen, 4, "type") && !d.null() {
+				e.Type = d.text()
+			}
+		case "data": // null is a value here
+			if d.once(&seen, 8, "data") {
+				start, spaces := d.Pos, d.Spaces
+				d.Skip()
+				e.Data = d.Src[start:d.Pos]
+				d.arena += len(e.Data) - (d.Spaces - spaces)
+			}
+		case "data_base64":
+			if d.once(&seen, 16, "data_base64") && !d.null() {
+				e.Bytes = d.Quoted()
+				d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+			}
+		case "end":
+			if d.once(&seen, 32, "end") && !d.null() {
+				e.End = d.boolean()
+			}
+		default:
+			d.Skip()
+		}
+	}
+}
+
+// own copies what the events took from the frame into one piece of memory.
+func (d *decoder) own(events []Event) {
+	arena := make([]byte, 0, d.arena)
+	for i := range events {
+		e, from := &events[i], len(arena)
+		if e.Data != nil {
+			arena = jsontext.AppendCompact(arena, e.Data, d.Spaces)
+			e.Data = arena[from:len(arena):len(arena)]
+			from = len(arena)
+		}
+		if e.Bytes == nil {
+			continue
+		}
+		text, ok := jsontext.Unquote(e.Bytes)
+		var err error
+		if arena, err = base64.StdEncoding.AppendDecode(arena, text); err != nil || !ok {
+			d.Err = &jsontext.Error{Message: fmt.Sprintf("event %d: data_base64: not base64", e.Seq)}
+			return
+		}
+		if e.Bytes = nil; len(arena) > from {
+			e.Bytes = arena[from:len(arena):len(arena)]
+		}
+	}
+}
