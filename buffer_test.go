@@ -182,7 +182,7 @@ func (l *log) memory() int {
 func TestStoreReuses(t *testing.T) {
 	for _, size := range []int{10, 300, 3000, 20_000} {
 		l := &log{}
-		d := draft{ev: &Event{Bytes: make([]byte, size)}}
+		d := preparedEvent{ev: &Event{Bytes: make([]byte, size)}}
 		if err := d.check(false); err != nil {
 			t.Fatal(err)
 		}

@@ -32,7 +32,7 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 	if isNil(p) {
 		return dst, errors.New("gvstream: nil payload")
 	}
-	w := walker{out: append(dst, `{"type":"`...)}
+	w := fieldCodec{out: append(dst, `{"type":"`...)}
 	w.out = append(w.out, p.payloadType()...)
 	w.out = append(w.out, `","payload":{`...)
 	w.fields(p)
@@ -58,13 +58,13 @@ func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
 	defer d.release()
 	p, err := d.decode(data)
-	return open(p), plain(err)
+	return open(p), asError(err)
 }
 
-// A walker is given the fields of an object one after the other, by the one list
+// A fieldCodec is given the fields of an object one after the other, by the one list
 // that each type has for both directions. Without a decoder it appends them to
 // out; with one it reads the value of the field that is called key.
-type walker struct {
+type fieldCodec struct {
 	out []byte
 	err error
 
@@ -77,22 +77,22 @@ type walker struct {
 
 // fields calls the list of p, a payload or a part of one. A type switch, unlike an
 // interface, leaves the walker on the stack.
-func (w *walker) fields(p any) {
+func (w *fieldCodec) fields(p any) {
 	switch p := p.(type) {
 	case *HelloPayload:
 		w.text("viewer_id", &p.ViewerID)
-		w.whole("v", &p.V)
+		w.int("v", &p.V)
 		w.text("role", &p.Role)
 	case *WelcomePayload:
 		w.text("viewer_id", &p.ViewerID)
-		w.whole("v", &p.V)
+		w.int("v", &p.V)
 		w.text("link", &p.Link)
-		w.whole("window", &p.Window)
+		w.int("window", &p.Window)
 	case *StatusPayload:
 		w.text("viewer_id", &p.ViewerID)
 		w.text("link", &p.Link)
 		w.flag("more", &p.More)
-		walkList(w, "sessions", &p.Sessions, maxStatus)
+		listField(w, "sessions", &p.Sessions, maxStatus)
 	case *SessionStatus:
 		w.text("session_id", &p.SessionID)
 		w.text("epoch", &p.Epoch)
@@ -126,7 +126,7 @@ func (w *walker) fields(p any) {
 		w.text("epoch", &p.Epoch)
 		w.seq("after_seq", &p.AfterSeq)
 		w.seq("until_seq", &p.UntilSeq)
-		w.whole("limit", &p.Limit)
+		w.int("limit", &p.Limit)
 	case *ReplayBatchPayload:
 		w.replayBatch(p, new(page))
 	case *replayBatch:
@@ -150,7 +150,7 @@ func (w *walker) fields(p any) {
 }
 
 // eventBatch walks an event batch whose events are in pg, or in p itself.
-func (w *walker) eventBatch(p *EventBatchPayload, pg *page) {
+func (w *fieldCodec) eventBatch(p *EventBatchPayload, pg *page) {
 	w.text("session_id", &p.SessionID)
 	w.text("viewer_id", &p.ViewerID)
 	w.text("epoch", &p.Epoch)
@@ -159,11 +159,11 @@ func (w *walker) eventBatch(p *EventBatchPayload, pg *page) {
 	w.seq("last_seq", &p.LastSeq)
 	w.seq("head_seq", &p.HeadSeq)
 	w.events(&p.Events, p.trusted, pg, maxBatchEvents)
-	walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+	listField(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
 // replayBatch is the same for a replay batch.
-func (w *walker) replayBatch(p *ReplayBatchPayload, pg *page) {
+func (w *fieldCodec) replayBatch(p *ReplayBatchPayload, pg *page) {
 	w.text("session_id", &p.SessionID)
 	w.text("viewer_id", &p.ViewerID)
 	w.text("request_id", &p.RequestID)
@@ -174,11 +174,11 @@ func (w *walker) replayBatch(p *ReplayBatchPayload, pg *page) {
 	w.first("available_from", &p.AvailableFrom)
 	w.flag("done", &p.Done)
 	w.events(&p.Events, p.trusted, pg, maxReplayPage)
-	walkList(w, "gaps", &p.Gaps, maxBatchGaps)
+	listField(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
 // at reports whether the named field's value is to be written, or read, now.
-func (w *walker) at(name string) bool {
+func (w *fieldCodec) at(name string) bool {
 	if w.d == nil {
 		if w.out[len(w.out)-1] != '{' {
 			w.out = append(w.out, ',')
@@ -195,7 +195,7 @@ func (w *walker) at(name string) bool {
 	return w.d.once(&w.seen, bit, name) && !w.d.null()
 }
 
-func (w *walker) text(name string, p *string) {
+func (w *fieldCodec) text(name string, p *string) {
 	switch {
 	case !w.at(name):
 	case w.d != nil:
@@ -205,12 +205,12 @@ func (w *walker) text(name string, p *string) {
 	}
 }
 
-func (w *walker) seq(name string, p *uint64) { w.number(name, p, MaxSeq) }
+func (w *fieldCodec) seq(name string, p *uint64) { w.number(name, p, MaxSeq) }
 
 // first is where a range begins: behind the last number there is, if it is empty.
-func (w *walker) first(name string, p *uint64) { w.number(name, p, MaxSeq+1) }
+func (w *fieldCodec) first(name string, p *uint64) { w.number(name, p, MaxSeq+1) }
 
-func (w *walker) number(name string, p *uint64, most uint64) {
+func (w *fieldCodec) number(name string, p *uint64, most uint64) {
 	switch {
 	case !w.at(name):
 	case w.d != nil:
@@ -220,7 +220,7 @@ func (w *walker) number(name string, p *uint64, most uint64) {
 	}
 }
 
-func (w *walker) whole(name string, p *int) {
+func (w *fieldCodec) int(name string, p *int) {
 	switch {
 	case !w.at(name):
 	case w.d != nil:
@@ -232,19 +232,19 @@ func (w *walker) whole(name string, p *int) {
 
 // The fields below are left out when they are zero.
 
-func (w *walker) optText(name string, p *string) {
+func (w *fieldCodec) optText(name string, p *string) {
 	if w.d != nil || *p != "" {
 		w.text(name, p)
 	}
 }
 
-func (w *walker) optSeq(name string, p *uint64) {
+func (w *fieldCodec) optSeq(name string, p *uint64) {
 	if w.d != nil || *p != 0 {
 		w.seq(name, p)
 	}
 }
 
-func (w *walker) flag(name string, p *bool) {
+func (w *fieldCodec) flag(name string, p *bool) {
 	switch {
 	case w.d == nil && !*p, !w.at(name):
 	case w.d != nil:
@@ -254,7 +254,7 @@ func (w *walker) flag(name string, p *bool) {
 	}
 }
 
-func walkList[T any](w *walker, name string, p *[]T, limit int) {
+func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	switch {
 	case w.d == nil && len(*p) == 0, !w.at(name):
 		return
@@ -274,7 +274,7 @@ func walkList[T any](w *walker, name string, p *[]T, limit int) {
 
 // events walks the events of a batch. They are written from the one of list and pg that
 // has any; they are read into pg, or into list if they don't stand there as we write them.
-func (w *walker) events(list *[]Event, trusted bool, pg *page, limit int) {
+func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
 	switch {
 	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.at("events"):
 		return
@@ -291,9 +291,9 @@ func (w *walker) events(list *[]Event, trusted bool, pg *page, limit int) {
 	w.out = append(w.out, ']')
 }
 
-func (w *walker) eachEvent(events []Event, trusted bool) {
+func (w *fieldCodec) eachEvent(events []Event, trusted bool) {
 	for i := range events {
-		d := draft{ev: &events[i]}
+		d := preparedEvent{ev: &events[i]}
 		if err := d.check(trusted); err != nil {
 			w.err = &eventError{events[i].Seq, err}
 			return

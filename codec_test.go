@@ -443,7 +443,7 @@ func TestDraftAppend(t *testing.T) {
 		{Event{Bytes: []byte("hi")}, `,"data_base64":"aGk="}`, `aGk=`},
 		{Event{Data: json.RawMessage{}, Bytes: []byte{}}, `}`, ``},
 	} {
-		d := draft{ev: &c.e}
+		d := preparedEvent{ev: &c.e}
 		if err := d.check(false); err != nil {
 			t.Fatal(err)
 		}
@@ -580,7 +580,7 @@ func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
 	frame = bytes.Clone(frame)
 	d := new(decoder)
 	p, err := d.decode(frame)
-	if errorText(plain(err)) != errorText(wantErr) {
+	if errorText(asError(err)) != errorText(wantErr) {
 		t.Fatalf("%.300s: error %v, want %v", frame, err, wantErr)
 	}
 	if err != nil {
@@ -604,7 +604,7 @@ func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
 		p.Events = nil
 	}
 	if pg != nil && again == nil {
-		pg.settle()
+		pg.detach()
 	}
 	clear(frame)
 	clear(d.slots)

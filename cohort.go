@@ -6,16 +6,16 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A fan is viewers whose cursors rest at the head of one session. The crew gives them
+// A cohort is viewers whose cursors rest at the head of one session. The workers give them
 // the next events all at once: the log is read once, under one lock, and they share
 // what was read. Whoever is elsewhere, or whose link has something else to say, leaves
-// the fan and is served by its link as ever. The session's lock protects it.
-type fan struct {
+// the cohort and is served by its link as ever. The session's lock protects it.
+type cohort struct {
 	s       *hubSession
-	place   sched.Element[*fan] // in one of the session's queues
-	at      uint64              // where its cursors are
+	place   sched.Element[*cohort] // in one of the session's queues
+	at      uint64                 // where its cursors are
 	cursors []*cursor
-	flying  bool // served now: their links are claimed, and cursors is read without the lock
+	sending bool // served now: their links are claimed, and cursors is read without the lock
 	left    bool // a cursor left meanwhile
 	page    *page
 	epoch   string
@@ -24,37 +24,37 @@ type fan struct {
 
 // join has a cursor rest with others.
 func (s *hubSession) join(c *cursor) {
-	f := s.resting.Back()
-	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.fan {
-		f = &fan{s: s, at: c.seq}
-		s.resting.Push(&f.place, f)
+	f := s.atHead.Back()
+	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.cohort {
+		f = &cohort{s: s, at: c.seq}
+		s.atHead.Push(&f.place, f)
 	}
 	f.cursors = append(f.cursors, c)
-	c.fan, c.pusher = f, c.hv.pusher.Load()
-	s.atRest++
+	c.cohort, c.pusher = f, c.hv.pusher.Load()
+	s.parked++
 }
 
-// leave takes the cursor out of its fan, or out of the queue of those that wait.
+// leave takes the cursor out of its cohort, or out of the queue of those that wait.
 func (c *cursor) leave() {
 	c.idle.Remove()
-	f := c.fan
+	f := c.cohort
 	if f == nil {
 		return
 	}
-	c.fan = nil
-	if f.flying {
+	c.cohort = nil
+	if f.sending {
 		f.left = true
 		return
 	}
-	c.s.atRest--
+	c.s.parked--
 	f.keep(func(d *cursor) bool { return d != c })
 	if len(f.cursors) == 0 {
 		f.place.Remove()
 	}
 }
 
-// keep leaves those cursors in the fan that are to stay, in their order.
-func (f *fan) keep(stays func(c *cursor) bool) {
+// keep leaves those cursors in the cohort that are to stay, in their order.
+func (f *cohort) keep(stays func(c *cursor) bool) {
 	n := 0
 	for i, c := range f.cursors {
 		if !stays(c) {
@@ -69,12 +69,12 @@ func (f *fan) keep(stays func(c *cursor) bool) {
 	f.cursors = f.cursors[:n]
 }
 
-// work gives fans what is next, as the hub's crew, for one turn.
+// work gives fans what is next, as the hub's workers, for one turn.
 func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range pushTurn {
-		f, others := s.launch()
+		f, others := s.beginSend()
 		if f == nil {
 			return
 		}
@@ -87,46 +87,46 @@ func (s *hubSession) work(now time.Time) {
 			f.send(now)
 		}
 		s.mu.Lock()
-		f.land()
+		f.endSend()
 	}
-	s.callCrew()
+	s.callWorkers()
 }
 
-// callCrew has the crew come if there is a fan that is behind the head.
-func (s *hubSession) callCrew() {
-	if s.late() != nil {
-		s.h.crew.add(&s.news, s)
+// callWorkers has the workers come if there is a cohort that is behind the head.
+func (s *hubSession) callWorkers() {
+	if s.nextBehind() != nil {
+		s.h.workers.add(&s.jobPlace, s)
 	}
 }
 
-// late is the next fan that is behind the head, or nil.
-func (s *hubSession) late() *fan {
-	if f := s.resting.Front(); f != nil && f.at < s.log.head {
+// nextBehind is the next cohort that is behind the head, or nil.
+func (s *hubSession) nextBehind() *cohort {
+	if f := s.atHead.Front(); f != nil && f.at < s.log.head {
 		return f
 	}
-	return s.behind.Front()
+	return s.lagging.Front()
 }
 
-// launch takes the next fan that is behind the head, and returns those of its cursors
-// too that leave it, since their own links serve them. If another fan is behind,
-// somebody else of the crew may take that.
-func (s *hubSession) launch() (f *fan, others []*cursor) {
-	if f = s.late(); f == nil {
+// beginSend takes the next cohort that is behind the head, and returns those of its cursors
+// too that leave it, since their own links serve them. If another cohort is behind,
+// somebody else of the workers may take that.
+func (s *hubSession) beginSend() (f *cohort, others []*cursor) {
+	if f = s.nextBehind(); f == nil {
 		return nil, nil
 	}
 	f.place.Remove()
-	s.callCrew()
-	s.atRest -= len(f.cursors)
+	s.callWorkers()
+	s.parked -= len(f.cursors)
 	held := f.at+1 >= s.log.first() // else its agent is asked
 	f.keep(func(c *cursor) bool {
-		if held && !c.due && c.claim() {
+		if held && !c.statusPending && c.claim() {
 			return true
 		}
-		c.fan = nil
+		c.cohort = nil
 		others = append(others, c)
 		return false
 	})
-	f.flying, f.left = true, false
+	f.sending, f.left = true, false
 	return f, others
 }
 
@@ -135,7 +135,7 @@ func (s *hubSession) launch() (f *fan, others []*cursor) {
 func (c *cursor) claim() bool { return c.pusher != nil && c.pusher.claim() }
 
 // load reads the next page for the cursors, if there is one.
-func (f *fan) load() bool {
+func (f *cohort) load() bool {
 	s := f.s
 	if len(f.cursors) == 0 || f.at >= s.log.head {
 		return false
@@ -149,7 +149,7 @@ func (f *fan) load() bool {
 }
 
 // send sends each viewer a payload of its own, with events that all share.
-func (f *fan) send(now time.Time) {
+func (f *cohort) send(now time.Time) {
 	first := EventBatchPayload{
 		SessionID: f.s.id, Epoch: f.epoch, FirstSeq: f.page.first, LastSeq: f.page.last, HeadSeq: f.head,
 		Events: f.page.open(), Gaps: f.page.gaps,
@@ -163,44 +163,44 @@ func (f *fan) send(now time.Time) {
 		batches = batches[1:]
 		*b = first
 		b.ViewerID, b.Link = c.hv.viewerID, c.hv.id
-		c.pusher.give(now, b)
+		c.pusher.write(now, b)
 	}
 }
 
-// land lets those go that left meanwhile, and has the others rest again.
-func (f *fan) land() {
+// endSend lets those go that left meanwhile, and has the others rest again.
+func (f *cohort) endSend() {
 	s := f.s
-	f.flying, f.page = false, nil
+	f.sending, f.page = false, nil
 	if f.left {
 		f.keep(func(c *cursor) bool {
-			if c.fan != f {
+			if c.cohort != f {
 				c.pusher.unclaim()
 			}
-			return c.fan == f
+			return c.cohort == f
 		})
 	}
 	for _, c := range f.cursors {
 		c.pusher.unclaim()
 	}
 	if len(f.cursors) > 0 {
-		s.atRest += len(f.cursors)
+		s.parked += len(f.cursors)
 		s.put(f)
 	}
-	s.leaveOff()
+	s.dropSharedPage()
 }
 
-// put puts a fan where it is found when there is more: at the head behind the others,
+// put puts a cohort where it is found when there is more: at the head behind the others,
 // which are not ahead of it, or among those that have not got all yet.
-func (s *hubSession) put(f *fan) {
-	last := s.resting.Back()
+func (s *hubSession) put(f *cohort) {
+	last := s.atHead.Back()
 	switch {
 	case f.at < s.log.head:
-		s.behind.Push(&f.place, f)
-	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.fan:
-		s.resting.Push(&f.place, f)
+		s.lagging.Push(&f.place, f)
+	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.cohort:
+		s.atHead.Push(&f.place, f)
 	default: // two that became small
 		for _, c := range f.cursors {
-			c.fan = last
+			c.cohort = last
 		}
 		last.cursors = append(last.cursors, f.cursors...)
 	}

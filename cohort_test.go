@@ -60,17 +60,17 @@ func gapsText(gaps []Gap) (text string) {
 
 // crewWorks does all jobs that there are.
 func crewWorks(h *Hub) {
-	for j := h.crew.next(); j != nil; j = h.crew.next() {
+	for j := h.workers.next(); j != nil; j = h.workers.next() {
 		j.work(time.Now())
 	}
 }
 
-// fanRig is a hub, whose crew works when it is told to, with one agent and viewers that
+// fanRig is a hub, whose workers work when it is told to, with one agent and viewers that
 // rest after event 10.
 func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*fanned) {
 	t.Helper()
 	h = NewHub(cfg)
-	h.crew.size = 0
+	h.workers.size = 0
 	a = playAgent(t, h, "agent")
 	a.feed("s", "e1", 1, 10)
 	for i := range viewers {
@@ -87,8 +87,8 @@ func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*f
 		vs = append(vs, f)
 	}
 	s := h.lookup("s")
-	if f := fanFault(s); s.atRest != viewers || s.page != nil || f != "" {
-		t.Fatalf("%d of %d viewers rest, page %v, %s", s.atRest, viewers, s.page, f)
+	if f := fanFault(s); s.parked != viewers || s.page != nil || f != "" {
+		t.Fatalf("%d of %d viewers rest, page %v, %s", s.parked, viewers, s.page, f)
 	}
 	return h, a, vs
 }
@@ -218,7 +218,7 @@ func TestFanBelowLog(t *testing.T) {
 }
 
 // A session in which something happens all the time is served in turn with the others:
-// the crew does not stay with it as long as there is more.
+// the workers do not stay with it as long as there is more.
 func TestFanTakesTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 1)
@@ -232,9 +232,9 @@ func TestFanTakesTurns(t *testing.T) {
 		}
 		vs[0].then = more
 		a.send(a.batch("s", "e1", seq, seq))
-		h.crew.next().work(time.Now())
-		if n := len(vs[0].drain()); n != pushTurn || h.crew.jobs.Len() != 1 {
-			t.Fatalf("%d payloads in one turn, %d jobs", n, h.crew.jobs.Len())
+		h.workers.next().work(time.Now())
+		if n := len(vs[0].drain()); n != pushTurn || h.workers.jobs.Len() != 1 {
+			t.Fatalf("%d payloads in one turn, %d jobs", n, h.workers.jobs.Len())
 		}
 		crewWorks(h)
 		if got := vs[0].texts(); got[len(got)-1] != "e1 100-100 of 100" {
@@ -249,7 +249,7 @@ func TestFanTakesTurns(t *testing.T) {
 func TestFanStatusFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 2)
-		pass(heartbeat)
+		pass(heartbeatEvery)
 		for _, v := range vs {
 			v.link.pusher.Load().wake() // as its timer does
 		}
@@ -338,14 +338,14 @@ func TestFanPageOfGoneViewer(t *testing.T) {
 }
 
 // What the publisher's link does for an event is the same for one viewer and for many:
-// it tells the crew (rule 7).
+// it tells the workers (rule 7).
 func TestGrowthAccept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 3*maxFan)
+		h, a, vs := fanRig(t, nil, 3*maxCohort)
 		a.send(a.batch("s", "e1", 11, 11))
-		if h.crew.jobs.Len() != 1 {
-			t.Errorf("%d jobs", h.crew.jobs.Len())
+		if h.workers.jobs.Len() != 1 {
+			t.Errorf("%d jobs", h.workers.jobs.Len())
 		}
 		for _, v := range vs {
 			if v.link.pusher.Load().state.Load() != pushIdle || readyTasks(v.link) > 0 {
@@ -354,8 +354,8 @@ func TestGrowthAccept(t *testing.T) {
 		}
 		crewWorks(h)
 		s := h.lookup("s")
-		if s.resting.Len() != 3 {
-			t.Errorf("%d fans of %d viewers", s.resting.Len(), len(vs))
+		if s.atHead.Len() != 3 {
+			t.Errorf("%d fans of %d viewers", s.atHead.Len(), len(vs))
 		}
 		for i, v := range vs { // most leave, and those that stay come together
 			if got := v.texts(); len(got) != 1 {
@@ -367,8 +367,8 @@ func TestGrowthAccept(t *testing.T) {
 		}
 		a.send(a.batch("s", "e1", 12, 12))
 		crewWorks(h)
-		if f := fanFault(s); f != "" || s.resting.Len() != 1 || s.atRest != 3*maxFan/4 {
-			t.Errorf("%d fans of %d viewers: %s", s.resting.Len(), s.atRest, f)
+		if f := fanFault(s); f != "" || s.atHead.Len() != 1 || s.parked != 3*maxCohort/4 {
+			t.Errorf("%d fans of %d viewers: %s", s.atHead.Len(), s.parked, f)
 		}
 		h.Close()
 		crewWorks(h)
@@ -378,7 +378,7 @@ func TestGrowthAccept(t *testing.T) {
 // A viewer costs an eighth of an allocation.
 func TestFanAllocs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, maxFan)
+		h, a, vs := fanRig(t, nil, maxCohort)
 		for _, v := range vs {
 			v.pushed.got = make([]Payload, 0, 100)
 		}
@@ -392,8 +392,8 @@ func TestFanAllocs(t *testing.T) {
 			seq++
 			a.send(a.batch("s", "e1", seq, seq))
 		})
-		if allocs-alone > maxFan/8+8 && !testenv.RaceEnabled {
-			t.Errorf("%v allocations for %d viewers", allocs-alone, maxFan)
+		if allocs-alone > maxCohort/8+8 && !testenv.RaceEnabled {
+			t.Errorf("%v allocations for %d viewers", allocs-alone, maxCohort)
 		}
 		h.Close()
 		crewWorks(h)
@@ -403,28 +403,28 @@ func TestFanAllocs(t *testing.T) {
 // fanFault says what is wrong with a session's fans.
 func fanFault(s *hubSession) string {
 	n, at := 0, uint64(0)
-	var fans []*fan
-	for f := range s.resting.All() {
+	var fans []*cohort
+	for f := range s.atHead.All() {
 		if f.at < at {
 			return fmt.Sprintf("a fan rests at %d, after one at %d", f.at, at)
 		}
 		at = f.at
 		fans = append(fans, f)
 	}
-	fans = slices.AppendSeq(fans, s.behind.All())
+	fans = slices.AppendSeq(fans, s.lagging.All())
 	for _, f := range fans {
-		if f.flying || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.fan || f.at > s.log.head {
+		if f.sending || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.cohort || f.at > s.log.head {
 			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.at)
 		}
 		for _, c := range f.cursors {
-			if c.fan != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.Queued() {
+			if c.cohort != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.Queued() {
 				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
 			}
 		}
 		n += len(f.cursors)
 	}
-	if n != s.atRest || n+s.idle.Len() > len(s.cursors) {
-		return fmt.Sprintf("%d cursors rest, and %d count", n, s.atRest)
+	if n != s.parked || n+s.idle.Len() > len(s.cursors) {
+		return fmt.Sprintf("%d cursors rest, and %d count", n, s.parked)
 	}
 	return ""
 }

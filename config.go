@@ -55,17 +55,17 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 	if c != nil {
 		d = *c
 	}
-	d.MaxSessions = or(d.MaxSessions, 10_000)
-	d.MaxPendingEvents = or(d.MaxPendingEvents, 8192)
-	d.MaxPendingBytes = or(d.MaxPendingBytes, 8<<20)
-	d.ReplayEvents = or(d.ReplayEvents, 1000)
-	d.ReplayBytes = or(d.ReplayBytes, 8<<20)
-	d.MaxEventBytes = min(or(d.MaxEventBytes, 1<<20), d.MaxPendingBytes)
+	d.MaxSessions = defaultTo(d.MaxSessions, 10_000)
+	d.MaxPendingEvents = defaultTo(d.MaxPendingEvents, 8192)
+	d.MaxPendingBytes = defaultTo(d.MaxPendingBytes, 8<<20)
+	d.ReplayEvents = defaultTo(d.ReplayEvents, 1000)
+	d.ReplayBytes = defaultTo(d.ReplayBytes, 8<<20)
+	d.MaxEventBytes = min(defaultTo(d.MaxEventBytes, 1<<20), d.MaxPendingBytes)
 	if d.MaxTotalBytes = max(d.MaxTotalBytes, 0); d.MaxTotalBytes > 0 {
 		d.MaxEventBytes = min(d.MaxEventBytes, d.MaxTotalBytes)
 	}
 	d.MaxEventBytes = min(d.MaxEventBytes, maxFrame)
-	d.MaxReplays = or(d.MaxReplays, 8)
+	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	return d
 }
 
@@ -155,17 +155,17 @@ func (c *HubConfig) withDefaults() HubConfig {
 	if c != nil {
 		d = *c
 	}
-	d.LogEvents = or(d.LogEvents, 1000)
-	d.LogBytes = or(d.LogBytes, 8<<20)
-	d.MaxEventBytes = or(d.MaxEventBytes, 1<<20)
-	d.MaxSessions = or(d.MaxSessions, 100_000)
-	d.MaxAgentSessions = or(d.MaxAgentSessions, 10_000)
-	d.MaxWatches = or(d.MaxWatches, 100)
-	d.MaxReplays = or(d.MaxReplays, 8)
-	d.MaxViewerReplays = or(d.MaxViewerReplays, 4)
-	d.Window = min(or(d.Window, 1024), math.MaxInt32) // what everybody can read
-	d.SessionTTL = or(d.SessionTTL, time.Hour)
-	d.ReplayWait = or(d.ReplayWait, 10*time.Second)
+	d.LogEvents = defaultTo(d.LogEvents, 1000)
+	d.LogBytes = defaultTo(d.LogBytes, 8<<20)
+	d.MaxEventBytes = defaultTo(d.MaxEventBytes, 1<<20)
+	d.MaxSessions = defaultTo(d.MaxSessions, 100_000)
+	d.MaxAgentSessions = defaultTo(d.MaxAgentSessions, 10_000)
+	d.MaxWatches = defaultTo(d.MaxWatches, 100)
+	d.MaxReplays = defaultTo(d.MaxReplays, 8)
+	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
+	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // what everybody can read
+	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)
+	d.ReplayWait = defaultTo(d.ReplayWait, 10*time.Second)
 	return d
 }
 
@@ -187,14 +187,14 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	if c != nil {
 		d = *c
 	}
-	d.BufferItems = max(1, or(d.BufferItems, 256))
-	d.BufferBytes = or(d.BufferBytes, 1<<20)
-	d.MaxWatches = or(d.MaxWatches, 100)
+	d.BufferItems = max(1, defaultTo(d.BufferItems, 256))
+	d.BufferBytes = defaultTo(d.BufferBytes, 1<<20)
+	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	return d
 }
 
-// or returns v, or what stands for zero.
-func or[T int | time.Duration](v, zero T) T {
+// defaultTo returns v, or what stands for zero.
+func defaultTo[T int | time.Duration](v, zero T) T {
 	if v == 0 {
 		return zero
 	}

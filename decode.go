@@ -17,7 +17,7 @@ var decoders = sync.Pool{New: func() any { return new(decoder) }}
 // A decoder reads the frames of the protocol. Its Scanner keeps the first failure.
 type decoder struct {
 	jsontext.Scanner
-	memo
+	internTable
 	field string // being read, for messages
 	arena int    // bytes that the events' data needs
 
@@ -105,7 +105,7 @@ func (d *decoder) object(p any) {
 	if d.null() {
 		return
 	}
-	w := walker{d: d}
+	w := fieldCodec{d: d}
 	for key := d.FirstKey(); key != nil; key = d.NextKey() {
 		w.key, w.hit, w.bit = d.name(key), false, 1
 		w.fields(p)

@@ -158,8 +158,8 @@ func (e *UnackedError) Error() string {
 // stopped a session.
 func (e *UnackedError) Unwrap() error { return e.Err }
 
-// plain makes an error of a *ProtocolError that may be nil.
-func plain(err *ProtocolError) error {
+// asError makes an error of a *ProtocolError that may be nil.
+func asError(err *ProtocolError) error {
 	if err == nil {
 		return nil
 	}

@@ -47,7 +47,7 @@ func (s *slot) value() []byte {
 }
 
 // head is the time and the type, with escapes, in an event's JSON.
-func (s *slot) head(known *memo) (at time.Time, typ []byte) {
+func (s *slot) head(known *internTable) (at time.Time, typ []byte) {
 	json, i := s.bytes(), len(headSeq)+decimal.Len(s.to)
 	if s.timed > 0 {
 		from := i + len(headTime)
@@ -73,9 +73,9 @@ func (s *slot) headEnd() int {
 	return int(s.size) - len(`}`)
 }
 
-// A draft is an event that was checked and has no number yet. All that can fail or
+// A preparedEvent is an event that was checked and has no number yet. All that can fail or
 // takes long is done when it is made, so that the rest may be done under a lock.
-type draft struct {
+type preparedEvent struct {
 	ev      *Event
 	spaces  int // bytes of the data that are not kept
 	escapes int // bytes of the type that need one
@@ -87,7 +87,7 @@ type draft struct {
 // check checks ev and fills the rest in. It wraps ErrInvalidData if the event can't be
 // told. Data that is trusted is kept as it is; it is only kept from beginning a line,
 // which could be any payload.
-func (d *draft) check(trust bool) (err error) {
+func (d *preparedEvent) check(trust bool) (err error) {
 	ev := d.ev
 	escapes, ok := checkID(ev.Type)
 	if !ok && ev.Type != "" || !ev.validData() {
@@ -123,10 +123,10 @@ func (d *draft) check(trust bool) (err error) {
 }
 
 // size is the most that the numbered event's JSON takes, in bytes.
-func (d *draft) size() int { return seqRoom + d.tail }
+func (d *preparedEvent) size() int { return seqRoom + d.tail }
 
 // note notes in a slot what appendTo made, but for its place.
-func (d *draft) note(s *slot, seq uint64, data int) {
+func (d *preparedEvent) note(s *slot, seq uint64, data int) {
 	s.to, s.data, s.timed, s.kind = seq, uint16(data), uint8(d.timed), isJSON
 	if len(d.ev.Bytes) > 0 {
 		s.kind = isBytes
@@ -138,7 +138,7 @@ func (d *draft) note(s *slot, seq uint64, data int) {
 
 // appendTo appends the JSON of the event as a number. data is where in it the data
 // begins, or the base64 text; 0 if there is neither.
-func (d *draft) appendTo(dst []byte, seq uint64) (out []byte, data int) {
+func (d *preparedEvent) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	start := len(dst)
 	out = decimal.Append(append(dst, headSeq...), seq)
 	if d.timed > 0 {
@@ -174,7 +174,7 @@ func decodeEvents(slots []slot, copied *chunk) []Event {
 	if len(slots) == 0 {
 		return nil
 	}
-	var known memo
+	var known internTable
 	var typ []byte // of the event before, as it stands in the JSON
 	word, inBytes, off := "", 0, uint32(0)
 	events := make([]Event, len(slots))
@@ -240,14 +240,14 @@ func cloneEvents(events []Event) []Event {
 	return out
 }
 
-// A memo knows texts that were read before: types, times and ids repeat.
-type memo struct {
+// An internTable knows texts that were read before: types, times and ids repeat.
+type internTable struct {
 	words [8][2]string
 	times timetext.Reader
 }
 
 // word is text as a string.
-func (m *memo) word(text []byte) string {
+func (m *internTable) word(text []byte) string {
 	if len(text) == 0 {
 		return ""
 	}
@@ -265,7 +265,7 @@ func (m *memo) word(text []byte) string {
 }
 
 // typeOf is word for a text that may have escapes.
-func (m *memo) typeOf(text []byte) string {
+func (m *internTable) typeOf(text []byte) string {
 	if bytes.IndexByte(text, '\\') >= 0 {
 		text, _ = jsontext.Unquote(text)
 	}

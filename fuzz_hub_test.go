@@ -17,8 +17,8 @@ type hubTest struct {
 	*machineTest
 	h        *Hub
 	v        *Viewer
-	up       *viewerLink // the honest viewer's half of its connection
-	down     *hubViewer  // and the hub's
+	up       *viewerLink    // the honest viewer's half of its connection
+	down     *hubViewerLink // and the hub's
 	seen     map[string]*shown
 	accepted map[simKey]uint64 // the most that the hub accepted
 	stored   map[simKey]uint64 // the last number that Commit took in this life of the session
@@ -49,8 +49,8 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 		cfg.Claim = func(context.Context, string, string, string) bool { return w.c.of(2) == 1 }
 	}
 	w.h = NewHub(&cfg)
-	w.h.mint = countingMinter()
-	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3}), fan: maxFan}
+	w.h.ids = countingMinter()
+	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
@@ -141,7 +141,7 @@ func (w *hubTest) read() {
 }
 
 // mayGo: what the hub says to a viewer is for that viewer, on its link.
-func (w *hubTest) mayGo(hv *hubViewer, p Payload) {
+func (w *hubTest) mayGo(hv *hubViewerLink, p Payload) {
 	ok := true
 	switch p := p.(type) {
 	case *WelcomePayload:
@@ -204,7 +204,7 @@ func (w *hubTest) settle(agentID string) {
 	}
 	w.watch(id, Position{})
 	st := NewStreamer(nil)
-	st.mint = countingMinter()
+	st.epochs = countingMinter()
 	for i := range 5 {
 		if _, _, err := offer(w.now, st, id, Event{Data: fmt.Append(nil, i), End: i == 4}); err != nil {
 			w.Fatal(err)
@@ -255,7 +255,7 @@ const (
 // A hubAgentTest is a Hub against hostile agents.
 type hubAgentTest struct {
 	*hubTest
-	links []*hubAgent
+	links []*hubAgentLink
 }
 
 var hubAgents = []string{"agent1", "agent2"}
@@ -353,7 +353,7 @@ func (w *hubAgentTest) step() {
 }
 
 // link picks one of the last two.
-func (w *hubAgentTest) link() *hubAgent {
+func (w *hubAgentTest) link() *hubAgentLink {
 	n, back := len(w.links), w.c.of(2)
 	if n == 0 {
 		return nil
@@ -361,7 +361,7 @@ func (w *hubAgentTest) link() *hubAgent {
 	return w.links[max(0, n-1-back)]
 }
 
-func (w *hubAgentTest) newest() *hubAgent {
+func (w *hubAgentTest) newest() *hubAgentLink {
 	if len(w.links) == 0 {
 		return nil
 	}
@@ -409,17 +409,17 @@ func (w *hubAgentTest) heardStatus() {
 }
 
 // open returns one of the requests that the hub waits for.
-func (w *hubAgentTest) open(ha *hubAgent) *fetch {
-	if ha == nil || len(ha.fetches) == 0 {
+func (w *hubAgentTest) open(ha *hubAgentLink) *replayRequest {
+	if ha == nil || len(ha.requests) == 0 {
 		w.c.next()
 		return nil
 	}
-	ids := make([]string, 0, len(ha.fetches))
-	for id := range ha.fetches {
+	ids := make([]string, 0, len(ha.requests))
+	for id := range ha.requests {
 		ids = append(ids, id)
 	}
 	sort.Strings(ids)
-	return ha.fetches[one(w.c, ids)]
+	return ha.requests[one(w.c, ids)]
 }
 
 // heardReplay: the answer to a request, or a part of it.
@@ -431,13 +431,13 @@ func (w *hubAgentTest) heardReplay() {
 	}
 	p := &ReplayBatchPayload{
 		SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
-		FirstSeq: f.next, LastSeq: f.next - 1, UntilSeq: f.until, AvailableFrom: f.next, Done: done,
+		FirstSeq: f.expected, LastSeq: f.expected - 1, UntilSeq: f.until, AvailableFrom: f.expected, Done: done,
 	}
 	if lost && p.FirstSeq < f.until {
 		p.FirstSeq++
 		p.LastSeq++
 	}
-	for p.LastSeq < min(f.until, f.next+n) {
+	for p.LastSeq < min(f.until, f.expected+n) {
 		p.LastSeq++
 		p.Events = append(p.Events, Event{Seq: p.LastSeq, Data: fuzzData[0]})
 	}
@@ -459,9 +459,9 @@ func (w *hubAgentTest) pools() {
 	for i := len(w.links) - 1; i >= max(0, len(w.links)-3); i-- {
 		ha := w.links[i]
 		g.links = append(g.links, ha.id)
-		for id, f := range ha.fetches {
+		for id, f := range ha.requests {
 			g.requests = append(g.requests, id)
-			g.numbers = append(g.numbers, f.next, f.until)
+			g.numbers = append(g.numbers, f.expected, f.until)
 		}
 	}
 	slices.Sort(g.requests)
@@ -471,7 +471,7 @@ func (w *hubAgentTest) pools() {
 	slices.Sort(g.numbers)
 }
 
-func (w *hubAgentTest) hears(ha *hubAgent, p Payload) {
+func (w *hubAgentTest) hears(ha *hubAgentLink, p Payload) {
 	if ha == nil {
 		return
 	}
@@ -516,14 +516,14 @@ type hubPrint struct {
 func (w *hubTest) print() (out [3]hubPrint) {
 	for i, id := range hubSessions {
 		if s := w.h.sessions[id]; s != nil {
-			out[i] = hubPrint{s.owner, s.epoch, s.log.head, s.head, uint64(s.log.bytes), s.ended, s.on != nil}
+			out[i] = hubPrint{s.owner, s.epoch, s.log.head, s.head, uint64(s.log.bytes), s.ended, s.receiver != nil}
 		}
 	}
 	return out
 }
 
 // saysTo takes what the hub says to an agent.
-func (w *hubAgentTest) saysTo(ha *hubAgent) {
+func (w *hubAgentTest) saysTo(ha *hubAgentLink) {
 	if ha == nil {
 		return
 	}
@@ -582,10 +582,10 @@ const (
 type hubViewerTest struct {
 	*hubTest
 	st     *Streamer
-	agent  *agentLink // its half of the connection
-	side   *hubAgent  // and the hub's
-	links  []*hubViewer
-	places map[*hubViewer]map[string]Position // how far each link was served, by session
+	agent  *streamerLink // its half of the connection
+	side   *hubAgentLink // and the hub's
+	links  []*hubViewerLink
+	places map[*hubViewerLink]map[string]Position // how far each link was served, by session
 }
 
 var hubViewers = []string{"viewer1", "viewer2"}
@@ -625,7 +625,7 @@ func runHubViewerTest(t *testing.T, script []byte) {
 }
 
 func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
-	w := &hubViewerTest{hubTest: newHubTest(t, script), places: make(map[*hubViewer]map[string]Position)}
+	w := &hubViewerTest{hubTest: newHubTest(t, script), places: make(map[*hubViewerLink]map[string]Position)}
 	w.h.cfg.Authorize = func(_ context.Context, viewerID, sessionID string) error {
 		if viewerID != "honest" && sessionID == "c" {
 			return errors.New("secret")
@@ -637,8 +637,8 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 	w.st = NewStreamer(&StreamerConfig{
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
-	w.st.mint = w.h.mint
-	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplay, fan: maxFan}
+	w.st.epochs = w.h.ids
+	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplay, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w
@@ -716,7 +716,7 @@ func (w *hubViewerTest) talk(n int) {
 }
 
 // link picks one of the last two.
-func (w *hubViewerTest) link() *hubViewer {
+func (w *hubViewerTest) link() *hubViewerLink {
 	n, back := len(w.links), w.c.of(2)
 	if n == 0 {
 		return nil
@@ -759,7 +759,7 @@ func (w *hubViewerTest) pools() {
 	}
 }
 
-func (w *hubViewerTest) hears(hv *hubViewer, p Payload) {
+func (w *hubViewerTest) hears(hv *hubViewerLink, p Payload) {
 	if hv == nil {
 		return
 	}
@@ -780,7 +780,7 @@ func (w *hubViewerTest) hears(hv *hubViewer, p Payload) {
 }
 
 // saysTo takes what the hub says to a hostile viewer: S11 and S7.
-func (w *hubViewerTest) saysTo(hv *hubViewer) {
+func (w *hubViewerTest) saysTo(hv *hubViewerLink) {
 	if hv == nil {
 		return
 	}
@@ -803,7 +803,7 @@ func (w *hubViewerTest) saysTo(hv *hubViewer) {
 	}
 }
 
-func (w *hubViewerTest) served(hv *hubViewer, id, epoch string, first, last uint64) {
+func (w *hubViewerTest) served(hv *hubViewerLink, id, epoch string, first, last uint64) {
 	at, ok := w.places[hv][id]
 	if !ok || id == "c" {
 		w.Fatalf("S11: %s is served %s, which it does not watch", hv.viewerID, id)

@@ -333,15 +333,15 @@ func (m *machineTest) sound(fault string) {
 // takes hands a payload to a link. It checks that what is refused leaves the link
 // alive unless that is fatal, and that an error is not answered by an error.
 func (m *machineTest) takes(l *Link, p Payload) error {
-	before := errorsIn(l.answers)
+	before := errorsIn(l.replies)
 	dead := l.failure()
 	ctx := context.Background()
 	if _, ok := l.m.(*viewerLink); ok {
 		ctx = endedContext // it does not wait for room
 	}
 	err := l.handle(ctx, m.now, p)
-	if _, ok := p.(*ErrorPayload); ok && errorsIn(l.answers) > before {
-		m.Fatalf("an error was answered by an error: %s", brief(l.answers[len(l.answers)-1]))
+	if _, ok := p.(*ErrorPayload); ok && errorsIn(l.replies) > before {
+		m.Fatalf("an error was answered by an error: %s", brief(l.replies[len(l.replies)-1]))
 	}
 	switch refused, ok := err.(*ProtocolError); {
 	case dead != nil && err == nil:
@@ -416,8 +416,8 @@ func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, 
 	if ev.Time.IsZero() {
 		ev.Time = now
 	}
-	d := draft{ev: &ev}
-	if err := s.fill(&d); err != nil {
+	d := preparedEvent{ev: &ev}
+	if err := s.prepare(&d); err != nil {
 		return s, 0, err
 	}
 	s.st.budget.makeRoom(d.size()) // as publish does

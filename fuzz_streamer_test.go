@@ -33,12 +33,12 @@ const (
 type agentTest struct {
 	*machineTest
 	st    *Streamer
-	links []*agentLink // the last is the newest
+	links []*streamerLink // the last is the newest
 
 	published map[simKey][]string // by number
 	handed    map[simKey]uint64   // the highest number that was handed out
 	asked     map[string]bool     // request and viewer ids
-	acks      map[*attachment]uint64
+	acks      map[*sender]uint64
 	rejected  bool // the hub has refused an event
 }
 
@@ -58,10 +58,10 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 	}
 	w := &agentTest{
 		machineTest: m, st: NewStreamer(&cfg), published: make(map[simKey][]string),
-		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*attachment]uint64),
+		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*sender]uint64),
 	}
-	w.st.mint = countingMinter()
-	w.st.sizes = sizes{batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplay, fan: maxFan}
+	w.st.epochs = countingMinter()
+	w.st.sizes = sizes{batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplay, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"v1", "v2"}, []string{"r1", "r2", "r3"}
 	return w
 }
@@ -110,8 +110,8 @@ func runAgentTest(t *testing.T, script []byte) {
 		w.step()
 		w.check()
 		for id, s := range w.st.sessions {
-			if sent := w.handed[simKey{id, s.epoch}]; s.maxSent != sent {
-				t.Fatalf("rule 6: %s: sent %d, but says %d", id, sent, s.maxSent)
+			if sent := w.handed[simKey{id, s.epoch}]; s.maxSentInEpoch != sent {
+				t.Fatalf("rule 6: %s: sent %d, but says %d", id, sent, s.maxSentInEpoch)
 			}
 		}
 	}
@@ -188,7 +188,7 @@ func content(ev *Event) string {
 	return ev.Type + " " + string(ev.Data) + " " + string(ev.Bytes) + fmt.Sprint(ev.End)
 }
 
-func (w *agentTest) link() *agentLink {
+func (w *agentTest) link() *streamerLink {
 	if len(w.links) == 0 {
 		return nil
 	}
@@ -205,9 +205,9 @@ func (w *agentTest) pools() {
 	slices.Reverse(g.links)
 	for _, s := range w.st.all() {
 		g.epochs = append(g.epochs, s.epoch)
-		g.numbers = append(g.numbers, s.acked, s.maxSent, s.log.head, s.log.first())
-		if s.on != nil {
-			g.numbers = append(g.numbers, s.on.sent, s.on.top)
+		g.numbers = append(g.numbers, s.acked, s.maxSentInEpoch, s.log.head, s.log.first())
+		if s.sender != nil {
+			g.numbers = append(g.numbers, s.sender.sent, s.sender.maxSentOnLink)
 		}
 	}
 }
@@ -220,7 +220,7 @@ func (w *agentTest) given(p Payload) {
 	}
 }
 
-func (w *agentTest) hears(al *agentLink, p Payload) {
+func (w *agentTest) hears(al *streamerLink, p Payload) {
 	stale := false
 	switch p := p.(type) {
 	case *StatusPayload:
@@ -231,8 +231,8 @@ func (w *agentTest) hears(al *agentLink, p Payload) {
 		w.asked[p.RequestID+" "+p.ViewerID] = true
 	case *ErrorPayload:
 		w.rejected = w.rejected || p.Code == codeEventRejected || p.Code == codeEventTooLarge
-		if s := w.st.lookup(p.SessionID); s != nil && s.on != nil && (p.Retryable || p.Code == codeUnknownSession) {
-			delete(w.acks, s.on) // its next ack is a first one
+		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == codeUnknownSession) {
+			delete(w.acks, s.sender) // its next ack is a first one
 		}
 	}
 	before := w.print()
@@ -254,8 +254,8 @@ func (w *agentTest) print() (f agentPrint) {
 		if s.stopped != nil {
 			f.stopped++
 		}
-		if s.on != nil {
-			f.sent += s.on.sent
+		if s.sender != nil {
+			f.sent += s.sender.sent
 		}
 	}
 	return f
@@ -264,10 +264,10 @@ func (w *agentTest) print() (f agentPrint) {
 // isAcked: an honest hub acknowledges some of what was sent.
 func (w *agentTest) isAcked() {
 	s, n, nack := w.st.lookup(one(w.c, agentSessions)), w.c.next(), w.c.of(4) == 1
-	if s == nil || s.on == nil {
+	if s == nil || s.sender == nil {
 		return
 	}
-	w.given(&AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: s.on.id, UpToSeq: min(uint64(n), s.maxSent), Nack: nack})
+	w.given(&AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: s.sender.id, UpToSeq: min(uint64(n), s.maxSentInEpoch), Nack: nack})
 }
 
 // isAsked: an honest hub wants a replay for a viewer.
@@ -283,14 +283,14 @@ func (w *agentTest) isAsked() {
 // isRefused: a hub refuses an event, a session or a link.
 func (w *agentTest) isRefused() {
 	s, kind, back := w.st.lookup(one(w.c, agentSessions)), w.c.of(7), uint64(w.c.of(4))
-	if s == nil || s.on == nil {
+	if s == nil || s.sender == nil {
 		return
 	}
 	p := &ErrorPayload{SessionID: s.id, Epoch: s.epoch}
 	switch kind {
 	case 0, 1:
 		p.Code = codeEventRejected
-		p.Seq = s.on.top - min(back, s.on.top)
+		p.Seq = s.sender.maxSentOnLink - min(back, s.sender.maxSentOnLink)
 	case 2:
 		p.Code = codeUnknownSession
 	case 3:
@@ -321,11 +321,11 @@ func (w *agentTest) says() {
 		w.stands(al, p)
 	case *EventBatchPayload:
 		s := w.st.lookup(p.SessionID)
-		if s == nil || s.epoch != p.Epoch || p.Link != al.id || p.LastSeq > s.maxSent {
+		if s == nil || s.epoch != p.Epoch || p.Link != al.id || p.LastSeq > s.maxSentInEpoch {
 			w.Fatalf("a batch of another life or link: %s", brief(p))
 		}
-		if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.on.window {
-			w.Fatalf("rule 7: %s beyond ack %d and window %d", brief(p), s.acked, s.on.window)
+		if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window {
+			w.Fatalf("rule 7: %s beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
 		}
 		w.truthful(p.SessionID, p.Epoch, p.Events, p.Gaps)
 		k := simKey{p.SessionID, p.Epoch}
@@ -342,7 +342,7 @@ func (w *agentTest) says() {
 }
 
 // stands: a status says where sessions stand.
-func (w *agentTest) stands(al *agentLink, p *StatusPayload) {
+func (w *agentTest) stands(al *streamerLink, p *StatusPayload) {
 	for _, e := range p.Sessions {
 		if s := w.st.lookup(e.SessionID); s == nil || e.Epoch != s.epoch || e.HeadSeq != s.log.head || e.AckSeq != s.acked || e.Ended != s.hasEnded {
 			w.Fatalf("status: %s", brief(p))
@@ -391,7 +391,7 @@ func (w *agentTest) looksBack(id string) {
 func (w *agentTest) check() {
 	w.sound(streamerFault(w.st))
 	for _, s := range w.st.sessions {
-		o := s.on
+		o := s.sender
 		if o == nil || !o.opened {
 			delete(w.acks, o)
 			continue
@@ -408,7 +408,7 @@ func (w *agentTest) check() {
 func (w *agentTest) settle() {
 	w.now = w.now.Add(epoch.MaxLead) // past what it may have said of epochs to come
 	h := NewHub(nil)
-	h.mint = countingMinter()
+	h.ids = countingMinter()
 	pair := func() [2]*Link { return [2]*Link{w.st.connect(w.now).Link, h.connectAgent(w.now, "agent").Link} }
 	for _, s := range w.st.all() {
 		if s.stopped != nil && w.st.renew(w.now, s.id) != nil {

@@ -302,7 +302,7 @@ func (w *viewerTest) settle() {
 		w.v.Unwatch(used)
 	}
 	h, st := NewHub(&HubConfig{LogEvents: 2}), NewStreamer(nil)
-	h.mint, st.mint = countingMinter(), countingMinter()
+	h.ids, st.epochs = countingMinter(), countingMinter()
 	for i := range 6 {
 		if _, _, err := offer(w.now, st, id, Event{Data: []byte(`1`), End: i == 5}); err != nil {
 			w.Fatal(err)

@@ -2,10 +2,10 @@ package gvstream
 
 import "time"
 
-// A greeter says hello on a link, again on the timer until it is welcomed, and once
+// A handshake says hello on a link, again on the timer until it is welcomed, and once
 // more when the hub does not know the link (rule 3). The lock of the link's machine
 // protects it.
-type greeter struct {
+type handshake struct {
 	task
 	l    *Link
 	role string
@@ -15,7 +15,7 @@ type greeter struct {
 }
 
 // start says hello, unless a welcome is awaited already.
-func (g *greeter) start() {
+func (g *handshake) start() {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
 	if !g.awaiting {
@@ -24,20 +24,20 @@ func (g *greeter) start() {
 	}
 }
 
-// welcomed reports whether a welcome is one that was asked for.
-func (g *greeter) welcomed() bool {
+// acceptWelcome reports whether a welcome is one that was asked for.
+func (g *handshake) acceptWelcome() bool {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
-	return g.welcomedLocked()
+	return g.acceptWelcomeLocked()
 }
 
-func (g *greeter) welcomedLocked() bool {
+func (g *handshake) acceptWelcomeLocked() bool {
 	ok := g.awaiting && g.timer.running()
 	g.awaiting = g.awaiting && !ok
 	return ok
 }
 
-func (g *greeter) take(now time.Time) Payload {
+func (g *handshake) next(now time.Time) Payload {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
 	switch {
@@ -54,8 +54,8 @@ func (g *greeter) take(now time.Time) Payload {
 	return &HelloPayload{V: version, Role: g.role}
 }
 
-func newGreeter(l *Link, role string) *greeter {
-	g := &greeter{l: l, role: role}
-	g.task = task{Source: g.take, Control: true}
+func newHandshake(l *Link, role string) *handshake {
+	g := &handshake{l: l, role: role}
+	g.task = task{Source: g.next, Control: true}
 	return g
 }

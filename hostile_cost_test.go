@@ -127,16 +127,16 @@ func TestFloodUnread(t *testing.T) {
 			viewer.link.Handle(t.Context(), viewer.watch(id, "", 0))
 		}
 		for name, l := range map[string]*Link{"agent": hub.link, "viewer": hub2.link, "hub from agent": agent.link, "hub from viewer": viewer.link} {
-			if n := len(l.answers); n > 2*maxAnswers || n < maxAnswers {
+			if n := len(l.replies); n > 2*maxReplies || n < maxReplies {
 				t.Errorf("%s: %d answers wait", name, n)
 			}
 			refusals := 0
-			for _, p := range l.answers {
+			for _, p := range l.replies {
 				if _, ok := p.(*ErrorPayload); ok {
 					refusals++
 				}
 			}
-			if refusals > maxAnswers {
+			if refusals > maxReplies {
 				t.Errorf("%s: %d refusals wait", name, refusals)
 			}
 		}
@@ -321,7 +321,7 @@ func TestErrorsKeepLimits(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			v := startVictim(t, say.kind)
 			if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
-				v.link.m.(*hubAgent).fetches[r.RequestID] = v.link.m.(*hubAgent).fetches[v.request.RequestID]
+				v.link.m.(*hubAgentLink).requests[r.RequestID] = v.link.m.(*hubAgentLink).requests[v.request.RequestID]
 			}
 			if err := v.link.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
 				t.Errorf("%s: error %q", payloadText(say.p), err)
@@ -677,7 +677,7 @@ func TestAmplificationOfHub(t *testing.T) {
 			busy++
 		}
 	}
-	if replayed != 8*901 || busy != maxAnswers {
+	if replayed != 8*901 || busy != maxReplies {
 		t.Errorf("%d events and %d refusals for 100 requests of 901", replayed, busy)
 	}
 }

@@ -239,7 +239,7 @@ func (v *victim) suffer(c *badCase) {
 			if errorText(err) != wantErr {
 				t.Errorf("%s: Run: %v, want %s", c.name, err, wantErr)
 			}
-		case <-time.After(2 * lastWords):
+		case <-time.After(2 * drainTimeout):
 			t.Errorf("%s: the link lives on", c.name)
 		}
 	case v.link.failure() == nil:
@@ -549,7 +549,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			}
 		}
 		c := h.lookup("long").cursors[0]
-		return append(state, c.seq, c.lost, len(c.pages), c.fetch.next, c.fetch.left)
+		return append(state, c.seq, c.unavailableTo, len(c.pages), c.request.expected, c.request.left)
 	}
 	last := uint64(2)
 	v.next = func() {
@@ -585,7 +585,7 @@ func victimHubOfViewer(t *testing.T) *victim {
 			state = append(state, s)
 		}
 		c := h.viewers["tab"].cursors["s"]
-		return append(state, c.epoch, c.seq, c.due)
+		return append(state, c.epoch, c.seq, c.statusPending)
 	}
 	last := uint64(4)
 	v.next = func() {

@@ -20,10 +20,10 @@ import (
 //
 // All methods are safe for concurrent use.
 type Hub struct {
-	cfg   HubConfig
-	sizes sizes
-	mint  *epoch.Source
-	crew  crew // of viewers' links that push
+	cfg     HubConfig
+	sizes   sizes
+	ids     *epoch.Source
+	workers workerPool // of viewers' links that push
 
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
@@ -31,12 +31,12 @@ type Hub struct {
 
 	mu       sync.Mutex // level 1; protects the fields below
 	sessions map[string]*hubSession
-	viewers  map[string]*hubViewer
-	locals   map[*hubViewer]bool // the cursors of Items
+	viewers  map[string]*hubViewerLink
+	locals   map[*hubViewerLink]bool // the cursors of Items
 	closed   bool
 
 	agentsMu sync.Mutex // level 4; protects the fields below
-	agents   map[string]*hubAgent
+	agents   map[string]*hubAgentLink
 	owned    map[string]int // sessions that count against an agent's limit
 
 	expiryMu sync.Mutex              // level 4; protects the field below and each session's expiry
@@ -47,12 +47,12 @@ type Hub struct {
 // cfg is copied.
 func NewHub(cfg *HubConfig) *Hub {
 	return &Hub{
-		cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, crew: newCrew(),
+		cfg: cfg.withDefaults(), sizes: fullSizes, ids: epoch.Process, workers: newWorkerPool(),
 		sessions: make(map[string]*hubSession),
-		agents:   make(map[string]*hubAgent),
+		agents:   make(map[string]*hubAgentLink),
 		owned:    make(map[string]int),
-		viewers:  make(map[string]*hubViewer),
-		locals:   make(map[*hubViewer]bool),
+		viewers:  make(map[string]*hubViewerLink),
+		locals:   make(map[*hubViewerLink]bool),
 	}
 }
 

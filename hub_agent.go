@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// A hubAgent is the hub's half of one connection to an agent.
-type hubAgent struct {
+// A hubAgentLink is the hub's half of one connection to an agent.
+type hubAgentLink struct {
 	*Link
 	h       *Hub
 	agentID string
 	id      string // of the link
 
 	// Link's lock protects the fields below.
-	greeted  bool      // hello came
-	staleAt  time.Time // when stale_link was last said
-	sessions map[*hubSession]*opening
-	fetches  map[string]*fetch // open replay requests by their id
-	requests int               // made so far
+	greeted      bool      // hello came
+	staleAt      time.Time // when stale_link was last said
+	sessions     map[*hubSession]*receiver
+	requests     map[string]*replayRequest // open replay requests by their id
+	requestCount int                       // made so far
 }
 
-func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
-	ha := &hubAgent{
-		h: h, agentID: agentID, id: h.mint.ID(),
-		sessions: make(map[*hubSession]*opening), fetches: make(map[string]*fetch),
+func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
+	ha := &hubAgentLink{
+		h: h, agentID: agentID, id: h.ids.ID(),
+		sessions: make(map[*hubSession]*receiver), requests: make(map[string]*replayRequest),
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
 	if !validID(agentID) {
@@ -35,7 +35,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 	h.expire(now)
 	h.mu.Lock()
 	closed := h.closed
-	var old *hubAgent
+	var old *hubAgentLink
 	if !closed {
 		old = h.setAgent(agentID, ha)
 	}
@@ -49,7 +49,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgent {
 }
 
 // setAgent makes ha the agent's link, and returns the one before.
-func (h *Hub) setAgent(agentID string, ha *hubAgent) *hubAgent {
+func (h *Hub) setAgent(agentID string, ha *hubAgentLink) *hubAgentLink {
 	h.agentsMu.Lock()
 	defer h.agentsMu.Unlock()
 	old := h.agents[agentID]
@@ -59,7 +59,7 @@ func (h *Hub) setAgent(agentID string, ha *hubAgent) *hubAgent {
 
 // agent returns an agent's link, or nil if there is none, and whether the agent
 // said hello on it.
-func (h *Hub) agent(agentID string) (ha *hubAgent, greeted bool) {
+func (h *Hub) agent(agentID string) (ha *hubAgentLink, greeted bool) {
 	h.agentsMu.Lock()
 	ha = h.agents[agentID]
 	h.agentsMu.Unlock()
@@ -71,20 +71,20 @@ func (h *Hub) agent(agentID string) (ha *hubAgent, greeted bool) {
 	return ha, ha.greeted
 }
 
-func (ha *hubAgent) detach(now time.Time) {
+func (ha *hubAgentLink) detach(now time.Time) {
 	ha.h.agentsMu.Lock()
 	if ha.h.agents[ha.agentID] == ha {
 		delete(ha.h.agents, ha.agentID)
 	}
 	ha.h.agentsMu.Unlock()
 	ha.mu.Lock()
-	sessions, fetches := ha.sessions, ha.fetches
-	ha.sessions, ha.fetches = nil, nil
+	sessions, fetches := ha.sessions, ha.requests
+	ha.sessions, ha.requests = nil, nil
 	ha.mu.Unlock()
 	for s, o := range sessions {
 		s.mu.Lock()
-		if s.on == o {
-			s.on = nil
+		if s.receiver == o {
+			s.receiver = nil
 			s.away = now
 			s.wakeAll() // who needs the agent, waits for it from now on
 			s.watchClock()
@@ -94,7 +94,7 @@ func (ha *hubAgent) detach(now time.Time) {
 	for _, f := range fetches { // they are asked again on the next link
 		s := f.c.s
 		s.mu.Lock()
-		if f.c.fetch == f {
+		if f.c.request == f {
 			f.c.release()
 		}
 		f.c.hv.ready(&f.c.task)
@@ -102,7 +102,7 @@ func (ha *hubAgent) detach(now time.Time) {
 	}
 }
 
-func (ha *hubAgent) handle(ctx context.Context, now time.Time, p Payload) error {
+func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	ha.h.expire(now)
 	err := ha.dispatch(ctx, now, p)
 	if err == errStale {
@@ -111,10 +111,10 @@ func (ha *hubAgent) handle(ctx context.Context, now time.Time, p Payload) error 
 	return err
 }
 
-func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) error {
+func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
-		return plain(ha.hello(p))
+		return asError(ha.hello(p))
 	case *StatusPayload:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) erro
 		if err := ha.current(now, ha.id); err != nil {
 			return err
 		}
-		return plain(ha.replayed(now, p))
+		return asError(ha.replayed(now, p))
 	case *ErrorPayload:
 		ha.refused(now, p)
 		return nil
@@ -137,7 +137,7 @@ func (ha *hubAgent) dispatch(ctx context.Context, now time.Time, p Payload) erro
 	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
 }
 
-func (ha *hubAgent) hello(p *HelloPayload) *ProtocolError {
+func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 	if p.Role != roleAgent {
 		return malformed("hello: an agent's link, but role %q", p.Role)
 	}
@@ -147,7 +147,7 @@ func (ha *hubAgent) hello(p *HelloPayload) *ProtocolError {
 	ha.mu.Lock()
 	ha.greeted = true
 	ha.mu.Unlock()
-	ha.answer(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
+	ha.reply(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
 	return nil
 }
 
@@ -157,7 +157,7 @@ func badVersion(v int) *ProtocolError {
 
 // current reports a frame of another link, or one before hello: it changes
 // nothing, and at most once a second the peer is told (rule 3).
-func (ha *hubAgent) current(now time.Time, link string) error {
+func (ha *hubAgentLink) current(now time.Time, link string) error {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
 	if ha.greeted && link == ha.id {
@@ -171,7 +171,7 @@ func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= staleEvery {
 		*last = now
-		l.answerLocked(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
+		l.replyLocked(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
 	}
 	return errStale
 }
@@ -181,9 +181,9 @@ var errStale = errors.New("gvstream: stale frame")
 
 // status opens the sessions it names, and answers each by an ack or an error
 // (rules 5 and 9).
-func (ha *hubAgent) status(ctx context.Context, now time.Time, p *StatusPayload) error {
+func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayload) error {
 	if len(p.Sessions) == 0 {
-		ha.answer(&StatusPayload{Link: ha.id})
+		ha.reply(&StatusPayload{Link: ha.id})
 		return nil
 	}
 	var last *ProtocolError
@@ -202,13 +202,13 @@ func (ha *hubAgent) status(ctx context.Context, now time.Time, p *StatusPayload)
 			return err
 		}
 	}
-	return plain(last)
+	return asError(last)
 }
 
 // refused deals with an agent's error: only answers to replay requests matter.
-func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
+func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
 	ha.mu.Lock()
-	f := ha.fetches[p.RequestID]
+	f := ha.requests[p.RequestID]
 	ha.mu.Unlock()
 	if f == nil {
 		return
@@ -216,7 +216,7 @@ func (ha *hubAgent) refused(now time.Time, p *ErrorPayload) {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.c.fetch == f {
+	if f.c.request == f {
 		f.refused(now, p.Retryable)
 	}
 }

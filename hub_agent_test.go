@@ -1026,11 +1026,11 @@ func TestHubAckOfLostSession(t *testing.T) {
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return true }})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.send(a.batch("s", "e1", 1, 3))
-		o := h.lookup("s").on
+		o := h.lookup("s").receiver
 		b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
 		pass(ackDelay)
 		a.wantIdle("the session is another's")
-		if p := o.take(time.Now()); p != nil { // asked just before
+		if p := o.next(time.Now()); p != nil { // asked just before
 			t.Errorf("a lost session says %s", payloadText(p))
 		}
 		b.want(b.ack("s", "e1", 3))

@@ -10,29 +10,29 @@ import (
 // is this. The session's lock protects it.
 type cursor struct {
 	task
-	hv *hubViewer
+	hv *hubViewerLink
 	s  *hubSession
 	at int // in the session's cursors
 
-	epoch string // empty: from the first event of whatever epoch there is
-	seq   uint64 // handed out up to here
-	gone  bool
-	due   bool // a status comes first
-	ended bool // it was told of the end
+	epoch         string // empty: from the first event of whatever epoch there is
+	seq           uint64 // handed out up to here
+	gone          bool
+	statusPending bool // a status comes first
+	ended         bool // it was told of the end
 
-	fetch *fetch    // its open replay request, or nil
-	retry retry     // of its request; without one that is open, it does not ask before then
-	pages []page    // what came of it, to be handed out
-	lost  uint64    // the agent can't give what is up to here
-	since time.Time // it waits for the agent since then; zero: it does not
+	request       *replayRequest // its open replay request, or nil
+	retry         retry          // of its request; without one that is open, it does not ask before then
+	pages         []page         // what came of it, to be handed out
+	unavailableTo uint64         // the agent can't give what is up to here
+	waitingSince  time.Time      // it waits for the agent since then; zero: it does not
 
-	fan       *fan                   // in which it rests, or nil
-	pusher    *pusher                // of its link, or nil; for the fan
+	cohort    *cohort                // in which it rests, or nil
+	pusher    *pushWriter            // of its link, or nil; for the cohort
 	idle      sched.Element[*cursor] // in the session's queue of others that wait
 	atSession sched.Element[*cursor] // in the queue for the session's permit; it has the link's then
 	// The link's lock protects these.
-	atLink sched.Element[*cursor] // in the queue for the link's permit. It changes under both locks
-	news   sched.Element[*cursor] // in the link's queue for a status
+	atLink      sched.Element[*cursor] // in the queue for the link's permit. It changes under both locks
+	statusPlace sched.Element[*cursor] // in the link's queue for a status
 }
 
 // remove takes the cursor off its session.
@@ -58,7 +58,7 @@ func (c *cursor) end() {
 	if hv.cursors[s.id] == c {
 		delete(hv.cursors, s.id)
 	}
-	c.news.Remove()
+	c.statusPlace.Remove()
 	c.atLink.Remove()
 	hv.offerLocked()
 	hv.mu.Unlock()
@@ -70,7 +70,7 @@ func (c *cursor) restart(epoch string, seq uint64) {
 	c.leave()
 	c.stopAsking()
 	c.epoch, c.seq = epoch, seq
-	c.pages, c.lost, c.ended = nil, 0, false
+	c.pages, c.unavailableTo, c.ended = nil, 0, false
 	c.hv.ready(&c.task)
 }
 
@@ -81,18 +81,18 @@ func (c *cursor) start(now time.Time, epoch string, seq uint64) {
 	if !c.gone {
 		c.giveUp(now)
 		c.restart(epoch, seq)
-		c.tell()
+		c.queueStatus()
 	}
 }
 
-// tell has the viewer told where the session stands, before anything else of it.
-func (c *cursor) tell() {
-	if c.due || c.gone {
+// queueStatus has the viewer told where the session stands, before anything else of it.
+func (c *cursor) queueStatus() {
+	if c.statusPending || c.gone {
 		return
 	}
-	c.due = true
+	c.statusPending = true
 	c.hv.mu.Lock()
-	c.hv.due.Push(&c.news, c)
+	c.hv.statuses.Push(&c.statusPlace, c)
 	c.hv.readyLocked(&c.hv.status)
 	c.hv.mu.Unlock()
 }
@@ -103,7 +103,7 @@ func (c *cursor) describe() (SessionStatus, bool) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer func() { c.due = false }()
+	defer func() { c.statusPending = false }()
 	if c.gone {
 		return SessionStatus{}, false
 	}
@@ -147,7 +147,7 @@ func (c *cursor) ahead() *ProtocolError {
 // refuse ends the watch, and tells the viewer why.
 func (c *cursor) refuse(err *ProtocolError) {
 	c.hv.refused.Add(1)
-	c.hv.answer(err.Payload())
+	c.hv.reply(err.Payload())
 	c.end()
 }
 
@@ -164,9 +164,9 @@ func (c *cursor) log() *log {
 	return nil
 }
 
-// take hands out what comes next in the session: a piece of the hub's log, a piece
+// next hands out what comes next in the session: a piece of the hub's log, a piece
 // that the agent replayed, or a gap.
-func (c *cursor) take(now time.Time) Payload {
+func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
 	c.leave()
@@ -174,7 +174,7 @@ func (c *cursor) take(now time.Time) Payload {
 	var p *page
 	var replayed bool
 	if l != nil {
-		p, replayed = c.next(now, l)
+		p, replayed = c.nextPage(now, l)
 	}
 	if c.atLink.Queued() {
 		c.passOn()
@@ -208,7 +208,7 @@ func (c *cursor) take(now time.Time) Payload {
 // now: a status comes first, or the watch is over.
 func (c *cursor) readable() *log {
 	s := c.s
-	if c.gone || c.due || s.epoch == "" {
+	if c.gone || c.statusPending || s.epoch == "" {
 		return nil
 	}
 	if ahead := c.ahead(); ahead != nil {
@@ -218,20 +218,20 @@ func (c *cursor) readable() *log {
 	l := c.log()
 	if l == nil { // the viewer is told before it goes on (rule 15)
 		c.restart(s.epoch, 0)
-		c.tell()
+		c.queueStatus()
 	}
 	return l
 }
 
-// next returns the next piece of the log, and whether the agent replayed it.
-func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
+// nextPage returns the next piece of the log, and whether the agent replayed it.
+func (c *cursor) nextPage(now time.Time, l *log) (p *page, replayed bool) {
 	s := c.s
 	switch {
 	case c.seq >= l.head:
-		c.rest()
+		c.park()
 		if s.ended && !c.ended {
 			c.ended = true
-			c.tell()
+			c.queueStatus()
 		}
 		return nil, false
 	case c.seq+1 >= l.first():
@@ -242,7 +242,7 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 		p, replayed = &c.pages[0], true
 		c.pages = c.pages[1:]
 	default:
-		p = c.older(now, l)
+		p = c.fetchHistory(now, l)
 	}
 	if p != nil {
 		c.seq = p.last
@@ -250,15 +250,15 @@ func (c *cursor) next(now time.Time, l *log) (p *page, replayed bool) {
 	return p, replayed
 }
 
-// rest puts the cursor among those that wait for the next event.
-func (c *cursor) rest() {
+// park puts the cursor among those that wait for the next event.
+func (c *cursor) park() {
 	s := c.s
-	if c.hv.served.Load() && c.seq == s.log.head && c.epoch == s.epoch {
+	if c.hv.started.Load() && c.seq == s.log.head && c.epoch == s.epoch {
 		s.join(c)
 	} else {
 		s.idle.Push(&c.idle, c)
 	}
-	s.leaveOff()
+	s.dropSharedPage()
 }
 
 // drop takes a cursor out.
@@ -269,12 +269,12 @@ func (s *hubSession) drop(c *cursor) {
 	s.cursors[c.at].at = c.at
 	s.cursors[last] = nil
 	s.cursors = s.cursors[:last]
-	s.leaveOff()
+	s.dropSharedPage()
 }
 
-// leaveOff forgets the page that cursors shared, if none of them is on the way.
-func (s *hubSession) leaveOff() {
-	if s.atRest+s.idle.Len() == len(s.cursors) && s.late() == nil {
+// dropSharedPage forgets the page that cursors shared, if none of them is on the way.
+func (s *hubSession) dropSharedPage() {
+	if s.parked+s.idle.Len() == len(s.cursors) && s.nextBehind() == nil {
 		s.page = nil
 	}
 }

@@ -23,14 +23,14 @@ func (s *hubSession) deadline() time.Time {
 	case s.ended:
 		earliest(s.listed.Add(2*endedTTL + ttl))
 	}
-	if s.on == nil {
+	if s.receiver == nil {
 		earliest(s.away.Add(ttl))
 	}
 	return at
 }
 
-// age does what time does to a session, and reports whether it is to be removed.
-func (s *hubSession) age(now time.Time) (remove bool) {
+// expire does what time does to a session, and reports whether it is to be removed.
+func (s *hubSession) expire(now time.Time) (remove bool) {
 	if s.prev != nil && !s.prev.until.After(now) {
 		s.prev = nil
 		s.wakeAll()
@@ -41,16 +41,16 @@ func (s *hubSession) age(now time.Time) (remove bool) {
 	ttl := s.h.cfg.SessionTTL
 	if s.ended && !s.listed.Add(2*endedTTL).After(now) {
 		s.log.trim(s.log.head, 0, 0) // remembered, but for its events
-		if s.on != nil {             // its agent has forgotten it
-			s.on.close()
-			s.on, s.away = nil, now
+		if s.receiver != nil {       // its agent has forgotten it
+			s.receiver.close()
+			s.receiver, s.away = nil, now
 		}
 		s.uncount()
 		if !s.listed.Add(2*endedTTL + ttl).After(now) {
 			return true
 		}
 	}
-	return s.on == nil && !s.away.Add(ttl).After(now)
+	return s.receiver == nil && !s.away.Add(ttl).After(now)
 }
 
 // watchClock puts the session's next deadline into the hub's heap, unless an
@@ -84,7 +84,7 @@ func (h *Hub) expire(now time.Time) {
 		case s.gone:
 		case s.busy != nil:
 			h.expireAt(s, now.Add(time.Minute))
-		case s.age(now):
+		case s.expire(now):
 			h.remove(s)
 		default:
 			s.watchClock()

@@ -47,7 +47,7 @@ func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.
 type local struct {
 	v    *Viewer
 	up   *viewerLink
-	down *hubViewer
+	down *hubViewerLink
 }
 
 // next carries payloads between the links until there is an item, or returns

@@ -9,8 +9,8 @@ import (
 )
 
 // open opens one session on this link, and has it acknowledged.
-func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) error {
-	s, err := ha.enter(ctx, now, e)
+func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus) error {
+	s, err := ha.openSession(ctx, now, e)
 	if err != nil {
 		return err
 	}
@@ -22,20 +22,20 @@ func (ha *hubAgent) open(ctx context.Context, now time.Time, e SessionStatus) er
 			s.noteEnd()
 		}
 	}
-	s.on.ackNow()
+	s.receiver.ackNow()
 	s.watchClock()
 	return nil
 }
 
-// enter opens a session on this link, which is made if the hub has none of that id, and
+// openSession opens a session on this link, which is made if the hub has none of that id, and
 // returns it locked.
-func (ha *hubAgent) enter(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
+func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
 	for {
-		s := ha.h.hold(e.SessionID)
+		s := ha.h.getOrCreate(e.SessionID)
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err
 		}
-		switch err := ha.admit(ctx, now, s, e); err {
+		switch err := ha.authorizeOpen(ctx, now, s, e); err {
 		case nil:
 			return s, nil
 		case errGone: // the next one is another
@@ -59,10 +59,10 @@ func ofEpoch(err error, epoch string) error {
 	return err
 }
 
-// admit opens a locked session on this link, if the agent may have it. The lock is free
+// authorizeOpen opens a locked session on this link, if the agent may have it. The lock is free
 // while a callback runs. It is free in the end as well, unless the session is open: also
 // after a callback's panic.
-func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+func (ha *hubAgentLink) authorizeOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	open := false
 	defer func() {
 		if !open {
@@ -85,7 +85,7 @@ func (ha *hubAgent) admit(ctx context.Context, now time.Time, s *hubSession, e S
 }
 
 // mayOpen refuses what the agent may not open on this link.
-func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+func (ha *hubAgentLink) mayOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	if err := ha.failure(); err != nil {
 		return err
 	}
@@ -95,18 +95,18 @@ func (ha *hubAgent) mayOpen(ctx context.Context, now time.Time, s *hubSession, e
 	if s.gone {
 		return errGone
 	}
-	if err := s.staleEpoch(e.Epoch); err != nil {
+	if err := s.checkEpoch(e.Epoch); err != nil {
 		return err
 	}
 	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
-	return ha.full(s)
+	return ha.checkQuota(s)
 }
 
 // begin has a session go on in an epoch that is new to the hub, from where its store or
 // its agent says (rule 5).
-func (ha *hubAgent) begin(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	start, err := ha.start(ctx, s, e)
 	if err != nil {
 		return err
@@ -118,12 +118,12 @@ func (ha *hubAgent) begin(ctx context.Context, now time.Time, s *hubSession, e S
 		ha.h.known.Add(-1) // others were faster
 		return overloaded(s.id)
 	}
-	s.adopt(now, e.Epoch, start)
+	s.beginEpoch(now, e.Epoch, start)
 	return nil
 }
 
-// staleEpoch refuses an epoch older than the session's (rule 2).
-func (s *hubSession) staleEpoch(epoch string) error {
+// checkEpoch refuses an epoch older than the session's (rule 2).
+func (s *hubSession) checkEpoch(epoch string) error {
 	if epoch >= s.epoch {
 		return nil
 	}
@@ -134,7 +134,7 @@ func (s *hubSession) staleEpoch(epoch string) error {
 
 // claim refuses a session of another agent's, unless this one may take it over (rule 4).
 // The lock is free meanwhile, and no callback runs when it is taken again.
-func (ha *hubAgent) claim(ctx context.Context, s *hubSession) error {
+func (ha *hubAgentLink) claim(ctx context.Context, s *hubSession) error {
 	if s.owner == "" || s.owner == ha.agentID {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (ha *hubAgent) claim(ctx context.Context, s *hubSession) error {
 
 // askClaim has the caller say whether the agent may take the session over. The lock is
 // free meanwhile, and not as in call: the owner's batches don't wait for it.
-func (ha *hubAgent) askClaim(ctx context.Context, s *hubSession) bool {
+func (ha *hubAgentLink) askClaim(ctx context.Context, s *hubSession) bool {
 	owner := s.owner
 	s.mu.Unlock()
 	defer s.mu.Lock()
@@ -165,8 +165,8 @@ func notYours(sessionID string) error {
 	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
 }
 
-// full refuses a session beyond the limits.
-func (ha *hubAgent) full(s *hubSession) error {
+// checkQuota refuses a session beyond the limits.
+func (ha *hubAgentLink) checkQuota(s *hubSession) error {
 	if s.counted && s.owner == ha.agentID {
 		return nil
 	}
@@ -187,7 +187,7 @@ func overloaded(sessionID string) error {
 
 // start is the number up to which an epoch that is new to the hub counts as
 // accepted.
-func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
+func (ha *hubAgentLink) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
 	if ha.h.cfg.Resume == nil {
 		return e.AckSeq, nil
 	}
@@ -208,13 +208,13 @@ func (ha *hubAgent) start(ctx context.Context, s *hubSession, e SessionStatus) (
 }
 
 // attach opens the session on this link, unless that died meanwhile.
-func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
+func (ha *hubAgentLink) attach(now time.Time, s *hubSession) error {
 	s.listed = now
-	if s.on != nil && s.on.ha == ha {
+	if s.receiver != nil && s.receiver.ha == ha {
 		return nil
 	}
-	o := &opening{s: s, ha: ha}
-	o.task = task{Source: o.take, Control: true}
+	o := &receiver{s: s, ha: ha}
+	o.task = task{Source: o.next, Control: true}
 	ha.mu.Lock()
 	dead := ha.sessions == nil
 	if !dead {
@@ -222,17 +222,17 @@ func (ha *hubAgent) attach(now time.Time, s *hubSession) error {
 	}
 	ha.mu.Unlock()
 	if dead {
-		if s.on == nil {
+		if s.receiver == nil {
 			s.away = now
 			s.watchClock()
 		}
 		return ha.failure()
 	}
-	if s.on != nil {
-		s.on.close()
+	if s.receiver != nil {
+		s.receiver.close()
 	}
-	s.belongTo(ha.agentID)
-	s.on = o
+	s.setOwner(ha.agentID)
+	s.receiver = o
 	s.wakeAll()
 	return nil
 }

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// older deals with what is older than the hub's log: it asks the agent, waits, or
+// fetchHistory deals with what is older than the hub's log: it asks the agent, waits, or
 // declares a gap (rule 12).
-func (c *cursor) older(now time.Time, l *log) *page {
+func (c *cursor) fetchHistory(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
 	switch {
 	case l != &s.log: // no agent has the older epoch any more
 		return c.gap(until, ReasonEvicted)
-	case c.lost > c.seq:
-		return c.gap(min(c.lost, until), ReasonUnavailable)
+	case c.unavailableTo > c.seq:
+		return c.gap(min(c.unavailableTo, until), ReasonUnavailable)
 	case c.awaits(now):
 		return nil
 	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // its turn never comes
@@ -22,8 +22,8 @@ func (c *cursor) older(now time.Time, l *log) *page {
 	}
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
-		c.since = time.Time{}
-		c.ask(ha, until)
+		c.waitingSince = time.Time{}
+		c.requestReplay(ha, until)
 		c.awaits(now)
 		return nil
 	}
@@ -36,14 +36,14 @@ func (c *cursor) older(now time.Time, l *log) *page {
 // patient reports whether the cursor still waits for an agent that can't be asked, and
 // looks for it again soon.
 func (c *cursor) patient(now time.Time, connected bool) bool {
-	if c.since.IsZero() {
-		c.since = now
+	if c.waitingSince.IsZero() {
+		c.waitingSince = now
 	}
 	patience := c.s.h.cfg.ReplayWait
 	if connected { // its hello may have been lost, and comes again
 		patience = max(patience, maxSilence)
 	}
-	left := c.since.Add(patience).Sub(now)
+	left := c.waitingSince.Add(patience).Sub(now)
 	if left > 0 {
 		c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
 	}
@@ -59,7 +59,7 @@ func (c *cursor) gap(to uint64, reason Reason) *page {
 
 // awaits reports whether the cursor waits for an answer, or for the time to ask again.
 func (c *cursor) awaits(now time.Time) bool {
-	if c.fetch != nil && !c.retry.running() { // not yet sent: its agent's link may be stuck
+	if c.request != nil && !c.retry.running() { // not yet sent: its agent's link may be stuck
 		c.retry.start(now)
 	}
 	c.unanswered(now)
@@ -73,7 +73,7 @@ func (c *cursor) awaits(now time.Time) bool {
 // unanswered ends a request to which nothing came for a timer period, and reports
 // whether it did. The agent is asked again, under a new id and in turn.
 func (c *cursor) unanswered(now time.Time) bool {
-	if c.fetch == nil || !c.retry.expired(now) {
+	if c.request == nil || !c.retry.expired(now) {
 		return false
 	}
 	c.retry.backOff()
@@ -81,10 +81,10 @@ func (c *cursor) unanswered(now time.Time) bool {
 	return true
 }
 
-// ask sends a replay request to the agent, once the cursor has the permits for it.
-func (c *cursor) ask(ha *hubAgent, until uint64) {
+// requestReplay sends a replay request to the agent, once the cursor has the permits for it.
+func (c *cursor) requestReplay(ha *hubAgentLink, until uint64) {
 	if c.acquire() {
-		c.request(ha, until)
+		c.sendRequest(ha, until)
 	}
 }
 
@@ -103,18 +103,18 @@ func (c *cursor) acquire() bool {
 	return c.s.permits.acquire(c, &c.atSession)
 }
 
-// request sends the request for which the cursor has the permits.
-func (c *cursor) request(ha *hubAgent, until uint64) {
-	f := &fetch{c: c, ha: ha, from: c.seq + 1, next: c.seq + 1, until: until, left: c.s.h.sizes.replay}
-	f.task = task{Source: f.take, Control: true}
-	c.fetch = f
+// sendRequest sends the request for which the cursor has the permits.
+func (c *cursor) sendRequest(ha *hubAgentLink, until uint64) {
+	f := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
+	f.task = task{Source: f.next, Control: true}
+	c.request = f
 	c.retry.stop()
 	ha.mu.Lock()
-	dead := ha.fetches == nil
+	dead := ha.requests == nil
 	if !dead {
-		ha.requests++
-		f.id = ha.id + "-" + strconv.Itoa(ha.requests) // no other link has it
-		ha.fetches[f.id] = f
+		ha.requestCount++
+		f.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // no other link has it
+		ha.requests[f.id] = f
 		ha.readyLocked(&f.task)
 	}
 	ha.mu.Unlock()
@@ -130,7 +130,7 @@ func (c *cursor) release() { c.releaseAt(time.Time{}) }
 
 // releaseAt is release, but for the link's permit, which stays taken until then.
 func (c *cursor) releaseAt(at time.Time) {
-	s, hv, f := c.s, c.hv, c.fetch
+	s, hv, f := c.s, c.hv, c.request
 	if f == nil && !c.atSession.Queued() {
 		return
 	}
@@ -140,7 +140,7 @@ func (c *cursor) releaseAt(at time.Time) {
 	hv.offerLocked()
 	hv.mu.Unlock()
 	if f != nil {
-		c.fetch = nil
+		c.request = nil
 		c.retry.stop()
 		f.withdraw()
 		s.permits.release(time.Time{})
@@ -153,7 +153,7 @@ func (c *cursor) releaseAt(at time.Time) {
 func (s *hubSession) passPermits() {
 	for c := s.permits.next(); c != nil; c = s.permits.next() {
 		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
-			c.ask(ha, s.log.first()-1)
+			c.requestReplay(ha, s.log.first()-1)
 		} else {
 			c.release()
 		}
@@ -174,45 +174,45 @@ func (c *cursor) passOn() {
 // giveUp ends a request that the viewer gives up. It counts for its link for another
 // second: the agent may be sending what nobody wants any more (rule 12).
 func (c *cursor) giveUp(now time.Time) {
-	if c.fetch == nil || !c.fetch.sent {
+	if c.request == nil || !c.request.sent {
 		return
 	}
 	at := now.Add(replayAgain)
 	c.releaseAt(at)
-	c.hv.schedule(&c.hv.refund, at)
+	c.hv.schedule(&c.hv.permitTask, at)
 }
 
 // stopAsking ends whatever the cursor does to have older events from the agent.
 func (c *cursor) stopAsking() {
 	c.release()
 	c.retry.reset()
-	c.since = time.Time{}
+	c.waitingSince = time.Time{}
 }
 
-// fetchBytes bounds what the hub holds of one replay request, beside its events.
-const fetchBytes = maxReplayBytes
+// maxRequestBytes bounds what the hub holds of one replay request, beside its events.
+const maxRequestBytes = maxReplayBytes
 
-// A fetch is one open replay request to an agent, for one cursor. It holds a permit of
+// A replayRequest is one open replay request to an agent, for one cursor. It holds a permit of
 // the session and one of the viewer's link. It is over when it is no longer its cursor's.
 // The session's lock protects it.
-type fetch struct {
+type replayRequest struct {
 	task
 	c  *cursor
-	ha *hubAgent // whose link it was sent on: answers count on no other
+	ha *hubAgentLink // whose link it was sent on: answers count on no other
 	id string
 
-	from, next, until uint64 // asked from, expected next, asked until
-	left              int    // events that may still come
-	bytes             int
-	sent              bool
+	from, expected, until uint64 // asked from, expected next, asked until
+	left                  int    // events that may still come
+	bytes                 int
+	sent                  bool
 }
 
-func (f *fetch) take(now time.Time) Payload {
+func (f *replayRequest) next(now time.Time) Payload {
 	c := f.c
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	switch {
-	case c.fetch != f:
+	case c.request != f:
 		return nil
 	case f.sent && c.unanswered(now): // here too: the viewer's own link may be stuck
 		c.hv.ready(&c.task)
@@ -231,16 +231,16 @@ func (f *fetch) take(now time.Time) Payload {
 }
 
 // withdraw takes the request off its agent's link.
-func (f *fetch) withdraw() {
+func (f *replayRequest) withdraw() {
 	f.ha.mu.Lock()
-	delete(f.ha.fetches, f.id)
+	delete(f.ha.requests, f.id)
 	f.ha.mu.Unlock()
 	f.ha.forget(&f.task)
 }
 
 // refused ends a request that the agent does not answer: it is asked again on the
 // timer, or what it asked for is lost.
-func (f *fetch) refused(now time.Time, retry bool) {
+func (f *replayRequest) refused(now time.Time, retry bool) {
 	c := f.c
 	c.release()
 	if retry {
@@ -249,20 +249,20 @@ func (f *fetch) refused(now time.Time, retry bool) {
 		c.retry.backOff()
 		return
 	}
-	c.lost = f.until
+	c.unavailableTo = f.until
 	c.hv.ready(&c.task)
 }
 
 // answered takes an answer unless the request is no longer open, or it is not one.
-func (f *fetch) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
+func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
 	s := f.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.c.fetch != f {
+	if f.c.request != f {
 		s.h.stalePayloads.Add(1)
 		return nil
 	}
-	answer.clip(f.next - 1) // a duplicate asks for nothing more
+	answer.clip(f.expected - 1) // a duplicate asks for nothing more
 	switch {
 	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
 		return malformed("replay_batch: not what request %q asked for", p.RequestID)
@@ -274,28 +274,28 @@ func (f *fetch) answered(now time.Time, p *replayBatch, answer *page) *ProtocolE
 }
 
 // accept keeps what is new in an answer for the cursor to hand out.
-func (f *fetch) accept(now time.Time, p *replayBatch, answer *page) {
+func (f *replayRequest) accept(now time.Time, p *replayBatch, answer *page) {
 	c := f.c
-	if p.FirstSeq > f.next { // a part was lost: ask again, in a moment
+	if p.FirstSeq > f.expected { // a part was lost: ask again, in a moment
 		c.release()
 		c.retry.startIn(now, replayAgain)
 		c.hv.schedule(&c.task, c.retry.at)
 		return
 	}
 	if answer.pack(); answer.held != heldOwn {
-		answer.settle()
+		answer.detach()
 	}
 	for _, pg := range answer.pieces() {
 		c.retry.reset() // an answer without news is none
 		c.retry.start(now)
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
-		f.next = pg.last + 1
+		f.expected = pg.last + 1
 		f.left -= len(pg.slots)
 		f.bytes += pg.bytes
 	}
-	if p.Done && f.next == f.from { // it has nothing to give
-		c.lost = f.until
+	if p.Done && f.expected == f.from { // it has nothing to give
+		c.unavailableTo = f.until
 	}
 	if p.Done || f.full() {
 		c.release()
@@ -304,12 +304,14 @@ func (f *fetch) accept(now time.Time, p *replayBatch, answer *page) {
 }
 
 // full reports whether the request has all that it may have.
-func (f *fetch) full() bool { return f.next > f.until || f.left == 0 || f.bytes >= fetchBytes }
+func (f *replayRequest) full() bool {
+	return f.expected > f.until || f.left == 0 || f.bytes >= maxRequestBytes
+}
 
 // replayed takes an agent's answer to a replay request (rule 12).
-func (ha *hubAgent) replayed(now time.Time, p *replayBatch) *ProtocolError {
+func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	ha.mu.Lock()
-	f := ha.fetches[p.RequestID]
+	f := ha.requests[p.RequestID]
 	ha.mu.Unlock()
 	if f == nil {
 		ha.h.stalePayloads.Add(1)

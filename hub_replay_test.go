@@ -151,10 +151,10 @@ func TestHubReplayBytes(t *testing.T) {
 			for _, p := range s.cursors[0].pages {
 				held += p.bytes
 			}
-			if held > fetchBytes+maxBatchBytes {
+			if held > maxRequestBytes+maxBatchBytes {
 				t.Fatalf("the hub holds %d bytes of one answer", held)
 			}
-			if s.cursors[0].fetch != nil {
+			if s.cursors[0].request != nil {
 				t.Fatal("the request is still open")
 			}
 			for p := v.next(); p != nil; p = v.next() {
@@ -195,7 +195,7 @@ func TestHubReplayBytesExact(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				fill := fetchBytes/4 - 1 - int(p.slots[0].size) // and a comma
+				fill := maxRequestBytes/4 - 1 - int(p.slots[0].size) // and a comma
 				if seq == 4 {
 					fill -= short
 				}
@@ -275,7 +275,7 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		if s := h.lookup("s"); s.requests() != 0 || s.permits.waiting.Len() != 0 || len(s.cursors) != 0 {
 			t.Errorf("%d open, %d asking, %d cursors when all have left", s.requests(), s.permits.waiting.Len(), len(s.cursors))
 		}
-		if n := len(h.agents["agent"].fetches); n != 0 {
+		if n := len(h.agents["agent"].requests); n != 0 {
 			t.Errorf("%d requests stay", n)
 		}
 	})
@@ -588,7 +588,7 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 		a.link.Close()
 		s := h.lookup("s")
 		s.mu.Lock()
-		s.cursors[0].ask(ha, 15)
+		s.cursors[0].requestReplay(ha, 15)
 		s.mu.Unlock()
 		if n := h.viewers["tab"].requests(); s.requests() != 0 || n != 0 {
 			t.Errorf("%d and %d turns are taken", s.requests(), n)
@@ -866,10 +866,10 @@ func TestHubReplayGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
 		v := playReader(t, h, "tab")
-		f := h.lookup("s").cursors[0].fetch
+		f := h.lookup("s").cursors[0].request
 		r := a.asked("s", "tab", "e1", 0, 15)
 		v.send(v.stop("s"))
-		if p := f.take(time.Now()); p != nil {
+		if p := f.next(time.Now()); p != nil {
 			t.Errorf("made: %s", payloadText(p))
 		}
 		if err := f.answered(time.Now(), batch(answerTo(r, 1, 15, true)).(*replayBatch), nil); err != nil {
@@ -924,7 +924,7 @@ func TestHubFetchesGivenUp(t *testing.T) {
 		ha := h.agents["agent"]
 		h.agentsMu.Unlock()
 		if n := readyTasks(ha.Link); n > 10 {
-			t.Errorf("%d fetches in the queue of the agent's link, %d open", n, len(ha.fetches))
+			t.Errorf("%d fetches in the queue of the agent's link, %d open", n, len(ha.requests))
 		}
 	})
 }
@@ -1282,12 +1282,12 @@ func TestGrowthResume(t *testing.T) {
 		}
 		wantAtRest := func() {
 			t.Helper()
-			if hs.requests() != 0 || len(s.on.replays) != 0 || readyTasks(s.on.l.Link) != 0 {
+			if hs.requests() != 0 || len(s.sender.replays) != 0 || readyTasks(s.sender.link.Link) != 0 {
 				t.Errorf("%d requests open, %d replays running, %d tasks at the agent when all are served",
-					hs.requests(), len(s.on.replays), readyTasks(s.on.l.Link))
+					hs.requests(), len(s.sender.replays), readyTasks(s.sender.link.Link))
 			}
 			for _, c := range hs.cursors {
-				if c.fetch != nil || len(c.pages) != 0 || c.atSession.Queued() {
+				if c.request != nil || len(c.pages) != 0 || c.atSession.Queued() {
 					t.Errorf("a cursor is not done: %+v", c)
 				}
 			}
@@ -1324,8 +1324,8 @@ func TestGrowthResume(t *testing.T) {
 			moved = carryOne(t, hub, agent) || moved
 			moved = carryOne(t, agent, hub) || moved
 			open = max(open, hs.requests())
-			if hs.requests() > limit || len(s.on.replays) > limit {
-				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.requests(), len(s.on.replays), limit)
+			if hs.requests() > limit || len(s.sender.replays) > limit {
+				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.requests(), len(s.sender.replays), limit)
 			}
 			// Each request's worth is handed out as it comes, so the next ones find room.
 			if most := 2 * limit * h.sizes.replay; held() > most {

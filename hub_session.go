@@ -19,13 +19,13 @@ type hubSession struct {
 	history
 	audience
 
-	expiry sched.Entry[*hubSession] // the lock of the hub's heap protects it
-	news   sched.Element[job]       // in the crew's queue
+	expiry   sched.Entry[*hubSession] // the lock of the hub's heap protects it
+	jobPlace sched.Element[job]       // in the workers's queue
 }
 
 // lock locks the session for a change that ha's agent asks for, once no callback
 // runs for it.
-func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
+func (s *hubSession) lock(ctx context.Context, ha *hubAgentLink) error {
 	s.mu.Lock()
 	err := s.waitIdleLocked(ctx, ha)
 	if err != nil {
@@ -36,7 +36,7 @@ func (s *hubSession) lock(ctx context.Context, ha *hubAgent) error {
 
 // waitIdleLocked waits until no callback runs for the session, without the lock
 // meanwhile.
-func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgent) (err error) {
+func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err error) {
 	for s.busy != nil && err == nil {
 		b := s.busy
 		s.mu.Unlock()
@@ -47,7 +47,7 @@ func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgent) (err erro
 }
 
 // call runs a callback without the lock, which it takes again.
-func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.Context) error) error {
+func (s *hubSession) call(ctx context.Context, ha *hubAgentLink, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	b := &busy{ha: ha, cancel: cancel, done: make(chan struct{})}
 	s.busy = b
@@ -61,9 +61,9 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgent, f func(ctx context.
 	return f(ctx)
 }
 
-// adopt begins an epoch, in which everything up to start counts as accepted
+// beginEpoch begins an epoch, in which everything up to start counts as accepted
 // (rules 5 and 15). A session that had none is counted already.
-func (s *hubSession) adopt(now time.Time, epoch string, start uint64) {
+func (s *hubSession) beginEpoch(now time.Time, epoch string, start uint64) {
 	next := history{epoch: epoch, log: log{head: start}, head: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
@@ -88,7 +88,7 @@ func (s *hubSession) accept(p *page) {
 	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
 		c.hv.ready(&c.task)
 	}
-	s.callCrew()
+	s.callWorkers()
 }
 
 func (s *hubSession) noteEnd() {
@@ -113,20 +113,20 @@ func (s *hubSession) forgetEpochs() {
 	if s.epoch != "" {
 		s.h.known.Add(-1)
 	}
-	if s.on != nil {
-		s.on.close()
-		s.on = nil
+	if s.receiver != nil {
+		s.receiver.close()
+		s.receiver = nil
 	}
-	s.belongTo("")
+	s.setOwner("")
 	s.history, s.page = history{}, nil
 	for _, c := range s.cursors {
 		c.restart(c.epoch, c.seq)
-		c.tell()
+		c.queueStatus()
 	}
 }
 
-// belongTo makes an agent the owner, against whose limit the session counts.
-func (s *hubSession) belongTo(agentID string) {
+// setOwner makes an agent the owner, against whose limit the session counts.
+func (s *hubSession) setOwner(agentID string) {
 	s.uncount()
 	s.owner = agentID
 	if agentID == "" {
@@ -156,7 +156,7 @@ func (s *hubSession) stats() (SessionStats, bool) {
 	defer s.mu.Unlock()
 	return SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.head, Acked: s.log.head,
-		Events: s.log.events, Bytes: s.log.bytes, Ended: s.ended, Connected: s.on != nil,
+		Events: s.log.events, Bytes: s.log.bytes, Ended: s.ended, Connected: s.receiver != nil,
 		AgentID: s.owner, Viewers: len(s.cursors),
 	}, s.epoch != ""
 }
@@ -164,13 +164,13 @@ func (s *hubSession) stats() (SessionStats, bool) {
 // An ownership is whose a session is: its agent's (rule 4), and the hub's as long as it
 // is in the map.
 type ownership struct {
-	owner   string    // the agent it belongs to, or empty
-	on      *opening  // on the owner's current link, or nil
-	away    time.Time // when the owner's link was lost
-	listed  time.Time // when the agent last spoke of it
-	busy    *busy     // the callback that is running for it
-	counted bool      // against the owner's limit
-	gone    bool      // no longer in the hub's map
+	owner    string    // the agent it belongs to, or empty
+	receiver *receiver // on the owner's current link, or nil
+	away     time.Time // when the owner's link was lost
+	listed   time.Time // when the agent last spoke of it
+	busy     *busy     // the callback that is running for it
+	counted  bool      // against the owner's limit
+	gone     bool      // no longer in the hub's map
 }
 
 // A history is what the hub knows of a session's events, in the current epoch and in
@@ -191,9 +191,9 @@ type history struct {
 // they share.
 type audience struct {
 	cursors []*cursor
-	resting sched.Queue[*fan]    // that were at the head when they were put there; who rests longest is never ahead of another
-	behind  sched.Queue[*fan]    // that have not got all yet
-	atRest  int                  // cursors in both
+	atHead  sched.Queue[*cohort] // that were at the head when they were put there; who rests longest is never ahead of another
+	lagging sched.Queue[*cohort] // that have not got all yet
+	parked  int                  // cursors in both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
 	permits permits              // of replay requests to the agent
@@ -207,14 +207,14 @@ type pastEpoch struct {
 
 // busy is a callback that runs for a session, without its lock.
 type busy struct {
-	ha     *hubAgent
+	ha     *hubAgentLink
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
 // wait waits for the callback's end. One of an older link of the same agent is told to
 // stop; another agent's, and one of the same link, are not (rule 8).
-func (b *busy) wait(ctx context.Context, ha *hubAgent) error {
+func (b *busy) wait(ctx context.Context, ha *hubAgentLink) error {
 	if b.ha != ha && b.ha.agentID == ha.agentID {
 		b.cancel()
 	}
@@ -226,9 +226,9 @@ func (b *busy) wait(ctx context.Context, ha *hubAgent) error {
 	}
 }
 
-// hold returns the session, which is made if the hub has none of that id. A
+// getOrCreate returns the session, which is made if the hub has none of that id. A
 // session without epoch and cursors is to be released.
-func (h *Hub) hold(id string) *hubSession {
+func (h *Hub) getOrCreate(id string) *hubSession {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.sessions[id]

@@ -628,7 +628,7 @@ func TestForgottenIsFree(t *testing.T) {
 		ids := loadIDs(n)
 		publishRounds(t, st, ids, 1, agent, hub)
 		for range 4 { // timers of what was acknowledged run out
-			pass(heartbeat)
+			pass(heartbeatEvery)
 			carryAll(t, agent, hub)
 		}
 		var agents []weak.Pointer[Session]

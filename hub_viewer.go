@@ -8,36 +8,36 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A hubViewer is the hub's half of one connection to a viewer: a set of cursors.
-type hubViewer struct {
+// A hubViewerLink is the hub's half of one connection to a viewer: a set of cursors.
+type hubViewerLink struct {
 	*Link
 	h        *Hub
 	viewerID string // empty: the hub's own, of Items
 	local    bool
 	id       string // of the link
 
-	status, beat, refund task
+	status, heartbeat, permitTask task
 
 	// Link's lock protects the fields below.
-	greeted bool
-	staleAt time.Time
-	cursors map[string]*cursor   // by session
-	due     sched.Queue[*cursor] // to be named in the next status
-	beatAt  time.Time
-	permits permits // of replay requests for this link
-	asks    []*ask  // calls of Authorize that are running
+	greeted      bool
+	staleAt      time.Time
+	cursors      map[string]*cursor   // by session
+	statuses     sched.Queue[*cursor] // to be named in the next status
+	heartbeatAt  time.Time
+	permits      permits        // of replay requests for this link
+	pendingAuths []*pendingAuth // calls of Authorize that are running
 }
 
-func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewer {
-	hv := &hubViewer{
-		h: h, viewerID: viewerID, local: local, id: h.mint.ID(),
+func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewerLink {
+	hv := &hubViewerLink{
+		h: h, viewerID: viewerID, local: local, id: h.ids.ID(),
 		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
-	hv.crew = &h.crew
-	hv.status = task{Source: hv.takeStatus, Control: true}
-	hv.beat = task{Source: hv.takeBeat, Control: true}
-	hv.refund = task{Source: hv.takeRefund, Control: true}
+	hv.workers = &h.workers
+	hv.status = task{Source: hv.nextStatus, Control: true}
+	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
+	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, ErrInvalidID)
 		return hv
@@ -60,7 +60,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	return hv
 }
 
-func (hv *hubViewer) detach(time.Time) {
+func (hv *hubViewerLink) detach(time.Time) {
 	hv.h.mu.Lock()
 	if hv.h.viewers[hv.viewerID] == hv {
 		delete(hv.h.viewers, hv.viewerID)
@@ -76,7 +76,7 @@ func (hv *hubViewer) detach(time.Time) {
 	}
 }
 
-func (hv *hubViewer) handle(ctx context.Context, now time.Time, p Payload) error {
+func (hv *hubViewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	hv.h.expire(now)
 	err := hv.dispatch(ctx, now, p)
 	if err == errStale {
@@ -85,10 +85,10 @@ func (hv *hubViewer) handle(ctx context.Context, now time.Time, p Payload) error
 	return err
 }
 
-func (hv *hubViewer) dispatch(ctx context.Context, now time.Time, p Payload) error {
+func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
-		return plain(hv.hello(now, p))
+		return asError(hv.hello(now, p))
 	case *WatchPayload:
 		if err := hv.current(now); err != nil {
 			return err
@@ -100,7 +100,7 @@ func (hv *hubViewer) dispatch(ctx context.Context, now time.Time, p Payload) err
 	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
 }
 
-func (hv *hubViewer) hello(now time.Time, p *HelloPayload) *ProtocolError {
+func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if p.Role != roleViewer {
 		return malformed("hello: a viewer's link, but role %q", p.Role)
 	}
@@ -110,15 +110,15 @@ func (hv *hubViewer) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	hv.mu.Lock()
 	if !hv.greeted {
 		hv.greeted = true
-		hv.beatAt = now.Add(heartbeat)
-		hv.scheduleLocked(&hv.beat, hv.beatAt)
+		hv.heartbeatAt = now.Add(heartbeatEvery)
+		hv.scheduleLocked(&hv.heartbeat, hv.heartbeatAt)
 	}
 	hv.mu.Unlock()
-	hv.answer(&WelcomePayload{ViewerID: hv.viewerID, V: version, Link: hv.id})
+	hv.reply(&WelcomePayload{ViewerID: hv.viewerID, V: version, Link: hv.id})
 	return nil
 }
 
-func (hv *hubViewer) current(now time.Time) error {
+func (hv *hubViewerLink) current(now time.Time) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
 	if hv.greeted {
@@ -128,7 +128,7 @@ func (hv *hubViewer) current(now time.Time) error {
 }
 
 // watch places a cursor, and answers by a status or an error (rule 13).
-func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
+func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
 		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
 	}
@@ -150,7 +150,7 @@ func (hv *hubViewer) watch(ctx context.Context, now time.Time, p *WatchPayload) 
 }
 
 // stop ends a watch because the viewer says so.
-func (hv *hubViewer) stop(now time.Time, sessionID string) {
+func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
 	hv.mu.Lock()
 	c := hv.cursors[sessionID]
 	hv.mu.Unlock()
@@ -163,36 +163,36 @@ func (hv *hubViewer) stop(now time.Time, sessionID string) {
 	hv.unwatch(sessionID)
 }
 
-// takeRefund frees the permits of requests that the viewer gave up a second ago.
-func (hv *hubViewer) takeRefund(now time.Time) Payload {
+// expirePermits frees the permits of requests that the viewer gave up a second ago.
+func (hv *hubViewerLink) expirePermits(now time.Time) Payload {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
 	if next := hv.permits.expire(now); !next.IsZero() {
-		hv.scheduleLocked(&hv.refund, next)
+		hv.scheduleLocked(&hv.permitTask, next)
 	}
 	hv.offerLocked()
 	return nil
 }
 
 // offerLocked has the cursor ask again whose turn it is to take a permit of the link.
-func (hv *hubViewer) offerLocked() {
+func (hv *hubViewerLink) offerLocked() {
 	if c := hv.permits.next(); c != nil {
 		hv.readyLocked(&c.task)
 	}
 }
 
-// An ask is a call of Authorize that is running.
-type ask struct {
+// A pendingAuth is a call of Authorize that is running.
+type pendingAuth struct {
 	sessionID string
 	revoked   bool // Revoke came meanwhile: what is allowed now may be so no longer
 }
 
 // admit returns the link's cursor on a session if the viewer may watch it, or
 // neither cursor nor error if its watch was revoked meanwhile.
-func (hv *hubViewer) admit(ctx context.Context, sessionID string) (*cursor, error) {
-	a := &ask{sessionID: sessionID}
+func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (*cursor, error) {
+	a := &pendingAuth{sessionID: sessionID}
 	hv.mu.Lock()
-	hv.asks = append(hv.asks, a)
+	hv.pendingAuths = append(hv.pendingAuths, a)
 	hv.mu.Unlock()
 	var c *cursor
 	err := hv.authorize(ctx, sessionID)
@@ -200,7 +200,7 @@ func (hv *hubViewer) admit(ctx context.Context, sessionID string) (*cursor, erro
 		c, err = hv.cursor(sessionID)
 	}
 	hv.mu.Lock()
-	hv.asks = slices.DeleteFunc(hv.asks, func(b *ask) bool { return a == b })
+	hv.pendingAuths = slices.DeleteFunc(hv.pendingAuths, func(b *pendingAuth) bool { return a == b })
 	revoked := a.revoked
 	hv.mu.Unlock()
 	if revoked {
@@ -211,19 +211,19 @@ func (hv *hubViewer) admit(ctx context.Context, sessionID string) (*cursor, erro
 }
 
 // revoke ends the watch of a session, and tells the viewer.
-func (hv *hubViewer) revoke(sessionID string) {
+func (hv *hubViewerLink) revoke(sessionID string) {
 	hv.mu.Lock()
-	for _, a := range hv.asks {
+	for _, a := range hv.pendingAuths {
 		a.revoked = a.revoked || a.sessionID == sessionID
 	}
 	hv.mu.Unlock()
 	if c := hv.unwatch(sessionID); c != nil {
-		hv.answer(refusal(codeForbidden, sessionID, "revoked").Payload())
+		hv.reply(refusal(codeForbidden, sessionID, "revoked").Payload())
 	}
 }
 
 // authorize asks whether the viewer may watch, and ends its watch if not.
-func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
+func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error {
 	if hv.h.cfg.Authorize == nil || hv.local {
 		return nil
 	}
@@ -241,7 +241,7 @@ func (hv *hubViewer) authorize(ctx context.Context, sessionID string) error {
 // cursor returns the link's cursor on a session, which is made if there is none.
 // It holds all three locks, so that neither the session nor the link goes away
 // meanwhile.
-func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
+func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	h := hv.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -262,7 +262,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
-	c.task.Source = c.take
+	c.task.Source = c.next
 	h.sessions[sessionID] = s
 	hv.cursors[sessionID] = c
 	s.cursors = append(s.cursors, c)
@@ -270,7 +270,7 @@ func (hv *hubViewer) cursor(sessionID string) (*cursor, error) {
 }
 
 // unwatch removes the link's cursor on a session, and returns it if there was one.
-func (hv *hubViewer) unwatch(sessionID string) *cursor {
+func (hv *hubViewerLink) unwatch(sessionID string) *cursor {
 	hv.mu.Lock()
 	c := hv.cursors[sessionID]
 	delete(hv.cursors, sessionID)
@@ -281,12 +281,12 @@ func (hv *hubViewer) unwatch(sessionID string) *cursor {
 	return c
 }
 
-// takeStatus says where the watched sessions stand.
-func (hv *hubViewer) takeStatus(time.Time) Payload {
+// nextStatus says where the watched sessions stand.
+func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 	p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	for len(p.Sessions) < maxStatus {
 		hv.mu.Lock()
-		c := hv.due.Pop()
+		c := hv.statuses.Pop()
 		hv.mu.Unlock()
 		if c == nil {
 			break
@@ -301,14 +301,14 @@ func (hv *hubViewer) takeStatus(time.Time) Payload {
 	return p
 }
 
-// takeBeat names all watches in one status, every 15 s.
-func (hv *hubViewer) takeBeat(now time.Time) Payload {
+// nextHeartbeat names all watches in one status, every 15 s.
+func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 	hv.mu.Lock()
-	due := !now.Before(hv.beatAt)
+	due := !now.Before(hv.heartbeatAt)
 	if due {
-		hv.beatAt = now.Add(heartbeat)
+		hv.heartbeatAt = now.Add(heartbeatEvery)
 	}
-	hv.scheduleLocked(&hv.beat, hv.beatAt)
+	hv.scheduleLocked(&hv.heartbeat, hv.heartbeatAt)
 	cursors := make([]*cursor, 0, len(hv.cursors))
 	for _, c := range hv.cursors {
 		cursors = append(cursors, c)
@@ -324,7 +324,7 @@ func (hv *hubViewer) takeBeat(now time.Time) Payload {
 	slices.SortFunc(cursors, func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 	for _, c := range cursors {
 		c.s.mu.Lock()
-		c.tell()
+		c.queueStatus()
 		c.s.mu.Unlock()
 	}
 	return nil

@@ -289,7 +289,7 @@ func TestHubViewerStatus(t *testing.T) {
 		v.send(v.watch("s", "", 0), v.watch("r", "", 0))
 		v.drain()
 		for i := range 3 {
-			pass(time.Until(start.Add(time.Duration(i+1)*heartbeat - 1)))
+			pass(time.Until(start.Add(time.Duration(i+1)*heartbeatEvery - 1)))
 			v.wantIdle("too early")
 			pass(1)
 			v.want(v.status(SessionStatus{SessionID: "r"}, stands("s", "e1", 1, 3, 3)))
@@ -345,7 +345,7 @@ func TestHubWatchAndStopWithoutReading(t *testing.T) {
 			v.send(v.watch("r", "", 0), v.stop("r"))
 		}
 		hv := h.viewers["tab"]
-		if n := hv.due.Len(); n > 200 {
+		if n := hv.statuses.Len(); n > 200 {
 			t.Errorf("%d answers wait for a viewer that reads nothing", n)
 		}
 		if n := readyTasks(hv.Link); n > 200 {
@@ -546,7 +546,7 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 		if diff := cmp.Diff(map[string]int{"q": 1, "r": 2, "s": 1}, asked); diff != "" {
 			t.Errorf("asked: -want +got\n%s", diff)
 		}
-		if n := len(h.viewers["tab"].asks); n != 0 {
+		if n := len(h.viewers["tab"].pendingAuths); n != 0 {
 			t.Errorf("%d calls of Authorize seem to run", n)
 		}
 	})

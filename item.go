@@ -71,8 +71,8 @@ func newGaps(gaps []Gap, after uint64) []Gap {
 	return slices.Clone(gaps[i:])
 }
 
-// tile puts events and gaps, each in order, into one order.
-func tile(sessionID, epoch string, events []Event, gaps []Gap) []Item {
+// interleave puts events and gaps, each in order, into one order.
+func interleave(sessionID, epoch string, events []Event, gaps []Gap) []Item {
 	out := make([]Item, 0, len(events)+len(gaps))
 	for len(events) > 0 || len(gaps) > 0 {
 		it := Item{SessionID: sessionID, Epoch: epoch}

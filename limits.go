@@ -20,7 +20,7 @@ const (
 	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
 	maxBatchGaps   = 512       // gaps of a batch: more than can stand between its events
 	maxStatus      = 256       // sessions of a status
-	maxFan         = 64        // viewers that are given the same in one turn
+	maxCohort      = 64        // viewers that are given the same in one turn
 )
 
 // sizes are how much a machine puts into one payload, and asks for at a time: the
@@ -29,7 +29,7 @@ type sizes struct {
 	batch  int // events of an event batch
 	page   int // events of a replay batch
 	replay int // events of the hub's replay requests
-	fan    int // viewers that are served in one turn
+	cohort int // viewers that are served in one turn
 }
 
-var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay, fan: maxFan}
+var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay, cohort: maxCohort}

@@ -105,7 +105,7 @@ func (c *closer) errorOf(ctx context.Context, err error) error {
 
 type lineSender struct {
 	closer
-	alarm alarm
+	alarm reusableTimer
 	w     io.Writer
 	err   error // of an earlier Write
 }

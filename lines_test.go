@@ -762,7 +762,7 @@ func TestRunLinesSilence(t *testing.T) {
 		if err := run(NewStreamer(nil).Connect(), t.Context(), near); err != ErrSilent {
 			t.Errorf("%v, want ErrSilent", err)
 		}
-		if d := time.Since(start); d < maxSilence || d > maxSilence+2*heartbeat {
+		if d := time.Since(start); d < maxSilence || d > maxSilence+2*heartbeatEvery {
 			t.Errorf("after %v", d)
 		}
 	})
@@ -778,7 +778,7 @@ func TestRunLinesLastWords(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- run(m.Link, t.Context(), near) }()
 		go io.WriteString(far, helloLine+"\n")
-		pass(lastWords / 2) // the peer is slow to read
+		pass(drainTimeout / 2) // the peer is slow to read
 		said, err := io.ReadAll(bufio.NewReader(far))
 		want, _ := Marshal(fatal.Payload())
 		if err != nil || !bytes.Equal(said, append(want, '\n')) {

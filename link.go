@@ -27,14 +27,14 @@ import (
 type Link struct {
 	m       machine
 	refused *atomic.Uint64 // counts the payloads answered by an error
-	crew    *crew          // that Push shares with other links, or nil
-	served  atomic.Bool    // Run or Push was called
-	pusher  atomic.Pointer[pusher]
+	workers *workerPool    // that Push shares with other links, or nil
+	started atomic.Bool    // Run or Push was called
+	pusher  atomic.Pointer[pushWriter]
 	wake    chan struct{} // one slot: Next has something to look at
 	done    chan struct{} // closed when the link is dead and has said so
 
 	mu      sync.Mutex           // level 3; protects the fields below, and those of the half that embeds the Link
-	answers []Payload            // said first, in order
+	replies []Payload            // said first, in order
 	tasks   sched.Tasks[Payload] // control: acks, statuses, requests, before events (rule 7); data: sessions, cursors, replays
 	err     error                // why the link is dead, or nil
 	running bool
@@ -109,21 +109,21 @@ func (l *Link) forgetAll() {
 	l.tasks.Clear()
 }
 
-// answer queues a payload that says something once. If the peer reads nothing, it
+// reply queues a payload that says something once. If the peer reads nothing, it
 // may be lost, a refusal before anything else.
-func (l *Link) answer(p Payload) {
+func (l *Link) reply(p Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.answerLocked(p)
+	l.replyLocked(p)
 }
 
-func (l *Link) answerLocked(p Payload) {
-	room := 2 * maxAnswers
+func (l *Link) replyLocked(p Payload) {
+	room := 2 * maxReplies
 	if _, isError := p.(*ErrorPayload); isError {
-		room = maxAnswers
+		room = maxReplies
 	}
-	if l.err == nil && len(l.answers) < room {
-		l.answers = append(l.answers, p)
+	if l.err == nil && len(l.replies) < room {
+		l.replies = append(l.replies, p)
 	}
 	l.wakeNext()
 }
@@ -142,11 +142,11 @@ func (l *Link) wakeNext() {
 
 // fail makes the link dead. What was to be said to the peer is still said, unless
 // the link was superseded or closed, or the peer is gone.
-func (l *Link) fail(now time.Time, err error) { l.failSaying(now, err, nil) }
+func (l *Link) fail(now time.Time, err error) { l.failWith(now, err, nil) }
 
-// failSaying is fail with a last payload, unless that is nil. Both at once, so that
+// failWith is fail with a last payload, unless that is nil. Both at once, so that
 // nobody can have sent the last one and not know that it was.
-func (l *Link) failSaying(now time.Time, err error, last Payload) {
+func (l *Link) failWith(now time.Time, err error, last Payload) {
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -155,9 +155,9 @@ func (l *Link) failSaying(now time.Time, err error, last Payload) {
 	l.err = err
 	l.tasks.Clear()
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
-		l.answers = nil
+		l.replies = nil
 	} else if last != nil {
-		l.answers = append(l.answers, last)
+		l.replies = append(l.replies, last)
 	}
 	l.finishLocked()
 	l.mu.Unlock()
@@ -170,24 +170,24 @@ func (l *Link) failSaying(now time.Time, err error, last Payload) {
 
 // finishLocked closes done once nothing is left to say, and what was said is sent.
 func (l *Link) finishLocked() {
-	if l.err != nil && len(l.answers) == 0 && !l.over {
+	if l.err != nil && len(l.replies) == 0 && !l.over {
 		l.over = true
 		close(l.done)
 	}
 }
 
-// spoken takes note that what was said before is sent.
-func (l *Link) spoken() {
+// flushed takes note that what was said before is sent.
+func (l *Link) flushed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finishLocked()
 }
 
-// mute drops what was still to be said: the dead link's peer can't be told.
-func (l *Link) mute() {
+// discardReplies drops what was still to be said: the dead link's peer can't be told.
+func (l *Link) discardReplies() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.answers = nil
+	l.replies = nil
 	l.finishLocked()
 }
 
@@ -209,10 +209,10 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		if len(l.answers) > 0 {
-			p := l.answers[0]
-			l.answers[0] = nil
-			l.answers = l.answers[1:]
+		if len(l.replies) > 0 {
+			p := l.replies[0]
+			l.replies[0] = nil
+			l.replies = l.replies[1:]
 			l.wakeNext() // there may be more, for a call at the same time
 			return p, time.Time{}, nil
 		}
@@ -319,9 +319,9 @@ func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
 	if err.fatal {
-		l.failSaying(now, err, err.Payload())
+		l.failWith(now, err, err.Payload())
 	} else {
-		l.answer(err.Payload())
+		l.reply(err.Payload())
 	}
 }
 

@@ -309,7 +309,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- m.Run(t.Context(), near.send, near.receive) }()
 			far.send(t.Context(), note("x"))
-			pass(lastWords / 2)
+			pass(drainTimeout / 2)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != codeAckBeyondSent {
@@ -329,7 +329,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 			go func() { done <- m.Run(t.Context(), blockedSend, near.receive) }()
 			far.send(t.Context(), note("x"))
 			start := time.Now()
-			if err := <-done; !errors.Is(err, fatal) || time.Since(start) != lastWords && time.Since(start) != 0 {
+			if err := <-done; !errors.Is(err, fatal) || time.Since(start) != drainTimeout && time.Since(start) != 0 {
 				t.Errorf("Run: %v after %v", err, time.Since(start))
 			}
 		})
@@ -413,13 +413,13 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 		m := newScript()
 		calls := 0
 		m.handled = func(context.Context, Payload) error { calls++; return nil }
-		m.answer(note("answer"))
+		m.reply(note("answer"))
 		m.ready(notes("x", false, 1))
 		m.Close()
 		m.Close()
 		m.ready(notes("y", false, 1))
 		m.schedule(notes("z", false, 1), time.Now())
-		m.answer(note("late"))
+		m.reply(note("late"))
 		newPeer(t, m.Link).wantDead(ErrClosed)
 		if calls != 0 || m.detached != 1 {
 			t.Errorf("%d calls, detached %d times", calls, m.detached)
@@ -430,12 +430,12 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 func TestLinkBoundsAnswers(t *testing.T) {
 	m := newScript()
 	m.handled = func(context.Context, Payload) error { return &ProtocolError{Code: codeUnexpected} }
-	for range 3 * maxAnswers {
+	for range 3 * maxReplies {
 		m.Handle(t.Context(), note("x"))
 	}
 	s := newPeer(t, m.Link)
-	if n := len(s.drain()); n != maxAnswers {
-		t.Errorf("%d answers, want %d", n, maxAnswers)
+	if n := len(s.drain()); n != maxReplies {
+		t.Errorf("%d answers, want %d", n, maxReplies)
 	}
 	s.refused(note("x"), &ErrorPayload{Code: codeUnexpected}) // there is room again
 }
@@ -447,7 +447,7 @@ func TestLinkTurns(t *testing.T) {
 	m.ready(notes("b", false, 1))
 	m.ready(notes("c", false, 2))
 	m.ready(notes("ack", true, 2))
-	m.answer(note("error"))
+	m.reply(note("error"))
 	var got []string
 	s := newPeer(t, m.Link)
 	for p := s.next(); p != nil; p = s.next() {
@@ -702,7 +702,7 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 				}
 				pass(maxSilence - 1)
 				wantWaiting(t, ended)
-				pass(heartbeat)
+				pass(heartbeatEvery)
 				wantReturned(t, ended, ErrSilent)
 			})
 		})
@@ -834,7 +834,7 @@ func TestNextFrame(t *testing.T) {
 		links := make([]*Link, 2)
 		for i := range links {
 			st := NewStreamer(nil)
-			st.mint = epoch.NewSource(zeros{}) // both make the same epochs
+			st.epochs = epoch.NewSource(zeros{}) // both make the same epochs
 			links[i] = st.Connect()
 			s := newPeer(t, links[i])
 			s.want(&HelloPayload{V: 1, Role: roleAgent})

@@ -26,7 +26,7 @@ type ReceiveFunc func(ctx context.Context) (Payload, error)
 // on the next link. The payload is read-only. Calls are safe at the same time, but
 // only payloads sent in the order in which Next returned them spare resends.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
-	var a alarm
+	var a reusableTimer
 	defer a.stop()
 	p, err := l.await(ctx, &a)
 	return open(p), err
@@ -38,7 +38,7 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 // batch never become a []Event. It blocks as Next does, and what holds of its ctx,
 // of errors and of calls at the same time holds here. The link keeps nothing of dst.
 func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
-	var a alarm
+	var a reusableTimer
 	defer a.stop()
 	p, err := l.await(ctx, &a)
 	if err != nil {
@@ -54,15 +54,15 @@ func appendOnce(dst []byte, p Payload) []byte {
 	return out
 }
 
-// An alarm is a timer that is set only if the time is another one. Who waits often
+// A reusableTimer is a timer that is set only if the time is another one. Who waits often
 // for the same deadline sets it once.
-type alarm struct {
+type reusableTimer struct {
 	timer *time.Timer
 	at    time.Time // what it was set to; zero: it has rung, or was never set
 }
 
-// set returns what is to be waited for.
-func (a *alarm) set(now, at time.Time) <-chan time.Time {
+// reset returns what is to be waited for.
+func (a *reusableTimer) reset(now, at time.Time) <-chan time.Time {
 	if a.timer == nil {
 		a.timer = time.NewTimer(at.Sub(now))
 	} else if !at.Equal(a.at) {
@@ -72,26 +72,26 @@ func (a *alarm) set(now, at time.Time) <-chan time.Time {
 	return a.timer.C
 }
 
-func (a *alarm) stop() {
+func (a *reusableTimer) stop() {
 	if a.timer != nil {
 		a.timer.Stop()
 	}
 }
 
 // await is Next without the last step: batches are in the form that machines make.
-func (l *Link) await(ctx context.Context, a *alarm) (Payload, error) {
+func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
 	for {
 		now := time.Now()
 		p, at, err := l.take(now)
 		if err != nil {
-			l.spoken()
+			l.flushed()
 		}
 		if p != nil || err != nil {
 			return p, err
 		}
 		var fire <-chan time.Time
 		if !at.IsZero() && ctx.Err() == nil { // whoever only asks needs no timer
-			fire = a.set(now, at)
+			fire = a.reset(now, at)
 		}
 		select {
 		case <-l.wake:
@@ -114,7 +114,7 @@ func (l *Link) await(ctx context.Context, a *alarm) (Payload, error) {
 // link, with a back-off of your own. Run a link once. An agent's or viewer's ends
 // with ErrSilent after 45 s without a word from the hub; a hub's does not.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
-	var a alarm
+	var a reusableTimer
 	defer a.stop()
 	next := func(ctx context.Context) error {
 		p, err := l.await(ctx, &a)
@@ -129,7 +129,7 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 // run is Run for payloads or frames. send sends what the link says next.
 func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 	receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
-	if !l.occupy() {
+	if !l.claim() {
 		return ErrBusy
 	}
 	defer l.Close()
@@ -158,7 +158,7 @@ func (l *Link) watch(ctx context.Context) error {
 	m, listens := l.m.(listener)
 	var tick <-chan time.Time
 	if listens {
-		ticker := time.NewTicker(heartbeat)
+		ticker := time.NewTicker(heartbeatEvery)
 		defer ticker.Stop()
 		tick = ticker.C
 	}
@@ -189,7 +189,7 @@ func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Conte
 			err = handle(ctx, m)
 		}
 		if dead := l.failure(); dead != nil {
-			l.letSpeak(ctx)
+			l.drain(ctx)
 			return dead
 		}
 		if err != nil && ctx.Err() != nil {
@@ -198,9 +198,9 @@ func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Conte
 	}
 }
 
-// letSpeak waits until the sender has said why the link failed.
-func (l *Link) letSpeak(ctx context.Context) {
-	timer := time.NewTimer(lastWords)
+// drain waits until the sender has said why the link failed.
+func (l *Link) drain(ctx context.Context) {
+	timer := time.NewTimer(drainTimeout)
 	defer timer.Stop()
 	select {
 	case <-l.done:

@@ -12,8 +12,8 @@ func TestMain(m *testing.M) { testenv.Main(m, nothingWrittenIntoUnborn) }
 
 // nothingWrittenIntoUnborn checks what all sessions without events share.
 func nothingWrittenIntoUnborn() error {
-	if !reflect.ValueOf(unborn).IsZero() {
-		return fmt.Errorf("sessions without events have become %+v", unborn)
+	if !reflect.ValueOf(emptyLife).IsZero() {
+		return fmt.Errorf("sessions without events have become %+v", emptyLife)
 	}
 	return nil
 }

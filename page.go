@@ -104,7 +104,7 @@ func (p *page) ownEvents() []Event {
 // *eventError.
 func (p *page) encode(events []Event) error {
 	size := 0
-	drafts := make([]draft, len(events))
+	drafts := make([]preparedEvent, len(events))
 	for i := range events {
 		drafts[i].ev = &events[i]
 		if err := drafts[i].check(false); err != nil {
@@ -129,8 +129,8 @@ func (p *page) encode(events []Event) error {
 	return nil
 }
 
-// settle takes the page to slots and bytes of its own, in as little memory as they need.
-func (p *page) settle() {
+// detach takes the page to slots and bytes of its own, in as little memory as they need.
+func (p *page) detach() {
 	if len(p.slots) > 0 {
 		p.slots = slices.Clone(p.slots)
 		p.copyTo(&chunk{b: make([]byte, 0, p.jsonSize())})
@@ -226,7 +226,7 @@ func (p *page) pack() {
 	case len(p.slots) == 0:
 	case p.held == heldByFrame && bytes > len(p.slots)*largeEntry,
 		p.held == heldOwn && len(p.slots[0].chunk.b) > 2*bytes:
-		p.settle()
+		p.detach()
 	}
 }
 
@@ -327,5 +327,5 @@ func gapPage(from, to uint64, reason Reason) page {
 
 // items are the page's events and gaps as a reader gets them: copies.
 func (p *page) items(sessionID, epoch string) []Item {
-	return tile(sessionID, epoch, p.ownEvents(), slices.Clone(p.gaps))
+	return interleave(sessionID, epoch, p.ownEvents(), slices.Clone(p.gaps))
 }

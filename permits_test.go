@@ -13,7 +13,7 @@ import (
 func (s *hubSession) requests() int { return s.h.cfg.MaxReplays - s.permits.free }
 
 // requests is how many replay requests count for the viewer's link.
-func (hv *hubViewer) requests() int { return hv.h.cfg.MaxViewerReplays - hv.permits.free }
+func (hv *hubViewerLink) requests() int { return hv.h.cfg.MaxViewerReplays - hv.permits.free }
 
 // Rule 12: at most so many requests are open, those that wait have their turn in the
 // order in which they came, and what is given back for later is taken until then.

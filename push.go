@@ -30,46 +30,46 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	if err := l.failure(); err != nil {
 		return err
 	}
-	if !l.occupy() {
+	if !l.claim() {
 		return ErrBusy
 	}
-	p := &pusher{l: l, crew: l.crew, send: send}
-	if p.crew == nil {
-		own := newCrew()
-		p.crew = &own
+	p := &pushWriter{l: l, workers: l.workers, send: send}
+	if p.workers == nil {
+		own := newWorkerPool()
+		p.workers = &own
 	}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.timer = time.AfterFunc(timerMax, p.tick)
-	p.ringIn(heartbeat)
+	p.resetTimer(heartbeatEvery)
 	p.release = context.AfterFunc(ctx, func() { l.Close() })
 	l.pusher.Store(p)
 	p.wake()
 	return nil
 }
 
-// occupy reports whether the caller is the one that serves the link.
-func (l *Link) occupy() bool {
+// claim reports whether the caller is the one that serves the link.
+func (l *Link) claim() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	was := l.running
 	l.running = true
-	l.served.Store(true)
+	l.started.Store(true)
 	return !was
 }
 
-// A pusher sends what its link has to send, when a crew comes round.
-type pusher struct {
+// A pushWriter sends what its link has to send, when a worker comes round.
+type pushWriter struct {
 	l       *Link
-	crew    *crew
+	workers *workerPool
 	ctx     context.Context
 	cancel  context.CancelFunc
 	send    SendFunc
 	release func() bool // of what was registered with the caller's ctx
 
 	state atomic.Int32
-	place sched.Element[job] // in the crew's queue
+	place sched.Element[job] // in the workers's queue
 	timer *time.Timer
-	rang  atomic.Bool // the timer did, and was not set since
+	fired atomic.Bool // the timer did, and was not set since
 	// Whoever claimed the link has these to itself.
 	at time.Time // what the timer was set to
 }
@@ -78,12 +78,12 @@ type pusher struct {
 // goroutine at a time; and one that is idle has nothing to send.
 const (
 	pushIdle int32 = iota
-	pushBusy       // claimed, or waiting for the crew
+	pushBusy       // claimed, or waiting for the workers
 	pushMore       // and there was news since
 )
 
-// wake has the crew serve the link.
-func (p *pusher) wake() {
+// wake has the workers serve the link.
+func (p *pushWriter) wake() {
 	for {
 		old := p.state.Load()
 		if old == pushMore {
@@ -91,7 +91,7 @@ func (p *pusher) wake() {
 		}
 		if p.state.CompareAndSwap(old, old+1) {
 			if old == pushIdle {
-				p.crew.add(&p.place, p)
+				p.workers.add(&p.place, p)
 			}
 			return
 		}
@@ -99,21 +99,21 @@ func (p *pusher) wake() {
 }
 
 // claim makes the caller the one that may send, if there is nothing else to be sent.
-func (p *pusher) claim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
+func (p *pushWriter) claim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
 
 // unclaim is its end.
-func (p *pusher) unclaim() {
+func (p *pushWriter) unclaim() {
 	if !p.state.CompareAndSwap(pushBusy, pushIdle) {
-		p.crew.add(&p.place, p)
+		p.workers.add(&p.place, p)
 	}
 }
 
 // pushTurn is how many payloads a link sends before it is another's turn, and how many
-// times a session sends to a fan.
+// times a session sends to a cohort.
 const pushTurn = 16
 
 // work sends what the link has to send, for one turn.
-func (p *pusher) work(now time.Time) {
+func (p *pushWriter) work(now time.Time) {
 	for range pushTurn {
 		p.state.Store(pushBusy)
 		pl, at, err := p.l.next(now)
@@ -122,7 +122,7 @@ func (p *pusher) work(now time.Time) {
 			p.end()
 			return
 		case pl != nil:
-			p.give(now, pl)
+			p.write(now, pl)
 		default:
 			p.setTimer(at)
 			if p.state.CompareAndSwap(pushBusy, pushIdle) {
@@ -130,35 +130,35 @@ func (p *pusher) work(now time.Time) {
 			}
 		}
 	}
-	p.crew.add(&p.place, p)
+	p.workers.add(&p.place, p)
 }
 
-func (p *pusher) give(now time.Time, pl Payload) {
+func (p *pushWriter) write(now time.Time, pl Payload) {
 	if err := p.send(p.ctx, pl); err != nil {
 		p.l.fail(now, err)
-		p.l.mute()
+		p.l.discardReplies()
 	}
 }
 
-func (p *pusher) setTimer(at time.Time) {
-	if !p.rang.Swap(false) && at.Equal(p.at) {
+func (p *pushWriter) setTimer(at time.Time) {
+	if !p.fired.Swap(false) && at.Equal(p.at) {
 		return
 	}
 	if p.at = at; !at.IsZero() {
-		p.ringIn(time.Until(at))
+		p.resetTimer(time.Until(at))
 	}
 }
 
-// ringIn has the clock be looked at after a while.
-func (p *pusher) ringIn(d time.Duration) {
-	if p.timer.Stop(); p.crew.size > 0 {
+// resetTimer has the clock be looked at after a while.
+func (p *pushWriter) resetTimer(d time.Duration) {
+	if p.timer.Stop(); p.workers.size > 0 {
 		p.timer.Reset(d)
 	}
 }
 
 // tick is called when a task of the link is due. While send is stuck, nobody else
 // looks at the clock (rule 9), and a link that is dead waits no longer.
-func (p *pusher) tick() {
+func (p *pushWriter) tick() {
 	m, listens := p.l.m.(listener)
 	now := time.Now()
 	switch {
@@ -167,18 +167,18 @@ func (p *pusher) tick() {
 	case listens && m.silent(now):
 		p.l.fail(now, ErrSilent)
 	case listens:
-		p.ringIn(heartbeat)
+		p.resetTimer(heartbeatEvery)
 		fallthrough
 	default:
-		p.rang.Store(true) // whoever is at work may have an older now
+		p.fired.Store(true) // whoever is at work may have an older now
 		p.wake()
 	}
 }
 
 // failed gives send a last moment to say why the link died.
-func (p *pusher) failed() { p.ringIn(lastWords) }
+func (p *pushWriter) failed() { p.resetTimer(drainTimeout) }
 
-func (p *pusher) end() {
+func (p *pushWriter) end() {
 	p.timer.Stop()
 	p.release()
 	p.cancel()

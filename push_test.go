@@ -37,9 +37,9 @@ func TestPush(t *testing.T) {
 		if next != 251 {
 			t.Errorf("events up to %d", next-1)
 		}
-		pass(heartbeat) // the clock is looked at without a Next
+		pass(heartbeatEvery) // the clock is looked at without a Next
 		v.wantTypes("status")
-		pass(2 * heartbeat)
+		pass(2 * heartbeatEvery)
 		v.wantTypes("status", "status")
 		send := new(inbox).send
 		if err := v.link.Push(t.Context(), send); err != ErrBusy {
@@ -154,7 +154,7 @@ func TestPushStuck(t *testing.T) {
 		quick.wantTypes("welcome", "status", "event_batch")
 		start := time.Now()
 		h.ConnectViewer("tab0") // supersedes the stuck one
-		if err := <-ended; !errors.Is(err, context.Canceled) || time.Since(start) > lastWords {
+		if err := <-ended; !errors.Is(err, context.Canceled) || time.Since(start) > drainTimeout {
 			t.Errorf("the stuck send ends with %v after %v", err, time.Since(start))
 		}
 		h.Close()
@@ -177,10 +177,10 @@ func TestPushSilence(t *testing.T) {
 				l.Push(t.Context(), c.send)
 				start := time.Now()
 				<-l.done
-				if err := l.failure(); err != ErrSilent || time.Since(start) > maxSilence+heartbeat {
+				if err := l.failure(); err != ErrSilent || time.Since(start) > maxSilence+heartbeatEvery {
 					t.Errorf("%v after %v", err, time.Since(start))
 				}
-				pass(lastWords) // the stuck send ends
+				pass(drainTimeout) // the stuck send ends
 			})
 		})
 	}
@@ -222,8 +222,8 @@ func TestPushAllAround(t *testing.T) {
 		}
 		h.Close()
 		synctest.Wait()
-		if h.crew.busy != 0 || h.crew.jobs.Len() != 0 {
-			t.Errorf("%d goroutines are left, and %d jobs", h.crew.busy, h.crew.jobs.Len())
+		if h.workers.running != 0 || h.workers.jobs.Len() != 0 {
+			t.Errorf("%d goroutines are left, and %d jobs", h.workers.running, h.workers.jobs.Len())
 		}
 	})
 }
@@ -286,7 +286,7 @@ func readAll(t *testing.T, v *Viewer, sessions, events int, connect func()) {
 }
 
 // A heartbeat that falls due while a send is under way is sent after it, and those
-// after it too (rule 9). The crew went by the time at which its turn had begun, to
+// after it too (rule 9). The workers went by the time at which its turn had begun, to
 // which the timer was set already, and had rung: the link's clock stood still for good.
 func TestPushTimerRingsDuringSend(t *testing.T) {
 	t.Parallel()
@@ -300,12 +300,12 @@ func TestPushTimerRingsDuringSend(t *testing.T) {
 			}
 		})
 		v.hello(roleViewer)
-		pass(heartbeat - time.Second/2)
+		pass(heartbeatEvery - time.Second/2)
 		v.send(v.watch("s", "", 0))
 		pass(time.Second)
 		close(slow)
 		v.wantTypes("status", "status")
-		pass(10 * heartbeat)
+		pass(10 * heartbeatEvery)
 		if n := len(v.drain()); n != 10 {
 			t.Errorf("%d heartbeats in ten periods", n)
 		}

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// An opening is one session on one link of its agent: what the hub owes it.
-type opening struct {
+// A receiver is one session on one link of its agent: what the hub owes it.
+type receiver struct {
 	task
 	s    *hubSession
-	ha   *hubAgent
+	ha   *hubAgentLink
 	acks ackState
 }
 
-func (o *opening) close() {
+func (o *receiver) close() {
 	o.ha.forget(&o.task)
 	o.ha.mu.Lock()
 	delete(o.ha.sessions, o.s)
@@ -22,25 +22,25 @@ func (o *opening) close() {
 }
 
 // ackNow owes an ack at once: a status, or a duplicate, is answered by one.
-func (o *opening) ackNow() {
+func (o *receiver) ackNow() {
 	o.acks.now = true
 	o.ha.ready(&o.task)
 }
 
 // nack asks for what did not arrive.
-func (o *opening) nack(now time.Time) {
+func (o *receiver) nack(now time.Time) {
 	o.acks.hole(now, o.s.log.head)
 	o.wake(now)
 }
 
 // accepted owes an ack for new events.
-func (o *opening) accepted(now time.Time, events int) {
+func (o *receiver) accepted(now time.Time, events int) {
 	o.acks.accept(now, events, o.ha.h.cfg.Window, o.s.ended)
 	o.wake(now)
 }
 
 // wake has take called when the ack is due.
-func (o *opening) wake(now time.Time) {
+func (o *receiver) wake(now time.Time) {
 	if due, next := o.acks.due(now); due {
 		o.ha.ready(&o.task)
 	} else if !next.IsZero() {
@@ -48,11 +48,11 @@ func (o *opening) wake(now time.Time) {
 	}
 }
 
-func (o *opening) take(now time.Time) Payload {
+func (o *receiver) next(now time.Time) Payload {
 	s := o.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.on != o {
+	if s.receiver != o {
 		return nil
 	}
 	if due, next := o.acks.due(now); !due {
@@ -66,18 +66,18 @@ func (o *opening) take(now time.Time) Payload {
 }
 
 // batch accepts what is new in a batch (rules 7 and 8).
-func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *eventBatch) error {
+func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
 		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
-	s, err := ha.find(ctx, now, p)
+	s, err := ha.findSession(ctx, now, p)
 	if err != nil {
 		return err
 	}
 	defer s.leave()
-	o, accepted := s.on, s.log.head
+	o, accepted := s.receiver, s.log.head
 	if s.ended && p.LastSeq > accepted {
 		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
 	}
@@ -97,9 +97,9 @@ func (ha *hubAgent) batch(ctx context.Context, now time.Time, p *eventBatch) err
 
 // accept has the session accept a page, up to the first event that is too large, once
 // it is stored (rule 8).
-func (ha *hubAgent) accept(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
-	o, epoch := s.on, s.epoch // when Commit is done, they may be others
-	tooLarge := ha.fit(s, pg)
+func (ha *hubAgentLink) accept(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
+	o, epoch := s.receiver, s.epoch // when Commit is done, they may be others
+	tooLarge := ha.cutOversized(s, pg)
 	if pg.last >= pg.first {
 		pg.pack()
 		if err := ha.commit(ctx, s, epoch, pg); err != nil {
@@ -127,13 +127,13 @@ func (s *hubSession) leave() {
 	}
 }
 
-// find returns the session of a batch, open on this link and locked.
-func (ha *hubAgent) find(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
+// findSession returns the session of a batch, open on this link and locked.
+func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
 	if s := ha.h.lookup(p.SessionID); s != nil {
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err
 		}
-		if s.on != nil && s.on.ha == ha && s.epoch == p.Epoch {
+		if s.receiver != nil && s.receiver.ha == ha && s.epoch == p.Epoch {
 			return s, nil
 		}
 		err := ha.barred(s, p.Epoch)
@@ -147,24 +147,24 @@ func (ha *hubAgent) find(ctx context.Context, now time.Time, p *eventBatch) (*hu
 		err.Epoch = p.Epoch
 		return nil, err
 	}
-	return ha.enter(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
+	return ha.openSession(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
 // barred refuses a session that the agent can't open in that epoch, whatever its caller
 // says.
-func (ha *hubAgent) barred(s *hubSession, epoch string) error {
+func (ha *hubAgentLink) barred(s *hubSession, epoch string) error {
 	switch {
 	case s.owner == "" || s.owner == ha.agentID:
-		return s.staleEpoch(epoch)
+		return s.checkEpoch(epoch)
 	case ha.h.cfg.Claim == nil:
 		return ofEpoch(notYours(s.id), epoch)
 	}
 	return nil
 }
 
-// fit cuts the page before the first event that is too large, and returns the
+// cutOversized cuts the page before the first event that is too large, and returns the
 // refusal of that one (rule 11).
-func (ha *hubAgent) fit(s *hubSession, p *page) error {
+func (ha *hubAgentLink) cutOversized(s *hubSession, p *page) error {
 	i := p.larger(ha.h.cfg.MaxEventBytes)
 	if i < 0 {
 		return nil
@@ -176,7 +176,7 @@ func (ha *hubAgent) fit(s *hubSession, p *page) error {
 }
 
 // commit has the caller store the page. The lock is free meanwhile.
-func (ha *hubAgent) commit(ctx context.Context, s *hubSession, epoch string, p *page) error {
+func (ha *hubAgentLink) commit(ctx context.Context, s *hubSession, epoch string, p *page) error {
 	if ha.h.cfg.Commit == nil {
 		return nil
 	}

@@ -55,7 +55,7 @@ func (l *log) compact(s *slot) bool {
 
 // publish numbers a draft and writes its JSON, the only time that is done (rule 1).
 // It returns the bytes of it.
-func (l *log) publish(d *draft) int {
+func (l *log) publish(d *preparedEvent) int {
 	if l.store == nil { // most sessions of many are empty
 		l.store = new(store)
 	}
@@ -322,7 +322,7 @@ func (l *log) oldest(acked uint64) (time.Time, bool) {
 		if s := l.ring.at(i); s.to > acked {
 			break
 		} else if !s.gap() {
-			at, _ := s.head(new(memo))
+			at, _ := s.head(new(internTable))
 			return at, true
 		}
 	}

@@ -26,8 +26,8 @@ func newReplayCursor(p *ReplayRequestPayload, head uint64) replayCursor {
 	return c
 }
 
-// next is the span of the next page, of so many events at the most.
-func (c *replayCursor) next(events int) span {
+// span is the span of the next page, of so many events at the most.
+func (c *replayCursor) span(events int) span {
 	return span{c.after, c.until, c.until, min(events, c.events), pageBytes, 0}
 }
 

@@ -45,13 +45,13 @@ func TestReplayCursor(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := newReplayCursor(&test.request, head)
 			want := span{test.request.AfterSeq, test.until, test.until, test.page, pageBytes, 0}
-			if next := c.next(4); next != want {
+			if next := c.span(4); next != want {
 				t.Fatalf("the next page is %+v, want %+v", next, want)
 			}
 			if done := c.advance(test.last, test.events, test.bytes); done != test.done {
 				t.Errorf("done is %v", done)
 			}
-			if next := c.next(4); next.after != test.last {
+			if next := c.span(4); next.after != test.last {
 				t.Errorf("it goes on after %d, want %d", next.after, test.last)
 			}
 		})

@@ -78,7 +78,7 @@ func newPage(first, last uint64, events []Event, gaps []Gap) (p page, err error)
 // add publishes the next event.
 func (l *log) add() {
 	ev := testEvent(l.head + 1)
-	d := draft{ev: &ev}
+	d := preparedEvent{ev: &ev}
 	if err := d.check(false); err != nil {
 		panic(err)
 	}
@@ -522,7 +522,7 @@ func TestReadBytes(t *testing.T) {
 				l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)])
 				continue
 			}
-			d := draft{ev: &Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))}}
+			d := preparedEvent{ev: &Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))}}
 			if err := d.check(false); err != nil {
 				t.Fatal(err)
 			}
@@ -612,7 +612,7 @@ func TestDraft(t *testing.T) {
 		{Event{Type: "t", Data: []byte("1"), Time: at, End: true, Seq: 77}, `{"seq":%d,"time":"2025-11-23T22:34:05.12Z","type":"t","data":1,"end":true}`},
 	} {
 		for _, seq := range []uint64{1, 9, 10, 99, 100, 1 << 32, MaxSeq - 1, MaxSeq} {
-			d := draft{ev: &test.ev}
+			d := preparedEvent{ev: &test.ev}
 			if err := d.check(false); err != nil {
 				t.Fatal(err)
 			}
@@ -816,7 +816,7 @@ func TestPagePieces(t *testing.T) {
 // publishBytes publishes an event of so many bytes, and returns its number.
 func (l *log) publishBytes(t *testing.T, n int) uint64 {
 	t.Helper()
-	d := draft{ev: &Event{Bytes: make([]byte, n)}}
+	d := preparedEvent{ev: &Event{Bytes: make([]byte, n)}}
 	if err := d.check(false); err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,13 @@ type sendCursor struct {
 	window uint64 // how far beyond acked events may go
 
 	// At most one of these holds. While none does, the first ack is awaited.
-	opened  bool // the receiver said on this link where it stands
-	pioneer bool // nothing was ever sent before this link: the first batch opens it
-	rewind  bool // the receiver lost its place: the next ack counts as a first one
+	opened       bool // the receiver said on this link where it stands
+	implicitOpen bool // nothing was ever sent before this link: the first batch opens it
+	rewind       bool // the receiver lost its place: the next ack counts as a first one
 
-	first uint64 // the ack that opened it
-	sent  uint64 // last number sent; put back to send again
-	top   uint64 // highest number sent on this link: mark B
+	firstAck      uint64 // the ack that opened it
+	sent          uint64 // last number sent; put back to send again
+	maxSentOnLink uint64 // highest number sent on this link: mark B
 
 	timer   retry     // runs while something sent is not acknowledged, or a first ack awaited
 	expired bool      // it expired, and there was no progress since
@@ -31,18 +31,18 @@ type sendCursor struct {
 }
 
 // maySend reports whether batches may go out: before the first ack only a pioneer's.
-func (c *sendCursor) maySend() bool { return c.opened || c.pioneer }
+func (c *sendCursor) maySend() bool { return c.opened || c.implicitOpen }
 
 // eventsUntil is the last number under which an event may go out.
 func (c *sendCursor) eventsUntil(acked uint64) uint64 { return acked + c.window }
 
 // advance notes that everything up to last was sent.
 func (c *sendCursor) advance(now time.Time, last, acked uint64) {
-	if c.top <= acked { // nothing was outstanding
+	if c.maxSentOnLink <= acked { // nothing was outstanding
 		c.restart()
 	}
 	c.sent = last
-	c.top = max(c.top, last)
+	c.maxSentOnLink = max(c.maxSentOnLink, last)
 	if !c.timer.running() {
 		c.timer.start(now)
 	}
@@ -66,7 +66,7 @@ const (
 // limit is the highest ack that is believed.
 func (c *sendCursor) limit(maxSent uint64) uint64 {
 	if c.opened {
-		return max(c.first, c.top)
+		return max(c.firstAck, c.maxSentOnLink)
 	}
 	return maxSent
 }
@@ -81,7 +81,7 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 		return ackStale
 	}
 	c.silent = false
-	progress := upTo > acked || !c.opened && c.top == 0
+	progress := upTo > acked || !c.opened && c.maxSentOnLink == 0
 	if !c.opened {
 		c.open(upTo)
 	}
@@ -100,10 +100,10 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 
 // open takes the first ack. What a pioneer sent before it is not sent again yet (rule 9).
 func (c *sendCursor) open(upTo uint64) {
-	if c.rewind || c.top == 0 {
+	if c.rewind || c.maxSentOnLink == 0 {
 		c.sent = upTo
 	}
-	c.opened, c.pioneer, c.rewind, c.first = true, false, false, upTo
+	c.opened, c.implicitOpen, c.rewind, c.firstAck = true, false, false, upTo
 	c.resume = time.Time{} // the receiver has room again
 }
 
@@ -149,7 +149,7 @@ func (c *sendCursor) pause(now time.Time) {
 }
 
 // close has nothing sent until the next ack, which says from where on.
-func (c *sendCursor) close() { c.opened, c.pioneer, c.rewind = false, false, true }
+func (c *sendCursor) close() { c.opened, c.implicitOpen, c.rewind = false, false, true }
 
 // A duty is what the time asks of a cursor's owner.
 type duty uint8

@@ -8,12 +8,12 @@ import (
 // Rule 6 at each bound: just before it, at it and after it. What is sent next is behind
 // the number in sent.
 func TestSendCursorAck(t *testing.T) {
-	waiting := sendCursor{}                               // nothing was sent on this link yet
-	pioneer := sendCursor{pioneer: true, sent: 5, top: 5} // its first batch is out
-	open := sendCursor{opened: true, first: 3, sent: 6, top: 6}
-	back := sendCursor{opened: true, first: 3, sent: 3, top: 6} // it sends again
-	ahead := sendCursor{opened: true, first: 7, sent: 7}        // the first ack was beyond what this link sent
-	lost := sendCursor{rewind: true, first: 3, sent: 6, top: 6}
+	waiting := sendCursor{}                                              // nothing was sent on this link yet
+	pioneer := sendCursor{implicitOpen: true, sent: 5, maxSentOnLink: 5} // its first batch is out
+	open := sendCursor{opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
+	back := sendCursor{opened: true, firstAck: 3, sent: 3, maxSentOnLink: 6} // it sends again
+	ahead := sendCursor{opened: true, firstAck: 7, sent: 7}                  // the first ack was beyond what this link sent
+	lost := sendCursor{rewind: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
 	for _, test := range []struct {
 		name           string
 		cursor         sendCursor
@@ -63,7 +63,7 @@ func TestSendCursorAck(t *testing.T) {
 			switch {
 			case verdict != ackTaken && c != test.cursor:
 				t.Errorf("an ack that is not taken changes %+v to %+v", test.cursor, c)
-			case verdict == ackTaken && (!c.opened || c.pioneer || c.rewind):
+			case verdict == ackTaken && (!c.opened || c.implicitOpen || c.rewind):
 				t.Errorf("not open after an ack: %+v", c)
 			}
 		})
@@ -85,7 +85,7 @@ func TestSendCursorNack(t *testing.T) {
 		{"another number at once", 0, 4, 4},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := sendCursor{opened: true, first: 3, sent: 6, top: 6}
+			c := sendCursor{opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
 			if c.ack(start, 3, true, 3, 6); c.sent != 3 {
 				t.Fatalf("a nack goes back to %d, want 3", c.sent)
 			}
@@ -107,7 +107,7 @@ func TestSendCursorTick(t *testing.T) {
 		c.advance(start, 5, 2)
 	}
 	pioneer := func(c *sendCursor) {
-		c.pioneer = true
+		c.implicitOpen = true
 		c.advance(start, 5, 0)
 	}
 	unopened := func(c *sendCursor) { c.announced(start) }
@@ -203,7 +203,7 @@ func TestSendCursorTick(t *testing.T) {
 // passed, twice as long each time, and an ack ends the wait.
 func TestSendCursorPause(t *testing.T) {
 	now := time.Unix(1000, 0)
-	c := sendCursor{opened: true, first: 3, sent: 6, top: 6}
+	c := sendCursor{opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
 	for _, wait := range []time.Duration{timerFirst, 2 * timerFirst} {
 		c.pause(now)
 		if c.maySend() || !c.nextTick().Equal(now.Add(wait)) {
@@ -225,8 +225,8 @@ func TestSendCursorPause(t *testing.T) {
 // Rule 5: that the receiver doesn't know the session is news once, until its next ack.
 func TestSendCursorReopen(t *testing.T) {
 	for name, c := range map[string]sendCursor{
-		"open":    {opened: true, first: 3, sent: 6, top: 6},
-		"pioneer": {pioneer: true, sent: 6, top: 6},
+		"open":    {opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6},
+		"pioneer": {implicitOpen: true, sent: 6, maxSentOnLink: 6},
 	} {
 		if !c.reopen() || c.maySend() || c.reopen() {
 			t.Errorf("%s: %+v", name, c)

@@ -2,37 +2,37 @@ package gvstream
 
 import "time"
 
-// An attachment is one session on one link: the state that ends with the link.
+// A sender is one session on one link: the state that ends with the link.
 // The session's lock protects it.
-type attachment struct {
+type sender struct {
 	task // sends the next batch
 	sendCursor
-	s *Session
-	l *agentLink
+	s    *Session
+	link *streamerLink
 
-	id      string // of the link
-	poked   bool   // take will be called, and that has not begun yet
-	vetted  uint64 // the data of what was sent up to it has been checked
-	listed  bool   // in the link's list for the next status
-	unacked bool   // in the link's list for the next sign of life
+	id        string // of the link
+	woken     bool   // take will be called, and that has not begun yet
+	checkedTo uint64 // the data of what was sent up to it has been checked
+	inStatus  bool   // in the link's list for the next status
+	unacked   bool   // in the link's list for the next sign of life
 
-	replays []*replay
+	replays []*replayAnswer
 }
 
 // noteUnacked has the next sign of life name the session, if it is not acknowledged
 // until then. The session's lock is held.
-func (a *attachment) noteUnacked() {
+func (a *sender) noteUnacked() {
 	if a.unacked || a.s.acked >= a.s.log.head {
 		return
 	}
 	a.unacked = true
-	a.l.mu.Lock()
-	a.l.unacked = append(a.l.unacked, a)
-	a.l.mu.Unlock()
+	a.link.mu.Lock()
+	a.link.unacked = append(a.link.unacked, a)
+	a.link.mu.Unlock()
 }
 
 // refused deals with an error about the session on its link.
-func (a *attachment) refused(now time.Time, p *ErrorPayload) {
+func (a *sender) refused(now time.Time, p *ErrorPayload) {
 	s := a.s
 	a.heard()
 	switch {
@@ -54,25 +54,25 @@ func (a *attachment) refused(now time.Time, p *ErrorPayload) {
 }
 
 // announce lists the session for the next status.
-func (a *attachment) announce() {
-	if a.listed {
+func (a *sender) announce() {
+	if a.inStatus {
 		return
 	}
-	a.listed = true
-	a.l.mu.Lock()
-	a.l.list = append(a.l.list, a)
-	a.l.readyLocked(&a.l.status)
-	a.l.mu.Unlock()
+	a.inStatus = true
+	a.link.mu.Lock()
+	a.link.toAnnounce = append(a.link.toAnnounce, a)
+	a.link.readyLocked(&a.link.status)
+	a.link.mu.Unlock()
 }
 
 // describe is the session's place in a status. While it is unopened, its timer
 // says it again (rule 5).
-func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
+func (a *sender) describe(now time.Time) (SessionStatus, bool) {
 	s := a.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a.listed = false
-	if s.on != a || s.stopped != nil {
+	a.inStatus = false
+	if s.sender != a || s.stopped != nil {
 		return SessionStatus{}, false
 	}
 	a.announced(now)
@@ -83,19 +83,19 @@ func (a *attachment) describe(now time.Time) (SessionStatus, bool) {
 	}, true
 }
 
-// take sends the next batch of the session, if it may send (rule 7).
-func (a *attachment) take(now time.Time) Payload {
+// next sends the next batch of the session, if it may send (rule 7).
+func (a *sender) next(now time.Time) Payload {
 	s := a.s
 	s.mu.Lock()
-	a.poked = false
-	if s.on != a || s.stopped != nil {
+	a.woken = false
+	if s.sender != a || s.stopped != nil {
 		s.mu.Unlock()
 		return nil
 	}
 	switch a.tick(now, s.acked, s.log.head) {
 	case giveUp:
 		s.mu.Unlock()
-		a.l.fail(now, ErrSilent)
+		a.link.fail(now, ErrSilent)
 		return nil
 	case announceAgain:
 		a.announce()
@@ -109,7 +109,7 @@ func (a *attachment) take(now time.Time) Payload {
 
 // batch makes the next batch, unless there is nothing more to send, or nothing that the
 // window allows.
-func (a *attachment) batch(now time.Time) Payload {
+func (a *sender) batch(now time.Time) Payload {
 	s := a.s
 	if !a.maySend() {
 		return nil
@@ -121,11 +121,11 @@ func (a *attachment) batch(now time.Time) Payload {
 	if p.last == a.sent {
 		return nil
 	}
-	if p.last > a.top {
-		a.l.unvetted.Store(true)
+	if p.last > a.maxSentOnLink {
+		a.link.hasUnchecked.Store(true)
 	}
 	a.advance(now, p.last, s.acked)
-	s.maxSent = max(s.maxSent, p.last)
+	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{
 		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
@@ -136,19 +136,19 @@ func (a *attachment) batch(now time.Time) Payload {
 }
 
 // scheduleTick has take called when there is something to do for the time.
-func (a *attachment) scheduleTick() {
+func (a *sender) scheduleTick() {
 	if at := a.nextTick(); !at.IsZero() {
-		a.l.schedule(&a.task, at)
+		a.link.schedule(&a.task, at)
 	}
 }
 
 // applyAck applies the hub's ack (rule 6).
-func (a *attachment) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
+func (a *sender) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
-	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSent) {
+	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
 		return &ProtocolError{
-			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: a.limit(s.maxSent),
+			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: a.limit(s.maxSentInEpoch),
 			Message: "ack beyond what was sent", fatal: true,
 		}
 	case ackStale:
@@ -159,27 +159,27 @@ func (a *attachment) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError 
 		s.moveBack(p.UpToSeq)
 	}
 	s.free(now, p.UpToSeq)
-	a.l.ready(&a.task)
+	a.link.ready(&a.task)
 	return nil
 }
 
-// vet turns the sent events whose data is wrong into gaps.
-func (a *attachment) vet() {
+// recheckData turns the sent events whose data is wrong into gaps.
+func (a *sender) recheckData() {
 	s := a.s
-	for seq := max(a.vetted, s.acked); seq < a.top; {
+	for seq := max(a.checkedTo, s.acked); seq < a.maxSentOnLink; {
 		var found bool
-		if seq, found = s.log.unreadable(seq, a.top); !found {
+		if seq, found = s.log.unreadable(seq, a.maxSentOnLink); !found {
 			break
 		}
 		a.reject(seq)
 	}
-	a.vetted = max(a.vetted, a.top)
+	a.checkedTo = max(a.checkedTo, a.maxSentOnLink)
 }
 
 // reject turns an event that the hub refuses into a gap (rule 11).
-func (a *attachment) reject(seq uint64) {
+func (a *sender) reject(seq uint64) {
 	s := a.s
-	if seq <= s.acked || seq > a.top {
+	if seq <= s.acked || seq > a.maxSentOnLink {
 		return
 	}
 	if !s.lose(seq, ReasonRejected) {
@@ -190,5 +190,5 @@ func (a *attachment) reject(seq uint64) {
 		a.announce() // the end may lie in the gap
 	}
 	a.resend(s.acked) // what came before may not have been accepted with it
-	a.l.ready(&a.task)
+	a.link.ready(&a.task)
 }

@@ -20,17 +20,17 @@ type Session struct {
 	epoch   string
 	*life                  // in this epoch: unborn before the first event
 	stopped *ProtocolError // why the hub does not want this epoch, or nil
-	on      *attachment    // the session on the current link, or nil
+	sender  *sender        // the session on the current link, or nil
 	changed sched.Signal
 	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
 	gone    bool                   // forgotten
 	aged    bool                   // offered to the budget
-	over    bool                   // it stands in the Streamer's list of sessions to forget
+	inEnded bool                   // it stands in the Streamer's list of sessions to forget
 }
 
-// begin gives the session a life of its own, unless it has one.
-func (s *Session) begin() {
-	if s.life == &unborn {
+// ownLife gives the session a life of its own, unless it has one.
+func (s *Session) ownLife() {
+	if s.life == &emptyLife {
 		s.life = new(life)
 	}
 }
@@ -53,8 +53,8 @@ func (s *Session) End(ctx context.Context, ev Event) (uint64, error) {
 }
 
 func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
-	d := draft{ev: ev}
-	if err := s.fill(&d); err != nil {
+	d := preparedEvent{ev: ev}
+	if err := s.prepare(&d); err != nil {
 		return 0, err
 	}
 	s.st.budget.makeRoom(d.size())
@@ -68,7 +68,7 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 }
 
 // publishLater waits until there is room.
-func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
+func (s *Session) publishLater(ctx context.Context, d *preparedEvent) (uint64, error) {
 	for {
 		freed := s.st.budget.wait() // before the try, so that nothing is missed
 		s.st.budget.makeRoom(d.size())
@@ -91,8 +91,8 @@ func (s *Session) publishLater(ctx context.Context, d *draft) (uint64, error) {
 	}
 }
 
-// fill fills a draft in for this session.
-func (s *Session) fill(d *draft) error {
+// prepare fills a draft in for this session.
+func (s *Session) prepare(d *preparedEvent) error {
 	if d.ev.Time.IsZero() {
 		d.timed = d.time.Now()
 	}
@@ -109,14 +109,14 @@ func (s *Session) fill(d *draft) error {
 }
 
 // offer appends the event if it may.
-func (s *Session) offer(d *draft) (uint64, error) {
-	if err := s.refuses(); err != nil {
+func (s *Session) offer(d *preparedEvent) (uint64, error) {
+	if err := s.publishError(); err != nil {
 		return 0, err
 	}
 	if !s.makeRoom(d.size()) {
 		return 0, ErrPendingFull
 	}
-	s.begin()
+	s.ownLife()
 	n := s.log.publish(d)
 	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
@@ -126,12 +126,12 @@ func (s *Session) offer(d *draft) (uint64, error) {
 		s.changed.Broadcast() // who waits for room, waits for nothing
 	}
 	s.trim()
-	s.poke()
+	s.wakeSender()
 	return s.log.head, nil
 }
 
-// refuses says why nothing can be published, if nothing can.
-func (s *Session) refuses() error {
+// publishError says why nothing can be published, if nothing can.
+func (s *Session) publishError() error {
 	switch {
 	case s.gone || s.st.closed.Load():
 		return ErrClosed
@@ -207,11 +207,11 @@ func (s *Session) evictOldest(believed time.Time) {
 	s.trim()
 }
 
-// poke has the session send what it can, unless it is about to be asked anyway.
-func (s *Session) poke() {
-	if a := s.on; a != nil && !a.poked {
-		a.poked = true
-		a.l.ready(&a.task)
+// wakeSender has the session send what it can, unless it is about to be asked anyway.
+func (s *Session) wakeSender() {
+	if a := s.sender; a != nil && !a.woken {
+		a.woken = true
+		a.link.ready(&a.task)
 	}
 }
 
@@ -249,14 +249,14 @@ func (s *Session) moveBack(to uint64) {
 // drop gives up everything the session holds.
 func (s *Session) drop() {
 	s.st.budget.release(s.log.bytes)
-	s.life, s.stopped = &unborn, nil
+	s.life, s.stopped = &emptyLife, nil
 	if s.aged {
 		s.aged = false
 		s.st.budget.forget(s)
 	}
-	if s.on != nil {
-		s.on.l.forget(&s.on.task)
-		s.on = nil
+	if s.sender != nil {
+		s.sender.link.forget(&s.sender.task)
+		s.sender = nil
 	}
 	s.changed.Broadcast()
 }
@@ -290,7 +290,7 @@ func (s *Session) Stats() SessionStats {
 	out := SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
-		Connected:     s.on != nil && s.on.opened,
+		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lost,
 	}
 	out.Progress = maps.Clone(s.progress)
@@ -299,27 +299,27 @@ func (s *Session) Stats() SessionStats {
 
 // A life is what has become of a session in one epoch.
 type life struct {
-	log           log
-	acked         uint64 // everything up to it is acknowledged
-	maxSent       uint64 // highest number handed out
-	pendingEvents int    // events in (acked, head]
-	pendingBytes  int
-	hasEnded      bool       // the last event was published
-	overAt        *time.Time // when to forget it, once its end is acknowledged
-	lost          uint64
-	progress      map[string]uint64 // viewers, as a hub relays them
+	log            log
+	acked          uint64 // everything up to it is acknowledged
+	maxSentInEpoch uint64 // highest number handed out
+	pendingEvents  int    // events in (acked, head]
+	pendingBytes   int
+	hasEnded       bool       // the last event was published
+	overAt         *time.Time // when to forget it, once its end is acknowledged
+	lost           uint64
+	progress       map[string]uint64 // viewers, as a hub relays them
 }
 
-// unborn is the life of all sessions without events, which most of many are: shared,
+// emptyLife is the life of all sessions without events, which most of many are: shared,
 // and never changed. Only an event gives a session a life of its own, or a viewer's
 // progress; all else that changes one is about an event that was published before.
-var unborn life
+var emptyLife life
 
 func (s *Session) noteProgress(viewerID string, seq uint64) {
 	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
 		return
 	}
-	s.begin()
+	s.ownLife()
 	if s.progress == nil {
 		s.progress = make(map[string]uint64)
 	}

@@ -42,7 +42,7 @@ func (w *simWorld) check() {
 		w.checkViewer(v)
 	}
 	for _, x := range w.wires {
-		if n := len(x.hub.link.answers) + len(x.peer.link.answers); n > 4*maxAnswers {
+		if n := len(x.hub.link.replies) + len(x.peer.link.replies); n > 4*maxReplies {
 			w.fail("S10: %d answers wait", n)
 		}
 	}
@@ -54,8 +54,8 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 	if s.acked > 0 && s.acked > w.truthOf(k).accepted { // S3: nothing is let go before some hub has it
 		w.fail("S3: %s %s: %d are acknowledged, which no hub accepted", a.id, s.id, s.acked)
 	}
-	if s.acked > s.log.head || s.maxSent > s.log.head || s.log.first() > s.acked+1 { // S4
-		w.fail("S4: %s %s: first %d, acked %d, sent %d, head %d", a.id, s.id, s.log.first(), s.acked, s.maxSent, s.log.head)
+	if s.acked > s.log.head || s.maxSentInEpoch > s.log.head || s.log.first() > s.acked+1 { // S4
+		w.fail("S4: %s %s: first %d, acked %d, sent %d, head %d", a.id, s.id, s.log.first(), s.acked, s.maxSentInEpoch, s.log.head)
 	}
 	if w.lookedAt(&s.log, s.acked) {
 		events, bytes := w.checkLog(k, &s.log, s.acked)
@@ -75,14 +75,14 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 			w.fail("S10: %s %s holds %d events, %d bytes", a.id, s.id, s.log.events, s.log.bytes)
 		}
 	}
-	o := s.on
+	o := s.sender
 	switch {
 	case o == nil:
 		return
 	case len(o.replays) > cfg.MaxReplays:
 		w.fail("S10: %s %s: %d replays", a.id, s.id, len(o.replays))
-	case o.top > s.maxSent || o.sent > s.log.head: // S4
-		w.fail("S4: %s %s: top %d, sent %d, head %d", a.id, s.id, o.top, o.sent, s.log.head)
+	case o.maxSentOnLink > s.maxSentInEpoch || o.sent > s.log.head: // S4
+		w.fail("S4: %s %s: top %d, sent %d, head %d", a.id, s.id, o.maxSentOnLink, o.sent, s.log.head)
 	case !o.opened:
 		delete(w.acks, o)
 	case o.sent < s.acked: // S4
@@ -256,7 +256,7 @@ func (w *simWorld) forgetPositions() {
 func (w *simWorld) checkRequests(s *hubSession) {
 	requests := 0
 	for _, c := range s.cursors {
-		if c.fetch != nil {
+		if c.request != nil {
 			requests++
 		}
 		n := 0
@@ -301,7 +301,7 @@ func (w *simWorld) checkViewer(v *simViewer) {
 	if v.wire == nil || v.wire.hub.dead {
 		return
 	}
-	hv := v.wire.hub.link.m.(*hubViewer)
+	hv := v.wire.hub.link.m.(*hubViewerLink)
 	if n := hv.requests(); n < 0 || n > w.hub.cfg.MaxViewerReplays { // S10
 		w.fail("S10: %s has %d requests open", v.id, n)
 	}
@@ -383,14 +383,14 @@ func (w *simWorld) checkContent(k simKey, it Item) {
 // checkSent looks at a payload that a link sends.
 func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 	switch m := from.link.m.(type) {
-	case *agentLink:
+	case *streamerLink:
 		switch p := p.(type) {
 		case *EventBatchPayload:
 			w.checkBatch(m, p)
 		case *ReplayBatchPayload:
 			w.checkAnswer(m, p)
 		}
-	case *hubViewer:
+	case *hubViewerLink:
 		switch p := p.(type) {
 		case *EventBatchPayload:
 			w.checkServed(x, p.SessionID, p.ViewerID)
@@ -404,17 +404,17 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 }
 
 // checkBatch: rules 5 and 7.
-func (w *simWorld) checkBatch(al *agentLink, p *EventBatchPayload) {
+func (w *simWorld) checkBatch(al *streamerLink, p *EventBatchPayload) {
 	s := al.st.sessions[p.SessionID]
-	if s == nil || s.on == nil || s.on.l != al {
+	if s == nil || s.sender == nil || s.sender.link != al {
 		w.fail("S6: %s from a link that it is not on", brief(p))
 		return
 	}
-	if !s.on.maySend() { // rule 5
+	if !s.sender.maySend() { // rule 5
 		w.fail("rule 5: %s before the hub's ack", brief(p))
 	}
-	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.on.window { // rule 7
-		w.fail("S10: %s is beyond ack %d and window %d", brief(p), s.acked, s.on.window)
+	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window { // rule 7
+		w.fail("S10: %s is beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
 	}
 }
 
@@ -438,12 +438,12 @@ func (v *simViewer) wireID() string {
 }
 
 // noteRequest notes a replay request that arrives at its agent.
-func (w *simWorld) noteRequest(al *agentLink, p *ReplayRequestPayload) {
+func (w *simWorld) noteRequest(al *streamerLink, p *ReplayRequestPayload) {
 	s := al.st.sessions[p.SessionID]
-	if s == nil || s.on == nil {
+	if s == nil || s.sender == nil {
 		return
 	}
-	for _, open := range s.on.replays {
+	for _, open := range s.sender.replays {
 		if open.req.RequestID == p.RequestID {
 			return // it is answered once
 		}
@@ -459,7 +459,7 @@ func (w *simWorld) noteRequest(al *agentLink, p *ReplayRequestPayload) {
 }
 
 // checkAnswer: L3, and rule 12.
-func (w *simWorld) checkAnswer(al *agentLink, p *ReplayBatchPayload) {
+func (w *simWorld) checkAnswer(al *streamerLink, p *ReplayBatchPayload) {
 	r := w.requests[p.RequestID]
 	if r == nil || r.viewer != p.ViewerID || r.session != p.SessionID { // S11
 		w.fail("S11: %s answers nothing that was asked", brief(p))
@@ -555,7 +555,7 @@ func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
 	if h.stale {
 		h.digest = w.digestOf(to.link.m)
 	}
-	if _, h.hub = to.link.m.(*hubAgent); h.hub {
+	if _, h.hub = to.link.m.(*hubAgentLink); h.hub {
 		h.owners, h.epochs = w.owners()
 	}
 	return h
@@ -575,7 +575,7 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if h.stale && h.digest != w.digestOf(to.link.m) { // S6
 		w.fail("S6: %s: a payload of another link or epoch changed something: %s", to.name, brief(p))
 	}
-	if al, ok := to.link.m.(*agentLink); ok {
+	if al, ok := to.link.m.(*streamerLink); ok {
 		w.noteError(al, p)
 	}
 	if !h.hub {
@@ -595,10 +595,10 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 
 // noteError: after unknown_session or a retryable error, the next ack counts as a
 // first one (S5).
-func (w *simWorld) noteError(al *agentLink, p Payload) {
+func (w *simWorld) noteError(al *streamerLink, p Payload) {
 	if e, ok := p.(*ErrorPayload); ok {
-		if s := al.st.sessions[e.SessionID]; s != nil && s.on != nil && !s.on.opened {
-			delete(w.acks, s.on)
+		if s := al.st.sessions[e.SessionID]; s != nil && s.sender != nil && !s.sender.opened {
+			delete(w.acks, s.sender)
 		}
 	}
 }
@@ -606,7 +606,7 @@ func (w *simWorld) noteError(al *agentLink, p Payload) {
 // stale reports whether a payload is of another link or epoch than its receiver's.
 func (w *simWorld) stale(to *simEnd, p Payload) bool {
 	switch m := to.link.m.(type) {
-	case *agentLink:
+	case *streamerLink:
 		switch p := p.(type) {
 		case *WelcomePayload:
 			return !m.hello.awaiting || !m.hello.timer.running()
@@ -616,7 +616,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			s := m.st.sessions[p.SessionID]
 			return p.Link != m.id || s != nil && p.Epoch != s.epoch
 		}
-	case *hubAgent:
+	case *hubAgentLink:
 		switch p := p.(type) {
 		case *StatusPayload:
 			return p.Link != m.id
@@ -624,7 +624,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			s := w.hub.sessions[p.SessionID]
 			return p.Link != m.id || s != nil && p.Epoch < s.epoch
 		case *ReplayBatchPayload:
-			return m.fetches[p.RequestID] == nil
+			return m.requests[p.RequestID] == nil
 		}
 	case *viewerLink:
 		switch p := p.(type) {
@@ -671,30 +671,30 @@ func (d *digest) flag(b bool) {
 func (w *simWorld) digestOf(m machine) digest {
 	d := digest(14695981039346656037)
 	switch m := m.(type) {
-	case *agentLink:
+	case *streamerLink:
 		for _, s := range m.st.all() {
 			d.text(s.id)
 			d.text(s.epoch)
-			d.add(s.acked, s.maxSent, s.log.first(), s.log.head)
+			d.add(s.acked, s.maxSentInEpoch, s.log.first(), s.log.head)
 			d.flag(s.stopped != nil)
-			if s.on != nil {
-				d.add(s.on.sent, s.on.top)
-				d.flag(s.on.opened)
+			if s.sender != nil {
+				d.add(s.sender.sent, s.sender.maxSentOnLink)
+				d.flag(s.sender.opened)
 			}
 		}
-	case *hubAgent:
+	case *hubAgentLink:
 		for _, s := range w.hub.all() {
 			d.text(s.id)
 			d.text(s.epoch)
 			d.text(s.owner)
 			d.add(s.log.first(), s.log.head, s.head, uint64(s.requests()))
-			d.flag(s.on != nil)
+			d.flag(s.receiver != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {
 				d.add(c.seq, uint64(len(c.pages)))
 			}
 		}
-	case *hubViewer:
+	case *hubViewerLink:
 		for _, s := range w.hub.all() {
 			d.text(s.id)
 			d.add(uint64(len(s.cursors)))
@@ -709,7 +709,7 @@ func (w *simWorld) digestOf(m machine) digest {
 			d.text(x.epoch)
 			d.add(x.received)
 			d.flag(x.ended)
-			d.flag(x.on != nil && x.on.want)
+			d.flag(x.subscription != nil && x.subscription.want)
 		}
 	}
 	return d
@@ -743,8 +743,8 @@ func sessionFault(s *Session) string {
 	if f := logFault(&s.log); f != "" {
 		return s.id + ": " + f
 	}
-	if s.acked > s.maxSent || s.maxSent > s.log.head || s.log.first() > s.acked+1 {
-		return fmt.Sprintf("S4: %s: first %d, acked %d, sent at the most %d, head %d", s.id, s.log.first(), s.acked, s.maxSent, s.log.head)
+	if s.acked > s.maxSentInEpoch || s.maxSentInEpoch > s.log.head || s.log.first() > s.acked+1 {
+		return fmt.Sprintf("S4: %s: first %d, acked %d, sent at the most %d, head %d", s.id, s.log.first(), s.acked, s.maxSentInEpoch, s.log.head)
 	}
 	events, bytes := 0, 0
 	for i := range s.log.ring.n {
@@ -762,15 +762,15 @@ func sessionFault(s *Session) string {
 	if n := s.log.ring.n; n > maxGaps+4*(s.st.cfg.MaxPendingEvents+s.st.cfg.ReplayEvents)+4 {
 		return fmt.Sprintf("S10: %s: %d entries for %d events", s.id, n, s.log.events)
 	}
-	o := s.on
+	o := s.sender
 	if o == nil {
 		return ""
 	}
 	if len(o.replays) > s.st.cfg.MaxReplays {
 		return fmt.Sprintf("S10: %s: answers %d replays", s.id, len(o.replays))
 	}
-	if o.top > s.maxSent || o.sent > s.maxSent || o.opened && o.sent < s.acked {
-		return fmt.Sprintf("S4: %s: acked %d, sent %d, on this link %d, ever %d", s.id, s.acked, o.sent, o.top, s.maxSent)
+	if o.maxSentOnLink > s.maxSentInEpoch || o.sent > s.maxSentInEpoch || o.opened && o.sent < s.acked {
+		return fmt.Sprintf("S4: %s: acked %d, sent %d, on this link %d, ever %d", s.id, s.acked, o.sent, o.maxSentOnLink, s.maxSentInEpoch)
 	}
 	return ""
 }
@@ -782,7 +782,7 @@ func streamerFault(st *Streamer) string {
 		if f := sessionFault(s); f != "" {
 			return f
 		}
-		if s.id != id || s.gone || s.on != nil && s.on.l != st.link {
+		if s.id != id || s.gone || s.sender != nil && s.sender.link != st.link {
 			return id + ": gone, or on a link of the past"
 		}
 		used += s.log.bytes
@@ -801,8 +801,8 @@ func streamerFault(st *Streamer) string {
 
 // linkFault: what waits to be sent is bounded, and a dead link holds nothing.
 func linkFault(l *Link) string {
-	if len(l.answers) > 2*maxAnswers || errorsIn(l.answers) > maxAnswers {
-		return fmt.Sprintf("S10: %d answers wait", len(l.answers))
+	if len(l.replies) > 2*maxReplies || errorsIn(l.replies) > maxReplies {
+		return fmt.Sprintf("S10: %d answers wait", len(l.replies))
 	}
 	if now, later := l.tasks.Len(); l.err != nil && now+later > 0 {
 		return "a dead link holds tasks"
@@ -865,7 +865,7 @@ func hubSessionFault(s *hubSession) string {
 	if s.gone || s.busy != nil || s.log.head > s.head || s.ended && s.log.head < s.endSeq {
 		return fmt.Sprintf("accepted %d of %d, the end is %d, ended %v", s.log.head, s.head, s.endSeq, s.ended)
 	}
-	if o := s.on; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
+	if o := s.receiver; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
 		return "open on a link that is not its owner's"
 	}
 	if f := fanFault(s); f != "" {
@@ -876,7 +876,7 @@ func hubSessionFault(s *hubSession) string {
 		if f := cursorFault(c); f != "" {
 			return c.hv.viewerID + ": " + f
 		}
-		if c.fetch != nil {
+		if c.request != nil {
 			requests++
 		}
 	}
@@ -898,7 +898,7 @@ func cursorFault(c *cursor) string {
 		events += len(p.slots)
 		bytes += p.bytes
 	}
-	if events > c.s.h.sizes.replay || bytes > fetchBytes+2<<20 {
+	if events > c.s.h.sizes.replay || bytes > maxRequestBytes+2<<20 {
 		return fmt.Sprintf("S10: holds %d events, %d bytes of a replay", events, bytes)
 	}
 	if c.gone || c.hv.cursors[c.s.id] != c {
@@ -907,30 +907,30 @@ func cursorFault(c *cursor) string {
 	return ""
 }
 
-func hubAgentFault(ha *hubAgent) string {
+func hubAgentFault(ha *hubAgentLink) string {
 	if len(ha.sessions) > ha.h.cfg.MaxAgentSessions {
 		return fmt.Sprintf("S10: %d sessions are open", len(ha.sessions))
 	}
 	for s, o := range ha.sessions {
-		if s.on != o {
+		if s.receiver != o {
 			return s.id + " is open elsewhere"
 		}
 	}
-	for id, f := range ha.fetches {
-		if f.id != id || f.c.fetch != f {
+	for id, f := range ha.requests {
+		if f.id != id || f.c.request != f {
 			return "request " + id + " is nobody's"
 		}
 	}
 	return linkFault(ha.Link)
 }
 
-func hubViewerFault(hv *hubViewer) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.due.Len() > len(hv.cursors) || hv.permits.waiting.Len() > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.due.Len(), hv.permits.waiting.Len())
+func hubViewerFault(hv *hubViewerLink) string {
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.statuses.Len() > len(hv.cursors) || hv.permits.waiting.Len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.statuses.Len(), hv.permits.waiting.Len())
 	}
 	requests := 0
 	for _, c := range hv.cursors {
-		if c.atSession.Queued() || c.fetch != nil {
+		if c.atSession.Queued() || c.request != nil {
 			requests++
 		}
 	}

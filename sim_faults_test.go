@@ -79,7 +79,7 @@ func (w *simWorld) disturb() {
 // forge makes a viewer's progress of an ack, and an ack of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
-	al, agent := to.link.m.(*agentLink)
+	al, agent := to.link.m.(*streamerLink)
 	if !ok || !agent {
 		return
 	}
@@ -88,16 +88,16 @@ func (w *simWorld) forge(to *simEnd, i int) {
 		return
 	}
 	acked, forged := s.acked, *ack
-	forged.UpToSeq, forged.ViewerID = s.maxSent, "viewer0"
+	forged.UpToSeq, forged.ViewerID = s.maxSentInEpoch, "viewer0"
 	w.tell("a viewer's: %s to %s", &forged, to)
 	to.link.handle(w.ended, w.at(to), &forged)
 	if s.acked != acked { // S3, rule 6
 		w.fail("S3: %s believed a viewer's ack of %d", to.name, forged.UpToSeq)
 	}
-	if s.maxSent >= s.log.head {
+	if s.maxSentInEpoch >= s.log.head {
 		return
 	}
-	forged.UpToSeq, forged.ViewerID = s.maxSent+1, ""
+	forged.UpToSeq, forged.ViewerID = s.maxSentInEpoch+1, ""
 	w.tell("forged: %s to %s", &forged, to)
 	to.link.handle(w.ended, w.at(to), &forged)
 	if s.acked > acked { // S3, rule 6

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// settle stops all faults: the machines must come to rest within bounded time, and
+// quiesce stops all faults: the machines must come to rest within bounded time, and
 // after that make up for one lost payload within one timer period.
-func (w *simWorld) settle() {
+func (w *simWorld) quiesce() {
 	w.say("faults stop")
 	w.calm()
 	w.drain(nil)
@@ -49,7 +49,7 @@ func (w *simWorld) publishAll() {
 	defer func() { w.plain = plain }()
 	for _, a := range w.agents {
 		for _, id := range a.ids {
-			if s := a.st.sessions[id]; s != nil && s.refuses() == nil {
+			if s := a.st.sessions[id]; s != nil && s.publishError() == nil {
 				w.publish(a, id, 1)
 				w.spoke[s] = s.acked < s.log.head // not if another session fills the budget
 			}
@@ -74,7 +74,7 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 		switch w.drain(drop).(type) {
 		case nil:
 		case *ErrorPayload: // it may have ended a watch that has to ask for itself (rule 13)
-			end = w.now.Add(limit + heartbeat)
+			end = w.now.Add(limit + heartbeatEvery)
 		default:
 			end = w.now.Add(limit)
 		}
@@ -162,7 +162,7 @@ func (w *simWorld) retryBlocked() {
 // room reports whether a blocked publisher need not wait.
 func (w *simWorld) room(b *blocked) bool {
 	s, cfg, size := b.s, &b.a.st.cfg, b.d.size()
-	if s.refuses() != nil {
+	if s.publishError() != nil {
 		return true
 	}
 	return s.pendingEvents < cfg.MaxPendingEvents && s.pendingBytes+size <= cfg.MaxPendingBytes && s.st.budget.fits(size, 0)
@@ -186,7 +186,7 @@ func (w *simWorld) unrest() string {
 		if l := v.v.link; l == nil || l.id == "" || l.hello.awaiting { // rule 3
 			return fmt.Sprintf("L2: %s is not welcomed", v.id)
 		}
-		if v.v.link.id != v.wire.hub.link.m.(*hubViewer).id { // a late welcome: silence ends it
+		if v.v.link.id != v.wire.hub.link.m.(*hubViewerLink).id { // a late welcome: silence ends it
 			return fmt.Sprintf("L2: %s is on another link than the hub", v.id)
 		}
 		for _, id := range simIDs {
@@ -216,7 +216,7 @@ func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 	if h := w.hub.sessions[s.id]; h != nil && h.epoch != "" && w.spoke[s] && s.log.head > 0 && !s.hasEnded && (h.owner != a.id || h.epoch > s.epoch) { // L6
 		return fmt.Sprintf("L6: %s %s was not told that %s has it", a.id, s.id, h.owner)
 	}
-	if s.log.head > 0 && !s.hasEnded && (s.on == nil || !s.on.opened) { // rule 5
+	if s.log.head > 0 && !s.hasEnded && (s.sender == nil || !s.sender.opened) { // rule 5
 		return fmt.Sprintf("L1: %s %s is not open", a.id, s.id)
 	}
 	if h := w.hub.sessions[s.id]; s.hasEnded && h != nil && h.epoch == s.epoch && !h.ended { // rule 16

@@ -87,7 +87,7 @@ type simTruth struct {
 type blocked struct {
 	a           *simAgent
 	s           *Session
-	d           draft
+	d           preparedEvent
 	data        string
 	wait, freed <-chan struct{}
 }
@@ -147,7 +147,7 @@ type simWorld struct {
 	// What is known from outside.
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
-	acks     map[*attachment]uint64
+	acks     map[*sender]uint64
 	acked    map[*Session]uint64
 	spoke    map[*Session]bool
 	looked   map[*log]logLook
@@ -187,7 +187,7 @@ func emptyWorld(src source) *simWorld {
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
 		position: make(map[simKey]uint64),
-		acks:     make(map[*attachment]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
+		acks:     make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 	}
@@ -222,7 +222,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), fan: pick(w, 64, 2)}
+	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
@@ -259,8 +259,8 @@ func (r simRandom) Read(p []byte) (int, error) {
 
 func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
-	w.hub.mint, w.hub.sizes = w.minter(), w.sizes
-	w.hub.crew.size = 0
+	w.hub.ids, w.hub.sizes = w.minter(), w.sizes
+	w.hub.workers.size = 0
 	clear(w.position)
 }
 
@@ -268,7 +268,7 @@ func (w *simWorld) startAgent(a *simAgent) {
 	w.breakWire(a.wire)
 	a.wire = nil
 	a.st = NewStreamer(&w.agentCfg)
-	a.st.mint, a.st.sizes = w.minter(), w.sizes
+	a.st.epochs, a.st.sizes = w.minter(), w.sizes
 	w.blocked = slices.DeleteFunc(w.blocked, func(b *blocked) bool { return b.a == a })
 	w.rewire()
 }
@@ -455,8 +455,8 @@ func (w *simWorld) publish(a *simAgent, id string, n int) {
 	for range n {
 		ev := w.event(a)
 		ev.Time = w.wallOf(a)
-		d := draft{ev: &ev}
-		err := s.fill(&d)
+		d := preparedEvent{ev: &ev}
+		err := s.prepare(&d)
 		if err == ErrTooLarge && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
 			continue
 		}
@@ -585,12 +585,12 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	return true
 }
 
-// push has the hub's crew work until something is sent, on whichever link, or nothing
+// push has the hub's workers work until something is sent, on whichever link, or nothing
 // is left to be done.
-func (w *simWorld) push(from *simEnd, p *pusher) bool {
+func (w *simWorld) push(from *simEnd, p *pushWriter) bool {
 	before := w.pushed
 	p.wake()
-	for j := p.crew.next(); j != nil; j = p.crew.next() {
+	for j := p.workers.next(); j != nil; j = p.workers.next() {
 		if j.work(w.at(from)); w.pushed > before {
 			return true
 		}
@@ -715,10 +715,10 @@ func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	switch m := to.link.m.(type) {
 	case *viewerLink:
 		ctx = w.ended
-	case *hubAgent:
+	case *hubAgentLink:
 		w.hub.expire(now) // what any call may do
 		w.forgetPositions()
-	case *agentLink:
+	case *streamerLink:
 		if r, ok := p.(*ReplayRequestPayload); ok {
 			w.noteRequest(m, r)
 		}

@@ -33,7 +33,7 @@ func runSchedule(src source, verbose bool) (w *simWorld) {
 			return w
 		}
 	}
-	w.settle()
+	w.quiesce()
 	return w
 }
 
@@ -258,7 +258,7 @@ var smallSteps = []func(w *simWorld) bool{
 func (w *simWorld) beginSmall(c smallWorld) {
 	w.plain = true
 	w.agentCfg = StreamerConfig{Overflow: c.overflow, MaxPendingEvents: 2, ReplayEvents: 2}
-	w.sizes = sizes{batch: 2, page: 1, replay: 2, fan: 2}
+	w.sizes = sizes{batch: 2, page: 1, replay: 2, cohort: 2}
 	w.hubCfg = HubConfig{Commit: w.commit, LogEvents: 1, Window: 2, ReplayWait: time.Second}
 	if w.durable = c.durable; c.durable {
 		w.hubCfg.Resume = w.resume
@@ -371,7 +371,7 @@ func runSmall(src source, c smallWorld, verbose bool) (w *simWorld, whole bool) 
 			return w, true
 		}
 	}
-	w.settle()
+	w.quiesce()
 	return w, true
 }
 

@@ -21,7 +21,7 @@ import (
 type Streamer struct {
 	cfg    StreamerConfig
 	sizes  sizes
-	mint   *epoch.Source
+	epochs *epoch.Source
 	budget budget
 	closed atomic.Bool // no more publishing
 	shut   atomic.Bool // no more links
@@ -31,7 +31,7 @@ type Streamer struct {
 
 	mu       sync.RWMutex // level 1; protects the fields below
 	sessions map[string]*Session
-	link     *agentLink // the newest, or nil
+	link     *streamerLink // the newest, or nil
 
 	someEnded atomic.Bool // ended is not empty
 
@@ -49,7 +49,7 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, mint: epoch.Process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, epochs: epoch.Process, sessions: make(map[string]*Session)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
 	return st
 }
@@ -89,7 +89,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	if len(st.sessions) >= st.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	s := &Session{st: st, id: id, epoch: st.mint.Next(now), life: &unborn}
+	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
 	if al := st.link; al != nil {
 		al.attach(s)
@@ -154,10 +154,10 @@ func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (ui
 
 // forgetLater notes a session whose end was acknowledged, unless it is noted.
 func (st *Streamer) forgetLater(s *Session) {
-	if s.over {
+	if s.inEnded {
 		return
 	}
-	s.over = true
+	s.inEnded = true
 	st.endedMu.Lock()
 	defer st.endedMu.Unlock()
 	st.ended = append(st.ended, endedSession{s, *s.overAt})
@@ -180,11 +180,11 @@ func (st *Streamer) expire(now time.Time) {
 		}
 		st.endedMu.Unlock()
 		st.remove(s, func() bool {
-			s.over = false
+			s.inEnded = false
 			if s.overAt != nil && s.overAt.After(now) { // its end was acknowledged once more
 				st.forgetLater(s)
 			}
-			return !s.over && s.overAt != nil
+			return !s.inEnded && s.overAt != nil
 		})
 	}
 }
@@ -239,7 +239,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	if s.stopped != nil {
 		known = max(known, s.stopped.Epoch)
 	}
-	fresh, ok := st.mint.Past(now, known)
+	fresh, ok := st.epochs.Past(now, known)
 	if ok {
 		s.drop()
 		s.epoch = fresh

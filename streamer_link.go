@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// An agentLink is a Streamer's half of one connection to the hub.
-type agentLink struct {
+// A streamerLink is a Streamer's half of one connection to the hub.
+type streamerLink struct {
 	*Link
 	st *Streamer
 
-	hello        *greeter
-	status, beat task
-	unvetted     atomic.Bool // something was sent that vet has not looked at
+	hello             *handshake
+	status, heartbeat task
+	hasUnchecked      atomic.Bool // something was sent that vet has not looked at
 
 	// Link's lock protects the fields below.
-	id      string // the hub's name of the link; empty before the welcome
-	window  uint64
-	beatAt  time.Time // when to give the next sign of life
-	heardAt time.Time
-	list    []*attachment // to be named in the next status
-	unacked []*attachment // that may have something unacknowledged
+	id          string // the hub's name of the link; empty before the welcome
+	window      uint64
+	heartbeatAt time.Time // when to give the next sign of life
+	heardAt     time.Time
+	toAnnounce  []*sender // to be named in the next status
+	unacked     []*sender // that may have something unacknowledged
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -31,12 +31,12 @@ type agentLink struct {
 // return ErrClosed.
 func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 
-func (st *Streamer) connect(now time.Time) *agentLink {
-	al := &agentLink{st: st}
+func (st *Streamer) connect(now time.Time) *streamerLink {
+	al := &streamerLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
-	al.hello = newGreeter(al.Link, roleAgent)
-	al.status = task{Source: al.takeStatus, Control: true}
-	al.beat = task{Source: al.takeBeat, Control: true}
+	al.hello = newHandshake(al.Link, roleAgent)
+	al.status = task{Source: al.nextStatus, Control: true}
+	al.heartbeat = task{Source: al.nextHeartbeat, Control: true}
 	st.mu.Lock()
 	old, shut := st.link, st.shut.Load()
 	if !shut {
@@ -51,17 +51,17 @@ func (st *Streamer) connect(now time.Time) *agentLink {
 		old.fail(now, ErrSuperseded)
 	}
 	al.hello.start()
-	al.schedule(&al.beat, now)
+	al.schedule(&al.heartbeat, now)
 	return al
 }
 
-func (al *agentLink) welcomed() bool {
+func (al *streamerLink) welcomed() bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	return al.id != ""
 }
 
-func (al *agentLink) detach(time.Time) {
+func (al *streamerLink) detach(time.Time) {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	if al.st.link == al {
@@ -69,23 +69,23 @@ func (al *agentLink) detach(time.Time) {
 	}
 	for _, s := range al.st.sessions {
 		s.mu.Lock()
-		if s.on != nil && s.on.l == al {
-			s.on = nil
+		if s.sender != nil && s.sender.link == al {
+			s.sender = nil
 		}
 		s.mu.Unlock()
 	}
 }
 
-// takeStatus names the listed sessions, at most 256 a payload (rules 5 and 9).
-func (al *agentLink) takeStatus(now time.Time) Payload {
+// nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9).
+func (al *streamerLink) nextStatus(now time.Time) Payload {
 	for {
 		al.mu.Lock()
-		n := min(len(al.list), maxStatus)
-		batch := al.list[:n:n]
-		if al.list = al.list[n:]; len(al.list) == 0 {
-			al.list = nil // a slice of none still holds them all
+		n := min(len(al.toAnnounce), maxStatus)
+		batch := al.toAnnounce[:n:n]
+		if al.toAnnounce = al.toAnnounce[n:]; len(al.toAnnounce) == 0 {
+			al.toAnnounce = nil // a slice of none still holds them all
 		}
-		p := &StatusPayload{Link: al.id, More: len(al.list) > 0}
+		p := &StatusPayload{Link: al.id, More: len(al.toAnnounce) > 0}
 		al.mu.Unlock()
 		for _, a := range batch {
 			if s, ok := a.describe(now); ok {
@@ -101,15 +101,15 @@ func (al *agentLink) takeStatus(now time.Time) Payload {
 	}
 }
 
-// takeBeat gives a sign of life: a status of the sessions that have something
+// nextHeartbeat gives a sign of life: a status of the sessions that have something
 // unacknowledged, or an empty one (rule 9). It ends a link that has been silent.
-func (al *agentLink) takeBeat(now time.Time) Payload {
+func (al *streamerLink) nextHeartbeat(now time.Time) Payload {
 	al.mu.Lock()
-	id, due := al.id, !now.Before(al.beatAt)
+	id, due := al.id, !now.Before(al.heartbeatAt)
 	if due {
-		al.beatAt = now.Add(heartbeat)
+		al.heartbeatAt = now.Add(heartbeatEvery)
 	}
-	al.scheduleLocked(&al.beat, al.beatAt)
+	al.scheduleLocked(&al.heartbeat, al.heartbeatAt)
 	al.mu.Unlock()
 	if !due {
 		return nil
@@ -130,16 +130,16 @@ func (al *agentLink) takeBeat(now time.Time) Payload {
 
 // announceUnacked lists the sessions that have something unacknowledged, and
 // reports whether there are any. Sessions that have not cost it nothing.
-func (al *agentLink) announceUnacked() bool {
+func (al *streamerLink) announceUnacked() bool {
 	al.mu.Lock()
 	as := al.unacked
 	al.unacked = nil
 	al.mu.Unlock()
-	as = slices.DeleteFunc(as, func(a *attachment) bool {
+	as = slices.DeleteFunc(as, func(a *sender) bool {
 		s := a.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if a.unacked = s.on == a && s.acked < s.log.head && s.stopped == nil; a.unacked {
+		if a.unacked = s.sender == a && s.acked < s.log.head && s.stopped == nil; a.unacked {
 			a.announce()
 		}
 		return !a.unacked
@@ -151,7 +151,7 @@ func (al *agentLink) announceUnacked() bool {
 }
 
 // silent reports whether the hub has said nothing for so long that it must be gone.
-func (al *agentLink) silent(now time.Time) bool {
+func (al *streamerLink) silent(now time.Time) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	if al.heardAt.IsZero() { // it counts from the first hello
@@ -160,7 +160,7 @@ func (al *agentLink) silent(now time.Time) bool {
 	return now.Sub(al.heardAt) >= maxSilence
 }
 
-func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
+func (al *streamerLink) handle(_ context.Context, now time.Time, p Payload) error {
 	var err *ProtocolError
 	switch p := p.(type) {
 	case *WelcomePayload:
@@ -180,12 +180,12 @@ func (al *agentLink) handle(_ context.Context, now time.Time, p Payload) error {
 	default:
 		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
 	}
-	return plain(err)
+	return asError(err)
 }
 
 // heard takes note of a frame and reports whether it is one of this link. An
 // empty id stands for a frame that does not say.
-func (al *agentLink) heard(now time.Time, link string) bool {
+func (al *streamerLink) heard(now time.Time, link string) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	if al.id == "" || link != "" && link != al.id {
@@ -197,14 +197,14 @@ func (al *agentLink) heard(now time.Time, link string) bool {
 }
 
 // welcome opens the link: every session is announced (rules 3 and 5).
-func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
+func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
 	al.mu.Lock()
-	if al.st.link != al || !al.hello.welcomedLocked() {
+	if al.st.link != al || !al.hello.acceptWelcomeLocked() {
 		al.mu.Unlock()
 		al.st.stalePayloads.Add(1)
 		return nil
@@ -216,9 +216,9 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	}
 	al.tasks.Clear() // nothing of another link id goes on
 	al.id, al.window = p.Link, uint64(p.Window)
-	al.beatAt = now.Add(heartbeat)
-	al.scheduleLocked(&al.beat, al.beatAt)
-	al.list, al.unacked = nil, nil
+	al.heartbeatAt = now.Add(heartbeatEvery)
+	al.scheduleLocked(&al.heartbeat, al.heartbeatAt)
+	al.toAnnounce, al.unacked = nil, nil
 	al.mu.Unlock()
 	sessions := slices.Collect(maps.Values(al.st.sessions))
 	sortSessions(sessions)
@@ -234,7 +234,7 @@ func (al *agentLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 
 // attach begins the session's life on this link, once it is welcomed. The
 // Streamer's lock is held.
-func (al *agentLink) attach(s *Session) *attachment {
+func (al *streamerLink) attach(s *Session) *sender {
 	al.mu.Lock()
 	id, window := al.id, al.window
 	al.mu.Unlock()
@@ -243,23 +243,23 @@ func (al *agentLink) attach(s *Session) *attachment {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := &attachment{s: s, l: al, id: id, sendCursor: sendCursor{window: window, pioneer: s.maxSent == 0}}
-	a.task.Source = a.take
-	s.on = a
-	s.poke()
+	a := &sender{s: s, link: al, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
+	a.task.Source = a.next
+	s.sender = a
+	s.wakeSender()
 	return a
 }
 
-func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+func (al *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := al.st.lookup(p.SessionID)
 	if s == nil {
 		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.on
+	a := s.sender
 	switch {
-	case a == nil || a.l != al || p.Epoch != s.epoch:
+	case a == nil || a.link != al || p.Epoch != s.epoch:
 		al.st.stalePayloads.Add(1)
 		return nil
 	case p.ViewerID != "":
@@ -271,7 +271,7 @@ func (al *agentLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 
 // refused deals with an error payload (rule 11). One about a frame needs nothing: what
 // the frame carried is sent again on the timer.
-func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
+func (al *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
 		al.hello.start()
@@ -281,7 +281,7 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		return err
 	case !al.heard(now, ""):
 	case p.Code == codeMalformed && al.st.cfg.TrustData:
-		al.vet()
+		al.recheckData()
 	case p.SessionID != "" && p.RequestID == "":
 		if s := al.st.lookup(p.SessionID); s != nil {
 			s.refused(now, al, p)
@@ -291,11 +291,11 @@ func (al *agentLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 }
 
 // refused deals with an error about the session that came on a link.
-func (s *Session) refused(now time.Time, al *agentLink, p *ErrorPayload) {
+func (s *Session) refused(now time.Time, al *streamerLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.on
-	if a == nil || a.l != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
+	a := s.sender
+	if a == nil || a.link != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
 		s.st.stalePayloads.Add(1)
 		return
 	}
@@ -307,16 +307,16 @@ func (p *ErrorPayload) refusesEvent() bool {
 	return p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge)
 }
 
-// vet checks the data that was sent unchecked, since the hub could not read a frame:
+// recheckData checks the data that was sent unchecked, since the hub could not read a frame:
 // once, however often the hub says so.
-func (al *agentLink) vet() {
-	if !al.unvetted.Swap(false) {
+func (al *streamerLink) recheckData() {
+	if !al.hasUnchecked.Swap(false) {
 		return
 	}
 	for _, s := range al.st.all() {
 		s.mu.Lock()
-		if a := s.on; a != nil && a.l == al {
-			a.vet()
+		if a := s.sender; a != nil && a.link == al {
+			a.recheckData()
 		}
 		s.mu.Unlock()
 	}

@@ -884,7 +884,7 @@ func TestStreamerHeartbeatList(t *testing.T) {
 		if n := len(st.link.unacked); n != 0 {
 			t.Errorf("%d sessions listed, and all is acknowledged", n)
 		}
-		if at := st.lookup("s").on.timer.at; !at.IsZero() {
+		if at := st.lookup("s").sender.timer.at; !at.IsZero() {
 			t.Errorf("its timer runs until %v, and all is acknowledged", at)
 		}
 		publishN(t, st, "s", 2)
@@ -895,7 +895,7 @@ func TestStreamerHeartbeatList(t *testing.T) {
 			t.Errorf("one session is listed %d times", n)
 		}
 		hub.acks("s", 7)
-		hub.wantAfter(heartbeat, &StatusPayload{})
+		hub.wantAfter(heartbeatEvery, &StatusPayload{})
 		if n := len(st.link.unacked); n != 0 {
 			t.Errorf("%d sessions stay listed", n)
 		}
@@ -960,7 +960,7 @@ func TestStreamerStoppedSendsNothing(t *testing.T) {
 		hub.want(agentBatch("s", 1, 2, 2))
 		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
 		for range 2 {
-			hub.wantAfter(heartbeat, &StatusPayload{})
+			hub.wantAfter(heartbeatEvery, &StatusPayload{})
 			hub.wantIdle("a stopped session says nothing")
 			hub.send(&StatusPayload{})
 		}
@@ -1157,12 +1157,12 @@ func TestStreamerRefusedFrames(t *testing.T) {
 		if n := st.Stats().RefusedPayloads; n != 4 {
 			t.Errorf("%d payloads were answered by an error, want 4", n)
 		}
-		for range 2 * maxAnswers { // the peer does not read: what waits is bounded
+		for range 2 * maxReplies { // the peer does not read: what waits is bounded
 			if err := hub.link.Handle(ctx, &WatchPayload{SessionID: "s"}); err == nil {
 				t.Error("a watch is no error")
 			}
 		}
-		for range maxAnswers {
+		for range maxReplies {
 			hub.want(&ErrorPayload{Code: codeUnexpected})
 		}
 		hub.wantIdle("no more answers are kept")
@@ -1216,7 +1216,7 @@ func TestAckAllocs(t *testing.T) {
 }
 
 // ackAll plays the hub: it takes what the agent sends, and acknowledges it.
-func ackAll(b *testing.B, al *agentLink, now time.Time) {
+func ackAll(b *testing.B, al *streamerLink, now time.Time) {
 	for p, _, _ := al.next(now); p != nil; p, _, _ = al.next(now) {
 		if p, ok := p.(*EventBatchPayload); ok {
 			ack := &AckBatchPayload{SessionID: p.SessionID, Epoch: p.Epoch, Link: p.Link, UpToSeq: p.LastSeq}
@@ -1228,7 +1228,7 @@ func ackAll(b *testing.B, al *agentLink, now time.Time) {
 }
 
 // benchAgent is an agent with n sessions of one acknowledged event each.
-func benchAgent(b *testing.B, n int) (*Streamer, *agentLink, []string, time.Time) {
+func benchAgent(b *testing.B, n int) (*Streamer, *streamerLink, []string, time.Time) {
 	st := NewStreamer(&StreamerConfig{MaxSessions: n, ReplayEvents: 8})
 	ids, now := loadIDs(n), time.Now()
 	al := benchLink(b, st, now)
@@ -1241,7 +1241,7 @@ func benchAgent(b *testing.B, n int) (*Streamer, *agentLink, []string, time.Time
 	return st, al, ids, now
 }
 
-func benchLink(b *testing.B, st *Streamer, now time.Time) *agentLink {
+func benchLink(b *testing.B, st *Streamer, now time.Time) *streamerLink {
 	al := st.connect(now)
 	al.next(now) // hello
 	if err := al.handle(endedContext, now, &WelcomePayload{V: version, Link: "l", Window: math.MaxInt32}); err != nil {
@@ -1255,7 +1255,7 @@ var benchEvent = Event{Type: "out", Data: []byte(strconv.Quote(fmt.Sprintf("%025
 // benchSessions runs f with agents of very many sessions. At most 1,000 of those are
 // used, so that what can grow is the work; in "100000-all" it is also what the
 // processor's cache misses.
-func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time)) {
+func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time)) {
 	for _, c := range []struct {
 		name        string
 		there, used int
@@ -1275,7 +1275,7 @@ func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *agentLin
 
 // What an event costs to publish, against the number of sessions.
 func BenchmarkPublishSessions(b *testing.B) {
-	benchSessions(b, func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time) {
+	benchSessions(b, func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time) {
 		for i := range b.N {
 			if i%len(ids) == len(ids)-1 {
 				b.StopTimer()
@@ -1291,7 +1291,7 @@ func BenchmarkPublishSessions(b *testing.B) {
 
 // What an ack of one event costs, against the number of sessions.
 func BenchmarkAckSessions(b *testing.B) {
-	benchSessions(b, func(b *testing.B, st *Streamer, al *agentLink, ids []string, now time.Time) {
+	benchSessions(b, func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time) {
 		acks := make([]AckBatchPayload, len(ids))
 		for i := range b.N {
 			if i%len(ids) == 0 {

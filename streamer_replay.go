@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// A replay answers one request, a page at a time and in turn with everything else.
-type replay struct {
+// A replayAnswer answers one request, a page at a time and in turn with everything else.
+type replayAnswer struct {
 	task
 	replayCursor
-	a     *attachment
+	a     *sender
 	req   ReplayRequestPayload
 	epoch string
 	done  bool // the last page was sent, or no more is wanted
 }
 
-func (r *replay) take(time.Time) Payload {
+func (r *replayAnswer) next(time.Time) Payload {
 	s := r.a.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.done || s.on != r.a || s.epoch != r.epoch {
+	if r.done || s.sender != r.a || s.epoch != r.epoch {
 		return nil
 	}
-	p := s.log.read(r.next(s.st.sizes.page))
+	p := s.log.read(r.span(s.st.sizes.page))
 	done := r.advance(p.last, len(p.slots), p.bytes)
 	if done {
 		r.a.drop(r)
@@ -38,15 +38,15 @@ func (r *replay) take(time.Time) Payload {
 }
 
 // replay begins to answer a request, or says why it does not.
-func (al *agentLink) replay(p *ReplayRequestPayload) *ProtocolError {
+func (al *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	s := al.st.lookup(p.SessionID)
 	if s == nil {
 		return about(p, refusal(codeUnknownSession, p.SessionID, "replay of an unknown session"))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.on
-	if a == nil || a.l != al {
+	a := s.sender
+	if a == nil || a.link != al {
 		al.st.stalePayloads.Add(1)
 		return nil
 	}
@@ -62,7 +62,7 @@ func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 	return err
 }
 
-func (a *attachment) replay(p *ReplayRequestPayload) *ProtocolError {
+func (a *sender) replay(p *ReplayRequestPayload) *ProtocolError {
 	s := a.s
 	switch {
 	case p.Epoch != "" && p.Epoch != s.epoch:
@@ -81,16 +81,16 @@ func (a *attachment) replay(p *ReplayRequestPayload) *ProtocolError {
 		err.Retryable = n > 0
 		return err
 	}
-	r := &replay{a: a, req: *p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
-	r.task.Source = r.take
+	r := &replayAnswer{a: a, req: *p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
+	r.task.Source = r.next
 	a.replays = append(a.replays, r)
-	a.l.ready(&r.task)
+	a.link.ready(&r.task)
 	return nil
 }
 
 // repeats reports whether a request is being answered already. If not, it replaces the
 // one that its viewer has open: the viewer has moved on.
-func (a *attachment) repeats(p *ReplayRequestPayload) bool {
+func (a *sender) repeats(p *ReplayRequestPayload) bool {
 	for _, r := range a.replays {
 		if r.req.RequestID == p.RequestID {
 			return true
@@ -104,9 +104,9 @@ func (a *attachment) repeats(p *ReplayRequestPayload) bool {
 }
 
 // drop ends a replay.
-func (a *attachment) drop(r *replay) {
+func (a *sender) drop(r *replayAnswer) {
 	r.done = true
-	a.l.forget(&r.task)
+	a.link.forget(&r.task)
 	i := slices.Index(a.replays, r)
 	a.replays = slices.Delete(a.replays, i, i+1)
 }

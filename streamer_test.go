@@ -473,7 +473,7 @@ func TestStreamerLimits(t *testing.T) {
 	ctx := context.Background()
 	at := time.Date(2025, 11, 23, 0, 0, 0, 0, time.UTC)
 	ev := Event{Time: at, Data: []byte(`"0123456789"`)}
-	d := draft{ev: &ev}
+	d := preparedEvent{ev: &ev}
 	if err := d.check(false); err != nil {
 		t.Fatal(err)
 	}
@@ -1373,9 +1373,9 @@ func TestTrustDataVet(t *testing.T) {
 		hub.wantIdle("each is looked at once")
 		old := st.link
 		hub.link.Close()
-		old.vet() // late: the session is on no link, or on another
+		old.recheckData() // late: the session is on no link, or on another
 		reopenHub(t, st, map[string]uint64{"s": 0})
-		old.vet()
+		old.recheckData()
 		if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 3 {
 			t.Errorf("%+v", s)
 		}
@@ -1436,7 +1436,7 @@ func TestSessionMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Stats(); s.life != &unborn {
+	if s.Stats(); s.life != &emptyLife {
 		t.Error("a session without events has a life of its own")
 	}
 	for range 10 {
@@ -1459,7 +1459,7 @@ func TestStreamerLastNumber(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.begin()
+	s.ownLife()
 	s.log = log{head: MaxSeq - 1}
 	s.acked = MaxSeq - 1
 	s.mu.Unlock()

@@ -11,10 +11,10 @@ const (
 	timerFirst = 15 * time.Second
 	timerMax   = 2 * time.Minute
 
-	// heartbeat is how often each side gives a sign of life. A peer that is silent for
+	// heartbeatEvery is how often each side gives a sign of life. A peer that is silent for
 	// maxSilence is taken for gone (rules 6, 9 and 13).
-	heartbeat  = 15 * time.Second
-	maxSilence = 3 * heartbeat
+	heartbeatEvery = 15 * time.Second
+	maxSilence     = 3 * heartbeatEvery
 
 	// ackDelay and ackEvents are how long, and for how many events, a receiver holds an
 	// ack back (rule 6). nackEvery is when it sends the same nack again, at the earliest
@@ -38,8 +38,8 @@ const (
 	// pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
 	pastEpochTTL = 5 * time.Minute
 
-	// lastWords is how long a failed link tries to tell its peer why. maxAnswers is how
+	// drainTimeout is how long a failed link tries to tell its peer why. maxReplies is how
 	// many refusals may wait to be sent; more are dropped.
-	lastWords  = time.Second
-	maxAnswers = 64
+	drainTimeout = time.Second
+	maxReplies   = 64
 )

@@ -35,14 +35,14 @@ type Viewer struct {
 // A watch is one session that the viewer watches. It has two positions: what was
 // received, by which holes are seen, and what the caller has dealt with.
 type watch struct {
-	id       string
-	epoch    string
-	received uint64
-	fresh    bool // nothing of the epoch was queued, and the position was zero
-	handled  Position
-	ended    bool   // its end, or the error that ended it, was received
-	missed   string // the epoch whose beginning showed that the one before is incomplete
-	on       *watchLink
+	id           string
+	epoch        string
+	received     uint64
+	fresh        bool // nothing of the epoch was queued, and the position was zero
+	handled      Position
+	ended        bool   // its end, or the error that ended it, was received
+	missed       string // the epoch whose beginning showed that the one before is incomplete
+	subscription *subscription
 }
 
 // queued is an item, or an error, that waits for Items.
@@ -112,8 +112,8 @@ func (v *Viewer) Unwatch(sessionID string) {
 
 // detachWatch takes a watch off the link and tells the hub.
 func (v *Viewer) detachWatch(w *watch) {
-	if a := w.on; a != nil {
-		w.on = nil
+	if a := w.subscription; a != nil {
+		w.subscription = nil
 		a.vl.forget(&a.task)
 		a.vl.stop(w.id)
 	}

@@ -12,8 +12,8 @@ type viewerLink struct {
 	*Link
 	v *Viewer
 
-	hello *greeter
-	beat  task
+	hello     *handshake
+	heartbeat task
 
 	id       string // the hub's name of the link; empty before the welcome
 	viewerID string // the hub's name of the viewer
@@ -30,22 +30,22 @@ func (vl *viewerLink) detach(time.Time) {
 		v.link = nil
 	}
 	for _, w := range v.watches {
-		if w.on != nil && w.on.vl == vl {
-			w.on = nil
+		if w.subscription != nil && w.subscription.vl == vl {
+			w.subscription = nil
 		}
 	}
 	v.room.Broadcast() // who waits for room on this link, waits no longer
 }
 
-// takeBeat ends a link on which the hub has been silent: it names every watch
+// nextHeartbeat ends a link on which the hub has been silent: it names every watch
 // every 15 s.
-func (vl *viewerLink) takeBeat(now time.Time) Payload {
+func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
 	if vl.silent(now) {
 		vl.fail(now, ErrSilent)
 		return nil
 	}
 	vl.v.mu.Lock()
-	vl.schedule(&vl.beat, vl.heardAt.Add(maxSilence))
+	vl.schedule(&vl.heartbeat, vl.heardAt.Add(maxSilence))
 	vl.v.mu.Unlock()
 	return nil
 }
@@ -68,7 +68,7 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	}
 	switch p := p.(type) {
 	case *WelcomePayload:
-		return plain(vl.welcome(now, p))
+		return asError(vl.welcome(now, p))
 	case *StatusPayload:
 		if vl.heard(now, p.Link, p.ViewerID) {
 			return vl.status(ctx, now, p)
@@ -112,7 +112,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
-	if !vl.hello.welcomed() {
+	if !vl.hello.acceptWelcome() {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
@@ -122,7 +122,7 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	}
 	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
-	vl.schedule(&vl.beat, now.Add(maxSilence))
+	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
 	for _, w := range vl.v.sorted() {
 		vl.attach(w)
 	}
@@ -134,20 +134,20 @@ func (vl *viewerLink) attach(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
-	a := &watchLink{w: w, vl: vl, want: true}
-	a.task = task{Source: a.take, Control: true}
-	w.on = a
+	a := &subscription{w: w, vl: vl, want: true}
+	a.task = task{Source: a.next, Control: true}
+	w.subscription = a
 	vl.ready(&a.task)
 }
 
 func (vl *viewerLink) stop(sessionID string) {
-	vl.answer(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
+	vl.reply(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
 }
 
 // find returns the watch of a session, and tells the hub if there is none.
 func (vl *viewerLink) find(sessionID string) *watch {
 	w := vl.v.watches[sessionID]
-	if w == nil || w.on == nil || w.on.vl != vl {
+	if w == nil || w.subscription == nil || w.subscription.vl != vl {
 		vl.v.stalePayloads.Add(1)
 		vl.stop(sessionID)
 		return nil
@@ -165,16 +165,16 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	w.on.heardAt = now
+	w.subscription.heardAt = now
 	switch {
 	case last <= w.received:
 		return nil
 	case first > w.received+1:
-		w.on.again()
+		w.subscription.again()
 		return nil
 	}
-	w.on.progress()
-	for _, it := range tile(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
+	w.subscription.progress()
+	for _, it := range interleave(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
 		if it.Gap != nil && it.Gap.From <= w.received { // known in part
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
@@ -216,7 +216,7 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 			return false, ErrClosed
 		case v.link != vl:
 			return false, vl.gone()
-		case w.on == nil || w.on.vl != vl || before != (Position{w.epoch, w.received}):
+		case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
 			return false, nil
 		case ended && len(v.queue) > 0:
 			return false, context.Cause(ctx)
@@ -244,8 +244,8 @@ func (vl *viewerLink) status(ctx context.Context, now time.Time, p *StatusPayloa
 		if w == nil {
 			continue
 		}
-		w.on.heardAt = now
-		w.on.timer.stop() // an answer came
+		w.subscription.heardAt = now
+		w.subscription.timer.stop() // an answer came
 		if err := vl.session(ctx, w, s); err != nil {
 			return err
 		}
@@ -258,12 +258,12 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 	case s.Epoch == "": // the hub does not know the session yet
 		return nil
 	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
-		w.on.again()
+		w.subscription.again()
 		return nil
 	case s.Epoch > w.epoch && !w.fresh:
 		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
 			w.missed = s.Epoch // its last words may have been lost on the way: ask once
-			w.on.again()
+			w.subscription.again()
 			return nil
 		}
 		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
@@ -275,7 +275,7 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 		w.epoch, w.received = s.Epoch, 0
 	}
 	if s.AckSeq > w.received { // sent on this link, and not here
-		w.on.again()
+		w.subscription.again()
 		return nil
 	}
 	if s.Ended && s.HeadSeq == w.received && !w.ended {
@@ -299,11 +299,11 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
-	if w == nil || w.on == nil || w.on.vl != vl {
+	if w == nil || w.subscription == nil || w.subscription.vl != vl {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	w.on.heardAt = now
+	w.subscription.heardAt = now
 	if !p.Retryable {
 		w.ended = true
 		vl.v.push(&queued{w: w, err: p.protocolError(), size: itemBytes})
@@ -312,8 +312,8 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 	return nil
 }
 
-// A watchLink is one watch on one link: whether the hub is to be asked for it.
-type watchLink struct {
+// A subscription is one watch on one link: whether the hub is to be asked for it.
+type subscription struct {
 	task
 	w  *watch
 	vl *viewerLink
@@ -324,7 +324,7 @@ type watchLink struct {
 }
 
 // again asks once more from what was received, unless an answer is awaited.
-func (a *watchLink) again() {
+func (a *subscription) again() {
 	if !a.timer.running() {
 		a.want = true
 		a.vl.ready(&a.task)
@@ -332,24 +332,24 @@ func (a *watchLink) again() {
 }
 
 // progress takes note that what was asked for comes.
-func (a *watchLink) progress() { a.timer.reset() }
+func (a *subscription) progress() { a.timer.reset() }
 
-// take asks: when something is missing, when no answer came, or when nothing was
+// next asks: when something is missing, when no answer came, or when nothing was
 // heard of the session for two periods (rules 13 and 14).
-func (a *watchLink) take(now time.Time) Payload {
+func (a *subscription) next(now time.Time) Payload {
 	a.vl.v.mu.Lock()
 	defer a.vl.v.mu.Unlock()
 	w := a.w
-	if w.on != a {
+	if w.subscription != a {
 		return nil
 	}
 	asked, late := a.timer.running(), a.timer.expired(now)
-	quiet := !asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeat))
+	quiet := !asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeatEvery))
 	if !a.want && !late && !quiet {
 		if asked {
 			a.vl.schedule(&a.task, a.timer.at)
 		} else {
-			a.vl.schedule(&a.task, a.heardAt.Add(2*heartbeat))
+			a.vl.schedule(&a.task, a.heardAt.Add(2*heartbeatEvery))
 		}
 		return nil
 	}
@@ -371,8 +371,8 @@ func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
-	vl.hello = newGreeter(vl.Link, roleViewer)
-	vl.beat = task{Source: vl.takeBeat, Control: true}
+	vl.hello = newHandshake(vl.Link, roleViewer)
+	vl.heartbeat = task{Source: vl.nextHeartbeat, Control: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
 	if !closed {
@@ -387,6 +387,6 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 		old.fail(now, ErrSuperseded)
 	}
 	vl.hello.start()
-	vl.schedule(&vl.beat, now)
+	vl.schedule(&vl.heartbeat, now)
 	return vl
 }

@@ -620,7 +620,7 @@ func TestViewerQuietSession(t *testing.T) {
 		h.send(h.status(SessionStatus{SessionID: "r"}, known), h.batch("s", "e1", 1, 2))
 		known.AckSeq = 2
 		for range 2 {
-			pass(heartbeat)
+			pass(heartbeatEvery)
 			h.send(h.status(known)) // of r it says nothing
 		}
 		h.want(h.watch("r", "", 0))
@@ -632,7 +632,7 @@ func TestViewerQuietSession(t *testing.T) {
 		h.want(h.watch("r", "", 0)) // no answer
 		h.send(h.status(SessionStatus{SessionID: "r"}))
 		for range 10 {
-			pass(heartbeat)
+			pass(heartbeatEvery)
 			h.send(h.status(SessionStatus{SessionID: "r"}, known))
 			h.wantIdle("all is well")
 		}
@@ -894,13 +894,13 @@ func TestViewerHandlesNothingOnOlderLink(t *testing.T) {
 // A watch that ended while its link was about to ask for it is not asked for.
 func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
 	v, h := watching(t, nil, "s")
-	a := v.watches["s"].on
+	a := v.watches["s"].subscription
 	h.send(h.status(stands("s", "e1", 1, 5, 5)))
 	if !a.want {
 		t.Fatal("nothing is to be asked")
 	}
 	v.Unwatch("s")
-	if p := a.take(time.Now()); p != nil {
+	if p := a.next(time.Now()); p != nil {
 		t.Errorf("got %s", payloadText(p))
 	}
 	h.want(h.stop("s"))
@@ -913,7 +913,7 @@ func TestViewerLinkLeavesItsWatches(t *testing.T) {
 		v, _ := watching(t, nil, "s")
 		old, w := v.link, v.watches["s"]
 		old.Close()
-		if w.on != nil {
+		if w.subscription != nil {
 			t.Error("a watch stays on a link that is dead")
 		}
 		h := playHub(t, v)
