@@ -22,8 +22,8 @@ type cohort struct {
 	head    uint64
 }
 
-// join has a cursor rest with others.
-func (s *hubSession) join(c *cursor) {
+// joinLocked has a cursor rest with others.
+func (s *hubSession) joinLocked(c *cursor) {
 	f := s.atHead.Back()
 	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.cohort {
 		f = &cohort{s: s, at: c.seq}
@@ -34,8 +34,8 @@ func (s *hubSession) join(c *cursor) {
 	s.parked++
 }
 
-// leave takes the cursor out of its cohort, or out of the queue of those that wait.
-func (c *cursor) leave() {
+// leaveLocked takes the cursor out of its cohort, or out of the queue of those that wait.
+func (c *cursor) leaveLocked() {
 	c.idle.Remove()
 	f := c.cohort
 	if f == nil {
@@ -47,14 +47,14 @@ func (c *cursor) leave() {
 		return
 	}
 	c.s.parked--
-	f.keep(func(d *cursor) bool { return d != c })
+	f.keepLocked(func(d *cursor) bool { return d != c })
 	if len(f.cursors) == 0 {
 		f.place.Remove()
 	}
 }
 
-// keep leaves those cursors in the cohort that are to stay, in their order.
-func (f *cohort) keep(stays func(c *cursor) bool) {
+// keepLocked leaves those cursors in the cohort that are to stay, in their order.
+func (f *cohort) keepLocked(stays func(c *cursor) bool) {
 	n := 0
 	for i, c := range f.cursors {
 		if !stays(c) {
@@ -74,11 +74,11 @@ func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range pushTurn {
-		f, others := s.beginSend()
+		f, others := s.beginSendLocked()
 		if f == nil {
 			return
 		}
-		loaded := f.load()
+		loaded := f.loadLocked()
 		s.mu.Unlock()
 		for _, c := range others { // whoever wakes wants the lock
 			c.hv.ready(&c.task)
@@ -87,39 +87,39 @@ func (s *hubSession) work(now time.Time) {
 			f.send(now)
 		}
 		s.mu.Lock()
-		f.endSend()
+		f.endSendLocked()
 	}
-	s.callWorkers()
+	s.callWorkersLocked()
 }
 
-// callWorkers has the workers come if there is a cohort that is behind the head.
-func (s *hubSession) callWorkers() {
-	if s.nextBehind() != nil {
+// callWorkersLocked has the workers come if there is a cohort that is behind the head.
+func (s *hubSession) callWorkersLocked() {
+	if s.nextBehindLocked() != nil {
 		s.h.workers.add(&s.jobPlace, s)
 	}
 }
 
-// nextBehind is the next cohort that is behind the head, or nil.
-func (s *hubSession) nextBehind() *cohort {
+// nextBehindLocked is the next cohort that is behind the head, or nil.
+func (s *hubSession) nextBehindLocked() *cohort {
 	if f := s.atHead.Front(); f != nil && f.at < s.log.head {
 		return f
 	}
 	return s.lagging.Front()
 }
 
-// beginSend takes the next cohort that is behind the head, and returns those of its cursors
+// beginSendLocked takes the next cohort that is behind the head, and returns those of its cursors
 // too that leave it, since their own links serve them. If another cohort is behind,
 // somebody else of the workers may take that.
-func (s *hubSession) beginSend() (f *cohort, others []*cursor) {
-	if f = s.nextBehind(); f == nil {
+func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
+	if f = s.nextBehindLocked(); f == nil {
 		return nil, nil
 	}
 	f.place.Remove()
-	s.callWorkers()
+	s.callWorkersLocked()
 	s.parked -= len(f.cursors)
 	held := f.at+1 >= s.log.first() // else its agent is asked
-	f.keep(func(c *cursor) bool {
-		if held && !c.statusPending && c.claim() {
+	f.keepLocked(func(c *cursor) bool {
+		if held && !c.statusPending && c.claimLocked() {
 			return true
 		}
 		c.cohort = nil
@@ -130,17 +130,17 @@ func (s *hubSession) beginSend() (f *cohort, others []*cursor) {
 	return f, others
 }
 
-// claim makes the caller the one that may send to the viewer, if its link is pushed
+// claimLocked makes the caller the one that may send to the viewer, if its link is pushed
 // and has nothing else to say.
-func (c *cursor) claim() bool { return c.pusher != nil && c.pusher.claim() }
+func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.claim() }
 
-// load reads the next page for the cursors, if there is one.
-func (f *cohort) load() bool {
+// loadLocked reads the next page for the cursors, if there is one.
+func (f *cohort) loadLocked() bool {
 	s := f.s
 	if len(f.cursors) == 0 || f.at >= s.log.head {
 		return false
 	}
-	f.page, f.epoch, f.head = s.read(&s.log, f.at), s.epoch, s.log.head
+	f.page, f.epoch, f.head = s.readLocked(&s.log, f.at), s.epoch, s.log.head
 	f.at = f.page.last
 	for _, c := range f.cursors {
 		c.seq = f.at
@@ -167,12 +167,12 @@ func (f *cohort) send(now time.Time) {
 	}
 }
 
-// endSend lets those go that left meanwhile, and has the others rest again.
-func (f *cohort) endSend() {
+// endSendLocked lets those go that left meanwhile, and has the others rest again.
+func (f *cohort) endSendLocked() {
 	s := f.s
 	f.sending, f.page = false, nil
 	if f.left {
-		f.keep(func(c *cursor) bool {
+		f.keepLocked(func(c *cursor) bool {
 			if c.cohort != f {
 				c.pusher.unclaim()
 			}
@@ -184,14 +184,14 @@ func (f *cohort) endSend() {
 	}
 	if len(f.cursors) > 0 {
 		s.parked += len(f.cursors)
-		s.put(f)
+		s.putLocked(f)
 	}
-	s.dropSharedPage()
+	s.dropSharedPageLocked()
 }
 
-// put puts a cohort where it is found when there is more: at the head behind the others,
+// putLocked puts a cohort where it is found when there is more: at the head behind the others,
 // which are not ahead of it, or among those that have not got all yet.
-func (s *hubSession) put(f *cohort) {
+func (s *hubSession) putLocked(f *cohort) {
 	last := s.atHead.Back()
 	switch {
 	case f.at < s.log.head:

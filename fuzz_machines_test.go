@@ -421,6 +421,8 @@ func offer(now time.Time, st *Streamer, id string, ev Event) (*Session, uint64, 
 		return s, 0, err
 	}
 	s.st.budget.makeRoom(d.size()) // as publish does
-	seq, err := s.offer(&d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seq, err := s.offerLocked(&d)
 	return s, seq, err
 }

@@ -793,7 +793,9 @@ func TestHeapOfEvents(t *testing.T) {
 					t.Fatal(err)
 				}
 				if i%kept > 0 {
-					s.lose(s.log.head, ReasonRejected) // as refused does
+					s.mu.Lock()
+					s.loseLocked(s.log.head, ReasonRejected) // as refused does
+					s.mu.Unlock()
 				}
 			}
 			entries += s.log.ring.n

@@ -108,7 +108,7 @@ func (h *Hub) Forget(sessionID string) {
 	defer h.mu.Unlock()
 	if s := h.sessions[sessionID]; s != nil {
 		s.mu.Lock()
-		h.remove(s)
+		h.removeLocked(s)
 		s.mu.Unlock()
 	}
 }
@@ -149,7 +149,7 @@ func (h *Hub) Close() error {
 	for _, s := range h.all() {
 		h.mu.Lock()
 		s.mu.Lock()
-		h.remove(s)
+		h.removeLocked(s)
 		s.mu.Unlock()
 		h.mu.Unlock()
 	}

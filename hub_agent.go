@@ -86,8 +86,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		if s.receiver == o {
 			s.receiver = nil
 			s.away = now
-			s.wakeAll() // who needs the agent, waits for it from now on
-			s.watchClock()
+			s.wakeAllLocked() // who needs the agent, waits for it from now on
+			s.watchClockLocked()
 		}
 		s.mu.Unlock()
 	}
@@ -95,7 +95,7 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		s := f.c.s
 		s.mu.Lock()
 		if f.c.request == f {
-			f.c.release()
+			f.c.releaseLocked()
 		}
 		f.c.hv.ready(&f.c.task)
 		s.mu.Unlock()
@@ -217,6 +217,6 @@ func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.c.request == f {
-		f.refused(now, p.Retryable)
+		f.refusedLocked(now, p.Retryable)
 	}
 }

@@ -40,20 +40,20 @@ func (c *cursor) remove() {
 	s := c.s
 	s.mu.Lock()
 	if !c.gone { // or it was refused just before its link died
-		c.end()
+		c.endLocked()
 	}
 	s.mu.Unlock()
 	s.h.release(s)
 }
 
-// end takes the cursor off its session and its link. The session's lock is held, so the
+// endLocked takes the cursor off its session and its link. The session's lock is held, so the
 // session itself goes later, if it does.
-func (c *cursor) end() {
+func (c *cursor) endLocked() {
 	s, hv := c.s, c.hv
-	c.restart("", 0)
+	c.restartLocked("", 0)
 	c.gone = true
-	s.drop(c)
-	s.watchClock()
+	s.dropLocked(c)
+	s.watchClockLocked()
 	hv.mu.Lock()
 	if hv.cursors[s.id] == c {
 		delete(hv.cursors, s.id)
@@ -65,10 +65,10 @@ func (c *cursor) end() {
 	hv.forget(&c.task)
 }
 
-// restart puts the cursor at a position.
-func (c *cursor) restart(epoch string, seq uint64) {
-	c.leave()
-	c.stopAsking()
+// restartLocked puts the cursor at a position.
+func (c *cursor) restartLocked(epoch string, seq uint64) {
+	c.leaveLocked()
+	c.stopAskingLocked()
 	c.epoch, c.seq = epoch, seq
 	c.pages, c.unavailableTo, c.ended = nil, 0, false
 	c.hv.ready(&c.task)
@@ -79,14 +79,14 @@ func (c *cursor) start(now time.Time, epoch string, seq uint64) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if !c.gone {
-		c.giveUp(now)
-		c.restart(epoch, seq)
-		c.queueStatus()
+		c.giveUpLocked(now)
+		c.restartLocked(epoch, seq)
+		c.queueStatusLocked()
 	}
 }
 
-// queueStatus has the viewer told where the session stands, before anything else of it.
-func (c *cursor) queueStatus() {
+// queueStatusLocked has the viewer told where the session stands, before anything else of it.
+func (c *cursor) queueStatusLocked() {
 	if c.statusPending || c.gone {
 		return
 	}
@@ -111,19 +111,19 @@ func (c *cursor) describe() (SessionStatus, bool) {
 	if s.epoch == "" {
 		return SessionStatus{SessionID: s.id}, true
 	}
-	if ahead := c.ahead(); ahead != nil {
-		c.refuse(ahead)
+	if ahead := c.aheadLocked(); ahead != nil {
+		c.refuseLocked(ahead)
 		return SessionStatus{}, false
 	}
-	if c.log() == nil {
-		c.restart(s.epoch, 0)
+	if c.logLocked() == nil {
+		c.restartLocked(s.epoch, 0)
 	}
-	return c.standing(), true
+	return c.standingLocked(), true
 }
 
-// standing is a status entry of the cursor's epoch.
-func (c *cursor) standing() SessionStatus {
-	s, l := c.s, c.log()
+// standingLocked is a status entry of the cursor's epoch.
+func (c *cursor) standingLocked() SessionStatus {
+	s, l := c.s, c.logLocked()
 	st := SessionStatus{
 		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.seq, l.head),
 	}
@@ -133,8 +133,8 @@ func (c *cursor) standing() SessionStatus {
 	return st
 }
 
-// ahead refuses a position that no agent has reached (rule 13).
-func (c *cursor) ahead() *ProtocolError {
+// aheadLocked refuses a position that no agent has reached (rule 13).
+func (c *cursor) aheadLocked() *ProtocolError {
 	s := c.s
 	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head {
 		return nil
@@ -144,16 +144,16 @@ func (c *cursor) ahead() *ProtocolError {
 	return err
 }
 
-// refuse ends the watch, and tells the viewer why.
-func (c *cursor) refuse(err *ProtocolError) {
+// refuseLocked ends the watch, and tells the viewer why.
+func (c *cursor) refuseLocked(err *ProtocolError) {
 	c.hv.refused.Add(1)
 	c.hv.reply(err.Payload())
-	c.end()
+	c.endLocked()
 }
 
-// log returns the log of the cursor's epoch, or nil if the cursor is at the end of an
+// logLocked returns the log of the cursor's epoch, or nil if the cursor is at the end of an
 // older one, or the hub no longer has that: then it goes on in the current one.
-func (c *cursor) log() *log {
+func (c *cursor) logLocked() *log {
 	s := c.s
 	switch {
 	case c.epoch == s.epoch:
@@ -169,15 +169,15 @@ func (c *cursor) log() *log {
 func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
-	c.leave()
-	l := c.readable()
+	c.leaveLocked()
+	l := c.readableLocked()
 	var p *page
 	var replayed bool
 	if l != nil {
-		p, replayed = c.nextPage(now, l)
+		p, replayed = c.nextPageLocked(now, l)
 	}
 	if c.atLink.Queued() {
-		c.passOn()
+		c.passOnLocked()
 	}
 	if p == nil {
 		s.mu.Unlock()
@@ -204,45 +204,45 @@ func (c *cursor) next(now time.Time) Payload {
 	return b
 }
 
-// readable returns the log that the cursor reads, or nil if there is nothing to read
+// readableLocked returns the log that the cursor reads, or nil if there is nothing to read
 // now: a status comes first, or the watch is over.
-func (c *cursor) readable() *log {
+func (c *cursor) readableLocked() *log {
 	s := c.s
 	if c.gone || c.statusPending || s.epoch == "" {
 		return nil
 	}
-	if ahead := c.ahead(); ahead != nil {
-		c.refuse(ahead)
+	if ahead := c.aheadLocked(); ahead != nil {
+		c.refuseLocked(ahead)
 		return nil
 	}
-	l := c.log()
+	l := c.logLocked()
 	if l == nil { // the viewer is told before it goes on (rule 15)
-		c.restart(s.epoch, 0)
-		c.queueStatus()
+		c.restartLocked(s.epoch, 0)
+		c.queueStatusLocked()
 	}
 	return l
 }
 
-// nextPage returns the next piece of the log, and whether the agent replayed it.
-func (c *cursor) nextPage(now time.Time, l *log) (p *page, replayed bool) {
+// nextPageLocked returns the next piece of the log, and whether the agent replayed it.
+func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) {
 	s := c.s
 	switch {
 	case c.seq >= l.head:
-		c.park()
+		c.parkLocked()
 		if s.ended && !c.ended {
 			c.ended = true
-			c.queueStatus()
+			c.queueStatusLocked()
 		}
 		return nil, false
 	case c.seq+1 >= l.first():
-		c.stopAsking()
+		c.stopAskingLocked()
 		c.pages = nil
-		p = s.read(l, c.seq)
+		p = s.readLocked(l, c.seq)
 	case len(c.pages) > 0:
 		p, replayed = &c.pages[0], true
 		c.pages = c.pages[1:]
 	default:
-		p = c.fetchHistory(now, l)
+		p = c.fetchHistoryLocked(now, l)
 	}
 	if p != nil {
 		c.seq = p.last
@@ -250,38 +250,38 @@ func (c *cursor) nextPage(now time.Time, l *log) (p *page, replayed bool) {
 	return p, replayed
 }
 
-// park puts the cursor among those that wait for the next event.
-func (c *cursor) park() {
+// parkLocked puts the cursor among those that wait for the next event.
+func (c *cursor) parkLocked() {
 	s := c.s
 	if c.hv.started.Load() && c.seq == s.log.head && c.epoch == s.epoch {
-		s.join(c)
+		s.joinLocked(c)
 	} else {
 		s.idle.Push(&c.idle, c)
 	}
-	s.dropSharedPage()
+	s.dropSharedPageLocked()
 }
 
-// drop takes a cursor out.
-func (s *hubSession) drop(c *cursor) {
-	c.leave()
+// dropLocked takes a cursor out.
+func (s *hubSession) dropLocked(c *cursor) {
+	c.leaveLocked()
 	last := len(s.cursors) - 1
 	s.cursors[c.at] = s.cursors[last]
 	s.cursors[c.at].at = c.at
 	s.cursors[last] = nil
 	s.cursors = s.cursors[:last]
-	s.dropSharedPage()
+	s.dropSharedPageLocked()
 }
 
-// dropSharedPage forgets the page that cursors shared, if none of them is on the way.
-func (s *hubSession) dropSharedPage() {
-	if s.parked+s.idle.Len() == len(s.cursors) && s.nextBehind() == nil {
+// dropSharedPageLocked forgets the page that cursors shared, if none of them is on the way.
+func (s *hubSession) dropSharedPageLocked() {
+	if s.parked+s.idle.Len() == len(s.cursors) && s.nextBehindLocked() == nil {
 		s.page = nil
 	}
 }
 
-// read returns the page behind a number of one of the session's logs. Cursors that
+// readLocked returns the page behind a number of one of the session's logs. Cursors that
 // come one after the other share it.
-func (s *hubSession) read(l *log, after uint64) *page {
+func (s *hubSession) readLocked(l *log, after uint64) *page {
 	if p := s.page; p != nil && p.of == l && p.first == after+1 {
 		return p
 	}

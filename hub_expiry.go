@@ -3,7 +3,7 @@ package gvstream
 import "time"
 
 // Deadlines of a session: the next thing that its age does to it, if any.
-func (s *hubSession) deadline() time.Time {
+func (s *hubSession) deadlineLocked() time.Time {
 	var at time.Time
 	earliest := func(t time.Time) {
 		if at.IsZero() || t.Before(at) {
@@ -29,11 +29,11 @@ func (s *hubSession) deadline() time.Time {
 	return at
 }
 
-// expire does what time does to a session, and reports whether it is to be removed.
-func (s *hubSession) expire(now time.Time) (remove bool) {
+// expireLocked does what time does to a session, and reports whether it is to be removed.
+func (s *hubSession) expireLocked(now time.Time) (remove bool) {
 	if s.prev != nil && !s.prev.until.After(now) {
 		s.prev = nil
-		s.wakeAll()
+		s.wakeAllLocked()
 	}
 	if s.epoch == "" || len(s.cursors) > 0 {
 		return false
@@ -42,10 +42,10 @@ func (s *hubSession) expire(now time.Time) (remove bool) {
 	if s.ended && !s.listed.Add(2*endedTTL).After(now) {
 		s.log.trim(s.log.head, 0, 0) // remembered, but for its events
 		if s.receiver != nil {       // its agent has forgotten it
-			s.receiver.close()
+			s.receiver.closeLocked()
 			s.receiver, s.away = nil, now
 		}
-		s.uncount()
+		s.uncountLocked()
 		if !s.listed.Add(2*endedTTL + ttl).After(now) {
 			return true
 		}
@@ -53,10 +53,10 @@ func (s *hubSession) expire(now time.Time) (remove bool) {
 	return s.receiver == nil && !s.away.Add(ttl).After(now)
 }
 
-// watchClock puts the session's next deadline into the hub's heap, unless an
+// watchClockLocked puts the session's next deadline into the hub's heap, unless an
 // earlier one is there. The session's lock is held.
-func (s *hubSession) watchClock() {
-	if at := s.deadline(); !at.IsZero() {
+func (s *hubSession) watchClockLocked() {
+	if at := s.deadlineLocked(); !at.IsZero() {
 		s.h.expireAt(s, at)
 	}
 }
@@ -84,27 +84,27 @@ func (h *Hub) expire(now time.Time) {
 		case s.gone:
 		case s.busy != nil:
 			h.expireAt(s, now.Add(time.Minute))
-		case s.expire(now):
-			h.remove(s)
+		case s.expireLocked(now):
+			h.removeLocked(s)
 		default:
-			s.watchClock()
+			s.watchClockLocked()
 		}
 		s.mu.Unlock()
 		h.mu.Unlock()
 	}
 }
 
-// remove takes the session out of the hub, or leaves it to those who watch it and to
+// removeLocked takes the session out of the hub, or leaves it to those who watch it and to
 // the callback that runs for it, so that no other can begin. Both locks are held.
-func (h *Hub) remove(s *hubSession) {
-	s.forgetEpochs()
+func (h *Hub) removeLocked(s *hubSession) {
+	s.forgetEpochsLocked()
 	if len(s.cursors) == 0 && s.busy == nil {
-		h.drop(s)
+		h.dropLocked(s)
 	}
 }
 
-// drop takes the session out of the hub and off its clock. Both locks are held.
-func (h *Hub) drop(s *hubSession) {
+// dropLocked takes the session out of the hub and off its clock. Both locks are held.
+func (h *Hub) dropLocked(s *hubSession) {
 	s.gone = true
 	delete(h.sessions, s.id)
 	h.expiryMu.Lock()

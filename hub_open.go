@@ -19,11 +19,11 @@ func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus
 		s.head = max(s.head, e.HeadSeq)
 		if e.Ended {
 			s.endSeq = e.HeadSeq
-			s.noteEnd()
+			s.noteEndLocked()
 		}
 	}
-	s.receiver.ackNow()
-	s.watchClock()
+	s.receiver.ackNowLocked()
+	s.watchClockLocked()
 	return nil
 }
 
@@ -35,7 +35,7 @@ func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e Sessio
 		if err := s.lock(ctx, ha); err != nil {
 			return nil, err
 		}
-		switch err := ha.authorizeOpen(ctx, now, s, e); err {
+		switch err := ha.authorizeOpenLocked(ctx, now, s, e); err {
 		case nil:
 			return s, nil
 		case errGone: // the next one is another
@@ -59,55 +59,55 @@ func ofEpoch(err error, epoch string) error {
 	return err
 }
 
-// authorizeOpen opens a locked session on this link, if the agent may have it. The lock is free
+// authorizeOpenLocked opens a locked session on this link, if the agent may have it. The lock is free
 // while a callback runs. It is free in the end as well, unless the session is open: also
 // after a callback's panic.
-func (ha *hubAgentLink) authorizeOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+func (ha *hubAgentLink) authorizeOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	open := false
 	defer func() {
 		if !open {
 			s.mu.Unlock()
 		}
 	}()
-	if err := ha.mayOpen(ctx, now, s, e); err != nil {
+	if err := ha.mayOpenLocked(ctx, now, s, e); err != nil {
 		return err
 	}
 	if e.Epoch != s.epoch {
-		if err := ha.begin(ctx, now, s, e); err != nil {
+		if err := ha.beginLocked(ctx, now, s, e); err != nil {
 			return err
 		}
 	}
-	if err := ha.attach(now, s); err != nil {
+	if err := ha.attachLocked(now, s); err != nil {
 		return err
 	}
 	open = true
 	return nil
 }
 
-// mayOpen refuses what the agent may not open on this link.
-func (ha *hubAgentLink) mayOpen(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+// mayOpenLocked refuses what the agent may not open on this link.
+func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	if err := ha.failure(); err != nil {
 		return err
 	}
-	if err := ha.claim(ctx, s); err != nil {
+	if err := ha.claimLocked(ctx, s); err != nil {
 		return err
 	}
 	if s.gone {
 		return errGone
 	}
-	if err := s.checkEpoch(e.Epoch); err != nil {
+	if err := s.checkEpochLocked(e.Epoch); err != nil {
 		return err
 	}
 	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
 		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
-	return ha.checkQuota(s)
+	return ha.checkQuotaLocked(s)
 }
 
-// begin has a session go on in an epoch that is new to the hub, from where its store or
+// beginLocked has a session go on in an epoch that is new to the hub, from where its store or
 // its agent says (rule 5).
-func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
-	start, err := ha.start(ctx, s, e)
+func (ha *hubAgentLink) beginLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+	start, err := ha.startLocked(ctx, s, e)
 	if err != nil {
 		return err
 	}
@@ -118,12 +118,12 @@ func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, s *hubSession,
 		ha.h.known.Add(-1) // others were faster
 		return overloaded(s.id)
 	}
-	s.beginEpoch(now, e.Epoch, start)
+	s.beginEpochLocked(now, e.Epoch, start)
 	return nil
 }
 
-// checkEpoch refuses an epoch older than the session's (rule 2).
-func (s *hubSession) checkEpoch(epoch string) error {
+// checkEpochLocked refuses an epoch older than the session's (rule 2).
+func (s *hubSession) checkEpochLocked(epoch string) error {
 	if epoch >= s.epoch {
 		return nil
 	}
@@ -132,9 +132,9 @@ func (s *hubSession) checkEpoch(epoch string) error {
 	return err
 }
 
-// claim refuses a session of another agent's, unless this one may take it over (rule 4).
+// claimLocked refuses a session of another agent's, unless this one may take it over (rule 4).
 // The lock is free meanwhile, and no callback runs when it is taken again.
-func (ha *hubAgentLink) claim(ctx context.Context, s *hubSession) error {
+func (ha *hubAgentLink) claimLocked(ctx context.Context, s *hubSession) error {
 	if s.owner == "" || s.owner == ha.agentID {
 		return nil
 	}
@@ -142,7 +142,7 @@ func (ha *hubAgentLink) claim(ctx context.Context, s *hubSession) error {
 		return notYours(s.id)
 	}
 	owner := s.owner
-	allowed := ha.askClaim(ctx, s)
+	allowed := ha.askClaimLocked(ctx, s)
 	if err := s.waitIdleLocked(ctx, ha); err != nil {
 		return err
 	}
@@ -152,9 +152,9 @@ func (ha *hubAgentLink) claim(ctx context.Context, s *hubSession) error {
 	return nil
 }
 
-// askClaim has the caller say whether the agent may take the session over. The lock is
+// askClaimLocked has the caller say whether the agent may take the session over. The lock is
 // free meanwhile, and not as in call: the owner's batches don't wait for it.
-func (ha *hubAgentLink) askClaim(ctx context.Context, s *hubSession) bool {
+func (ha *hubAgentLink) askClaimLocked(ctx context.Context, s *hubSession) bool {
 	owner := s.owner
 	s.mu.Unlock()
 	defer s.mu.Lock()
@@ -165,8 +165,8 @@ func notYours(sessionID string) error {
 	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
 }
 
-// checkQuota refuses a session beyond the limits.
-func (ha *hubAgentLink) checkQuota(s *hubSession) error {
+// checkQuotaLocked refuses a session beyond the limits.
+func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
 	if s.counted && s.owner == ha.agentID {
 		return nil
 	}
@@ -185,14 +185,14 @@ func overloaded(sessionID string) error {
 	return err
 }
 
-// start is the number up to which an epoch that is new to the hub counts as
+// startLocked is the number up to which an epoch that is new to the hub counts as
 // accepted.
-func (ha *hubAgentLink) start(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
+func (ha *hubAgentLink) startLocked(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
 	if ha.h.cfg.Resume == nil {
 		return e.AckSeq, nil
 	}
 	var start uint64
-	err := s.call(ctx, ha, func(ctx context.Context) (err error) {
+	err := s.callLocked(ctx, ha, func(ctx context.Context) (err error) {
 		start, err = ha.h.cfg.Resume(ctx, s.id, e.Epoch)
 		return err
 	})
@@ -207,8 +207,8 @@ func (ha *hubAgentLink) start(ctx context.Context, s *hubSession, e SessionStatu
 	return start, nil
 }
 
-// attach opens the session on this link, unless that died meanwhile.
-func (ha *hubAgentLink) attach(now time.Time, s *hubSession) error {
+// attachLocked opens the session on this link, unless that died meanwhile.
+func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
 	s.listed = now
 	if s.receiver != nil && s.receiver.ha == ha {
 		return nil
@@ -224,15 +224,15 @@ func (ha *hubAgentLink) attach(now time.Time, s *hubSession) error {
 	if dead {
 		if s.receiver == nil {
 			s.away = now
-			s.watchClock()
+			s.watchClockLocked()
 		}
 		return ha.failure()
 	}
 	if s.receiver != nil {
-		s.receiver.close()
+		s.receiver.closeLocked()
 	}
-	s.setOwner(ha.agentID)
+	s.setOwnerLocked(ha.agentID)
 	s.receiver = o
-	s.wakeAll()
+	s.wakeAllLocked()
 	return nil
 }

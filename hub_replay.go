@@ -5,37 +5,37 @@ import (
 	"time"
 )
 
-// fetchHistory deals with what is older than the hub's log: it asks the agent, waits, or
+// fetchHistoryLocked deals with what is older than the hub's log: it asks the agent, waits, or
 // declares a gap (rule 12).
-func (c *cursor) fetchHistory(now time.Time, l *log) *page {
+func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
 	switch {
 	case l != &s.log: // no agent has the older epoch any more
-		return c.gap(until, ReasonEvicted)
+		return c.gapLocked(until, ReasonEvicted)
 	case c.unavailableTo > c.seq:
-		return c.gap(min(c.unavailableTo, until), ReasonUnavailable)
-	case c.awaits(now):
+		return c.gapLocked(min(c.unavailableTo, until), ReasonUnavailable)
+	case c.awaitsLocked(now):
 		return nil
 	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // its turn never comes
-		return c.gap(until, ReasonUnavailable)
+		return c.gapLocked(until, ReasonUnavailable)
 	}
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.waitingSince = time.Time{}
-		c.requestReplay(ha, until)
-		c.awaits(now)
+		c.requestReplayLocked(ha, until)
+		c.awaitsLocked(now)
 		return nil
 	}
-	if !c.patient(now, ha != nil) {
-		return c.gap(until, ReasonUnavailable)
+	if !c.patientLocked(now, ha != nil) {
+		return c.gapLocked(until, ReasonUnavailable)
 	}
 	return nil
 }
 
-// patient reports whether the cursor still waits for an agent that can't be asked, and
+// patientLocked reports whether the cursor still waits for an agent that can't be asked, and
 // looks for it again soon.
-func (c *cursor) patient(now time.Time, connected bool) bool {
+func (c *cursor) patientLocked(now time.Time, connected bool) bool {
 	if c.waitingSince.IsZero() {
 		c.waitingSince = now
 	}
@@ -50,19 +50,19 @@ func (c *cursor) patient(now time.Time, connected bool) bool {
 	return left > 0
 }
 
-// gap declares what nobody can give to the cursor.
-func (c *cursor) gap(to uint64, reason Reason) *page {
-	c.stopAsking()
+// gapLocked declares what nobody can give to the cursor.
+func (c *cursor) gapLocked(to uint64, reason Reason) *page {
+	c.stopAskingLocked()
 	p := gapPage(c.seq+1, to, reason)
 	return &p
 }
 
-// awaits reports whether the cursor waits for an answer, or for the time to ask again.
-func (c *cursor) awaits(now time.Time) bool {
+// awaitsLocked reports whether the cursor waits for an answer, or for the time to ask again.
+func (c *cursor) awaitsLocked(now time.Time) bool {
 	if c.request != nil && !c.retry.running() { // not yet sent: its agent's link may be stuck
 		c.retry.start(now)
 	}
-	c.unanswered(now)
+	c.unansweredLocked(now)
 	if !c.retry.running() || c.retry.expired(now) {
 		return false
 	}
@@ -70,27 +70,27 @@ func (c *cursor) awaits(now time.Time) bool {
 	return true
 }
 
-// unanswered ends a request to which nothing came for a timer period, and reports
+// unansweredLocked ends a request to which nothing came for a timer period, and reports
 // whether it did. The agent is asked again, under a new id and in turn.
-func (c *cursor) unanswered(now time.Time) bool {
+func (c *cursor) unansweredLocked(now time.Time) bool {
 	if c.request == nil || !c.retry.expired(now) {
 		return false
 	}
 	c.retry.backOff()
-	c.release()
+	c.releaseLocked()
 	return true
 }
 
-// requestReplay sends a replay request to the agent, once the cursor has the permits for it.
-func (c *cursor) requestReplay(ha *hubAgentLink, until uint64) {
-	if c.acquire() {
-		c.sendRequest(ha, until)
+// requestReplayLocked sends a replay request to the agent, once the cursor has the permits for it.
+func (c *cursor) requestReplayLocked(ha *hubAgentLink, until uint64) {
+	if c.acquireLocked() {
+		c.sendRequestLocked(ha, until)
 	}
 }
 
-// acquire takes the permits that a request needs, the link's before the session's, or
+// acquireLocked takes the permits that a request needs, the link's before the session's, or
 // waits for one.
-func (c *cursor) acquire() bool {
+func (c *cursor) acquireLocked() bool {
 	if !c.atSession.Queued() {
 		c.hv.mu.Lock()
 		ok := c.hv.permits.acquire(c, &c.atLink)
@@ -103,8 +103,8 @@ func (c *cursor) acquire() bool {
 	return c.s.permits.acquire(c, &c.atSession)
 }
 
-// sendRequest sends the request for which the cursor has the permits.
-func (c *cursor) sendRequest(ha *hubAgentLink, until uint64) {
+// sendRequestLocked sends the request for which the cursor has the permits.
+func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
 	f := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
 	f.task = task{Source: f.next, Control: true}
 	c.request = f
@@ -119,17 +119,17 @@ func (c *cursor) sendRequest(ha *hubAgentLink, until uint64) {
 	}
 	ha.mu.Unlock()
 	if dead { // it is asked again when the agent is back
-		c.release()
+		c.releaseLocked()
 		c.hv.ready(&c.task)
 	}
 }
 
-// release ends the cursor's request, or its wait for the session's permit, and gives
+// releaseLocked ends the cursor's request, or its wait for the session's permit, and gives
 // back the permits that it has.
-func (c *cursor) release() { c.releaseAt(time.Time{}) }
+func (c *cursor) releaseLocked() { c.releaseAtLocked(time.Time{}) }
 
-// releaseAt is release, but for the link's permit, which stays taken until then.
-func (c *cursor) releaseAt(at time.Time) {
+// releaseAtLocked is release, but for the link's permit, which stays taken until then.
+func (c *cursor) releaseAtLocked(at time.Time) {
 	s, hv, f := c.s, c.hv, c.request
 	if f == nil && !c.atSession.Queued() {
 		return
@@ -142,27 +142,27 @@ func (c *cursor) releaseAt(at time.Time) {
 	if f != nil {
 		c.request = nil
 		c.retry.stop()
-		f.withdraw()
+		f.withdrawLocked()
 		s.permits.release(time.Time{})
-		s.passPermits()
+		s.passPermitsLocked()
 	}
 }
 
-// passPermits gives the session's free permits to the first that wait for one and can
+// passPermitsLocked gives the session's free permits to the first that wait for one and can
 // use it. Their requests go out here and now: the viewers' own links may be stuck.
-func (s *hubSession) passPermits() {
+func (s *hubSession) passPermitsLocked() {
 	for c := s.permits.next(); c != nil; c = s.permits.next() {
 		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
-			c.requestReplay(ha, s.log.first()-1)
+			c.requestReplayLocked(ha, s.log.first()-1)
 		} else {
-			c.release()
+			c.releaseLocked()
 		}
 		c.hv.ready(&c.task) // if it asked, its clock runs from now on
 	}
 }
 
-// passOn gives up the cursor's turn to take a permit of the link, if it did not use it.
-func (c *cursor) passOn() {
+// passOnLocked gives up the cursor's turn to take a permit of the link, if it did not use it.
+func (c *cursor) passOnLocked() {
 	c.hv.mu.Lock()
 	defer c.hv.mu.Unlock()
 	if c.hv.permits.next() == c {
@@ -171,20 +171,20 @@ func (c *cursor) passOn() {
 	}
 }
 
-// giveUp ends a request that the viewer gives up. It counts for its link for another
+// giveUpLocked ends a request that the viewer gives up. It counts for its link for another
 // second: the agent may be sending what nobody wants any more (rule 12).
-func (c *cursor) giveUp(now time.Time) {
+func (c *cursor) giveUpLocked(now time.Time) {
 	if c.request == nil || !c.request.sent {
 		return
 	}
 	at := now.Add(replayAgain)
-	c.releaseAt(at)
+	c.releaseAtLocked(at)
 	c.hv.schedule(&c.hv.permitTask, at)
 }
 
-// stopAsking ends whatever the cursor does to have older events from the agent.
-func (c *cursor) stopAsking() {
-	c.release()
+// stopAskingLocked ends whatever the cursor does to have older events from the agent.
+func (c *cursor) stopAskingLocked() {
+	c.releaseLocked()
 	c.retry.reset()
 	c.waitingSince = time.Time{}
 }
@@ -214,7 +214,7 @@ func (f *replayRequest) next(now time.Time) Payload {
 	switch {
 	case c.request != f:
 		return nil
-	case f.sent && c.unanswered(now): // here too: the viewer's own link may be stuck
+	case f.sent && c.unansweredLocked(now): // here too: the viewer's own link may be stuck
 		c.hv.ready(&c.task)
 		return nil
 	case f.sent:
@@ -230,19 +230,19 @@ func (f *replayRequest) next(now time.Time) Payload {
 	}
 }
 
-// withdraw takes the request off its agent's link.
-func (f *replayRequest) withdraw() {
+// withdrawLocked takes the request off its agent's link.
+func (f *replayRequest) withdrawLocked() {
 	f.ha.mu.Lock()
 	delete(f.ha.requests, f.id)
 	f.ha.mu.Unlock()
 	f.ha.forget(&f.task)
 }
 
-// refused ends a request that the agent does not answer: it is asked again on the
+// refusedLocked ends a request that the agent does not answer: it is asked again on the
 // timer, or what it asked for is lost.
-func (f *replayRequest) refused(now time.Time, retry bool) {
+func (f *replayRequest) refusedLocked(now time.Time, retry bool) {
 	c := f.c
-	c.release()
+	c.releaseLocked()
 	if retry {
 		c.retry.start(now)
 		c.hv.schedule(&c.task, c.retry.at)
@@ -269,15 +269,15 @@ func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *P
 	case p.LastSeq > f.until || len(answer.slots) > f.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
-	f.accept(now, p, answer)
+	f.acceptLocked(now, p, answer)
 	return nil
 }
 
-// accept keeps what is new in an answer for the cursor to hand out.
-func (f *replayRequest) accept(now time.Time, p *replayBatch, answer *page) {
+// acceptLocked keeps what is new in an answer for the cursor to hand out.
+func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page) {
 	c := f.c
 	if p.FirstSeq > f.expected { // a part was lost: ask again, in a moment
-		c.release()
+		c.releaseLocked()
 		c.retry.startIn(now, replayAgain)
 		c.hv.schedule(&c.task, c.retry.at)
 		return
@@ -297,14 +297,14 @@ func (f *replayRequest) accept(now time.Time, p *replayBatch, answer *page) {
 	if p.Done && f.expected == f.from { // it has nothing to give
 		c.unavailableTo = f.until
 	}
-	if p.Done || f.full() {
-		c.release()
+	if p.Done || f.fullLocked() {
+		c.releaseLocked()
 	}
 	c.hv.ready(&c.task)
 }
 
-// full reports whether the request has all that it may have.
-func (f *replayRequest) full() bool {
+// fullLocked reports whether the request has all that it may have.
+func (f *replayRequest) fullLocked() bool {
 	return f.expected > f.until || f.left == 0 || f.bytes >= maxRequestBytes
 }
 

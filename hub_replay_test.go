@@ -588,7 +588,7 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 		a.link.Close()
 		s := h.lookup("s")
 		s.mu.Lock()
-		s.cursors[0].requestReplay(ha, 15)
+		s.cursors[0].requestReplayLocked(ha, 15)
 		s.mu.Unlock()
 		if n := h.viewers["tab"].requests(); s.requests() != 0 || n != 0 {
 			t.Errorf("%d and %d turns are taken", s.requests(), n)

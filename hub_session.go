@@ -46,8 +46,8 @@ func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err 
 	return err
 }
 
-// call runs a callback without the lock, which it takes again.
-func (s *hubSession) call(ctx context.Context, ha *hubAgentLink, f func(ctx context.Context) error) error {
+// callLocked runs a callback without the lock, which it takes again.
+func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	b := &busy{ha: ha, cancel: cancel, done: make(chan struct{})}
 	s.busy = b
@@ -61,21 +61,21 @@ func (s *hubSession) call(ctx context.Context, ha *hubAgentLink, f func(ctx cont
 	return f(ctx)
 }
 
-// beginEpoch begins an epoch, in which everything up to start counts as accepted
+// beginEpochLocked begins an epoch, in which everything up to start counts as accepted
 // (rules 5 and 15). A session that had none is counted already.
-func (s *hubSession) beginEpoch(now time.Time, epoch string, start uint64) {
+func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
 	next := history{epoch: epoch, log: log{head: start}, head: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
 		next.prevID, next.prevSeq = s.epoch, s.log.head
 	}
 	s.history = next
-	s.wakeAll()
+	s.wakeAllLocked()
 }
 
-// accept takes a page that begins after what is accepted: the one place where an
+// acceptLocked takes a page that begins after what is accepted: the one place where an
 // event becomes visible to viewers and acks.
-func (s *hubSession) accept(p *page) {
+func (s *hubSession) acceptLocked(p *page) {
 	s.log.accept(p, func() {
 		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	})
@@ -83,51 +83,51 @@ func (s *hubSession) accept(p *page) {
 		s.endSeq = p.last
 	}
 	s.head = max(s.head, s.log.head)
-	s.noteEnd()
+	s.noteEndLocked()
 	s.page = nil
 	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
 		c.hv.ready(&c.task)
 	}
-	s.callWorkers()
+	s.callWorkersLocked()
 }
 
-func (s *hubSession) noteEnd() {
+func (s *hubSession) noteEndLocked() {
 	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
 		s.ended = true
 		s.endSeq, s.head = s.log.head, s.log.head // whatever the agent said before
-		s.wakeAll()
+		s.wakeAllLocked()
 	}
 }
 
-// wakeAll has every cursor look where it stands: what it reads has changed.
-func (s *hubSession) wakeAll() {
+// wakeAllLocked has every cursor look where it stands: what it reads has changed.
+func (s *hubSession) wakeAllLocked() {
 	s.page = nil
 	for _, c := range s.cursors {
-		c.leave()
+		c.leaveLocked()
 		c.hv.ready(&c.task)
 	}
 }
 
-// forgetEpochs makes the session one that only watches know of.
-func (s *hubSession) forgetEpochs() {
+// forgetEpochsLocked makes the session one that only watches know of.
+func (s *hubSession) forgetEpochsLocked() {
 	if s.epoch != "" {
 		s.h.known.Add(-1)
 	}
 	if s.receiver != nil {
-		s.receiver.close()
+		s.receiver.closeLocked()
 		s.receiver = nil
 	}
-	s.setOwner("")
+	s.setOwnerLocked("")
 	s.history, s.page = history{}, nil
 	for _, c := range s.cursors {
-		c.restart(c.epoch, c.seq)
-		c.queueStatus()
+		c.restartLocked(c.epoch, c.seq)
+		c.queueStatusLocked()
 	}
 }
 
-// setOwner makes an agent the owner, against whose limit the session counts.
-func (s *hubSession) setOwner(agentID string) {
-	s.uncount()
+// setOwnerLocked makes an agent the owner, against whose limit the session counts.
+func (s *hubSession) setOwnerLocked(agentID string) {
+	s.uncountLocked()
 	s.owner = agentID
 	if agentID == "" {
 		return
@@ -138,8 +138,8 @@ func (s *hubSession) setOwner(agentID string) {
 	s.h.agentsMu.Unlock()
 }
 
-// uncount takes the session off its owner's limit.
-func (s *hubSession) uncount() {
+// uncountLocked takes the session off its owner's limit.
+func (s *hubSession) uncountLocked() {
 	if !s.counted {
 		return
 	}
@@ -233,14 +233,14 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = h.newSession(id)
+		s = h.newSessionLocked(id)
 		h.sessions[id] = s
 	}
 	return s
 }
 
-// newSession returns a session that the hub does not know yet.
-func (h *Hub) newSession(id string) *hubSession {
+// newSessionLocked returns a session that the hub does not know yet.
+func (h *Hub) newSessionLocked(id string) *hubSession {
 	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
 }
 
@@ -257,6 +257,6 @@ func (h *Hub) release(s *hubSession) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch == "" && len(s.cursors) == 0 && s.busy == nil && !s.gone {
-		h.drop(s)
+		h.dropLocked(s)
 	}
 }

@@ -158,7 +158,7 @@ func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
 		return
 	}
 	c.s.mu.Lock()
-	c.giveUp(now)
+	c.giveUpLocked(now)
 	c.s.mu.Unlock()
 	hv.unwatch(sessionID)
 }
@@ -247,7 +247,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	defer h.mu.Unlock()
 	s := h.sessions[sessionID]
 	if s == nil {
-		s = h.newSession(sessionID)
+		s = h.newSessionLocked(sessionID)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -324,7 +324,7 @@ func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 	slices.SortFunc(cursors, func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 	for _, c := range cursors {
 		c.s.mu.Lock()
-		c.queueStatus()
+		c.queueStatusLocked()
 		c.s.mu.Unlock()
 	}
 	return nil

@@ -14,33 +14,33 @@ type receiver struct {
 	acks ackState
 }
 
-func (o *receiver) close() {
+func (o *receiver) closeLocked() {
 	o.ha.forget(&o.task)
 	o.ha.mu.Lock()
 	delete(o.ha.sessions, o.s)
 	o.ha.mu.Unlock()
 }
 
-// ackNow owes an ack at once: a status, or a duplicate, is answered by one.
-func (o *receiver) ackNow() {
+// ackNowLocked owes an ack at once: a status, or a duplicate, is answered by one.
+func (o *receiver) ackNowLocked() {
 	o.acks.now = true
 	o.ha.ready(&o.task)
 }
 
-// nack asks for what did not arrive.
-func (o *receiver) nack(now time.Time) {
+// nackLocked asks for what did not arrive.
+func (o *receiver) nackLocked(now time.Time) {
 	o.acks.hole(now, o.s.log.head)
-	o.wake(now)
+	o.wakeLocked(now)
 }
 
-// accepted owes an ack for new events.
-func (o *receiver) accepted(now time.Time, events int) {
+// acceptedLocked owes an ack for new events.
+func (o *receiver) acceptedLocked(now time.Time, events int) {
 	o.acks.accept(now, events, o.ha.h.cfg.Window, o.s.ended)
-	o.wake(now)
+	o.wakeLocked(now)
 }
 
-// wake has take called when the ack is due.
-func (o *receiver) wake(now time.Time) {
+// wakeLocked has take called when the ack is due.
+func (o *receiver) wakeLocked(now time.Time) {
 	if due, next := o.acks.due(now); due {
 		o.ha.ready(&o.task)
 	} else if !next.IsZero() {
@@ -76,7 +76,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leaveLocked()
 	o, accepted := s.receiver, s.log.head
 	if s.ended && p.LastSeq > accepted {
 		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
@@ -85,41 +85,41 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	s.listed = now
 	switch {
 	case p.FirstSeq > accepted+1:
-		o.nack(now)
+		o.nackLocked(now)
 		return nil
 	case p.LastSeq <= accepted:
-		o.ackNow() // a duplicate: its ack may have been lost
+		o.ackNowLocked() // a duplicate: its ack may have been lost
 		return nil
 	}
 	p.clip(accepted)
-	return ha.accept(ctx, now, s, &p.page)
+	return ha.acceptLocked(ctx, now, s, &p.page)
 }
 
-// accept has the session accept a page, up to the first event that is too large, once
+// acceptLocked has the session accept a page, up to the first event that is too large, once
 // it is stored (rule 8).
-func (ha *hubAgentLink) accept(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
+func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
 	o, epoch := s.receiver, s.epoch // when Commit is done, they may be others
-	tooLarge := ha.cutOversized(s, pg)
+	tooLarge := ha.cutOversizedLocked(s, pg)
 	if pg.last >= pg.first {
 		pg.pack()
-		if err := ha.commit(ctx, s, epoch, pg); err != nil {
+		if err := ha.commitLocked(ctx, s, epoch, pg); err != nil {
 			return err
 		}
 		if s.epoch != epoch {
 			return nil // forgotten while Commit ran
 		}
-		s.accept(pg)
-		o.accepted(now, len(pg.slots))
-		s.watchClock()
+		s.acceptLocked(pg)
+		o.acceptedLocked(now, len(pg.slots))
+		s.watchClockLocked()
 	}
 	if tooLarge != nil {
-		o.ackNow()
+		o.ackNowLocked()
 	}
 	return tooLarge
 }
 
-// leave unlocks the session, and lets it go if it was forgotten while Commit ran.
-func (s *hubSession) leave() {
+// leaveLocked unlocks the session, and lets it go if it was forgotten while Commit ran.
+func (s *hubSession) leaveLocked() {
 	forgotten := s.epoch == ""
 	s.mu.Unlock()
 	if forgotten {
@@ -136,7 +136,7 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 		if s.receiver != nil && s.receiver.ha == ha && s.epoch == p.Epoch {
 			return s, nil
 		}
-		err := ha.barred(s, p.Epoch)
+		err := ha.barredLocked(s, p.Epoch)
 		s.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -150,21 +150,21 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 	return ha.openSession(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
-// barred refuses a session that the agent can't open in that epoch, whatever its caller
+// barredLocked refuses a session that the agent can't open in that epoch, whatever its caller
 // says.
-func (ha *hubAgentLink) barred(s *hubSession, epoch string) error {
+func (ha *hubAgentLink) barredLocked(s *hubSession, epoch string) error {
 	switch {
 	case s.owner == "" || s.owner == ha.agentID:
-		return s.checkEpoch(epoch)
+		return s.checkEpochLocked(epoch)
 	case ha.h.cfg.Claim == nil:
 		return ofEpoch(notYours(s.id), epoch)
 	}
 	return nil
 }
 
-// cutOversized cuts the page before the first event that is too large, and returns the
+// cutOversizedLocked cuts the page before the first event that is too large, and returns the
 // refusal of that one (rule 11).
-func (ha *hubAgentLink) cutOversized(s *hubSession, p *page) error {
+func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
 	i := p.larger(ha.h.cfg.MaxEventBytes)
 	if i < 0 {
 		return nil
@@ -175,12 +175,12 @@ func (ha *hubAgentLink) cutOversized(s *hubSession, p *page) error {
 	return err
 }
 
-// commit has the caller store the page. The lock is free meanwhile.
-func (ha *hubAgentLink) commit(ctx context.Context, s *hubSession, epoch string, p *page) error {
+// commitLocked has the caller store the page. The lock is free meanwhile.
+func (ha *hubAgentLink) commitLocked(ctx context.Context, s *hubSession, epoch string, p *page) error {
 	if ha.h.cfg.Commit == nil {
 		return nil
 	}
-	err := s.call(ctx, ha, func(ctx context.Context) error {
+	err := s.callLocked(ctx, ha, func(ctx context.Context) error {
 		return ha.h.cfg.Commit(ctx, s.id, epoch, p.items(s.id, epoch))
 	})
 	var refused *ProtocolError

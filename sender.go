@@ -19,9 +19,9 @@ type sender struct {
 	replays []*replayAnswer
 }
 
-// noteUnacked has the next sign of life name the session, if it is not acknowledged
+// noteUnackedLocked has the next sign of life name the session, if it is not acknowledged
 // until then. The session's lock is held.
-func (a *sender) noteUnacked() {
+func (a *sender) noteUnackedLocked() {
 	if a.unacked || a.s.acked >= a.s.log.head {
 		return
 	}
@@ -31,8 +31,8 @@ func (a *sender) noteUnacked() {
 	a.link.mu.Unlock()
 }
 
-// refused deals with an error about the session on its link.
-func (a *sender) refused(now time.Time, p *ErrorPayload) {
+// refusedLocked deals with an error about the session on its link.
+func (a *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := a.s
 	a.heard()
 	switch {
@@ -40,21 +40,21 @@ func (a *sender) refused(now time.Time, p *ErrorPayload) {
 		s.st.stalePayloads.Add(1)
 	case p.Code == codeUnknownSession:
 		if a.reopen() {
-			a.announce()
+			a.announceLocked()
 		}
 	case p.refusesEvent():
-		a.reject(p.Seq)
+		a.rejectLocked(p.Seq)
 	case p.Retryable:
 		a.pause(now)
-		a.scheduleTick()
+		a.scheduleTickLocked()
 	default:
 		s.stopped = p.protocolError()
 		s.changed.Broadcast()
 	}
 }
 
-// announce lists the session for the next status.
-func (a *sender) announce() {
+// announceLocked lists the session for the next status.
+func (a *sender) announceLocked() {
 	if a.inStatus {
 		return
 	}
@@ -76,7 +76,7 @@ func (a *sender) describe(now time.Time) (SessionStatus, bool) {
 		return SessionStatus{}, false
 	}
 	a.announced(now)
-	a.scheduleTick()
+	a.scheduleTickLocked()
 	return SessionStatus{
 		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.first(), HeadSeq: s.log.head,
 		AckSeq: s.acked, Ended: s.hasEnded,
@@ -98,18 +98,18 @@ func (a *sender) next(now time.Time) Payload {
 		a.link.fail(now, ErrSilent)
 		return nil
 	case announceAgain:
-		a.announce()
+		a.announceLocked()
 	}
-	a.noteUnacked()
-	p := a.batch(now)
-	a.scheduleTick()
+	a.noteUnackedLocked()
+	p := a.batchLocked(now)
+	a.scheduleTickLocked()
 	s.mu.Unlock()
 	return p
 }
 
-// batch makes the next batch, unless there is nothing more to send, or nothing that the
+// batchLocked makes the next batch, unless there is nothing more to send, or nothing that the
 // window allows.
-func (a *sender) batch(now time.Time) Payload {
+func (a *sender) batchLocked(now time.Time) Payload {
 	s := a.s
 	if !a.maySend() {
 		return nil
@@ -135,15 +135,15 @@ func (a *sender) batch(now time.Time) Payload {
 	return b
 }
 
-// scheduleTick has take called when there is something to do for the time.
-func (a *sender) scheduleTick() {
+// scheduleTickLocked has take called when there is something to do for the time.
+func (a *sender) scheduleTickLocked() {
 	if at := a.nextTick(); !at.IsZero() {
 		a.link.schedule(&a.task, at)
 	}
 }
 
-// applyAck applies the hub's ack (rule 6).
-func (a *sender) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
+// applyAckLocked applies the hub's ack (rule 6).
+func (a *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
 	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
@@ -156,38 +156,38 @@ func (a *sender) applyAck(now time.Time, p *AckBatchPayload) *ProtocolError {
 		return nil
 	}
 	if p.UpToSeq < s.acked {
-		s.moveBack(p.UpToSeq)
+		s.moveBackLocked(p.UpToSeq)
 	}
-	s.free(now, p.UpToSeq)
+	s.freeLocked(now, p.UpToSeq)
 	a.link.ready(&a.task)
 	return nil
 }
 
-// recheckData turns the sent events whose data is wrong into gaps.
-func (a *sender) recheckData() {
+// recheckDataLocked turns the sent events whose data is wrong into gaps.
+func (a *sender) recheckDataLocked() {
 	s := a.s
 	for seq := max(a.checkedTo, s.acked); seq < a.maxSentOnLink; {
 		var found bool
 		if seq, found = s.log.unreadable(seq, a.maxSentOnLink); !found {
 			break
 		}
-		a.reject(seq)
+		a.rejectLocked(seq)
 	}
 	a.checkedTo = max(a.checkedTo, a.maxSentOnLink)
 }
 
-// reject turns an event that the hub refuses into a gap (rule 11).
-func (a *sender) reject(seq uint64) {
+// rejectLocked turns an event that the hub refuses into a gap (rule 11).
+func (a *sender) rejectLocked(seq uint64) {
 	s := a.s
 	if seq <= s.acked || seq > a.maxSentOnLink {
 		return
 	}
-	if !s.lose(seq, ReasonRejected) {
+	if !s.loseLocked(seq, ReasonRejected) {
 		return // refused before
 	}
 	s.changed.Broadcast()
 	if s.hasEnded {
-		a.announce() // the end may lie in the gap
+		a.announceLocked() // the end may lie in the gap
 	}
 	a.resend(s.acked) // what came before may not have been accepted with it
 	a.link.ready(&a.task)

@@ -28,8 +28,8 @@ type Session struct {
 	inEnded bool                   // it stands in the Streamer's list of sessions to forget
 }
 
-// ownLife gives the session a life of its own, unless it has one.
-func (s *Session) ownLife() {
+// ownLifeLocked gives the session a life of its own, unless it has one.
+func (s *Session) ownLifeLocked() {
 	if s.life == &emptyLife {
 		s.life = new(life)
 	}
@@ -59,7 +59,7 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	}
 	s.st.budget.makeRoom(d.size())
 	s.mu.Lock()
-	seq, err := s.offer(&d)
+	seq, err := s.offerLocked(&d)
 	s.mu.Unlock()
 	if err == ErrPendingFull && s.st.cfg.Overflow == Block {
 		return s.publishLater(ctx, &d)
@@ -73,7 +73,7 @@ func (s *Session) publishLater(ctx context.Context, d *preparedEvent) (uint64, e
 		freed := s.st.budget.wait() // before the try, so that nothing is missed
 		s.st.budget.makeRoom(d.size())
 		s.mu.Lock()
-		seq, err := s.offer(d)
+		seq, err := s.offerLocked(d)
 		var wait <-chan struct{}
 		if err == ErrPendingFull {
 			wait = s.changed.Wait()
@@ -108,15 +108,15 @@ func (s *Session) prepare(d *preparedEvent) error {
 	return nil
 }
 
-// offer appends the event if it may.
-func (s *Session) offer(d *preparedEvent) (uint64, error) {
-	if err := s.publishError(); err != nil {
+// offerLocked appends the event if it may.
+func (s *Session) offerLocked(d *preparedEvent) (uint64, error) {
+	if err := s.publishErrorLocked(); err != nil {
 		return 0, err
 	}
-	if !s.makeRoom(d.size()) {
+	if !s.makeRoomLocked(d.size()) {
 		return 0, ErrPendingFull
 	}
-	s.ownLife()
+	s.ownLifeLocked()
 	n := s.log.publish(d)
 	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
@@ -125,13 +125,13 @@ func (s *Session) offer(d *preparedEvent) (uint64, error) {
 		s.hasEnded = true
 		s.changed.Broadcast() // who waits for room, waits for nothing
 	}
-	s.trim()
-	s.wakeSender()
+	s.trimLocked()
+	s.wakeSenderLocked()
 	return s.log.head, nil
 }
 
-// publishError says why nothing can be published, if nothing can.
-func (s *Session) publishError() error {
+// publishErrorLocked says why nothing can be published, if nothing can.
+func (s *Session) publishErrorLocked() error {
 	switch {
 	case s.gone || s.st.closed.Load():
 		return ErrClosed
@@ -145,8 +145,8 @@ func (s *Session) publishError() error {
 	return nil
 }
 
-// makeRoom reserves room for n more bytes in pending (rule 10).
-func (s *Session) makeRoom(n int) bool {
+// makeRoomLocked reserves room for n more bytes in pending (rule 10).
+func (s *Session) makeRoomLocked(n int) bool {
 	cfg := &s.st.cfg
 	for {
 		full := s.pendingEvents >= cfg.MaxPendingEvents || s.pendingBytes+n > cfg.MaxPendingBytes
@@ -156,31 +156,31 @@ func (s *Session) makeRoom(n int) bool {
 		if cfg.Overflow != DropOldest || s.pendingEvents == 0 || !s.st.budget.fits(n, s.pendingBytes) {
 			return false // nothing to drop, or nothing gained by it
 		}
-		s.noteLost(s.log.loseOldest(s.acked, ReasonDropped))
+		s.noteLostLocked(s.log.loseOldest(s.acked, ReasonDropped))
 	}
 }
 
-// lose turns a pending event into a gap, and reports whether there was one under that
+// loseLocked turns a pending event into a gap, and reports whether there was one under that
 // number. If the hub has it all the same, its ack clears the gap; if not, the gap is
 // what is sent.
-func (s *Session) lose(seq uint64, reason Reason) bool {
+func (s *Session) loseLocked(seq uint64, reason Reason) bool {
 	n, ok := s.log.loseSeq(seq, reason)
 	if ok {
-		s.noteLost(n)
+		s.noteLostLocked(n)
 	}
 	return ok
 }
 
-// noteLost takes note that a pending event of so many bytes became a gap.
-func (s *Session) noteLost(bytes int) {
+// noteLostLocked takes note that a pending event of so many bytes became a gap.
+func (s *Session) noteLostLocked(bytes int) {
 	s.pendingEvents--
 	s.pendingBytes -= bytes
 	s.lost++
 	s.st.budget.release(bytes)
 }
 
-// trim evicts what is acknowledged and more than is kept for replay.
-func (s *Session) trim() {
+// trimLocked evicts what is acknowledged and more than is kept for replay.
+func (s *Session) trimLocked() {
 	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
 	if s.st.budget.max == 0 || s.aged {
 		return
@@ -204,38 +204,38 @@ func (s *Session) evictOldest(believed time.Time) {
 			break
 		}
 	}
-	s.trim()
+	s.trimLocked()
 }
 
-// wakeSender has the session send what it can, unless it is about to be asked anyway.
-func (s *Session) wakeSender() {
+// wakeSenderLocked has the session send what it can, unless it is about to be asked anyway.
+func (s *Session) wakeSenderLocked() {
 	if a := s.sender; a != nil && !a.woken {
 		a.woken = true
 		a.link.ready(&a.task)
 	}
 }
 
-// free takes note that the hub has everything up to a number, which is not below
+// freeLocked takes note that the hub has everything up to a number, which is not below
 // acked.
-func (s *Session) free(now time.Time, upTo uint64) {
+func (s *Session) freeLocked(now time.Time, upTo uint64) {
 	if upTo > s.acked {
 		events, bytes := s.log.tally(s.acked, upTo)
 		s.pendingEvents -= events
 		s.pendingBytes -= bytes
 		s.acked = upTo
-		s.trim()
+		s.trimLocked()
 		s.changed.Broadcast()
 		if s.hasEnded && s.acked == s.log.head {
 			at := now.Add(endedTTL)
 			s.overAt = &at
-			s.st.forgetLater(s)
+			s.st.forgetLaterLocked(s)
 		}
 	}
 }
 
-// moveBack makes everything after a number pending again, because the hub has
+// moveBackLocked makes everything after a number pending again, because the hub has
 // lost it. What the log no longer holds, is declared (rule 6).
-func (s *Session) moveBack(to uint64) {
+func (s *Session) moveBackLocked(to uint64) {
 	if first := s.log.first(); first > to+1 {
 		s.lost += min(first-1, s.acked) - to
 		s.log.declare(to, ReasonEvicted)
@@ -246,8 +246,8 @@ func (s *Session) moveBack(to uint64) {
 	s.acked, s.overAt = to, nil
 }
 
-// drop gives up everything the session holds.
-func (s *Session) drop() {
+// dropLocked gives up everything the session holds.
+func (s *Session) dropLocked() {
 	s.st.budget.release(s.log.bytes)
 	s.life, s.stopped = &emptyLife, nil
 	if s.aged {
@@ -315,11 +315,11 @@ type life struct {
 // progress; all else that changes one is about an event that was published before.
 var emptyLife life
 
-func (s *Session) noteProgress(viewerID string, seq uint64) {
+func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
 	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
 		return
 	}
-	s.ownLife()
+	s.ownLifeLocked()
 	if s.progress == nil {
 		s.progress = make(map[string]uint64)
 	}

@@ -49,7 +49,7 @@ func (w *simWorld) publishAll() {
 	defer func() { w.plain = plain }()
 	for _, a := range w.agents {
 		for _, id := range a.ids {
-			if s := a.st.sessions[id]; s != nil && s.publishError() == nil {
+			if s := a.st.sessions[id]; s != nil && publishError(s) == nil {
 				w.publish(a, id, 1)
 				w.spoke[s] = s.acked < s.log.head // not if another session fills the budget
 			}
@@ -159,10 +159,17 @@ func (w *simWorld) retryBlocked() {
 	}
 }
 
+// publishError says why nothing can be published in a session, if nothing can.
+func publishError(s *Session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.publishErrorLocked()
+}
+
 // room reports whether a blocked publisher need not wait.
 func (w *simWorld) room(b *blocked) bool {
 	s, cfg, size := b.s, &b.a.st.cfg, b.d.size()
-	if s.publishError() != nil {
+	if publishError(s) != nil {
 		return true
 	}
 	return s.pendingEvents < cfg.MaxPendingEvents && s.pendingBytes+size <= cfg.MaxPendingBytes && s.st.budget.fits(size, 0)

@@ -497,7 +497,9 @@ func poisoned(data string) bool { return data[len(data)-2] == '!' }
 func (w *simWorld) offer(b *blocked) bool {
 	b.freed = b.s.st.budget.wait()
 	b.s.st.budget.makeRoom(b.d.size())
-	seq, err := b.s.offer(&b.d)
+	b.s.mu.Lock()
+	seq, err := b.s.offerLocked(&b.d)
+	b.s.mu.Unlock()
 	b.wait = b.s.changed.Wait()
 	switch {
 	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:

@@ -152,8 +152,8 @@ func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (ui
 	}
 }
 
-// forgetLater notes a session whose end was acknowledged, unless it is noted.
-func (st *Streamer) forgetLater(s *Session) {
+// forgetLaterLocked notes a session whose end was acknowledged, unless it is noted.
+func (st *Streamer) forgetLaterLocked(s *Session) {
 	if s.inEnded {
 		return
 	}
@@ -182,7 +182,7 @@ func (st *Streamer) expire(now time.Time) {
 		st.remove(s, func() bool {
 			s.inEnded = false
 			if s.overAt != nil && s.overAt.After(now) { // its end was acknowledged once more
-				st.forgetLater(s)
+				st.forgetLaterLocked(s)
 			}
 			return !s.inEnded && s.overAt != nil
 		})
@@ -199,7 +199,7 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 		return
 	}
 	delete(st.sessions, s.id)
-	s.drop()
+	s.dropLocked()
 	s.gone = true
 }
 
@@ -241,7 +241,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	fresh, ok := st.epochs.Past(now, known)
 	if ok {
-		s.drop()
+		s.dropLocked()
 		s.epoch = fresh
 	}
 	s.mu.Unlock()

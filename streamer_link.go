@@ -140,7 +140,7 @@ func (al *streamerLink) announceUnacked() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if a.unacked = s.sender == a && s.acked < s.log.head && s.stopped == nil; a.unacked {
-			a.announce()
+			a.announceLocked()
 		}
 		return !a.unacked
 	})
@@ -225,7 +225,7 @@ func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	for _, s := range sessions {
 		if a := al.attach(s); a != nil {
 			s.mu.Lock()
-			a.announce()
+			a.announceLocked()
 			s.mu.Unlock()
 		}
 	}
@@ -246,7 +246,7 @@ func (al *streamerLink) attach(s *Session) *sender {
 	a := &sender{s: s, link: al, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
 	a.task.Source = a.next
 	s.sender = a
-	s.wakeSender()
+	s.wakeSenderLocked()
 	return a
 }
 
@@ -263,10 +263,10 @@ func (al *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 		al.st.stalePayloads.Add(1)
 		return nil
 	case p.ViewerID != "":
-		s.noteProgress(p.ViewerID, p.UpToSeq)
+		s.noteProgressLocked(p.ViewerID, p.UpToSeq)
 		return nil
 	}
-	return a.applyAck(now, p)
+	return a.applyAckLocked(now, p)
 }
 
 // refused deals with an error payload (rule 11). One about a frame needs nothing: what
@@ -299,7 +299,7 @@ func (s *Session) refused(now time.Time, al *streamerLink, p *ErrorPayload) {
 		s.st.stalePayloads.Add(1)
 		return
 	}
-	a.refused(now, p)
+	a.refusedLocked(now, p)
 }
 
 // refusesEvent reports whether an error is about one event of its session.
@@ -316,7 +316,7 @@ func (al *streamerLink) recheckData() {
 	for _, s := range al.st.all() {
 		s.mu.Lock()
 		if a := s.sender; a != nil && a.link == al {
-			a.recheckData()
+			a.recheckDataLocked()
 		}
 		s.mu.Unlock()
 	}

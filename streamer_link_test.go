@@ -572,7 +572,9 @@ func TestStreamerWindowGap(t *testing.T) {
 		publishN(t, st, "s", 41)
 		s := st.lookup("s")
 		for seq := uint64(13); seq <= 50; seq++ {
-			s.lose(seq, ReasonDropped)
+			s.mu.Lock()
+			s.loseLocked(seq, ReasonDropped)
+			s.mu.Unlock()
 		}
 		hub = playHubWindow(t, st, 4)
 		hub.wantStatus("s")

@@ -25,7 +25,7 @@ func (r *replayAnswer) next(time.Time) Payload {
 	p := s.log.read(r.span(s.st.sizes.page))
 	done := r.advance(p.last, len(p.slots), p.bytes)
 	if done {
-		r.a.drop(r)
+		r.a.dropLocked(r)
 	}
 	b := newReplayBatch()
 	b.ReplayBatchPayload = ReplayBatchPayload{
@@ -50,7 +50,7 @@ func (al *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 		al.st.stalePayloads.Add(1)
 		return nil
 	}
-	if err := a.replay(p); err != nil {
+	if err := a.replayLocked(p); err != nil {
 		return about(p, err)
 	}
 	return nil
@@ -62,7 +62,7 @@ func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 	return err
 }
 
-func (a *sender) replay(p *ReplayRequestPayload) *ProtocolError {
+func (a *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	s := a.s
 	switch {
 	case p.Epoch != "" && p.Epoch != s.epoch:
@@ -73,7 +73,7 @@ func (a *sender) replay(p *ReplayRequestPayload) *ProtocolError {
 		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
 		err.Epoch, err.Seq = s.epoch, s.log.head
 		return err
-	case a.repeats(p):
+	case a.repeatsLocked(p):
 		return nil
 	}
 	if n := len(a.replays); n >= s.st.cfg.MaxReplays {
@@ -88,23 +88,23 @@ func (a *sender) replay(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// repeats reports whether a request is being answered already. If not, it replaces the
+// repeatsLocked reports whether a request is being answered already. If not, it replaces the
 // one that its viewer has open: the viewer has moved on.
-func (a *sender) repeats(p *ReplayRequestPayload) bool {
+func (a *sender) repeatsLocked(p *ReplayRequestPayload) bool {
 	for _, r := range a.replays {
 		if r.req.RequestID == p.RequestID {
 			return true
 		}
 		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID {
-			a.drop(r)
+			a.dropLocked(r)
 			return false
 		}
 	}
 	return false
 }
 
-// drop ends a replay.
-func (a *sender) drop(r *replayAnswer) {
+// dropLocked ends a replay.
+func (a *sender) dropLocked(r *replayAnswer) {
 	r.done = true
 	a.link.forget(&r.task)
 	i := slices.Index(a.replays, r)

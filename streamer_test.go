@@ -1459,7 +1459,7 @@ func TestStreamerLastNumber(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.ownLife()
+	s.ownLifeLocked()
 	s.log = log{head: MaxSeq - 1}
 	s.acked = MaxSeq - 1
 	s.mu.Unlock()
@@ -1508,7 +1508,9 @@ func TestPublishAllocs(t *testing.T) {
 					t.Fatal(err)
 				}
 				if cfg.Overflow == Reject { // as an ack does
-					s.free(time.Time{}, s.log.head)
+					s.mu.Lock()
+					s.freeLocked(time.Time{}, s.log.head)
+					s.mu.Unlock()
 				}
 			}
 			for range 2000 {

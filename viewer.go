@@ -81,7 +81,7 @@ func (v *Viewer) Watch(sessionID string, after Position) error {
 	w := &watch{id: sessionID, epoch: after.Epoch, received: after.Seq, handled: after, fresh: after.Epoch == ""}
 	v.watches[sessionID] = w
 	if v.link != nil {
-		v.link.attach(w)
+		v.link.attachLocked(w)
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (v *Viewer) Unwatch(sessionID string) {
 		return
 	}
 	delete(v.watches, sessionID)
-	v.detachWatch(w)
+	v.detachWatchLocked(w)
 	kept := v.queue[:0]
 	for _, q := range v.queue {
 		if q.w == w {
@@ -110,12 +110,12 @@ func (v *Viewer) Unwatch(sessionID string) {
 	v.room.Broadcast()
 }
 
-// detachWatch takes a watch off the link and tells the hub.
-func (v *Viewer) detachWatch(w *watch) {
+// detachWatchLocked takes a watch off the link and tells the hub.
+func (v *Viewer) detachWatchLocked(w *watch) {
 	if a := w.subscription; a != nil {
 		w.subscription = nil
 		a.vl.forget(&a.task)
-		a.vl.stop(w.id)
+		a.vl.stopLocked(w.id)
 	}
 }
 
@@ -237,7 +237,7 @@ func (v *Viewer) Stats() ViewerStats {
 	}
 }
 
-func (v *Viewer) push(q *queued) {
+func (v *Viewer) pushLocked(q *queued) {
 	v.queue = append(v.queue, q)
 	v.bytes += q.size
 	v.more.Broadcast()

@@ -64,41 +64,41 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	if vl.v.link != vl {
-		return vl.gone()
+		return vl.goneLocked()
 	}
 	switch p := p.(type) {
 	case *WelcomePayload:
-		return asError(vl.welcome(now, p))
+		return asError(vl.welcomeLocked(now, p))
 	case *StatusPayload:
-		if vl.heard(now, p.Link, p.ViewerID) {
-			return vl.status(ctx, now, p)
+		if vl.heardLocked(now, p.Link, p.ViewerID) {
+			return vl.statusLocked(ctx, now, p)
 		}
 	case *eventBatch:
-		if vl.heard(now, p.Link, p.ViewerID) {
+		if vl.heardLocked(now, p.Link, p.ViewerID) {
 			events, gaps := p.copies()
-			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
+			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *replayBatch:
-		if vl.heard(now, vl.id, p.ViewerID) {
+		if vl.heardLocked(now, vl.id, p.ViewerID) {
 			events, gaps := p.copies()
-			return vl.batch(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
+			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *ErrorPayload:
-		return vl.refused(ctx, now, p)
+		return vl.refusedLocked(ctx, now, p)
 	default:
 		return &ProtocolError{Code: codeUnexpected, Message: "a viewer takes no " + p.payloadType()}
 	}
 	return nil
 }
 
-// gone says why the link is no longer the Viewer's.
-func (vl *viewerLink) gone() error {
+// goneLocked says why the link is no longer the Viewer's.
+func (vl *viewerLink) goneLocked() error {
 	return cmp.Or(vl.failure(), ErrSuperseded)
 }
 
-// heard takes note of a frame and reports whether it is one of this link and for
+// heardLocked takes note of a frame and reports whether it is one of this link and for
 // this viewer.
-func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
+func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
 	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
 		vl.v.stalePayloads.Add(1)
 		return false
@@ -107,8 +107,8 @@ func (vl *viewerLink) heard(now time.Time, link, viewerID string) bool {
 	return true
 }
 
-// welcome opens the link: every watch is asked for, from what was received.
-func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
+// welcomeLocked opens the link: every watch is asked for, from what was received.
+func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
@@ -124,13 +124,13 @@ func (vl *viewerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	vl.id, vl.viewerID = p.Link, p.ViewerID
 	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
 	for _, w := range vl.v.sorted() {
-		vl.attach(w)
+		vl.attachLocked(w)
 	}
 	return nil
 }
 
-// attach asks for a watch on this link, once it is welcomed.
-func (vl *viewerLink) attach(w *watch) {
+// attachLocked asks for a watch on this link, once it is welcomed.
+func (vl *viewerLink) attachLocked(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
@@ -140,24 +140,24 @@ func (vl *viewerLink) attach(w *watch) {
 	vl.ready(&a.task)
 }
 
-func (vl *viewerLink) stop(sessionID string) {
+func (vl *viewerLink) stopLocked(sessionID string) {
 	vl.reply(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
 }
 
-// find returns the watch of a session, and tells the hub if there is none.
-func (vl *viewerLink) find(sessionID string) *watch {
+// findLocked returns the watch of a session, and tells the hub if there is none.
+func (vl *viewerLink) findLocked(sessionID string) *watch {
 	w := vl.v.watches[sessionID]
 	if w == nil || w.subscription == nil || w.subscription.vl != vl {
 		vl.v.stalePayloads.Add(1)
-		vl.stop(sessionID)
+		vl.stopLocked(sessionID)
 		return nil
 	}
 	return w
 }
 
-// batch receives events and gaps (rule 14).
-func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string, first, last uint64, events []Event, gaps []Gap) error {
-	w := vl.find(id)
+// batchLocked receives events and gaps (rule 14).
+func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch string, first, last uint64, events []Event, gaps []Gap) error {
+	w := vl.findLocked(id)
 	if w == nil {
 		return nil
 	}
@@ -170,29 +170,29 @@ func (vl *viewerLink) batch(ctx context.Context, now time.Time, id, epoch string
 	case last <= w.received:
 		return nil
 	case first > w.received+1:
-		w.subscription.again()
+		w.subscription.againLocked()
 		return nil
 	}
-	w.subscription.progress()
+	w.subscription.progressLocked()
 	for _, it := range interleave(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
 		if it.Gap != nil && it.Gap.From <= w.received { // known in part
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
-		if ok, err := vl.put(ctx, w, it); !ok {
+		if ok, err := vl.putLocked(ctx, w, it); !ok {
 			return err
 		}
 		w.received = it.seq
 		if it.Event != nil && it.Event.End {
-			return vl.end(ctx, w)
+			return vl.endLocked(ctx, w)
 		}
 	}
 	return nil
 }
 
-// put queues an item when there is room. It reports false if the wait for it was
+// putLocked queues an item when there is room. It reports false if the wait for it was
 // ended, with ctx's cause or because the link or the watch is over: what was not
 // put comes again. The lock is free while it waits.
-func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) {
+func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, error) {
 	v := vl.v
 	size := itemBytes
 	if it.Event != nil {
@@ -215,59 +215,59 @@ func (vl *viewerLink) put(ctx context.Context, w *watch, it Item) (bool, error) 
 		case v.closed:
 			return false, ErrClosed
 		case v.link != vl:
-			return false, vl.gone()
+			return false, vl.goneLocked()
 		case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
 			return false, nil
 		case ended && len(v.queue) > 0:
 			return false, context.Cause(ctx)
 		}
 	}
-	v.push(&queued{w: w, item: it, size: size})
+	v.pushLocked(&queued{w: w, item: it, size: size})
 	w.fresh = false
 	return true, nil
 }
 
-// end closes a watch whose last number was received (rule 16).
-func (vl *viewerLink) end(ctx context.Context, w *watch) error {
-	ok, err := vl.put(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
+// endLocked closes a watch whose last number was received (rule 16).
+func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
+	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
 	if ok {
 		w.ended = true
-		vl.v.detachWatch(w)
+		vl.v.detachWatchLocked(w)
 	}
 	return err
 }
 
-// status says where the watched sessions stand at the hub (rules 13 to 16).
-func (vl *viewerLink) status(ctx context.Context, now time.Time, p *StatusPayload) error {
+// statusLocked says where the watched sessions stand at the hub (rules 13 to 16).
+func (vl *viewerLink) statusLocked(ctx context.Context, now time.Time, p *StatusPayload) error {
 	for _, s := range p.Sessions {
-		w := vl.find(s.SessionID)
+		w := vl.findLocked(s.SessionID)
 		if w == nil {
 			continue
 		}
 		w.subscription.heardAt = now
 		w.subscription.timer.stop() // an answer came
-		if err := vl.session(ctx, w, s); err != nil {
+		if err := vl.sessionLocked(ctx, w, s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) error {
+func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStatus) error {
 	switch {
 	case s.Epoch == "": // the hub does not know the session yet
 		return nil
 	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
-		w.subscription.again()
+		w.subscription.againLocked()
 		return nil
 	case s.Epoch > w.epoch && !w.fresh:
 		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
 			w.missed = s.Epoch // its last words may have been lost on the way: ask once
-			w.subscription.again()
+			w.subscription.againLocked()
 			return nil
 		}
 		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
-		if ok, err := vl.put(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
 			return err
 		}
 		w.epoch, w.received = s.Epoch, 0
@@ -275,18 +275,18 @@ func (vl *viewerLink) session(ctx context.Context, w *watch, s SessionStatus) er
 		w.epoch, w.received = s.Epoch, 0
 	}
 	if s.AckSeq > w.received { // sent on this link, and not here
-		w.subscription.again()
+		w.subscription.againLocked()
 		return nil
 	}
 	if s.Ended && s.HeadSeq == w.received && !w.ended {
-		return vl.end(ctx, w)
+		return vl.endLocked(ctx, w)
 	}
 	return nil
 }
 
-// refused deals with an error payload: one about a session ends its watch, unless
+// refusedLocked deals with an error payload: one about a session ends its watch, unless
 // it may be tried again.
-func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayload) error {
+func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *ErrorPayload) error {
 	switch {
 	case p.Code == codeStaleLink:
 		vl.hello.start()
@@ -295,7 +295,7 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !vl.heard(now, vl.id, p.ViewerID), p.SessionID == "":
+	case !vl.heardLocked(now, vl.id, p.ViewerID), p.SessionID == "":
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
@@ -306,8 +306,8 @@ func (vl *viewerLink) refused(ctx context.Context, now time.Time, p *ErrorPayloa
 	w.subscription.heardAt = now
 	if !p.Retryable {
 		w.ended = true
-		vl.v.push(&queued{w: w, err: p.protocolError(), size: itemBytes})
-		vl.v.detachWatch(w)
+		vl.v.pushLocked(&queued{w: w, err: p.protocolError(), size: itemBytes})
+		vl.v.detachWatchLocked(w)
 	}
 	return nil
 }
@@ -323,16 +323,16 @@ type subscription struct {
 	heardAt time.Time
 }
 
-// again asks once more from what was received, unless an answer is awaited.
-func (a *subscription) again() {
+// againLocked asks once more from what was received, unless an answer is awaited.
+func (a *subscription) againLocked() {
 	if !a.timer.running() {
 		a.want = true
 		a.vl.ready(&a.task)
 	}
 }
 
-// progress takes note that what was asked for comes.
-func (a *subscription) progress() { a.timer.reset() }
+// progressLocked takes note that what was asked for comes.
+func (a *subscription) progressLocked() { a.timer.reset() }
 
 // next asks: when something is missing, when no answer came, or when nothing was
 // heard of the session for two periods (rules 13 and 14).
