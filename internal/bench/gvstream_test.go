@@ -129,6 +129,7 @@ type pair struct {
 	up   *gvstream.Link // the agent's
 	hub  *gvstream.Hub
 	down *gvstream.Link // the hub's
+	buf  []byte         // a frame on its way
 }
 
 func newPair(tb testing.TB) *pair {
@@ -141,18 +142,18 @@ func newPair(tb testing.TB) *pair {
 	return p
 }
 
-// pump carries payloads both ways until neither side has one.
+// pump carries frames both ways until neither side has one.
 func (p *pair) pump() {
 	for p.carry(p.up, p.down) || p.carry(p.down, p.up) {
 	}
 }
 
 func (p *pair) carry(from, to *gvstream.Link) bool {
-	pl := ready(p.tb, from)
-	if pl != nil {
-		must(p.tb, to.Handle(gone, pl))
+	p.buf = readyFrame(p.tb, from, p.buf[:0])
+	if len(p.buf) > 0 {
+		must(p.tb, to.HandleFrame(gone, p.buf))
 	}
-	return pl != nil
+	return len(p.buf) > 0
 }
 
 // watch makes a viewer's link with a cursor on the session.
