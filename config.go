@@ -6,6 +6,15 @@ import (
 	"time"
 )
 
+// This file is all that a caller may set: limits, policies and callbacks. Each constructor
+// copies its config with the defaults filled in, and nothing changes it afterwards, so it is
+// read without a lock. In the copy zero means none, since withDefaults has replaced both the
+// zero that stands for the default and the negative that stands for none. The exception is
+// MaxTotalBytes, where zero means no limit.
+//
+// By default, events of up to 1 KiB reach a limit of events before one of bytes, which is
+// there for larger ones.
+
 // A StreamerConfig holds the limits of a Streamer. A nil config is all defaults.
 type StreamerConfig struct {
 	// Overflow is what Publish does when pending is full. If zero, Block.
@@ -23,33 +32,36 @@ type StreamerConfig struct {
 	// replay, pending ones included. If zero, 1,000. If negative, none but the
 	// pending ones.
 	ReplayEvents int
-	// ReplayBytes is the bytes of the JSON of the events kept for replay, a
-	// session. If zero, 8 MiB. If negative, none but the pending ones.
+	// ReplayBytes is the bytes of the JSON of the events that a session keeps for
+	// replay, pending ones included. If zero, 8 MiB. If negative, none but the
+	// pending ones.
 	ReplayBytes int
 	// MaxEventBytes is the bytes of an event's JSON, base64 included. If zero,
-	// 1 MiB. If negative, none. It can't exceed MaxPendingBytes or
-	// MaxTotalBytes; a transport has limits of its own, Lines 2 MiB a payload.
+	// 1 MiB. If negative, none. Where it exceeds MaxPendingBytes or MaxTotalBytes,
+	// it is lowered to that: a larger event would never fit. A transport has
+	// limits of its own; Lines takes 2 MiB a payload.
 	MaxEventBytes int
 	// MaxTotalBytes is the bytes of events' JSON of all sessions together. Over
 	// it, acknowledged events of any session, oldest first, are evicted before
-	// Overflow applies. DropOldest drops events of its own session only, and
-	// returns ErrPendingFull where that is not enough. If zero or negative, there
-	// is no such limit.
+	// Overflow applies. DropOldest drops events of its own session only; where
+	// that is not enough, Publish returns ErrPendingFull. If zero or negative,
+	// there is no such limit.
 	MaxTotalBytes int
 	// MaxReplays is the number of replay requests a session answers at a time.
 	// If zero, 8. If negative, none.
 	MaxReplays int
 	// TrustData spares Publish the check of Data, which then has to be one JSON
 	// value in UTF-8 without white space between its tokens, such as
-	// json.Marshal makes. Never set it for data that others control: Data that
-	// is no JSON value may be read as other fields of its batch, but of no other
-	// payload, since Publish refuses a newline all the same. What the hub can't
-	// read it refuses, whereupon the agent checks what it has sent and turns the
-	// events that are wrong into gaps with ReasonRejected; no other event is
-	// harmed (rule 11). If false, Publish refuses them.
+	// json.Marshal makes. Never set it for data that others control: Data that is
+	// not a JSON value may be read as other fields of its batch, though not of
+	// another payload, since Publish refuses a newline all the same. The hub
+	// refuses what it can't read. Then the agent checks what it has sent and turns
+	// the events that are wrong into gaps with ReasonRejected; no other event is
+	// harmed (rule 11). If false, Publish refuses such Data.
 	TrustData bool
 }
 
+// withDefaults returns a copy with the defaults filled in; c may be nil.
 func (c *StreamerConfig) withDefaults() StreamerConfig {
 	var d StreamerConfig
 	if c != nil {
@@ -73,49 +85,51 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 type Overflow int
 
 const (
-	// Block waits until the hub's acks make room, ctx ends or the Streamer is
-	// closed. It is the default.
+	// Block makes Publish wait until the hub's acks make room, ctx ends or the
+	// Streamer is closed. It is the default. Without a connection, no acks come.
 	Block Overflow = iota
-	// Reject returns ErrPendingFull and uses no number.
+	// Reject makes Publish return ErrPendingFull, and uses no number.
 	Reject
-	// DropOldest turns the oldest pending events into a declared gap.
+	// DropOldest turns the oldest pending events into a gap with ReasonDropped.
+	// Publish does not wait.
 	DropOldest
 )
 
 // A HubConfig holds the callbacks and limits of a Hub. A nil config is all
-// defaults. Callbacks are called without locks and may call anything back; they
-// must return when ctx ends. Several may run at once, but for one session only one
-// of Resume and Commit at a time.
+// defaults. Callbacks are called with no lock held and may call any method of the
+// package; they must return when ctx ends. Several may run at once, but for one
+// session only one call of Resume or Commit at a time.
 type HubConfig struct {
 	// Authorize says whether a viewer may watch a session, on every watch and
-	// each time one resumes; an error refuses it. It is asked whether or not the
+	// each time one resumes; an error refuses it. It is called whether or not the
 	// session exists, and the viewer can't tell the difference. If nil, every
 	// viewer may watch every session (rule 13).
 	Authorize func(ctx context.Context, viewerID, sessionID string) error
-	// Commit stores events and gaps, in order, before they count as accepted,
-	// are acknowledged or seen by a viewer. The agent waits meanwhile, nobody
-	// else. An error accepts none of them and ends the agent's link; its
-	// reconnect is the retry. So the same items may come again: store, in one
-	// transaction, only what is above the last number stored in that epoch, of
-	// a gap too. A *ProtocolError with Code "event_rejected" and Seq instead
-	// refuses that one event for good. The items and their bytes are Commit's to
-	// keep. The agent hears nothing while it waits, and takes a hub that is silent
-	// for 45 s for gone: a slower store never gets past its first batch. If nil,
-	// accepted events live in the hub's memory only (rule 8).
+	// Commit stores events and gaps, in order, before they count as accepted, are
+	// acknowledged or reach a viewer. Only their agent waits for it. If it returns
+	// an error, none of them is accepted and the agent's link ends; the agent's
+	// reconnect is the retry. So the same items may come again: in one
+	// transaction, store only what is above the last number stored in that epoch,
+	// where a gap counts up to its last number. A *ProtocolError with Code
+	// "event_rejected" and Seq instead refuses that one event for good. The items
+	// and their bytes are Commit's to keep. While it runs, the agent hears
+	// nothing, and after 45 s of silence it takes the hub for gone, connects again
+	// and sends the same batch: a store that needs longer never gets past it. If
+	// nil, accepted events live in the hub's memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
-	// Resume says up to which number the caller's store holds a session that the
-	// hub does not know in that epoch: 0 if none. An error is answered to the
-	// agent as retryable. If nil, the hub believes the agent's own count of what
-	// was acknowledged (rule 5).
+	// Resume returns the last number of a session that the caller's store holds
+	// in an epoch that the hub does not know: 0 if none. If it returns an error,
+	// the agent is refused for now and tries again on its timer. If nil, the hub
+	// believes the agent's own count of what was acknowledged (rule 5).
 	Resume func(ctx context.Context, sessionID, epoch string) (uint64, error)
 	// Claim says whether an agent may take over a session that belongs to
-	// another agent. That one goes on meanwhile. If nil, none may (rule 4).
+	// another agent, which keeps it while Claim runs. If nil, none may (rule 4).
 	Claim func(ctx context.Context, agentID, sessionID, ownerID string) bool
 
 	// LogEvents is how many of the most recent events of a session the hub
 	// keeps for its viewers. If zero, 1,000. If negative, none.
 	LogEvents int
-	// LogBytes is the bytes of their JSON, a session. If zero, 8 MiB. If
+	// LogBytes is the bytes of those events' JSON, a session. If zero, 8 MiB. If
 	// negative, none.
 	LogBytes int
 	// MaxEventBytes is the bytes of an event's JSON; a larger one is refused and
@@ -132,10 +146,10 @@ type HubConfig struct {
 	// zero, 100. If negative, none.
 	MaxWatches int
 	// MaxReplays is the number of replay requests to an agent that are open at a
-	// time for one session; more wait in turn. If zero, 8. If negative, none.
+	// time for one session; more wait their turn. If zero, 8. If negative, none.
 	MaxReplays int
-	// MaxViewerReplays is the same for one viewer's link. If zero, 4. If
-	// negative, none.
+	// MaxViewerReplays is the number that are open for one viewer's link. If
+	// zero, 4. If negative, none.
 	MaxViewerReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
 	// session. If zero, 1,024. If negative, none.
@@ -150,6 +164,7 @@ type HubConfig struct {
 	ReplayWait time.Duration
 }
 
+// withDefaults returns a copy with the defaults filled in; c may be nil.
 func (c *HubConfig) withDefaults() HubConfig {
 	var d HubConfig
 	if c != nil {
@@ -163,7 +178,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
-	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // what everybody can read
+	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
 	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)
 	d.ReplayWait = defaultTo(d.ReplayWait, 10*time.Second)
 	return d
@@ -171,17 +186,19 @@ func (c *HubConfig) withDefaults() HubConfig {
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
 type ViewerConfig struct {
-	// BufferItems is the number of items that wait for Items; when it is
-	// reached, the link waits. If zero, 256. If negative, one.
+	// BufferItems is the number of items that wait to be read from Items; when it
+	// is reached, the viewer takes nothing more from its link. If zero, 256. If
+	// negative, one.
 	BufferItems int
-	// BufferBytes is the bytes of their events' data; one larger item is taken
-	// alone. If zero, 1 MiB. If negative, one item.
+	// BufferBytes is the bytes of those items' data; an item that is larger by
+	// itself is taken alone. If zero, 1 MiB. If negative, one item.
 	BufferBytes int
 	// MaxWatches is the number of sessions watched at a time. If zero, 100. If
 	// negative, none.
 	MaxWatches int
 }
 
+// withDefaults returns a copy with the defaults filled in; c may be nil.
 func (c *ViewerConfig) withDefaults() ViewerConfig {
 	var d ViewerConfig
 	if c != nil {
@@ -193,7 +210,7 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	return d
 }
 
-// defaultTo returns v, or what stands for zero.
+// defaultTo returns v; for 0, the value that zero stands for; and 0 if v is negative.
 func defaultTo[T int | time.Duration](v, zero T) T {
 	if v == 0 {
 		return zero

@@ -2,30 +2,38 @@ package gvstream
 
 import "time"
 
-// A retry is one such timer. It is a value without a lock or a clock: its owner's lock
-// protects it, and the time is passed in. The zero retry does not run, and waits for
-// timerFirst when it is started.
+// A retry is "the timer" of PROTOCOL.md: how long to wait for an answer before the same is
+// said again. Each thing that waits has one of its own: a handshake, a session at the agent,
+// a viewer's watch, a cursor's replay request. It is a value without a lock or a clock: its
+// owner's lock protects it, and the time is passed in. It sets nothing off by itself: the
+// owner schedules its task for at, and asks expired then.
+//
+//	state     at       the next start waits
+//	idle      zero     timerFirst: the zero retry, and any after reset
+//	running   set      as before, if nothing comes between
+//	expired   is past  again makes it run twice as long
+//	stopped   zero     as long as before, or twice that after backOff
 type retry struct {
 	wait time.Duration // how long it waits when it is started next; zero: timerFirst
 	at   time.Time     // when it expires; zero: it does not run
 }
 
-// start has it expire after its wait. One that runs begins anew.
+// start makes it expire after its wait. One that runs begins anew.
 func (r *retry) start(now time.Time) { r.startIn(now, max(r.wait, timerFirst)) }
 
-// startIn has it expire after d, this once.
+// startIn makes it expire after d, this once: the wait stays what it is.
 func (r *retry) startIn(now time.Time, d time.Duration) { r.at = now.Add(d) }
 
-// again has it wait twice as long from now on, and starts it.
+// again starts it with twice the wait. Its owner calls it when it says the same again.
 func (r *retry) again(now time.Time) {
 	r.backOff()
 	r.start(now)
 }
 
-// backOff has it wait twice as long when it is started next.
+// backOff doubles the wait of the next start, up to timerMax.
 func (r *retry) backOff() { r.wait = min(2*max(r.wait, timerFirst), timerMax) }
 
-// stop ends it, and it still waits as long when it is started next.
+// stop ends it without progress: its wait stays as long as it has become.
 func (r *retry) stop() { r.at = time.Time{} }
 
 // reset ends it after progress: it waits for timerFirst when it is started next.

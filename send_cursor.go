@@ -2,41 +2,57 @@ package gvstream
 
 import "time"
 
-// A sendCursor is where a sender stands with one session on one link: what it has sent
-// and may send of the session's log, and when it has to send again or to announce the
-// session again, which has the receiver say where it stands (rules 5 to 7, 9 and 11). It
-// is a value without a lock or a clock: its owner's lock protects it, and the time is
-// passed in, as are the numbers that outlast the link: acked, up to which everything is
+// A sendCursor is where an agent stands with one session on one link: what it has sent and
+// may send of the session's log, and when it has to send again or to announce the session
+// again, which makes the hub say where it stands (rules 5 to 7, 9 and 11). It is a value
+// without a lock or a clock: its sender's session's lock protects it, and the time is passed
+// in, as are the numbers that outlast the link: acked, up to which everything is
 // acknowledged, head, the last one in use, and maxSent, the highest ever sent (mark A of
 // rule 6).
+//
+//	state         batches   is entered                           the next ack
+//	awaiting      no        on a new link                        opens, and sends from there
+//	implicitOpen  yes       on a new link, if maxSent is 0       opens, and repeats nothing yet
+//	opened        yes       by the first ack                     frees, if it is not old
+//	rewind        no        by unknown_session, or a retryable   opens, and sends from there
+//	                        error
+//
+// Awaiting is none of the three fields. The timer brings the cursor out of a state in which
+// nothing is heard: where batches may go out it sends again, and elsewhere it announces.
 type sendCursor struct {
-	window uint64 // how far beyond acked events may go
+	window uint64 // how far beyond acked events may go; gaps may go further
 
 	// At most one of these holds. While none does, the first ack is awaited.
-	opened       bool // the receiver said on this link where it stands
+	opened       bool // the hub said on this link where it stands
 	implicitOpen bool // nothing was ever sent before this link: the first batch opens it
-	rewind       bool // the receiver lost its place: the next ack counts as a first one
+	rewind       bool // the hub lost its place: the next ack counts as a first one
 
-	firstAck      uint64 // the ack that opened it
+	// sent is at most maxSentOnLink, or an ack that was beyond that. It goes back, the mark
+	// does not: the hub may acknowledge whatever it was ever sent.
+	firstAck      uint64 // the ack that opened it; below it, acks on this link are old
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
 	timer   retry     // runs while something sent is not acknowledged, or a first ack awaited
-	expired bool      // it expired, and there was no progress since
-	silent  bool      // nor was anything heard of the session
+	expired bool      // the timer expired, and there was no progress since
+	silent  bool      // nor was anything heard about the session
 	resume  time.Time // a retryable error: not to be announced before; zero: no wait
 
 	nacked   uint64    // the number last gone back to
 	nackedAt time.Time // when that was; zero: never
 }
 
-// maySend reports whether batches may go out: before the first ack only a pioneer's.
+// maySend reports whether batches may go out. Before the first ack they may only for a
+// session of which the hub can know nothing: for others, it says by that ack where to begin.
 func (c *sendCursor) maySend() bool { return c.opened || c.implicitOpen }
 
-// eventsUntil is the last number under which an event may go out.
+// eventsUntil is the last number under which an event may go out. Gaps may cross it: they
+// cost the hub nothing to hold (rule 7).
 func (c *sendCursor) eventsUntil(acked uint64) uint64 { return acked + c.window }
 
-// advance notes that everything up to last was sent.
+// advance notes that everything up to last was sent. The timer runs from the first batch
+// that is outstanding: later ones do not put it off, or steady publishing would keep it from
+// ever noticing that nothing is acknowledged.
 func (c *sendCursor) advance(now time.Time, last, acked uint64) {
 	if c.maxSentOnLink <= acked { // nothing was outstanding
 		c.restart()
@@ -48,7 +64,7 @@ func (c *sendCursor) advance(now time.Time, last, acked uint64) {
 	}
 }
 
-// restart has the timer begin anew, after progress.
+// restart ends the timer after progress: its next run begins with the first wait.
 func (c *sendCursor) restart() {
 	c.timer.reset()
 	c.expired = false
@@ -59,11 +75,13 @@ type ackVerdict uint8
 
 const (
 	ackTaken  ackVerdict = iota // acked is to be its number, which may be lower
-	ackStale                    // later news came before it
-	ackBeyond                   // it is beyond the limit
+	ackStale                    // it is older than one that was taken: changes nothing
+	ackBeyond                   // it is beyond the limit: the link has to fail
 )
 
-// limit is the highest ack that is believed.
+// limit is the highest ack that is believed (rule 6). A first ack may be about anything that
+// was ever sent, on whatever link. Later ones continue from it, and can add only what was
+// sent on this link.
 func (c *sendCursor) limit(maxSent uint64) uint64 {
 	if c.opened {
 		return max(c.firstAck, c.maxSentOnLink)
@@ -72,7 +90,9 @@ func (c *sendCursor) limit(maxSent uint64) uint64 {
 }
 
 // ack takes an ack of everything up to a number, unless it is stale or beyond the limit.
-// A nack says that what comes next is missing.
+// A nack says that what comes next is missing. Only progress gives the timer its first wait
+// again: the hub acks each status, too, and an ack that repeats a number must not put off
+// sending again. To a session that has sent nothing on this link, the first ack is progress.
 func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent uint64) ackVerdict {
 	switch {
 	case upTo > c.limit(maxSent):
@@ -98,39 +118,43 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 	return ackTaken
 }
 
-// open takes the first ack. What a pioneer sent before it is not sent again yet (rule 9).
+// open takes the first ack. It says where to go on from, except to a session that has opened
+// itself: what that has sent may still be on its way, and is not sent again yet (rule 9).
 func (c *sendCursor) open(upTo uint64) {
 	if c.rewind || c.maxSentOnLink == 0 {
 		c.sent = upTo
 	}
 	c.opened, c.implicitOpen, c.rewind, c.firstAck = true, false, false, upTo
-	c.resume = time.Time{} // the receiver has room again
+	c.resume = time.Time{} // the hub has room again
 }
 
-// goBack sends again from behind a number, and for the same number once more only after
-// nackEvery.
+// goBack sends again what comes after a number, and for the same number once more only after
+// nackEvery: batches that were on their way may bring more nacks about the same hole, and to
+// send it once is enough to mend it.
 func (c *sendCursor) goBack(now time.Time, seq uint64) {
 	if c.nackedAt.IsZero() || c.nacked != seq || now.Sub(c.nackedAt) >= nackEvery {
 		c.nacked, c.nackedAt, c.sent = seq, now, seq
 	}
 }
 
-// resend sends again everything that is not acknowledged.
+// resend goes back to what is acknowledged, so that all that comes after it is sent again.
 func (c *sendCursor) resend(acked uint64) { c.sent = min(c.sent, acked) }
 
-// heard notes that the receiver said something about the session.
+// heard notes that the hub said something about the session: it is not gone.
 func (c *sendCursor) heard() { c.silent = false }
 
-// announced notes that the receiver is asked where it stands: again on the timer, until
-// it answers.
+// announced notes that the hub is asked where it stands: again on the timer, until it
+// answers. Once the session is open, the timer is about batches, and a status leaves it
+// alone.
 func (c *sendCursor) announced(now time.Time) {
 	if !c.opened && !c.timer.running() {
 		c.timer.start(now)
 	}
 }
 
-// reopen notes that the receiver doesn't know the session. It reports whether that is
-// news: then the session is to be announced.
+// reopen notes that the hub doesn't know the session. It reports whether that is news: then
+// the session is to be announced. Each batch that was on its way gets the same answer, and
+// one status is enough for all of them.
 func (c *sendCursor) reopen() bool {
 	news := c.maySend()
 	if news {
@@ -139,7 +163,9 @@ func (c *sendCursor) reopen() bool {
 	return news
 }
 
-// pause notes a retryable error: the session is to be announced after the timer's wait.
+// pause notes a retryable error: the session is to be announced after the timer's wait,
+// which is longer each time until there is progress. The timer itself does not run
+// meanwhile: it would announce the session, or take the hub for gone.
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
 	c.timer.start(now)
@@ -148,22 +174,24 @@ func (c *sendCursor) pause(now time.Time) {
 	c.timer.stop()
 }
 
-// close has nothing sent until the next ack, which says from where on.
+// close stops the sending until the next ack, which says where to go on from.
 func (c *sendCursor) close() { c.opened, c.implicitOpen, c.rewind = false, false, true }
 
 // A duty is what the time asks of a cursor's owner.
 type duty uint8
 
 const (
-	nothingDue duty = iota
-	sendAgain       // what is not acknowledged
-	announceAgain
-	giveUp // the receiver is gone
+	nothingDue    duty = iota
+	sendAgain          // what is not acknowledged; the cursor has gone back already
+	announceAgain      // list the session for the next status
+	giveUp             // the hub is gone: fail the link
 )
 
-// tick looks at the time. The timer asks for a resend, or for an announcement while
-// nothing may be sent; if it expires twice with something outstanding and nothing heard
-// of the session in between, the receiver is gone (rules 6 and 9).
+// tick looks at the time. The timer asks for a resend, or for an announcement while nothing
+// may be sent. If it expires twice with something outstanding and nothing heard of the
+// session in between, the hub is gone (rules 6 and 9): the link may still hear about other
+// sessions, but to this one it is of no use. A session with nothing outstanding can wait
+// for its answer as long as it takes.
 func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
 	due := nothingDue
 	if !c.resume.IsZero() {
@@ -188,7 +216,8 @@ func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
 	return sendAgain
 }
 
-// nextTick is when tick is to be called next at the latest; zero: never.
+// nextTick is when tick is to be called next, at the latest; zero: never. While a pause
+// lasts, the timer does not run.
 func (c *sendCursor) nextTick() time.Time {
 	if !c.resume.IsZero() {
 		return c.resume

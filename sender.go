@@ -2,25 +2,34 @@ package gvstream
 
 import "time"
 
-// A sender is one session on one link: the state that ends with the link.
-// The session's lock protects it.
+// A sender is one session on one link: the state that ends with the link. attach makes it;
+// it is dead once it is no longer its session's sender, because the link died or was
+// welcomed under another id, or the session was renewed or forgotten. Whatever still holds
+// a dead one, a list of the link or a task that is being asked, finds that out under the
+// session's lock, which protects all of it.
+//
+// sendCursor decides what is sent and when, and the sender does it: it reads the session's
+// log and makes the payloads. What the hub says it passes to the cursor first, and then
+// applies to the session. It takes the link's lock under the session's, never the reverse.
 type sender struct {
 	task // sends the next batch
 	sendCursor
 	s    *Session
 	link *streamerLink
 
-	id        string // of the link
-	woken     bool   // take will be called, and that has not begun yet
+	id        string // of the link, copied: to read it there takes the link's lock
+	woken     bool   // next will be called, and that has not begun yet
 	checkedTo uint64 // the data of what was sent up to it has been checked
-	inStatus  bool   // in the link's list for the next status
-	unacked   bool   // in the link's list for the next sign of life
 
-	replays []*replayAnswer
+	// Each says that the sender is in that list of the link, so that none names it twice.
+	inStatus bool // toAnnounce, for the next status
+	unacked  bool // unacked, for the next sign of life
+
+	replays []*replayAnswer // those that are not done, in the order of their requests
 }
 
-// noteUnackedLocked has the next sign of life name the session, if it is not acknowledged
-// until then. The session's lock is held.
+// noteUnackedLocked makes the next sign of life name the session, if it still has something
+// unacknowledged by then (rule 9). The session's lock is held.
 func (a *sender) noteUnackedLocked() {
 	if a.unacked || a.s.acked >= a.s.log.head {
 		return
@@ -31,12 +40,13 @@ func (a *sender) noteUnackedLocked() {
 	a.link.mu.Unlock()
 }
 
-// refusedLocked deals with an error about the session on its link.
+// refusedLocked handles an error about the session on its link. The code decides before the
+// retryable flag does, and codes that are unknown here are treated by the flag alone.
 func (a *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := a.s
 	a.heard()
 	switch {
-	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // news of before a Renew
+	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
 	case p.Code == codeUnknownSession:
 		if a.reopen() {
@@ -53,7 +63,8 @@ func (a *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	}
 }
 
-// announceLocked lists the session for the next status.
+// announceLocked lists the session for the next status, once. The entry is made when the
+// status is, so it says where the session stands by then.
 func (a *sender) announceLocked() {
 	if a.inStatus {
 		return
@@ -65,8 +76,9 @@ func (a *sender) announceLocked() {
 	a.link.mu.Unlock()
 }
 
-// describe is the session's place in a status. While it is unopened, its timer
-// says it again (rule 5).
+// describe returns the session's entry in a status, unless the sender is dead or the session
+// is stopped. If the session is not open, the timer runs from then on, and announces it again
+// until the hub answers (rule 5).
 func (a *sender) describe(now time.Time) (SessionStatus, bool) {
 	s := a.s
 	s.mu.Lock()
@@ -83,7 +95,10 @@ func (a *sender) describe(now time.Time) (SessionStatus, bool) {
 	}, true
 }
 
-// next sends the next batch of the session, if it may send (rule 7).
+// next is the task: it does what the time asks for, and returns the next batch if the
+// session may send one (rule 7). woken is cleared before the log is read, so that whatever
+// is published afterwards wakes the sender again. To fail the link, the lock has to be
+// given up: detach takes the Streamer's, which comes before it.
 func (a *sender) next(now time.Time) Payload {
 	s := a.s
 	s.mu.Lock()
@@ -107,16 +122,18 @@ func (a *sender) next(now time.Time) Payload {
 	return p
 }
 
-// batchLocked makes the next batch, unless there is nothing more to send, or nothing that the
-// window allows.
+// batchLocked makes the next batch, unless there is nothing to send, or nothing that the
+// window allows. Once it returns, the batch counts as sent: if it never gets to the hub, a
+// nack, the timer or the next link sends it again. Both marks move with it, since from now
+// on the hub may acknowledge it.
 func (a *sender) batchLocked(now time.Time) Payload {
 	s := a.s
 	if !a.maySend() {
 		return nil
 	}
 	limit := a.eventsUntil(s.acked)
-	// A copy, some ten microseconds at the most, so that publishing needs no new
-	// memory for what was sent.
+	// A copy, which takes some ten microseconds at most: the log can then write again to
+	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
 	if p.last == a.sent {
 		return nil
@@ -135,14 +152,19 @@ func (a *sender) batchLocked(now time.Time) Payload {
 	return b
 }
 
-// scheduleTickLocked has take called when there is something to do for the time.
+// scheduleTickLocked makes the link ask the sender when its cursor's time has come. Whatever
+// starts the cursor's timer calls it, or makes the task ready, which then calls it. A time
+// that moved to later needs no call: asked too early, the sender schedules itself again.
 func (a *sender) scheduleTickLocked() {
 	if at := a.nextTick(); !at.IsZero() {
 		a.link.schedule(&a.task, at)
 	}
 }
 
-// applyAckLocked applies the hub's ack (rule 6).
+// applyAckLocked applies the hub's ack (rule 6). The cursor judges it by acked as it was,
+// and only then the session moves: back if the hub has lost something, and forward
+// otherwise. An ack beyond what was sent ends the link. To believe it would free events that
+// no hub can have.
 func (a *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := a.s
 	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
@@ -163,7 +185,8 @@ func (a *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolErro
 	return nil
 }
 
-// recheckDataLocked turns the sent events whose data is wrong into gaps.
+// recheckDataLocked turns the sent events whose data is wrong into gaps (rule 11). What is
+// acknowledged the hub could read, and what was checked once stays checked.
 func (a *sender) recheckDataLocked() {
 	s := a.s
 	for seq := max(a.checkedTo, s.acked); seq < a.maxSentOnLink; {
@@ -176,7 +199,9 @@ func (a *sender) recheckDataLocked() {
 	a.checkedTo = max(a.checkedTo, a.maxSentOnLink)
 }
 
-// rejectLocked turns an event that the hub refuses into a gap (rule 11).
+// rejectLocked turns an event that the hub refuses into a gap, and sends again from the
+// session's ack on (rule 11). A number that was not sent on this link is none that the hub
+// can refuse, and one that is acknowledged it has accepted.
 func (a *sender) rejectLocked(seq uint64) {
 	s := a.s
 	if seq <= s.acked || seq > a.maxSentOnLink {

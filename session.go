@@ -9,26 +9,45 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A Session is a handle of one session of a Streamer: its Publish spares the
-// lookup. It is safe for concurrent use. After Streamer.Forget, or when the
-// session was forgotten because it had ended, its methods return ErrClosed.
+// This file is one session at the agent, across all links: publishing, and what acks,
+// refusals and overflow do to what the session holds. Callers enter by Publish and End; the
+// sender applies the hub's acks and errors. It changes the session under the session's
+// lock, and wakes the sender, which sends.
+//
+// The states of a session:
+//
+//	state     recognized by            and what follows
+//	live      none of the following    ended, by End
+//	ended     hasEnded; still sent     over, once the hub has acknowledged the end
+//	over      overAt                   gone after endedTTL; ended again if the hub lost the end
+//	stopped   stopped; not sent        nothing, until the caller renews or forgets it
+//	gone      gone                     nothing: the handle is dead
+//
+// An error of the hub stops a session that is live, ended or over. From every state but
+// gone, Forget leads to gone, and Renew to live in a greater epoch.
+
+// A Session is a handle of one session of a Streamer: its Publish saves the lookup
+// by id. It is safe for concurrent use. After Streamer.Forget, or when the session
+// was forgotten because it had ended, Publish and End return ErrClosed.
 type Session struct {
 	st *Streamer
 	id string
 
 	mu      sync.Mutex // level 2; protects the fields below
 	epoch   string
-	*life                  // in this epoch: unborn before the first event
+	*life                  // in this epoch: emptyLife before the first event
 	stopped *ProtocolError // why the hub does not want this epoch, or nil
 	sender  *sender        // the session on the current link, or nil
-	changed sched.Signal
+	changed sched.Signal   // for calls that wait for room, for acks, or for the session's end
+
 	age     *sched.Entry[*Session] // its place in the budget, whose lock protects it, or nil
 	gone    bool                   // forgotten
-	aged    bool                   // offered to the budget
-	inEnded bool                   // it stands in the Streamer's list of sessions to forget
+	aged    bool                   // offered to the budget, which may not have looked at it yet
+	inEnded bool                   // in the Streamer's list of sessions to forget
 }
 
-// ownLifeLocked gives the session a life of its own, unless it has one.
+// ownLifeLocked gives the session a life of its own, unless it has one. It comes before
+// each change that may be the first: emptyLife belongs to all.
 func (s *Session) ownLifeLocked() {
 	if s.life == &emptyLife {
 		s.life = new(life)
@@ -52,6 +71,10 @@ func (s *Session) End(ctx context.Context, ev Event) (uint64, error) {
 	return s.publish(ctx, &ev)
 }
 
+// publish checks and measures the event without a lock, and then numbers it under the
+// session's. The budget evicts events of other sessions, which takes their locks, so it
+// makes room before this one's is taken: no goroutine holds two locks of one level. Others
+// may take that room meanwhile. Then the session is full, as the reservation finds out.
 func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	d := preparedEvent{ev: ev}
 	if err := s.prepare(&d); err != nil {
@@ -67,10 +90,11 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	return seq, err
 }
 
-// publishLater waits until there is room.
+// publishLater tries until there is room, of the session and of the budget. Both signals
+// are taken before what they stand for is looked at, so that none is missed.
 func (s *Session) publishLater(ctx context.Context, d *preparedEvent) (uint64, error) {
 	for {
-		freed := s.st.budget.wait() // before the try, so that nothing is missed
+		freed := s.st.budget.wait()
 		s.st.budget.makeRoom(d.size())
 		s.mu.Lock()
 		seq, err := s.offerLocked(d)
@@ -91,7 +115,9 @@ func (s *Session) publishLater(ctx context.Context, d *preparedEvent) (uint64, e
 	}
 }
 
-// prepare fills a draft in for this session.
+// prepare sets the event's time if it has none, and refuses an event that is invalid or
+// too large. It looks at the size of what was given first, since checking JSON takes time
+// in proportion to it, and at that of what will be encoded when it is known.
 func (s *Session) prepare(d *preparedEvent) error {
 	if d.ev.Time.IsZero() {
 		d.timed = d.time.Now()
@@ -108,7 +134,10 @@ func (s *Session) prepare(d *preparedEvent) error {
 	return nil
 }
 
-// offerLocked appends the event if it may.
+// offerLocked appends the event, unless the session takes no more or has no room. The
+// number is given out in the same step in which the event enters the log, so that the
+// order of the log is that of the numbers, and a refused event uses none (rule 1). What
+// was reserved is at least what the event takes; the rest is given back.
 func (s *Session) offerLocked(d *preparedEvent) (uint64, error) {
 	if err := s.publishErrorLocked(); err != nil {
 		return 0, err
@@ -123,14 +152,14 @@ func (s *Session) offerLocked(d *preparedEvent) (uint64, error) {
 	s.pendingBytes += n
 	if d.ev.End {
 		s.hasEnded = true
-		s.changed.Broadcast() // who waits for room, waits for nothing
+		s.changed.Broadcast() // publishers that wait for room wait in vain
 	}
 	s.trimLocked()
 	s.wakeSenderLocked()
 	return s.log.head, nil
 }
 
-// publishErrorLocked says why nothing can be published, if nothing can.
+// publishErrorLocked returns why nothing can be published any more, or nil.
 func (s *Session) publishErrorLocked() error {
 	switch {
 	case s.gone || s.st.closed.Load():
@@ -145,7 +174,10 @@ func (s *Session) publishErrorLocked() error {
 	return nil
 }
 
-// makeRoomLocked reserves room for n more bytes in pending (rule 10).
+// makeRoomLocked reserves room for n more bytes in pending, and under DropOldest makes it
+// (rule 10). It drops only events of this session, and only if that helps: where even
+// without all its pending events the others take too much, dropping would lose events and
+// still end in ErrPendingFull.
 func (s *Session) makeRoomLocked(n int) bool {
 	cfg := &s.st.cfg
 	for {
@@ -160,9 +192,9 @@ func (s *Session) makeRoomLocked(n int) bool {
 	}
 }
 
-// loseLocked turns a pending event into a gap, and reports whether there was one under that
-// number. If the hub has it all the same, its ack clears the gap; if not, the gap is
-// what is sent.
+// loseLocked turns the pending event of a number into a gap, and reports whether it was an
+// event until then. If the hub has it all the same, its ack clears the gap; if not, the
+// gap is what is sent.
 func (s *Session) loseLocked(seq uint64, reason Reason) bool {
 	n, ok := s.log.loseSeq(seq, reason)
 	if ok {
@@ -171,7 +203,7 @@ func (s *Session) loseLocked(seq uint64, reason Reason) bool {
 	return ok
 }
 
-// noteLostLocked takes note that a pending event of so many bytes became a gap.
+// noteLostLocked records that a pending event of that many bytes became a gap.
 func (s *Session) noteLostLocked(bytes int) {
 	s.pendingEvents--
 	s.pendingBytes -= bytes
@@ -179,7 +211,10 @@ func (s *Session) noteLostLocked(bytes int) {
 	s.st.budget.release(bytes)
 }
 
-// trimLocked evicts what is acknowledged and more than is kept for replay.
+// trimLocked evicts what is acknowledged and more than is kept for replay. If the oldest
+// event is acknowledged, it offers the session to the budget, which evicts the oldest of
+// all sessions when others need the room. One offer stands until the budget looks at it:
+// updating it each time would take the budget's lock for each event.
 func (s *Session) trimLocked() {
 	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
 	if s.st.budget.max == 0 || s.aged {
@@ -191,8 +226,10 @@ func (s *Session) trimLocked() {
 	}
 }
 
-// evictOldest evicts the session's oldest acknowledged event, unless that is
-// younger than the budget believes.
+// evictOldest evicts the session's oldest acknowledged event, unless that is younger than
+// the budget believes: then another session may have an older one. Either way the session
+// is offered again, under the time of the event that is the oldest now. Gaps before the
+// event free no bytes and go with it.
 func (s *Session) evictOldest(believed time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,7 +244,8 @@ func (s *Session) evictOldest(believed time.Time) {
 	s.trimLocked()
 }
 
-// wakeSenderLocked has the session send what it can, unless it is about to be asked anyway.
+// wakeSenderLocked makes the link ask the sender for a batch, unless it is about to anyway.
+// So a publisher takes the link's lock once for each batch, not once for each event.
 func (s *Session) wakeSenderLocked() {
 	if a := s.sender; a != nil && !a.woken {
 		a.woken = true
@@ -215,8 +253,9 @@ func (s *Session) wakeSenderLocked() {
 	}
 }
 
-// freeLocked takes note that the hub has everything up to a number, which is not below
-// acked.
+// freeLocked records that the hub has everything up to a number, which is not below acked.
+// That makes room for publishers, and the acknowledgement of its end starts the time after
+// which the session is forgotten (rule 16).
 func (s *Session) freeLocked(now time.Time, upTo uint64) {
 	if upTo > s.acked {
 		events, bytes := s.log.tally(s.acked, upTo)
@@ -233,8 +272,10 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) {
 	}
 }
 
-// moveBackLocked makes everything after a number pending again, because the hub has
-// lost it. What the log no longer holds, is declared (rule 6).
+// moveBackLocked makes everything after a number pending again, because the hub has lost
+// it. What the log no longer holds becomes a gap (rule 6). Pending may exceed its limits
+// by this: then nothing is published until acks have made room. An end that is pending
+// again must not be forgotten, so overAt is cleared.
 func (s *Session) moveBackLocked(to uint64) {
 	if first := s.log.first(); first > to+1 {
 		s.lost += min(first-1, s.acked) - to
@@ -246,7 +287,9 @@ func (s *Session) moveBackLocked(to uint64) {
 	s.acked, s.overAt = to, nil
 }
 
-// dropLocked gives up everything the session holds.
+// dropLocked gives up everything the session holds, for Forget, Renew or expire: its
+// events with their share of the budget, its place there, and its sender. Calls that wait
+// look again and find the session gone or in another epoch.
 func (s *Session) dropLocked() {
 	s.st.budget.release(s.log.bytes)
 	s.life, s.stopped = &emptyLife, nil
@@ -261,6 +304,9 @@ func (s *Session) dropLocked() {
 	s.changed.Broadcast()
 }
 
+// waitAcked waits until everything up to head, a number of that epoch, is acknowledged or
+// given up. The signal is taken under the lock under which the state is seen, so that no
+// change between the two is missed.
 func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) error {
 	for {
 		s.mu.Lock()
@@ -297,24 +343,34 @@ func (s *Session) Stats() SessionStats {
 	return out
 }
 
-// A life is what has become of a session in one epoch.
+// A life is what has become of a session in one epoch. Renew replaces it with the epoch; it
+// outlives every link. The session's lock protects it.
+//
+// acked and maxSentInEpoch are at most the log's head. acked goes back only by a first ack
+// (rule 6), maxSentInEpoch never: a hub may hold whatever was once sent, whatever it has
+// said since. The two counts of pending are kept up to date rather than counted, since
+// each publisher looks at them.
 type life struct {
-	log            log
+	log            log    // begins at acked+1 at the latest
 	acked          uint64 // everything up to it is acknowledged
-	maxSentInEpoch uint64 // highest number handed out
+	maxSentInEpoch uint64 // highest number handed out: mark A
 	pendingEvents  int    // events in (acked, head]
-	pendingBytes   int
-	hasEnded       bool       // the last event was published
-	overAt         *time.Time // when to forget it, once its end is acknowledged
-	lost           uint64
-	progress       map[string]uint64 // viewers, as a hub relays them
+	pendingBytes   int    // of their JSON
+	hasEnded       bool   // the last event was published: head is the end
+
+	overAt   *time.Time        // when to forget the session; nil: its end is not acknowledged
+	lost     uint64            // events that became gaps while they were pending
+	progress map[string]uint64 // viewers' positions, if the hub relays them; for show only
 }
 
-// emptyLife is the life of all sessions without events, which most of many are: shared,
-// and never changed. Only an event gives a session a life of its own, or a viewer's
-// progress; all else that changes one is about an event that was published before.
+// emptyLife is shared by all sessions that have no events yet, and never changes: of many
+// sessions most are idle, and nearly half the memory of an idle one would be its life. Only
+// an event or a viewer's progress gives a session a life of its own. Everything else that
+// changes a life is about an event that was published before.
 var emptyLife life
 
+// noteProgressLocked records how far a viewer is, as relayed by the hub. It frees nothing
+// (rule 6), and a number that was never published is ignored.
 func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
 	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
 		return
@@ -326,4 +382,6 @@ func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
 	s.progress[viewerID] = seq
 }
 
-const maxProgress = 100 // viewers whose progress a session notes
+// maxProgress bounds the viewers whose progress a session records, so that a hub that names
+// ever new ones does not fill the agent's memory.
+const maxProgress = 100

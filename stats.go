@@ -1,6 +1,10 @@
 package gvstream
 
-// StreamerStats is what a Streamer holds and has seen.
+// This file is what callers can see of the inside. All of these are copies, which the caller
+// may keep and change. Counters only grow; everything else is as it was when Stats looked.
+
+// StreamerStats is what a Streamer holds and has seen. The sums are over all sessions,
+// which are read one after the other.
 type StreamerStats struct {
 	Sessions        int    // ended ones that are remembered included
 	PendingEvents   int    // unacknowledged
@@ -11,7 +15,9 @@ type StreamerStats struct {
 	RefusedPayloads uint64 // payloads answered by an error
 }
 
-// SessionStats is where one session stands, at an agent or at a hub.
+// SessionStats is where one session stands, at an agent or at a hub. All fields are of one
+// moment. First is Head+1 at an agent that holds nothing; Head minus Acked counts gaps as
+// well, PendingEvents does not.
 type SessionStats struct {
 	SessionID string
 	Epoch     string
@@ -32,7 +38,8 @@ type SessionStats struct {
 	Viewers int    // hub: watches on it
 }
 
-// HubStats is what a Hub holds and has seen.
+// HubStats is what a Hub holds and has seen. The counts are read one after the other, so
+// that while agents and viewers come and go they are not of one moment.
 type HubStats struct {
 	Sessions        int    // known, remembered ended ones included
 	Agents          int    // links
@@ -41,7 +48,9 @@ type HubStats struct {
 	RefusedPayloads uint64 // payloads answered by an error
 }
 
-// ViewerStats is what a Viewer holds and has seen.
+// ViewerStats is what a Viewer holds and has seen. Items and Bytes are what its reader is
+// behind; when they reach the limits of ViewerConfig, the viewer takes nothing more from
+// its link.
 type ViewerStats struct {
 	Watches         int    // ended ones included, until Unwatch
 	Items           int    // that wait for Items

@@ -13,6 +13,14 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
+// This file is the agent's side as a whole: its sessions by id, its newest link, and the
+// calls that concern them all. One session is in session.go, one connection in
+// streamer_link.go, and one session on one connection in sender.go.
+//
+// A session enters the map at its first use. It leaves by Forget, or endedTTL after its
+// end was acknowledged. Since there is no goroutine to expire it, the calls that look up a
+// session, Stats, and the heartbeat of the link do so in passing.
+
 // A Streamer is an agent's side: it numbers the events of sessions, keeps them
 // until the hub has acknowledged them and, as far as its limits allow, for replay
 // after that, and resends them after a reconnect. It starts no goroutines.
@@ -23,24 +31,31 @@ type Streamer struct {
 	sizes  sizes
 	epochs *epoch.Source
 	budget budget
+
+	// Close sets first one and later the other; neither is ever cleared. In between,
+	// links may still break and be made, so that what is pending can be acknowledged.
 	closed atomic.Bool // no more publishing
-	shut   atomic.Bool // no more links
+	shut   atomic.Bool // no more links; set under mu
 
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
-	mu       sync.RWMutex // level 1; protects the fields below
-	sessions map[string]*Session
-	link     *streamerLink // the newest, or nil
+	mu       sync.RWMutex        // level 1; protects the fields below
+	sessions map[string]*Session // by id; those that are not gone
+	link     *streamerLink       // the newest, until it dies, or nil
 
+	// someEnded lets Session skip both the clock and the lock below while there is
+	// nothing to forget, which is nearly always.
 	someEnded atomic.Bool // ended is not empty
 
 	endedMu sync.Mutex // level 4; protects the field below
 	ended   []endedSession
 }
 
-// endedSession is when a session is to be forgotten, or looked at again; they stand
-// in that order.
+// An endedSession reminds the Streamer to forget a session at a time. The list needs no
+// sorting: each is appended endedTTL before its time. It is no more than a reminder. By
+// then, the session may have been forgotten otherwise, or a first ack below its end may
+// have made events pending again, so expire looks at the session itself.
 type endedSession struct {
 	s  *Session
 	at time.Time
@@ -65,6 +80,8 @@ func (st *Streamer) Session(sessionID string) (*Session, error) {
 	return st.session(time.Now(), sessionID)
 }
 
+// session is Session at a given time. The id is checked only if the session does not
+// exist: the ids of those that do were checked when they were created.
 func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 	st.expire(now)
 	if s := st.lookup(id); s != nil {
@@ -76,7 +93,8 @@ func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 	return st.create(now, id)
 }
 
-// create makes the session, unless a call at the same time was first.
+// create makes the session, unless a concurrent call was first. It attaches it under the
+// lock under which welcome attaches all others, so none falls between the two.
 func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -103,7 +121,8 @@ func (st *Streamer) lookup(id string) *Session {
 	return st.sessions[id]
 }
 
-// all returns the sessions in the order of their ids.
+// all returns the sessions in the order of their ids. No lock is held when it returns, so
+// that callers can lock one session after the other: a session may be gone by then.
 func (st *Streamer) all() []*Session {
 	st.mu.RLock()
 	out := slices.Collect(maps.Values(st.sessions))
@@ -112,6 +131,8 @@ func (st *Streamer) all() []*Session {
 	return out
 }
 
+// sortSessions puts sessions into the order of their ids, so that what is done for all of
+// them does not depend on the order of a map: the simulation repeats its schedules.
 func sortSessions(ss []*Session) {
 	slices.SortFunc(ss, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
 }
@@ -119,11 +140,11 @@ func sortSessions(ss []*Session) {
 // Publish appends an event to a session, which is created on first use, and
 // returns its sequence number: the first event of a session has number 1, each
 // next one the next number (rule 1). It sets the event's Seq, and its Time if that
-// is zero, and ignores its End. The event's bytes are copied: they may be changed
-// when Publish returns.
+// is zero, and ignores its End. The event's bytes are copied: the caller may change
+// them once Publish has returned.
 //
 // It blocks only under the policy Block, while pending is full; ctx ends the wait,
-// and its cause is returned. A publish that returns an error used no number.
+// and its cause is returned. A call that returns an error has used no number.
 // Errors: ErrPendingFull, ErrTooLarge, ErrInvalidData, ErrInvalidID, ErrTooMany,
 // ErrEnded, ErrSeqExhausted, ErrClosed, or the *ProtocolError by which the hub
 // stopped the session (rule 11).
@@ -132,14 +153,16 @@ func (st *Streamer) Publish(ctx context.Context, sessionID string, ev Event) (ui
 }
 
 // End publishes the last event of a session, which is acknowledged and replayed
-// like any other; Publish returns ErrEnded from then on. Otherwise it is as
-// Publish. The session is forgotten 5 minutes after the hub acknowledged the end
+// like any other; Publish returns ErrEnded from then on. Otherwise it is like
+// Publish. The session is forgotten 5 minutes after the hub has acknowledged the end
 // (rule 16); an event published after that begins a new life of the session.
 func (st *Streamer) End(ctx context.Context, sessionID string, ev Event) (uint64, error) {
 	return st.withSession(sessionID, func(s *Session) (uint64, error) { return s.End(ctx, ev) })
 }
 
-// withSession calls f with the session, again if it was forgotten meanwhile.
+// withSession calls f with the session, and again with a new one if the session was
+// forgotten between the lookup and f, which then returns ErrClosed: callers that use ids
+// need not know that sessions are forgotten.
 func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (uint64, error) {
 	for {
 		s, err := st.Session(id)
@@ -152,7 +175,8 @@ func (st *Streamer) withSession(id string, f func(*Session) (uint64, error)) (ui
 	}
 }
 
-// forgetLaterLocked notes a session whose end was acknowledged, unless it is noted.
+// forgetLaterLocked notes a session whose end was acknowledged, unless it is noted
+// already. The session's lock is held.
 func (st *Streamer) forgetLaterLocked(s *Session) {
 	if s.inEnded {
 		return
@@ -164,7 +188,8 @@ func (st *Streamer) forgetLaterLocked(s *Session) {
 	st.someEnded.Store(true)
 }
 
-// expire forgets the sessions whose time has come.
+// expire forgets the sessions whose time has come. It gives the list's lock up before it
+// takes those of the Streamer and the session, which come before it in the order of locks.
 func (st *Streamer) expire(now time.Time) {
 	for {
 		st.endedMu.Lock()
@@ -175,7 +200,7 @@ func (st *Streamer) expire(now time.Time) {
 		s := st.ended[0].s
 		st.ended[0] = endedSession{}
 		if st.ended = st.ended[1:]; len(st.ended) == 0 {
-			st.ended = nil // a slice of none still holds them all
+			st.ended = nil // an empty slice would keep the array alive
 			st.someEnded.Store(false)
 		}
 		st.endedMu.Unlock()
@@ -189,7 +214,8 @@ func (st *Streamer) expire(now time.Time) {
 	}
 }
 
-// remove forgets s if its state, seen under the lock, is the one expected.
+// remove forgets s if expected, called with the locks of the Streamer and of s, returns
+// true. The session is then gone for good: another under the same id is another Session.
 func (st *Streamer) remove(s *Session, expected func() bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -204,11 +230,11 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 }
 
 // Forget removes a session with everything it holds, acknowledged or not. Waiting
-// calls return; a handle of it returns ErrClosed. An event published later begins
-// a new life of the session, in a greater epoch. The hub is not told: to it, the
-// session stands idle, and counts against its limits, until HubConfig.SessionTTL
-// after the link is lost. One that has ended is better left to be forgotten by
-// itself. It does not block.
+// calls return; its handles return ErrClosed. An event published later begins a new
+// life of the session, in a greater epoch. The hub does not learn of it: there, the
+// session stays idle and counts against the hub's limits until HubConfig.SessionTTL
+// after the link is lost. A session that has ended is better left alone: the
+// Streamer forgets it in time. It does not block.
 func (st *Streamer) Forget(sessionID string) {
 	if s := st.lookup(sessionID); s != nil {
 		st.remove(s, func() bool { return true })
@@ -217,13 +243,18 @@ func (st *Streamer) Forget(sessionID string) {
 
 // Renew begins a new life of a session under a greater epoch, numbered from 1. It
 // is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it
-// gives up everything the session holds: take what Unacked yields first in order
-// to publish it again. It does not block. Errors: ErrUnknownSession, ErrClosed;
-// ErrInvalidID if the epoch the hub knows leaves no greater one.
+// gives up everything the session holds. To publish that again, take what Unacked
+// yields before the call. Handles of the session stay valid. It does not block.
+// Errors: ErrUnknownSession, ErrClosed; ErrInvalidID if the epoch the hub knows
+// leaves no greater one.
 func (st *Streamer) Renew(sessionID string) error {
 	return st.renew(time.Now(), sessionID)
 }
 
+// renew is Renew at a given time. The new epoch is greater than the session's and than the
+// one that the hub named when it refused that: with a lesser one, the hub would refuse the
+// session again. The session's lock is given up before attach takes it; an event published
+// in between belongs to the new life already, and the Streamer's lock keeps links away.
 func (st *Streamer) renew(now time.Time, id string) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -255,8 +286,9 @@ func (st *Streamer) renew(now time.Time, id string) error {
 }
 
 // Unacked yields the events of a session that the hub has not acknowledged, oldest
-// first: each a copy the caller may keep. It goes on after Close. It does not
-// block; events published while it runs may be yielded too.
+// first: each is a copy that the caller may keep. It works after Close, too. It does
+// not block, and holds no lock while it yields: events published while it runs may be
+// yielded, and those acknowledged meanwhile may not. An unknown session yields nothing.
 func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 	return func(yield func(Event) bool) {
 		s := st.lookup(sessionID)
@@ -283,11 +315,12 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 	}
 }
 
-// Flush waits until the hub has acknowledged every event published before the
-// call, or its declared loss; the hub may hold an ack back for 250 ms (rule 6). It
-// returns nil then, ctx's cause if ctx ends first, ErrClosed once Close is done, and
-// otherwise the first error by which the hub stopped a session. It does not wait for a session that is forgotten
-// or renewed meanwhile. Without a connection it waits for one.
+// Flush waits until the hub has acknowledged every event published before the call,
+// or the gap that declares it lost; the hub may hold an ack back for 250 ms (rule 6).
+// Then it returns nil. It returns ctx's cause if ctx ends first, ErrClosed once Close
+// is done, and otherwise the first error by which the hub stopped a session. It does
+// not wait for a session that is forgotten or renewed meanwhile. Without a connection
+// it waits for one.
 func (st *Streamer) Flush(ctx context.Context) error {
 	var first error
 	for _, s := range st.all() {
@@ -306,12 +339,14 @@ func (st *Streamer) Flush(ctx context.Context) error {
 // Close ends publishing, which returns ErrClosed from then on, waits like Flush
 // until everything is acknowledged or ctx ends, and closes the link. It returns nil
 // only if nothing is left unacknowledged, and otherwise an *UnackedError: Unacked
-// still yields what is left. While it waits, links may break and be made. It may be
-// called again, and then does not wait.
+// still yields what is left. While it waits, links may break and be made. Another
+// call after it has returned does not wait.
 func (st *Streamer) Close(ctx context.Context) error {
 	st.closed.Store(true)
 	st.wakeAll() // blocked publishers
 	err := st.Flush(ctx)
+	// Under the lock under which connect looks at shut and sets the link: a link made at
+	// the same time either finds shut set, or is the one that is closed here.
 	st.mu.Lock()
 	st.shut.Store(true)
 	al := st.link
@@ -319,7 +354,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 	if al != nil {
 		al.Close()
 	}
-	st.wakeAll() // others that wait for acks, which come no more
+	st.wakeAll() // other calls that wait for acks, which come no more
 	left := &UnackedError{Err: err}
 	for _, s := range st.all() {
 		s.mu.Lock()
@@ -335,6 +370,9 @@ func (st *Streamer) Close(ctx context.Context) error {
 	return left
 }
 
+// wakeAll wakes all calls that wait for a session, to look at closed and shut again. Those
+// are set before: a call that takes a session's lock later sees them, and one that took it
+// earlier is waiting for the signal.
 func (st *Streamer) wakeAll() {
 	for _, s := range st.all() {
 		s.mu.Lock()
@@ -343,8 +381,9 @@ func (st *Streamer) wakeAll() {
 	}
 }
 
-// Stats returns the sums over all sessions. It does not block, and takes time in
-// proportion to the number of sessions.
+// Stats returns the sums over all sessions. It reads one session after the other, so
+// while others publish the sums are not those of any one moment. It does not block,
+// and takes time in proportion to the number of sessions.
 func (st *Streamer) Stats() StreamerStats {
 	st.expire(time.Now())
 	out := StreamerStats{StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}

@@ -8,29 +8,45 @@ import (
 	"time"
 )
 
-// A streamerLink is a Streamer's half of one connection to the hub.
+// A streamerLink is a Streamer's half of one connection to the hub: the machine of its
+// Link, which calls handle for what arrives and the tasks for what is to be sent. It hands
+// the payloads of a session to the session's sender, and makes hellos and statuses itself.
+//
+//	state      id       what is sent             and then
+//	greeting   empty    hello, on the timer      open, by the welcome
+//	open       set      everything               open under another id, by a later welcome
+//	                                             that names it: all senders are new (rule 3)
+//	dead       either   at most an error         nothing; detach takes the senders off
+//
+// A link dies when its connection is closed, when a newer one is made, on a fatal error,
+// or when the hub is silent. The sessions outlive it.
 type streamerLink struct {
 	*Link
 	st *Streamer
 
-	hello             *handshake
-	status, heartbeat task
-	hasUnchecked      atomic.Bool // something was sent that vet has not looked at
+	hello             *handshake  // awaits the welcome; see there
+	status, heartbeat task        // of all sessions; each sender is a task of its own
+	hasUnchecked      atomic.Bool // something was sent that recheckData has not looked at
 
-	// Link's lock protects the fields below.
-	id          string // the hub's name of the link; empty before the welcome
-	window      uint64
+	// Link's lock protects the fields below. A session's lock is taken before it, so a list
+	// is taken out under it, and its senders are looked at without.
+	id          string    // the hub's name for the link; empty before the welcome
+	window      uint64    // from the welcome, as is id
 	heartbeatAt time.Time // when to give the next sign of life
-	heardAt     time.Time
-	toAnnounce  []*sender // to be named in the next status
-	unacked     []*sender // that may have something unacknowledged
+	heardAt     time.Time // when the hub last said something; zero: nobody has waited yet
+	toAnnounce  []*sender // to be named in the next status: those with inStatus
+	unacked     []*sender // that may have something unacknowledged: those with unacked
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
-// before. It does not block. On a closed Streamer the link is dead: its calls
-// return ErrClosed.
+// before, whose calls return ErrSuperseded from then on. Nothing is sent until the
+// link is run or asked for payloads. It does not block. On a closed Streamer the link
+// is dead: its calls return ErrClosed.
 func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 
+// connect is Connect at a given time. The new link takes the older one's place before
+// that fails: its detach then leaves the Streamer's link alone. To fail it, no lock may be
+// held, since detach takes the Streamer's.
 func (st *Streamer) connect(now time.Time) *streamerLink {
 	al := &streamerLink{st: st}
 	al.Link = newLink(al, &st.refusedPayloads)
@@ -55,12 +71,15 @@ func (st *Streamer) connect(now time.Time) *streamerLink {
 	return al
 }
 
+// welcomed reports whether the hub has named the link.
 func (al *streamerLink) welcomed() bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	return al.id != ""
 }
 
+// detach takes the sessions off the dead link, and with them their senders. A session may
+// be on a newer link already, which stays.
 func (al *streamerLink) detach(time.Time) {
 	al.st.mu.Lock()
 	defer al.st.mu.Unlock()
@@ -76,14 +95,16 @@ func (al *streamerLink) detach(time.Time) {
 	}
 }
 
-// nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9).
+// nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9). The list is
+// read without its lock, so that a session may be stopped or off the link meanwhile; those
+// are left out, and if none is left of a payload, the next ones are tried.
 func (al *streamerLink) nextStatus(now time.Time) Payload {
 	for {
 		al.mu.Lock()
 		n := min(len(al.toAnnounce), maxStatus)
 		batch := al.toAnnounce[:n:n]
 		if al.toAnnounce = al.toAnnounce[n:]; len(al.toAnnounce) == 0 {
-			al.toAnnounce = nil // a slice of none still holds them all
+			al.toAnnounce = nil // an empty slice would keep the array alive
 		}
 		p := &StatusPayload{Link: al.id, More: len(al.toAnnounce) > 0}
 		al.mu.Unlock()
@@ -102,7 +123,9 @@ func (al *streamerLink) nextStatus(now time.Time) Payload {
 }
 
 // nextHeartbeat gives a sign of life: a status of the sessions that have something
-// unacknowledged, or an empty one (rule 9). It ends a link that has been silent.
+// unacknowledged, which it leaves to the status task, or an empty one (rule 9). It ends a
+// link that has been silent. Before the welcome there is no link id to put into a status,
+// but the silence counts. A heartbeat that is asked too early only schedules itself again.
 func (al *streamerLink) nextHeartbeat(now time.Time) Payload {
 	al.mu.Lock()
 	id, due := al.id, !now.Before(al.heartbeatAt)
@@ -128,8 +151,11 @@ func (al *streamerLink) nextHeartbeat(now time.Time) Payload {
 	return &StatusPayload{Link: id}
 }
 
-// announceUnacked lists the sessions that have something unacknowledged, and
-// reports whether there are any. Sessions that have not cost it nothing.
+// announceUnacked lists the sessions that have something unacknowledged for the next
+// status, and reports whether there are any. It looks only at those that have been asked
+// for a batch since they were last found idle: idle sessions cost it nothing, however many
+// there are. While it holds the list, senders may append to a new one; at the end the two
+// are joined.
 func (al *streamerLink) announceUnacked() bool {
 	al.mu.Lock()
 	as := al.unacked
@@ -150,16 +176,20 @@ func (al *streamerLink) announceUnacked() bool {
 	return len(as) > 0
 }
 
-// silent reports whether the hub has said nothing for so long that it must be gone.
+// silent reports whether the hub has said nothing for so long that it must be gone. The
+// heartbeat asks, and so does Run, which still can while send is stuck.
 func (al *streamerLink) silent(now time.Time) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	if al.heardAt.IsZero() { // it counts from the first hello
+	if al.heardAt.IsZero() { // the silence counts from the first hello
 		al.heardAt = now
 	}
 	return now.Sub(al.heardAt) >= maxSilence
 }
 
+// handle applies a payload from the hub. It never waits: acks have to be read while batches
+// are written, or the two sides could wait for each other. A status serves only as a sign
+// of life here.
 func (al *streamerLink) handle(_ context.Context, now time.Time, p Payload) error {
 	var err *ProtocolError
 	switch p := p.(type) {
@@ -183,8 +213,9 @@ func (al *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 	return asError(err)
 }
 
-// heard takes note of a frame and reports whether it is one of this link. An
-// empty id stands for a frame that does not say.
+// heard records that a payload arrived and reports whether it belongs to this link: one of
+// an earlier link id, or one that comes before the welcome, is stale and not even a sign of
+// life (rule 3). An empty id stands for a payload that carries none.
 func (al *streamerLink) heard(now time.Time, link string) bool {
 	al.mu.Lock()
 	defer al.mu.Unlock()
@@ -196,7 +227,13 @@ func (al *streamerLink) heard(now time.Time, link string) bool {
 	return true
 }
 
-// welcome opens the link: every session is announced (rules 3 and 5).
+// welcome opens the link: every session is attached and announced (rules 3 and 5). Only a
+// welcome that was asked for is obeyed, and one that repeats the link's id changes nothing:
+// to begin afresh on either would send everything again. Another id means that the hub
+// knows nothing of what was sent under the first, so all tasks and lists of that go.
+//
+// The Streamer's lock is held throughout, so that a session created or renewed meanwhile
+// waits, and is then attached by its creator: see create.
 func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
@@ -210,11 +247,11 @@ func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		return nil
 	}
 	al.heardAt = now
-	if al.id == p.Link { // welcomed once more: nothing was lost
+	if al.id == p.Link { // the same welcome again: nothing was lost
 		al.mu.Unlock()
 		return nil
 	}
-	al.tasks.Clear() // nothing of another link id goes on
+	al.tasks.Clear() // nothing goes on under another link id
 	al.id, al.window = p.Link, uint64(p.Window)
 	al.heartbeatAt = now.Add(heartbeatEvery)
 	al.scheduleLocked(&al.heartbeat, al.heartbeatAt)
@@ -232,8 +269,10 @@ func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	return nil
 }
 
-// attach begins the session's life on this link, once it is welcomed. The
-// Streamer's lock is held.
+// attach puts the session on this link, with a new sender in place of any it had, and
+// returns that, or nil before the welcome, which will do so. A session of which nothing was
+// ever sent need not wait for an ack: its first batch opens it (rule 5). The Streamer's lock
+// is held, so that the session is not forgotten, or put on another link, meanwhile.
 func (al *streamerLink) attach(s *Session) *sender {
 	al.mu.Lock()
 	id, window := al.id, al.window
@@ -250,6 +289,8 @@ func (al *streamerLink) attach(s *Session) *sender {
 	return a
 }
 
+// ack hands an ack to the session's sender. One of another epoch or for a session that is
+// not on this link is stale, and one with a viewer's id is that viewer's progress (rule 6).
 func (al *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := al.st.lookup(p.SessionID)
 	if s == nil {
@@ -269,8 +310,10 @@ func (al *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	return a.applyAckLocked(now, p)
 }
 
-// refused deals with an error payload (rule 11). One about a frame needs nothing: what
-// the frame carried is sent again on the timer.
+// refused handles an error payload (rule 11). One about a frame needs nothing: what the
+// frame carried is sent again on the timer. The exception is data that was never checked,
+// since the same frame would be refused each time. stale_link and version_unsupported do
+// not ask whether the link is welcomed: they are what a hub says to a link that is not.
 func (al *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
@@ -290,7 +333,9 @@ func (al *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	return nil
 }
 
-// refused deals with an error about the session that came on a link.
+// refused hands an error about the session to its sender, if the session is on the link on
+// which it came. An epoch other than the session's means another life; only stale_epoch
+// names the greater one (rule 11).
 func (s *Session) refused(now time.Time, al *streamerLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -307,8 +352,9 @@ func (p *ErrorPayload) refusesEvent() bool {
 	return p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge)
 }
 
-// recheckData checks the data that was sent unchecked, since the hub could not read a frame:
-// once, however often the hub says so.
+// recheckData checks the data that was sent unchecked, since the hub could not read a frame.
+// The hub does not say which, so all sessions on the link are checked. However often it
+// says malformed, nothing is checked twice, so that a hub can't keep the agent busy.
 func (al *streamerLink) recheckData() {
 	if !al.hasUnchecked.Swap(false) {
 		return

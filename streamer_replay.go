@@ -5,16 +5,29 @@ import (
 	"time"
 )
 
-// A replayAnswer answers one request, a page at a time and in turn with everything else.
+// This file is how an agent answers the hub's replay requests (rule 12): the link finds the
+// session, the sender accepts or refuses the request, and a replayAnswer sends the pages. A
+// request is refused at once or answered to its end: nothing is queued at the agent, since
+// the hub has a queue of its own and asks again.
+
+// A replayAnswer answers one request, a page at a time and in turn with everything else. It
+// is made by an accepted request. It is done when its last page was sent or another request
+// has replaced it, and dead with its sender or epoch. Pages are made one by one, from the log
+// as it is by then: what was evicted since the request is a gap. The session's lock protects
+// it.
 type replayAnswer struct {
 	task
 	replayCursor
 	a     *sender
-	req   ReplayRequestPayload
-	epoch string
-	done  bool // the last page was sent, or no more is wanted
+	req   ReplayRequestPayload // returned in part in every page
+	epoch string               // of the request, filled in if that left it open
+	done  bool                 // the last page was sent, or no more is wanted
 }
 
+// next is the task: it returns the next page. The link asks it once more after the last page,
+// as it does with each task that had a payload, so done is looked at here. The page is lent
+// the log's bytes and not copied: what is replayed is old, and the log would not soon write
+// to its memory again.
 func (r *replayAnswer) next(time.Time) Payload {
 	s := r.a.s
 	s.mu.Lock()
@@ -37,7 +50,8 @@ func (r *replayAnswer) next(time.Time) Payload {
 	return b
 }
 
-// replay begins to answer a request, or says why it does not.
+// replay begins to answer a request, or returns the refusal. For a session that is not on
+// this link there is neither: a newer link has it, and there the hub asks again.
 func (al *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	s := al.st.lookup(p.SessionID)
 	if s == nil {
@@ -56,12 +70,15 @@ func (al *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// about says which request an error answers.
+// about adds to an error which request it answers, so that the hub finds the cursor.
 func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 	err.RequestID, err.ViewerID = p.RequestID, p.ViewerID
 	return err
 }
 
+// replayLocked accepts a request, or returns why not. Repetition is looked at before the
+// limit: a request that replaces another one, or repeats it, needs no further place. An agent
+// whose limit is zero never has a place, so asking again is of no use: not retryable.
 func (a *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	s := a.s
 	switch {
@@ -88,8 +105,9 @@ func (a *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// repeatsLocked reports whether a request is being answered already. If not, it replaces the
-// one that its viewer has open: the viewer has moved on.
+// repeatsLocked reports whether a request is being answered already: a transport may repeat
+// payloads. If not, it ends the answer to the one that its viewer has open: the viewer has
+// moved on. Requests of the hub itself, without a viewer, replace none.
 func (a *sender) repeatsLocked(p *ReplayRequestPayload) bool {
 	for _, r := range a.replays {
 		if r.req.RequestID == p.RequestID {
@@ -103,7 +121,7 @@ func (a *sender) repeatsLocked(p *ReplayRequestPayload) bool {
 	return false
 }
 
-// dropLocked ends a replay.
+// dropLocked ends a replay and frees its place among MaxReplays.
 func (a *sender) dropLocked(r *replayAnswer) {
 	r.done = true
 	a.link.forget(&r.task)

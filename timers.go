@@ -5,20 +5,24 @@ import "time"
 // All times of the protocol (PROTOCOL.md, "Timers"), and the counts that bound what
 // waits for one. Those that a caller may set stand in config.go.
 const (
-	// timerFirst is how long an answer is waited for before the same is said again, of
-	// each kind: a hello, a status, a batch, a replay request, a watch. The wait doubles
-	// each time, up to timerMax, and begins anew after progress (rules 3, 5, 9, 12, 13).
+	// timerFirst is how long a side waits for an answer before it says the same again: a
+	// hello, a status, a batch, a replay request, a watch. It is long, since on a transport
+	// that fails loudly nothing is lost without the link's end. The wait doubles each time,
+	// up to timerMax, so that a peer that is slow is not buried under repetitions, and
+	// begins anew after progress (rules 3, 5, 9, 12 and 14).
 	timerFirst = 15 * time.Second
 	timerMax   = 2 * time.Minute
 
 	// heartbeatEvery is how often each side gives a sign of life. A peer that is silent for
-	// maxSilence is taken for gone (rules 6, 9 and 13).
+	// maxSilence is taken for gone: two signs of life may be lost, a third may not (rules
+	// 6, 9 and 13).
 	heartbeatEvery = 15 * time.Second
 	maxSilence     = 3 * heartbeatEvery
 
-	// ackDelay and ackEvents are how long, and for how many events, a receiver holds an
-	// ack back (rule 6). nackEvery is when it sends the same nack again, at the earliest
-	// (rule 7).
+	// ackDelay and ackEvents are how long, and for how many events, a hub holds an ack
+	// back, so that one ack serves many events of a busy session and a quiet one does not
+	// wait (rule 6). nackEvery is how long it waits before it sends the same nack again: what
+	// is on its way when it finds a hole would each bring another (rule 7).
 	ackDelay  = 250 * time.Millisecond
 	ackEvents = 64
 	nackEvery = time.Second
@@ -28,18 +32,21 @@ const (
 	// taken, since its agent may still be answering (rule 12).
 	replayAgain = time.Second
 
-	// staleEvery is how often a peer is told that it speaks of another link (rule 3).
+	// staleEvery is how often, at most, the hub answers payloads of another link: all that
+	// were on their way are stale, and one answer is enough for the peer (rule 3).
 	staleEvery = time.Second
 
 	// endedTTL is how long an agent remembers a session whose end was acknowledged. The
-	// hub keeps its events twice as long (rule 16).
+	// hub keeps its events twice as long, from when the agent last spoke of it (rule 16).
 	endedTTL = 5 * time.Minute
 
-	// pastEpochTTL is how long the hub keeps the log of the epoch before (rule 15).
+	// pastEpochTTL is how long the hub keeps the log of the epoch before, for viewers that
+	// have not read it to its end (rule 15).
 	pastEpochTTL = 5 * time.Minute
 
-	// drainTimeout is how long a failed link tries to tell its peer why. maxReplies is how
-	// many refusals may wait to be sent; more are dropped.
+	// drainTimeout is how long a failed link tries to send its peer the reason. maxReplies
+	// is how many refusals may wait to be sent; more are dropped, so that a peer that
+	// sends nonsense and reads nothing costs no memory (rule 11).
 	drainTimeout = time.Second
 	maxReplies   = 64
 )
