@@ -6,23 +6,43 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A cohort is viewers whose cursors rest at the head of one session. The workers give them
-// the next events all at once: the log is read once, under one lock, and they share
-// what was read. Whoever is elsewhere, or whose link has something else to say, leaves
-// the cohort and is served by its link as ever. The session's lock protects it.
+// This file serves the many viewers of one session that have got everything and wait for more.
+// For one event each of a thousand viewers would otherwise be woken, take the session's lock
+// and find the same page. Instead acceptLocked gives the session to the hub's workers as a job,
+// and they send to a cohort at a time. It is a shortcut: what it sends is what cursor.next
+// would, and a cursor that does not fit in is served by its own link.
+
+// A cohort is up to maxCohort cursors of one session at the same position. The log is read
+// once for them, under one lock, and their payloads share the events. The session's lock
+// protects it, except where a field says otherwise.
+//
+//	state     in queue     what moves it there
+//	resting   atHead       joinLocked makes it; endSendLocked, if it got everything
+//	sending   none         beginSendLocked, a worker
+//	lagging   lagging      endSendLocked, if more was accepted meanwhile
+//	over      none         its last cursor left, or another cohort took them in
+//
+// The cohorts in atHead are in the order of their positions, the furthest behind first: each
+// is pushed with the position of the head, which only grows. So the first one says whether any
+// is behind. A new epoch, which begins lower, dissolves them all (wakeAllLocked).
 type cohort struct {
 	s       *hubSession
 	place   sched.Element[*cohort] // in one of the session's queues
 	at      uint64                 // where its cursors are
 	cursors []*cursor
-	sending bool // served now: their links are claimed, and cursors is read without the lock
-	left    bool // a cursor left meanwhile
-	page    *page
-	epoch   string
-	head    uint64
+
+	sending bool // its cursors' links are claimed, and the worker reads cursors without the lock
+	left    bool // a cursor left while it was sending, and is still in cursors
+
+	// What is being sent; the worker reads these without the lock as well. Only loadLocked and
+	// endSendLocked write them, on the same goroutine.
+	page  *page
+	epoch string
+	head  uint64
 }
 
-// joinLocked has a cursor rest with others.
+// joinLocked makes a cursor at the head rest with others. Cohorts are kept small so that a
+// worker never sends for long, and several can share the work of one session.
 func (s *hubSession) joinLocked(c *cursor) {
 	f := s.atHead.Back()
 	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.cohort {
@@ -34,7 +54,10 @@ func (s *hubSession) joinLocked(c *cursor) {
 	s.parked++
 }
 
-// leaveLocked takes the cursor out of its cohort, or out of the queue of those that wait.
+// leaveLocked takes the cursor out of its cohort, or out of the queue of those that wait. While
+// the cohort is sending, its list of cursors can't change: the cursor is only marked as having
+// left, which endSendLocked then carries out. The batch on its way may still reach the viewer,
+// as one that was sent just before might: it is known, or the viewer sees a hole (rule 14).
 func (c *cursor) leaveLocked() {
 	c.idle.Remove()
 	f := c.cohort
@@ -53,7 +76,8 @@ func (c *cursor) leaveLocked() {
 	}
 }
 
-// keepLocked leaves those cursors in the cohort that are to stay, in their order.
+// keepLocked leaves those cursors in the cohort that are to stay, in their order. It is called
+// for each batch, and mostly all stay: then it writes nothing.
 func (f *cohort) keepLocked(stays func(c *cursor) bool) {
 	n := 0
 	for i, c := range f.cursors {
@@ -69,7 +93,9 @@ func (f *cohort) keepLocked(stays func(c *cursor) bool) {
 	f.cursors = f.cursors[:n]
 }
 
-// work gives fans what is next, as the hub's workers, for one turn.
+// work sends to the session's cohorts what comes next. It stops after pushTurn of them, so that
+// other sessions and links get their turns. It may run on several workers at once, each with a
+// cohort of its own. The session's lock is free while payloads are sent.
 func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,7 +106,7 @@ func (s *hubSession) work(now time.Time) {
 		}
 		loaded := f.loadLocked()
 		s.mu.Unlock()
-		for _, c := range others { // whoever wakes wants the lock
+		for _, c := range others { // not under the lock, which they take as soon as they wake
 			c.hv.ready(&c.task)
 		}
 		if loaded {
@@ -92,14 +118,18 @@ func (s *hubSession) work(now time.Time) {
 	s.callWorkersLocked()
 }
 
-// callWorkersLocked has the workers come if there is a cohort that is behind the head.
+// callWorkersLocked makes the session a job for the workers if a cohort is behind the head. It
+// is called after whatever may have left one behind: events were accepted, or a worker's turn
+// is over.
 func (s *hubSession) callWorkersLocked() {
 	if s.nextBehindLocked() != nil {
 		s.h.workers.add(&s.jobPlace, s)
 	}
 }
 
-// nextBehindLocked is the next cohort that is behind the head, or nil.
+// nextBehindLocked returns the next cohort that is behind the head, or nil. Those that got
+// everything the last time come before those that were sent something since: they have waited
+// longer.
 func (s *hubSession) nextBehindLocked() *cohort {
 	if f := s.atHead.Front(); f != nil && f.at < s.log.head {
 		return f
@@ -107,9 +137,11 @@ func (s *hubSession) nextBehindLocked() *cohort {
 	return s.lagging.Front()
 }
 
-// beginSendLocked takes the next cohort that is behind the head, and returns those of its cursors
-// too that leave it, since their own links serve them. If another cohort is behind,
-// somebody else of the workers may take that.
+// beginSendLocked takes the next cohort that is behind the head, with those of its cursors whose
+// links it could claim. The others leave the cohort and are returned: their own links serve
+// them, since they are run, are sending something else, owe a status that comes first, or are
+// so far behind that the agent has to be asked. If another cohort is behind, a second worker may
+// take that.
 func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
 	if f = s.nextBehindLocked(); f == nil {
 		return nil, nil
@@ -117,7 +149,7 @@ func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
 	f.place.Remove()
 	s.callWorkersLocked()
 	s.parked -= len(f.cursors)
-	held := f.at+1 >= s.log.first() // else its agent is asked
+	held := f.at+1 >= s.log.first()
 	f.keepLocked(func(c *cursor) bool {
 		if held && !c.statusPending && c.claimLocked() {
 			return true
@@ -131,10 +163,13 @@ func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
 }
 
 // claimLocked makes the caller the one that may send to the viewer, if its link is pushed
-// and has nothing else to say.
+// and has nothing else to send. The latter keeps the order of rule 7: no batch overtakes an
+// answer or a status that waits.
 func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.claim() }
 
-// loadLocked reads the next page for the cursors, if there is one.
+// loadLocked reads the next page for the cursors, if there is one and anybody to get it. They
+// count as having it from here on, while the lock is still held: a watch that moves a cursor
+// during the sending sets a new position, which must not be overwritten after it.
 func (f *cohort) loadLocked() bool {
 	s := f.s
 	if len(f.cursors) == 0 || f.at >= s.log.head {
@@ -148,13 +183,15 @@ func (f *cohort) loadLocked() bool {
 	return true
 }
 
-// send sends each viewer a payload of its own, with events that all share.
+// send sends each viewer a payload of its own, with events that all share. It is called without
+// the session's lock, since the callers' send functions run here. Payloads are allocated a few
+// at a time: a caller that keeps one keeps the memory of those next to it, so not all in one.
 func (f *cohort) send(now time.Time) {
 	first := EventBatchPayload{
 		SessionID: f.s.id, Epoch: f.epoch, FirstSeq: f.page.first, LastSeq: f.page.last, HeadSeq: f.head,
 		Events: f.page.open(), Gaps: f.page.gaps,
 	}
-	var batches []EventBatchPayload // a few at a time: who keeps one keeps its neighbours
+	var batches []EventBatchPayload
 	for _, c := range f.cursors {
 		if len(batches) == 0 {
 			batches = make([]EventBatchPayload, 8)
@@ -167,7 +204,9 @@ func (f *cohort) send(now time.Time) {
 	}
 }
 
-// endSendLocked lets those go that left meanwhile, and has the others rest again.
+// endSendLocked lets those cursors go that left meanwhile, and makes the others rest again. All
+// links that beginSendLocked claimed are given back, also those of cursors that left: a link
+// that got something else to send meanwhile is served from now on.
 func (f *cohort) endSendLocked() {
 	s := f.s
 	f.sending, f.page = false, nil
@@ -189,8 +228,9 @@ func (f *cohort) endSendLocked() {
 	s.dropSharedPageLocked()
 }
 
-// putLocked puts a cohort where it is found when there is more: at the head behind the others,
-// which are not ahead of it, or among those that have not got all yet.
+// putLocked puts a cohort where it is found when there is more: at the head after the others,
+// which are not ahead of it, or among those that have not got everything yet. Cohorts shrink as
+// cursors leave them, and are joined here, or there would be many small ones after a while.
 func (s *hubSession) putLocked(f *cohort) {
 	last := s.atHead.Back()
 	switch {
@@ -198,7 +238,7 @@ func (s *hubSession) putLocked(f *cohort) {
 		s.lagging.Push(&f.place, f)
 	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.cohort:
 		s.atHead.Push(&f.place, f)
-	default: // two that became small
+	default: // into the last one, which has room
 		for _, c := range f.cursors {
 			c.cohort = last
 		}

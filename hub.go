@@ -13,34 +13,50 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A Hub takes the events of many agents, each exactly once and in order, and
-// serves them to many viewers, each at its own pace. It keeps one log a session,
-// of which every viewer is a cursor; what is older, it fetches from the agent. It
-// starts no goroutines but those of links that push, and of [Link.Run].
+// This file is the hub as a whole: its tables of sessions and links, and what a caller
+// does to them. The rest of the hub is laid out by what it serves:
 //
-// All methods are safe for concurrent use.
+//	hub_session.go, hub_expiry.go              one session: its log, its life, its age
+//	hub_agent.go, hub_open.go, receiver.go     one agent's link, and a session open on it
+//	hub_viewer.go, hub_cursor.go, cohort.go    one viewer's link, and its place in a session
+//	hub_replay.go, permits.go                  events older than the log, from the agent
+//	hub_items.go                               a viewer inside the hub's own process
+
+// A Hub takes the events of many agents, each exactly once and in order, and
+// serves them to many viewers, each at its own pace. It keeps one log a session, in
+// which every viewer is a cursor, and fetches older events from the agent. It starts
+// no goroutines except those of [Link.Run] and [Link.Push].
+//
+// All methods are safe for concurrent use. Only the iteration of Items blocks.
 type Hub struct {
 	cfg     HubConfig
 	sizes   sizes
-	ids     *epoch.Source
-	workers workerPool // of viewers' links that push
+	ids     *epoch.Source // of links
+	workers workerPool    // shared by all viewers' links that push
 
+	// Counters are atomic: most are changed under a session's or a link's lock, where the
+	// hub's can't be taken.
 	known           atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
+	// A session is in the map from its first opener or watch until it is gone. A link is
+	// in one of the maps from its making until its detach, or until a newer one of the
+	// same id replaces it.
 	mu       sync.Mutex // level 1; protects the fields below
 	sessions map[string]*hubSession
-	viewers  map[string]*hubViewerLink
-	locals   map[*hubViewerLink]bool // the cursors of Items
-	closed   bool
+	viewers  map[string]*hubViewerLink // by viewer id
+	locals   map[*hubViewerLink]bool   // those of Items, which have no id
+	closed   bool                      // links that are made now are dead
 
+	// Looked up by sessions, to find the agent that can replay older events, and so with a
+	// session's lock held: mu could not protect them.
 	agentsMu sync.Mutex // level 4; protects the fields below
 	agents   map[string]*hubAgentLink
-	owned    map[string]int // sessions that count against an agent's limit
+	owned    map[string]int // sessions that count against an agent's limit: those with counted set
 
 	expiryMu sync.Mutex              // level 4; protects the field below and each session's expiry
-	expiry   sched.Heap[*hubSession] // by their next deadline
+	expiry   sched.Heap[*hubSession] // by their next deadline, or one that has moved back since
 }
 
 // NewHub returns a Hub without sessions or links. A nil config means the defaults;
@@ -61,8 +77,9 @@ func NewHub(cfg *HubConfig) *Hub {
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
 // return ErrInvalidID or ErrClosed.
 //
-// The link lives until Run returns, Close is called or a newer one is made. A hub
-// does not end silent links: let the transport do so, by keep-alives or pings.
+// The link lives until Run returns, Close is called, a newer one is made, or Commit
+// fails. A hub does not end silent links (rule 9): let the transport do so, by
+// keep-alives or pings.
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
 }
@@ -77,7 +94,8 @@ func (h *Hub) ConnectViewer(viewerID string) *Link {
 }
 
 // Sessions yields what the hub holds of each session it knows, in the order of
-// their ids. It does not block; sessions that come or go meanwhile may be missed.
+// their ids. It does not block, and no lock is held while the caller has a value;
+// sessions that come or go meanwhile may be missed.
 func (h *Hub) Sessions() iter.Seq[SessionStats] {
 	return func(yield func(SessionStats) bool) {
 		h.expire(time.Now())
@@ -89,6 +107,8 @@ func (h *Hub) Sessions() iter.Seq[SessionStats] {
 	}
 }
 
+// all returns the sessions in the order of their ids, those that only watches know of
+// included. Some may be gone by the time the caller locks them.
 func (h *Hub) all() []*hubSession {
 	h.mu.Lock()
 	out := slices.Collect(maps.Values(h.sessions))
@@ -99,10 +119,10 @@ func (h *Hub) all() []*hubSession {
 
 func compareIDs(a, b *hubSession) int { return cmp.Compare(a.id, b.id) }
 
-// Forget removes a session from the hub. Viewers go on waiting for it; an agent
-// that still has it opens it again, where HubConfig.Resume says or with what the
-// agent has not been acknowledged. What a Commit that is running returns is
-// ignored. It does not block.
+// Forget removes a session from the hub. Viewers go on waiting for it. An agent that
+// still has it opens it again, from the number that HubConfig.Resume returns or else
+// after the last one that was acknowledged to it. If a Commit is running, its result
+// is ignored. It does not block.
 func (h *Hub) Forget(sessionID string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -113,8 +133,9 @@ func (h *Hub) Forget(sessionID string) {
 	}
 }
 
-// Revoke ends a viewer's watch on a session, if there is one: the viewer is told
-// "forbidden", and its next watch is for Authorize to refuse. It does not block.
+// Revoke ends a viewer's watch on a session, if there is one, with the error
+// "forbidden". A watch that Authorize is being asked about is asked about again; a later
+// one is for Authorize to refuse. It does not block.
 func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
 	hv := h.viewers[viewerID]
@@ -125,11 +146,12 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 }
 
 // Close ends all links, which return ErrClosed, and all Items, and forgets all
-// sessions. It does not wait for callbacks; what a Commit that is running stores is
-// acknowledged when the agent finds the next hub. It always returns nil.
+// sessions. It does not wait for callbacks: what a running Commit stores is
+// acknowledged when the agent finds the next hub. It may be called more than once, and
+// always returns nil.
 func (h *Hub) Close() error {
 	h.mu.Lock()
-	h.closed = true
+	h.closed = true // first: from here on the maps below get no new links
 	var links []*Link
 	h.agentsMu.Lock()
 	for _, ha := range h.agents {
@@ -143,9 +165,10 @@ func (h *Hub) Close() error {
 		links = append(links, hv.Link)
 	}
 	h.mu.Unlock()
-	for _, l := range links {
+	for _, l := range links { // without the lock, which their detach takes
 		l.Close()
 	}
+	// After the links, or an agent could open a session again.
 	for _, s := range h.all() {
 		h.mu.Lock()
 		s.mu.Lock()
@@ -156,7 +179,7 @@ func (h *Hub) Close() error {
 	return nil
 }
 
-// Stats returns counts. It does not block.
+// Stats returns counts, which need not be of one moment. It does not block.
 func (h *Hub) Stats() HubStats {
 	h.expire(time.Now())
 	h.agentsMu.Lock()

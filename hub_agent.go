@@ -7,21 +7,37 @@ import (
 	"time"
 )
 
-// A hubAgentLink is the hub's half of one connection to an agent.
+// A hubAgentLink is the hub's half of one connection to an agent. It sorts what comes in:
+// statuses open sessions (hub_open.go), batches go to the session's receiver (receiver.go),
+// replay batches to the cursor that asked for them (hub_replay.go). What goes out comes from
+// receivers and replay requests, which are tasks on the link.
+//
+//	made       in Hub.agents; nothing counts but hello (rule 3)
+//	greeted    after the first hello: everything counts, and replays are asked for here
+//	dead       after detach: sessions and requests are nil, and no more can be added
+//
+// A newer link of the agent makes it dead. Sessions outlive it, receivers and requests don't.
 type hubAgentLink struct {
 	*Link
 	h       *Hub
 	agentID string
-	id      string // of the link
+	id      string // of the link; the agent names it in its payloads
 
 	// Link's lock protects the fields below.
-	greeted      bool      // hello came
-	staleAt      time.Time // when stale_link was last said
-	sessions     map[*hubSession]*receiver
-	requests     map[string]*replayRequest // open replay requests by their id
-	requestCount int                       // made so far
+	greeted bool      // hello came
+	staleAt time.Time // when stale_link was last said
+
+	// What is in these maps is the session's to change: receiver.closeLocked and
+	// replayRequest.withdrawLocked take it out, with the session's lock held as well. Nil once
+	// the link is dead.
+	sessions     map[*hubSession]*receiver // open on this link
+	requests     map[string]*replayRequest // not over yet, by their id
+	requestCount int                       // made so far, for the next id
 }
 
+// connectAgent makes an agent's link. It is entered under the hub's lock, so that either
+// Close finds it in the table or it finds the hub closed. The older link fails after that: it
+// goes through all its sessions, for which nobody else should wait.
 func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	ha := &hubAgentLink{
 		h: h, agentID: agentID, id: h.ids.ID(),
@@ -48,7 +64,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	return ha
 }
 
-// setAgent makes ha the agent's link, and returns the one before.
+// setAgent makes ha the agent's link, and returns the one before or nil.
 func (h *Hub) setAgent(agentID string, ha *hubAgentLink) *hubAgentLink {
 	h.agentsMu.Lock()
 	defer h.agentsMu.Unlock()
@@ -58,7 +74,8 @@ func (h *Hub) setAgent(agentID string, ha *hubAgentLink) *hubAgentLink {
 }
 
 // agent returns an agent's link, or nil if there is none, and whether the agent
-// said hello on it.
+// said hello on it. A replay request can't be answered before that, since the agent does not
+// know its link. It may be called with a session's lock held. The link may die at any time.
 func (h *Hub) agent(agentID string) (ha *hubAgentLink, greeted bool) {
 	h.agentsMu.Lock()
 	ha = h.agents[agentID]
@@ -71,6 +88,13 @@ func (h *Hub) agent(agentID string) (ha *hubAgentLink, greeted bool) {
 	return ha, ha.greeted
 }
 
+// detach leaves the link's sessions without a receiver, and the cursors whose requests were
+// sent on it without a request: they ask again on the next link, or give up after a while.
+//
+// The order matters. The link leaves the hub's table first, so that no cursor chooses it any
+// more. Then its maps go, so that what chose it before finds it dead. Only then the sessions
+// are locked, one at a time, since their locks come before the link's; meanwhile a newer link
+// may have opened them, whose receiver stays.
 func (ha *hubAgentLink) detach(now time.Time) {
 	ha.h.agentsMu.Lock()
 	if ha.h.agents[ha.agentID] == ha {
@@ -86,12 +110,12 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		if s.receiver == o {
 			s.receiver = nil
 			s.away = now
-			s.wakeAllLocked() // who needs the agent, waits for it from now on
+			s.wakeAllLocked() // cursors that need the agent start to count their wait
 			s.watchClockLocked()
 		}
 		s.mu.Unlock()
 	}
-	for _, f := range fetches { // they are asked again on the next link
+	for _, f := range fetches {
 		s := f.c.s
 		s.mu.Lock()
 		if f.c.request == f {
@@ -102,6 +126,7 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	}
 }
 
+// handle implements machine. A stale payload is no error to the caller.
 func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	ha.h.expire(now)
 	err := ha.dispatch(ctx, now, p)
@@ -111,6 +136,9 @@ func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) er
 	return err
 }
 
+// dispatch applies one payload. Those with a link id are checked against this link's, and a
+// replay batch, which has none, only against the greeting: its request's id says where it
+// belongs, and no two links use the same.
 func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
@@ -137,6 +165,7 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
 }
 
+// hello answers each hello by the same welcome: the one before may have been lost (rule 3).
 func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 	if p.Role != roleAgent {
 		return malformed("hello: an agent's link, but role %q", p.Role)
@@ -151,12 +180,14 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 	return nil
 }
 
+// badVersion refuses a hello, and names the version that would do. The hub's link stays as it
+// is: it is the peer's that fails (rule 17).
 func badVersion(v int) *ProtocolError {
 	return &ProtocolError{Code: codeVersion, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
 }
 
-// current reports a frame of another link, or one before hello: it changes
-// nothing, and at most once a second the peer is told (rule 3).
+// current returns errStale for a payload of another link, or one before hello: it changes
+// nothing, and at most once a second the peer hears of it (rule 3).
 func (ha *hubAgentLink) current(now time.Time, link string) error {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
@@ -166,7 +197,9 @@ func (ha *hubAgentLink) current(now time.Time, link string) error {
 	return staleLink(ha.h, ha.Link, now, &ha.staleAt)
 }
 
-// staleLink counts a stale frame, and says so to the peer at most once a second.
+// staleLink counts a stale payload, and says so to the peer at most once a second: a pipe
+// full of them would otherwise be answered by as many errors, each asking for a hello. last is
+// when that was said; the lock of l protects it and is held.
 func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= staleEvery {
@@ -176,11 +209,14 @@ func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	return errStale
 }
 
-// errStale ends the handling of a stale frame. Nobody sees it.
+// errStale ends the handling of a stale payload. handle hides it.
 var errStale = errors.New("gvstream: stale frame")
 
 // status opens the sessions it names, and answers each by an ack or an error
-// (rules 5 and 9).
+// (rules 5 and 9). One that is refused does not keep the others from being opened. Of the
+// refusals the last is returned, which Link.handle answers, and the others are answered here.
+// Any other error, such as that of a context that has ended, leaves the rest unopened: the
+// agent says it again on its timer.
 func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayload) error {
 	if len(p.Sessions) == 0 {
 		ha.reply(&StatusPayload{Link: ha.id})
@@ -205,7 +241,9 @@ func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayl
 	return asError(last)
 }
 
-// refused deals with an agent's error: only answers to replay requests matter.
+// refused deals with an agent's error. Only one that answers a replay request matters. The
+// request is looked up under the link's lock and used under the session's, between which it
+// may have ended; that it is still its cursor's is what counts.
 func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
 	ha.mu.Lock()
 	f := ha.requests[p.RequestID]

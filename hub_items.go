@@ -7,17 +7,26 @@ import (
 	"time"
 )
 
+// This file is a viewer inside the hub's process. It is the real Viewer and the real link of
+// a hub, so that rules 12 to 16 are written once, and in place of a connection a loop that
+// hands the payloads of either to the other. No payload is encoded, and there is no goroutine
+// but the reader's.
+
 // Items yields what happens in one session to the hub's own process, after a
-// position: as a Viewer's Items does, older events that only the agent has
-// included. It blocks until there is something, and ends without an error when ctx
-// ends, after the End item, or when the Hub is closed; otherwise with the one error
-// that it yields: ErrInvalidID, or a *ProtocolError such as replay_ahead. Any
-// number may run at once. Authorize is not asked.
+// position, including older events that only the agent has, just as a Viewer's Items
+// does. It blocks until there is something, and ends without an error when ctx
+// ends, after the End item, or when the Hub is closed. Otherwise it ends with the one
+// error that it yields: ErrInvalidID, or a *ProtocolError such as replay_ahead. Any
+// number may run at once. Authorize is not asked. Items and their bytes are the caller's.
+//
+// A reader that stands still holds up nothing but itself. To go on later, give Items the
+// Position of the last item that was dealt with.
 func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		// A viewer without a connection: both of its links in one goroutine.
 		v := NewViewer(&ViewerConfig{
-			BufferItems: 2 * (maxBatchEvents + maxBatchGaps), // one payload is never too much
+			// The viewer may have to wait for room, for which this goroutine would have to read
+			// at the same time: so the buffer takes any payload that comes while it is empty.
+			BufferItems: 2 * (maxBatchEvents + maxBatchGaps),
 			BufferBytes: math.MaxInt / 2,
 		})
 		if err := v.Watch(sessionID, after); err != nil {
@@ -44,21 +53,24 @@ func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.
 	}
 }
 
+// A local is a viewer and both halves of its connection, used by one goroutine. It lives as
+// long as one iteration of Items.
 type local struct {
 	v    *Viewer
-	up   *viewerLink
-	down *hubViewerLink
+	up   *viewerLink    // the viewer's half
+	down *hubViewerLink // the hub's
 }
 
 // next carries payloads between the links until there is an item, or returns
-// nothing when ctx ends.
+// nothing when ctx ends. A reader that takes long between two items carries nothing
+// meanwhile, which must not count as the hub's silence (rule 9).
 func (w *local) next(ctx context.Context) (*queued, error) {
 	for {
 		if q, _ := w.v.front(); q != nil {
 			return q, nil
 		}
 		w.v.mu.Lock()
-		w.up.held = true // silence is the loop body's
+		w.up.held = true
 		w.v.mu.Unlock()
 		now := time.Now()
 		moved, atUp, err := carry(ctx, now, w.up.Link, w.down.Link)
@@ -78,7 +90,8 @@ func (w *local) next(ctx context.Context) (*queued, error) {
 	}
 }
 
-// carry hands at most one payload over.
+// carry hands at most one payload over. If there is none, it returns when from has something
+// to send by the clock. A batch's use ends here, when the other side has handled it.
 func carry(ctx context.Context, now time.Time, from, to *Link) (bool, time.Time, error) {
 	p, at, err := from.take(now)
 	if err != nil || p == nil {
@@ -88,6 +101,7 @@ func carry(ctx context.Context, now time.Time, from, to *Link) (bool, time.Time,
 	return true, at, to.handle(ctx, now, p)
 }
 
+// wait waits until a link may have something to send, and reports false if ctx ended.
 func (w *local) wait(ctx context.Context, now, a, b time.Time) bool {
 	if b.Before(a) { // both links have a heartbeat by now
 		a = b

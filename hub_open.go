@@ -8,7 +8,23 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
-// open opens one session on this link, and has it acknowledged.
+// This file opens a session on an agent's link (rules 2, 4 and 5). An entry of a status does
+// so, and the first batch of a session of which nothing was sent before.
+//
+//	open                  an entry of a status: opens it, notes its head and end, owes the ack
+//	openSession           finds or makes the session, and locks it
+//	authorizeOpenLocked   the three steps, of which the last one counts:
+//	  mayOpenLocked         owner, epoch, limits: may this agent have it?
+//	  beginLocked           an epoch that is new to the hub: where does it start?
+//	  attachLocked          the session gets its receiver on this link
+//
+// Claim and Resume are called in between, without the session's lock. So Claim is asked
+// first, before anything is checked that may change meanwhile, and what may change during
+// Resume is looked at again after it.
+
+// open opens one session on this link, and owes it an ack. That ack is the answer that the
+// agent waits for before it sends batches (rule 5), so it goes out at once, whether or not
+// anything is new.
 func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus) error {
 	s, err := ha.openSession(ctx, now, e)
 	if err != nil {
@@ -27,8 +43,9 @@ func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus
 	return nil
 }
 
-// openSession opens a session on this link, which is made if the hub has none of that id, and
-// returns it locked.
+// openSession opens a session on this link, and returns it locked. It makes the session if the
+// hub has none of that id. If the session was gone before it could be locked, there may be
+// another by now, so it looks again. A session that it made and could not open is released.
 func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
 	for {
 		s := ha.h.getOrCreate(e.SessionID)
@@ -38,7 +55,7 @@ func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e Sessio
 		switch err := ha.authorizeOpenLocked(ctx, now, s, e); err {
 		case nil:
 			return s, nil
-		case errGone: // the next one is another
+		case errGone: // look again
 		default:
 			ha.h.release(s)
 			return nil, ofEpoch(err, e.Epoch)
@@ -47,11 +64,12 @@ func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e Sessio
 }
 
 // errGone says that the session was removed from the hub before it could be opened.
-// Nobody sees it.
+// openSession hides it.
 var errGone = errors.New("gvstream: session removed")
 
-// ofEpoch has a refusal say which life of the session it is about, if it names no
-// other: the agent may have renewed it meanwhile.
+// ofEpoch makes a refusal say which life of the session it is about, if it names none. The
+// agent may have renewed the session meanwhile, and a refusal without an epoch would stop the
+// new life as well (rule 11).
 func ofEpoch(err error, epoch string) error {
 	if refused, ok := err.(*ProtocolError); ok && refused.Epoch == "" {
 		refused.Epoch = epoch
@@ -59,9 +77,9 @@ func ofEpoch(err error, epoch string) error {
 	return err
 }
 
-// authorizeOpenLocked opens a locked session on this link, if the agent may have it. The lock is free
-// while a callback runs. It is free in the end as well, unless the session is open: also
-// after a callback's panic.
+// authorizeOpenLocked opens a locked session on this link, if the agent may have it. The lock
+// is free while a callback runs. It is free in the end as well, unless the session is open:
+// also after a callback's panic, which would otherwise lock the session for good.
 func (ha *hubAgentLink) authorizeOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	open := false
 	defer func() {
@@ -84,7 +102,10 @@ func (ha *hubAgentLink) authorizeOpenLocked(ctx context.Context, now time.Time, 
 	return nil
 }
 
-// mayOpenLocked refuses what the agent may not open on this link.
+// mayOpenLocked refuses what the agent may not open on this link. A link that died while its
+// payload waited for the session opens nothing: it could take the session from a newer one.
+// The owner is asked about before the epoch, so that a stranger does not learn of the
+// session's epoch from a stale_epoch.
 func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	if err := ha.failure(); err != nil {
 		return err
@@ -104,8 +125,11 @@ func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hub
 	return ha.checkQuotaLocked(s)
 }
 
-// beginLocked has a session go on in an epoch that is new to the hub, from where its store or
-// its agent says (rule 5).
+// beginLocked makes a session go on in an epoch that is new to the hub, from where the
+// caller's store or the agent says (rule 5). During Resume the link may have died, and the
+// session may have been forgotten. One without an epoch is counted here: the count goes up
+// first and is looked at then, since other sessions, with locks of their own, may be taking
+// the last places at the same time.
 func (ha *hubAgentLink) beginLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	start, err := ha.startLocked(ctx, s, e)
 	if err != nil {
@@ -133,7 +157,9 @@ func (s *hubSession) checkEpochLocked(epoch string) error {
 }
 
 // claimLocked refuses a session of another agent's, unless this one may take it over (rule 4).
-// The lock is free meanwhile, and no callback runs when it is taken again.
+// The lock is free meanwhile, and no Resume or Commit runs when it is held again. What was
+// allowed is to take the session from the owner that Claim was asked about. So the answer does
+// not hold if a third agent was faster; it does if the session belongs to nobody any more.
 func (ha *hubAgentLink) claimLocked(ctx context.Context, s *hubSession) error {
 	if s.owner == "" || s.owner == ha.agentID {
 		return nil
@@ -152,8 +178,9 @@ func (ha *hubAgentLink) claimLocked(ctx context.Context, s *hubSession) error {
 	return nil
 }
 
-// askClaimLocked has the caller say whether the agent may take the session over. The lock is
-// free meanwhile, and not as in call: the owner's batches don't wait for it.
+// askClaimLocked asks the hub's caller whether the agent may take the session over. The lock
+// is free meanwhile. Unlike callLocked it does not make the session busy: the owner's batches
+// must not wait on a claim, which any agent can make.
 func (ha *hubAgentLink) askClaimLocked(ctx context.Context, s *hubSession) bool {
 	owner := s.owner
 	s.mu.Unlock()
@@ -165,7 +192,10 @@ func notYours(sessionID string) error {
 	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
 }
 
-// checkQuotaLocked refuses a session beyond the limits.
+// checkQuotaLocked refuses a session beyond the limits: that of the agent, unless the session
+// counts against it already, and that of the hub, unless the hub knows the session. It spares
+// the store a question about a session that would be refused in the end. beginLocked has the
+// last word on the hub's limit.
 func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
 	if s.counted && s.owner == ha.agentID {
 		return nil
@@ -179,14 +209,20 @@ func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
 	return overloaded(s.id)
 }
 
+// overloaded is the answer past a limit. It is retryable: the agent says again later where the
+// session stands, and there may be room then.
 func overloaded(sessionID string) error {
 	err := refusal(codeOverloaded, sessionID, "too many sessions")
 	err.Retryable = true
 	return err
 }
 
-// startLocked is the number up to which an epoch that is new to the hub counts as
-// accepted.
+// startLocked returns the number up to which an epoch that is new to the hub counts as
+// accepted. With a store only its answer counts, also if that is zero: what some hub has
+// acknowledged need not be in it. Without one the agent's number does, since to start lower
+// would ask for events that it has freed. If the store does not answer, the agent has to try
+// again: any number made up here would lose events or repeat them. The lock is free while
+// Resume runs.
 func (ha *hubAgentLink) startLocked(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
 	if ha.h.cfg.Resume == nil {
 		return e.AckSeq, nil
@@ -207,7 +243,13 @@ func (ha *hubAgentLink) startLocked(ctx context.Context, s *hubSession, e Sessio
 	return start, nil
 }
 
-// attachLocked opens the session on this link, unless that died meanwhile.
+// attachLocked opens the session on this link, unless it died meanwhile: then it has no map
+// any more, so detach would not find a receiver that was put into it now. Such a session, which
+// may have been begun just now, is away from its start, or it would never expire.
+//
+// If another link has the session, the agent's older one or one of its former owner, it loses
+// it: what still comes there is of a session that is not open. All cursors look again, since
+// there is an agent now that can replay older events.
 func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
 	s.listed = now
 	if s.receiver != nil && s.receiver.ha == ha {

@@ -5,8 +5,28 @@ import (
 	"time"
 )
 
+// This file gets events for a cursor that are older than the hub's log (rule 12). The agent has
+// them; the hub asks for them, one request a cursor at a time, and hands them on without
+// keeping them.
+//
+//	the cursor                        what it has
+//	waits for a permit of its link    a place in atLink
+//	waits for one of the session      the link's permit, a place in atSession
+//	has a request                     both permits, a replayRequest
+//	hands out what came               pages; the permits only until the answer is complete
+//	waits to ask again                retry: after a refusal, a loss or silence
+//	waits for the agent               waitingSince: it is away, or has not said hello
+//
+// The events of a request arrive on the agent's link, and what the cursor does next depends on
+// the viewer's link asking it. Either connection may be stuck, so the clock of a request is
+// looked at from both sides, and a free permit of the session, for which other viewers wait, is
+// used by whichever goroutine frees it.
+
 // fetchHistoryLocked deals with what is older than the hub's log: it asks the agent, waits, or
-// declares a gap (rule 12).
+// declares a gap, which it returns. The order: what can't be had is declared before anything
+// is waited for, a request that is open or put off keeps its time, and only then the agent is
+// asked. If it returns nil, the cursor is in a queue or has set a time, so that something
+// wakes it.
 func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
@@ -17,14 +37,14 @@ func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 		return c.gapLocked(min(c.unavailableTo, until), ReasonUnavailable)
 	case c.awaitsLocked(now):
 		return nil
-	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // its turn never comes
+	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // there are no permits
 		return c.gapLocked(until, ReasonUnavailable)
 	}
 	ha, greeted := s.h.agent(s.owner)
 	if greeted {
 		c.waitingSince = time.Time{}
 		c.requestReplayLocked(ha, until)
-		c.awaitsLocked(now)
+		c.awaitsLocked(now) // starts the clock of a request that it made
 		return nil
 	}
 	if !c.patientLocked(now, ha != nil) {
@@ -33,14 +53,16 @@ func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 	return nil
 }
 
-// patientLocked reports whether the cursor still waits for an agent that can't be asked, and
-// looks for it again soon.
+// patientLocked reports whether the cursor still waits for an agent that can't be asked. It is
+// called again within a second, since a hello, which may precede the session's opening by far,
+// wakes no cursors. The wait counts from when the cursor first needed the agent, over all
+// links that come and go meanwhile.
 func (c *cursor) patientLocked(now time.Time, connected bool) bool {
 	if c.waitingSince.IsZero() {
 		c.waitingSince = now
 	}
 	patience := c.s.h.cfg.ReplayWait
-	if connected { // its hello may have been lost, and comes again
+	if connected { // its hello may have been lost; by then it has come again, or the link is dead
 		patience = max(patience, maxSilence)
 	}
 	left := c.waitingSince.Add(patience).Sub(now)
@@ -50,7 +72,7 @@ func (c *cursor) patientLocked(now time.Time, connected bool) bool {
 	return left > 0
 }
 
-// gapLocked declares what nobody can give to the cursor.
+// gapLocked declares what nobody can give to the cursor, up to a number.
 func (c *cursor) gapLocked(to uint64, reason Reason) *page {
 	c.stopAskingLocked()
 	p := gapPage(c.seq+1, to, reason)
@@ -58,8 +80,10 @@ func (c *cursor) gapLocked(to uint64, reason Reason) *page {
 }
 
 // awaitsLocked reports whether the cursor waits for an answer, or for the time to ask again.
+// A request's time counts from when it was made, and anew from when it is sent: an agent's
+// link that is stuck must not keep the permits.
 func (c *cursor) awaitsLocked(now time.Time) bool {
-	if c.request != nil && !c.retry.running() { // not yet sent: its agent's link may be stuck
+	if c.request != nil && !c.retry.running() {
 		c.retry.start(now)
 	}
 	c.unansweredLocked(now)
@@ -71,7 +95,9 @@ func (c *cursor) awaitsLocked(now time.Time) bool {
 }
 
 // unansweredLocked ends a request to which nothing came for a timer period, and reports
-// whether it did. The agent is asked again, under a new id and in turn.
+// whether it did. The agent is asked again under a new id, so that the two answers can't be
+// confused, and in turn: the permits go to the cursors that wait, so that an agent that
+// answers some requests and not others does not hold up all of them.
 func (c *cursor) unansweredLocked(now time.Time) bool {
 	if c.request == nil || !c.retry.expired(now) {
 		return false
@@ -81,15 +107,18 @@ func (c *cursor) unansweredLocked(now time.Time) bool {
 	return true
 }
 
-// requestReplayLocked sends a replay request to the agent, once the cursor has the permits for it.
+// requestReplayLocked sends a replay request to the agent, or waits for the permits that it
+// takes. The cursor has no request.
 func (c *cursor) requestReplayLocked(ha *hubAgentLink, until uint64) {
 	if c.acquireLocked() {
 		c.sendRequestLocked(ha, until)
 	}
 }
 
-// acquireLocked takes the permits that a request needs, the link's before the session's, or
-// waits for one.
+// acquireLocked takes the permits that a request needs, or waits for one. The link's comes
+// before the session's: so a viewer at its own limit takes no turn away from the session's
+// other viewers, and as all take them in this order, none waits for another in a circle. A
+// cursor in the queue for the session's permit has the link's.
 func (c *cursor) acquireLocked() bool {
 	if !c.atSession.Queued() {
 		c.hv.mu.Lock()
@@ -103,7 +132,8 @@ func (c *cursor) acquireLocked() bool {
 	return c.s.permits.acquire(c, &c.atSession)
 }
 
-// sendRequestLocked sends the request for which the cursor has the permits.
+// sendRequestLocked makes the request for which the cursor has the permits, and queues it on the
+// agent's link. That may have died since it was looked up: then its map is nil.
 func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
 	f := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
 	f.task = task{Source: f.next, Control: true}
@@ -113,22 +143,24 @@ func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
 	dead := ha.requests == nil
 	if !dead {
 		ha.requestCount++
-		f.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // no other link has it
+		f.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // an id that no other link uses
 		ha.requests[f.id] = f
 		ha.readyLocked(&f.task)
 	}
 	ha.mu.Unlock()
-	if dead { // it is asked again when the agent is back
+	if dead { // the cursor looks for the next link, and waits for it if need be
 		c.releaseLocked()
 		c.hv.ready(&c.task)
 	}
 }
 
 // releaseLocked ends the cursor's request, or its wait for the session's permit, and gives
-// back the permits that it has.
+// back the permits that it has. What came of the request stays in pages.
 func (c *cursor) releaseLocked() { c.releaseAtLocked(time.Time{}) }
 
-// releaseAtLocked is release, but for the link's permit, which stays taken until then.
+// releaseAtLocked is releaseLocked, except that the link's permit stays taken until the given
+// time, if there is one. The session's is free at once in any case: one viewer that asks and
+// gives up must not keep the others waiting.
 func (c *cursor) releaseAtLocked(at time.Time) {
 	s, hv, f := c.s, c.hv, c.request
 	if f == nil && !c.atSession.Queued() {
@@ -148,8 +180,11 @@ func (c *cursor) releaseAtLocked(at time.Time) {
 	}
 }
 
-// passPermitsLocked gives the session's free permits to the first that wait for one and can
-// use it. Their requests go out here and now: the viewers' own links may be stuck.
+// passPermitsLocked gives the session's free permits to the first cursors that wait for one and
+// can use it. Their requests go out here and now. To wake a cursor and let it ask, as
+// offerLocked does, would be wrong: its viewer's link may be stuck, and would keep a turn for
+// which the cursors of other links wait. A cursor that can't use it, because it reads an older
+// epoch or the agent can't be asked, leaves the queue and decides anew.
 func (s *hubSession) passPermitsLocked() {
 	for c := s.permits.next(); c != nil; c = s.permits.next() {
 		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
@@ -157,11 +192,12 @@ func (s *hubSession) passPermitsLocked() {
 		} else {
 			c.releaseLocked()
 		}
-		c.hv.ready(&c.task) // if it asked, its clock runs from now on
+		c.hv.ready(&c.task) // to decide anew, or to start the clock of its request
 	}
 }
 
-// passOnLocked gives up the cursor's turn to take a permit of the link, if it did not use it.
+// passOnLocked gives up the cursor's turn to take a permit of the link, which it was woken for
+// and did not use, and wakes the next one.
 func (c *cursor) passOnLocked() {
 	c.hv.mu.Lock()
 	defer c.hv.mu.Unlock()
@@ -171,8 +207,10 @@ func (c *cursor) passOnLocked() {
 	}
 }
 
-// giveUpLocked ends a request that the viewer gives up. It counts for its link for another
-// second: the agent may be sending what nobody wants any more (rule 12).
+// giveUpLocked ends a request that the viewer gives up, by another watch or a stop. It counts
+// for its link for another second, since the agent may be sending what nobody wants any more
+// (rule 12): so a viewer that watches again and again costs the agent no more than its permits
+// allow. A request that was not sent yet costs it nothing.
 func (c *cursor) giveUpLocked(now time.Time) {
 	if c.request == nil || !c.request.sent {
 		return
@@ -182,31 +220,45 @@ func (c *cursor) giveUpLocked(now time.Time) {
 	c.hv.schedule(&c.hv.permitTask, at)
 }
 
-// stopAskingLocked ends whatever the cursor does to have older events from the agent.
+// stopAskingLocked ends whatever the cursor does to get older events from the agent, its waits
+// included. What came already is the caller's to keep or drop.
 func (c *cursor) stopAskingLocked() {
 	c.releaseLocked()
 	c.retry.reset()
 	c.waitingSince = time.Time{}
 }
 
-// maxRequestBytes bounds what the hub holds of one replay request, beside its events.
+// maxRequestBytes is how much of the answers to one request the hub holds before it takes no
+// more, and asks on later. An agent that keeps to rule 12 ends an answer with a limit there by
+// itself; one that doesn't is held to it here.
 const maxRequestBytes = maxReplayBytes
 
 // A replayRequest is one open replay request to an agent, for one cursor. It holds a permit of
-// the session and one of the viewer's link. It is over when it is no longer its cursor's.
-// The session's lock protects it.
+// the session and one of the viewer's link. The session's lock protects it.
+//
+//	made       in its agent's link's requests, and a task there
+//	sent       answers are awaited, until the cursor's retry expires; each one that brings
+//	           something new starts that again
+//	over       no longer its cursor's request: what still comes for it is stale
+//
+// It is over when it is answered in full or refused, a part of its answer was lost, its time
+// has passed, the viewer gave it up, or either link died. It is never used again.
 type replayRequest struct {
-	task
-	c  *cursor
-	ha *hubAgentLink // whose link it was sent on: answers count on no other
-	id string
+	task // sends the request, then looks at its time
+	c    *cursor
+	ha   *hubAgentLink // whose link it was sent on: answers count on no other
+	id   string
 
+	// from ≤ expected ≤ until+1: the answer is taken in order, from its first number on.
 	from, expected, until uint64 // asked from, expected next, asked until
 	left                  int    // events that may still come
-	bytes                 int
+	bytes                 int    // that came
 	sent                  bool
 }
 
+// next sends the request, once. After that it only looks at the time, as the cursor's own task
+// does: that one is not asked while the viewer's link is stuck, and the permits of a request
+// without an answer would stay taken.
 func (f *replayRequest) next(now time.Time) Payload {
 	c := f.c
 	c.s.mu.Lock()
@@ -214,7 +266,7 @@ func (f *replayRequest) next(now time.Time) Payload {
 	switch {
 	case c.request != f:
 		return nil
-	case f.sent && c.unansweredLocked(now): // here too: the viewer's own link may be stuck
+	case f.sent && c.unansweredLocked(now):
 		c.hv.ready(&c.task)
 		return nil
 	case f.sent:
@@ -230,7 +282,8 @@ func (f *replayRequest) next(now time.Time) Payload {
 	}
 }
 
-// withdrawLocked takes the request off its agent's link.
+// withdrawLocked takes the request off its agent's link. The agent does not hear of
+// it: there is no payload for that, and it stops by itself at the request's limit.
 func (f *replayRequest) withdrawLocked() {
 	f.ha.mu.Lock()
 	delete(f.ha.requests, f.id)
@@ -238,8 +291,9 @@ func (f *replayRequest) withdrawLocked() {
 	f.ha.forget(&f.task)
 }
 
-// refusedLocked ends a request that the agent does not answer: it is asked again on the
-// timer, or what it asked for is lost.
+// refusedLocked ends a request that the agent refuses. If that may change, the cursor asks again
+// on the timer; else what it asked for can't be had, and becomes a gap. The wait is doubled
+// for the next time only after this one has started.
 func (f *replayRequest) refusedLocked(now time.Time, retry bool) {
 	c := f.c
 	c.releaseLocked()
@@ -253,7 +307,9 @@ func (f *replayRequest) refusedLocked(now time.Time, retry bool) {
 	c.hv.ready(&c.task)
 }
 
-// answered takes an answer unless the request is no longer open, or it is not one.
+// answered takes an answer, unless the request is over, or the answer does not fit it: that is
+// refused, since it could bring one viewer what another asked for, or more than there is room
+// for. It is clipped to what is new before it is measured, so that a transport may repeat it.
 func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
 	s := f.c.s
 	s.mu.Lock()
@@ -273,10 +329,13 @@ func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *P
 	return nil
 }
 
-// acceptLocked keeps what is new in an answer for the cursor to hand out.
+// acceptLocked keeps what is new in an answer for the cursor to hand out, in bytes of its own and
+// in pages that fit a payload. A request that is complete, or as much as the hub holds at a
+// time, gives its permits back now, before the viewer has taken anything: the cursor asks on
+// when its pages are handed out.
 func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page) {
 	c := f.c
-	if p.FirstSeq > f.expected { // a part was lost: ask again, in a moment
+	if p.FirstSeq > f.expected { // a part was lost: ask again, at most once a second
 		c.releaseLocked()
 		c.retry.startIn(now, replayAgain)
 		c.hv.schedule(&c.task, c.retry.at)
@@ -286,7 +345,7 @@ func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page
 		answer.detach()
 	}
 	for _, pg := range answer.pieces() {
-		c.retry.reset() // an answer without news is none
+		c.retry.reset() // here, as only an answer with news is progress
 		c.retry.start(now)
 		pg.request, pg.available = f.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
@@ -294,7 +353,7 @@ func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page
 		f.left -= len(pg.slots)
 		f.bytes += pg.bytes
 	}
-	if p.Done && f.expected == f.from { // it has nothing to give
+	if p.Done && f.expected == f.from { // the agent has nothing to give: don't ask for the same again
 		c.unavailableTo = f.until
 	}
 	if p.Done || f.fullLocked() {
@@ -303,12 +362,16 @@ func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page
 	c.hv.ready(&c.task)
 }
 
-// fullLocked reports whether the request has all that it may have.
+// fullLocked reports whether the request has got all that it asked for, or all that it may
+// get, whether or not the agent said that it is done.
 func (f *replayRequest) fullLocked() bool {
 	return f.expected > f.until || f.left == 0 || f.bytes >= maxRequestBytes
 }
 
-// replayed takes an agent's answer to a replay request (rule 12).
+// replayed takes an agent's answer to a replay request (rule 12). Its data is checked before any
+// session is locked, and only if the request is known: stale answers cost nothing. An event
+// that is larger than the hub takes becomes a gap, as it would in a batch (rule 11), but
+// without a word to the agent: it can't change what it has published.
 func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	ha.mu.Lock()
 	f := ha.requests[p.RequestID]

@@ -8,8 +8,21 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A hubSession is one session at the hub. Without an epoch it is one that only
-// watches know of.
+// A hubSession is one session at the hub: whose it is, what the hub holds of it, and
+// which viewers read it. It outlives the links of all of them.
+//
+//	state     epoch  receiver  what brings it there
+//	unknown   ""     nil       a watch, or an agent that is opening it; Forget, while watched
+//	open      set    set       its agent named it on the current link (attachLocked)
+//	away      set    nil       the owner's link ended (hubAgentLink.detach)
+//	gone      ""     nil       nothing is known and nobody watches (dropLocked); final
+//
+// A session that has ended is open or away as well, until its age removes it.
+//
+// While a callback runs for it, it stays in the hub's map whatever its state, so that no
+// other session of its id can begin and ask the caller for the same events. Code that looked
+// a session up and then locked it checks gone, or something that a gone session can't have:
+// an epoch or a receiver.
 type hubSession struct {
 	h  *Hub
 	id string
@@ -19,12 +32,13 @@ type hubSession struct {
 	history
 	audience
 
-	expiry   sched.Entry[*hubSession] // the lock of the hub's heap protects it
-	jobPlace sched.Element[job]       // in the workers's queue
+	expiry   sched.Entry[*hubSession] // Hub.expiryMu protects it
+	jobPlace sched.Element[job]       // in the queue of the hub's workers, whose lock protects it
 }
 
-// lock locks the session for a change that ha's agent asks for, once no callback
-// runs for it.
+// lock locks the session for a change that ha's agent asks for, once no callback runs for
+// it. Only agents wait: viewers read what is accepted while Commit stores what follows.
+// After an error the session is not locked.
 func (s *hubSession) lock(ctx context.Context, ha *hubAgentLink) error {
 	s.mu.Lock()
 	err := s.waitIdleLocked(ctx, ha)
@@ -34,8 +48,9 @@ func (s *hubSession) lock(ctx context.Context, ha *hubAgentLink) error {
 	return err
 }
 
-// waitIdleLocked waits until no callback runs for the session, without the lock
-// meanwhile.
+// waitIdleLocked waits until no callback runs for the session. The lock is free meanwhile,
+// and held again in the end, also after an error. Anything may have changed: the session
+// may have another owner, another epoch or none, or be gone.
 func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err error) {
 	for s.busy != nil && err == nil {
 		b := s.busy
@@ -46,7 +61,10 @@ func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err 
 	return err
 }
 
-// callLocked runs a callback without the lock, which it takes again.
+// callLocked runs a callback without the lock, which it takes again, also when the callback
+// panics. As long as it runs, busy keeps all links' batches and statuses and the clock away
+// from the session (rule 8), but not Forget, Close or the end of ha: the caller looks again
+// at the epoch and the receiver.
 func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	b := &busy{ha: ha, cancel: cancel, done: make(chan struct{})}
@@ -62,7 +80,8 @@ func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ct
 }
 
 // beginEpochLocked begins an epoch, in which everything up to start counts as accepted
-// (rules 5 and 15). A session that had none is counted already.
+// (rules 5 and 15). The caller has counted a session that had none. The log before is kept
+// for a while, so that cursors in it can read it to its end.
 func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
 	next := history{epoch: epoch, log: log{head: start}, head: start}
 	if s.epoch != "" {
@@ -74,7 +93,9 @@ func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64)
 }
 
 // acceptLocked takes a page that begins after what is accepted: the one place where an
-// event becomes visible to viewers and acks.
+// event becomes visible to viewers and acks, and so after Commit (rule 8). The log takes over
+// the page's bytes. Cursors that wait alone are woken one by one; those in cohorts, however
+// many, only need a worker.
 func (s *hubSession) acceptLocked(p *page) {
 	s.log.accept(p, func() {
 		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
@@ -84,22 +105,27 @@ func (s *hubSession) acceptLocked(p *page) {
 	}
 	s.head = max(s.head, s.log.head)
 	s.noteEndLocked()
-	s.page = nil
+	s.page = nil // it may end before the new head
 	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
 		c.hv.ready(&c.task)
 	}
 	s.callWorkersLocked()
 }
 
+// noteEndLocked ends the session once everything up to its end is accepted. That is noticed
+// in two places: the end event was accepted, or a status named a number that was accepted
+// already, since the end may lie in a gap (rule 16).
 func (s *hubSession) noteEndLocked() {
 	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
 		s.ended = true
-		s.endSeq, s.head = s.log.head, s.log.head // whatever the agent said before
+		s.endSeq, s.head = s.log.head, s.log.head // what the agent named beyond that was wrong
 		s.wakeAllLocked()
 	}
 }
 
-// wakeAllLocked has every cursor look where it stands: what it reads has changed.
+// wakeAllLocked makes every cursor look where it stands, after a change of more than the
+// log's head: the epoch, the owner's link, the end. The shared page goes first, since it is
+// known by its log's address, and a new epoch's log has the address of the one before.
 func (s *hubSession) wakeAllLocked() {
 	s.page = nil
 	for _, c := range s.cursors {
@@ -108,7 +134,9 @@ func (s *hubSession) wakeAllLocked() {
 	}
 }
 
-// forgetEpochsLocked makes the session one that only watches know of.
+// forgetEpochsLocked makes the session one that only watches know of. Its cursors keep their
+// positions: if the same epoch comes back, they go on from there. Their viewers get a status
+// without an epoch, which is no news to them (rule 15).
 func (s *hubSession) forgetEpochsLocked() {
 	if s.epoch != "" {
 		s.h.known.Add(-1)
@@ -125,7 +153,8 @@ func (s *hubSession) forgetEpochsLocked() {
 	}
 }
 
-// setOwnerLocked makes an agent the owner, against whose limit the session counts.
+// setOwnerLocked makes an agent the owner, against whose limit the session counts. With an
+// empty id the session belongs to nobody.
 func (s *hubSession) setOwnerLocked(agentID string) {
 	s.uncountLocked()
 	s.owner = agentID
@@ -138,7 +167,8 @@ func (s *hubSession) setOwnerLocked(agentID string) {
 	s.h.agentsMu.Unlock()
 }
 
-// uncountLocked takes the session off its owner's limit.
+// uncountLocked takes the session off its owner's limit. The owner stays: an ended session
+// costs its agent nothing any more, but no other agent may open it.
 func (s *hubSession) uncountLocked() {
 	if !s.counted {
 		return
@@ -151,6 +181,7 @@ func (s *hubSession) uncountLocked() {
 	}
 }
 
+// stats returns what the hub holds of the session, and false if only watches know of it.
 func (s *hubSession) stats() (SessionStats, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,55 +196,68 @@ func (s *hubSession) stats() (SessionStats, bool) {
 // is in the map.
 type ownership struct {
 	owner    string    // the agent it belongs to, or empty
-	receiver *receiver // on the owner's current link, or nil
-	away     time.Time // when the owner's link was lost
-	listed   time.Time // when the agent last spoke of it
-	busy     *busy     // the callback that is running for it
-	counted  bool      // against the owner's limit
-	gone     bool      // no longer in the hub's map
+	receiver *receiver // on the owner's current link, or nil; set only in a session with an epoch
+	away     time.Time // when the owner's link was lost; counts only without a receiver
+	listed   time.Time // when the agent last spoke of it, by a status or a batch
+	busy     *busy     // the callback that is running for it, or nil
+	counted  bool      // in Hub.owned, for the owner
+	gone     bool      // no longer in the hub's map; never false again
 }
 
 // A history is what the hub knows of a session's events, in the current epoch and in
 // the one before. It is zero if the hub knows no epoch.
+//
+// In an epoch log.head only grows, and it is never above head. Once the session has ended, it
+// is endSeq, and does not change any more.
 type history struct {
 	epoch  string
 	log    log    // its head is what is accepted
 	head   uint64 // last number the agent is known to have
-	endSeq uint64 // the number of the end, once the agent said so
+	endSeq uint64 // the number of the end, once the agent said so, or 0
 	ended  bool   // the end was accepted
 
-	prev    *pastEpoch // the log of the epoch before, for a while (rule 15)
+	// What outlives a change of the epoch. The position is for statuses, so that a viewer can
+	// say what it missed; it stays when the log has expired.
+	prev    *pastEpoch // the log of the epoch before, for a while (rule 15), or nil
 	prevID  string     // that epoch, or empty
 	prevSeq uint64     // last number accepted of it
 }
 
 // An audience is the cursors of all viewers of a session, where they wait, and what
-// they share.
+// they share. A cursor is in one place at most: in a cohort in one of its two queues, in
+// one that is being sent to and so in neither, or in idle. One that is in none of them is
+// on its way: its link will ask it for its next payload, or it waits for older events.
 type audience struct {
-	cursors []*cursor
-	atHead  sched.Queue[*cohort] // that were at the head when they were put there; who rests longest is never ahead of another
-	lagging sched.Queue[*cohort] // that have not got all yet
-	parked  int                  // cursors in both
+	cursors []*cursor            // all of them; each knows its index
+	atHead  sched.Queue[*cohort] // that were at the head when put there: the furthest behind is first
+	lagging sched.Queue[*cohort] // that were sent a page and are not at the head yet
+	parked  int                  // cursors in the cohorts of both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
 	permits permits              // of replay requests to the agent
 }
 
+// A pastEpoch is what is left of an epoch that another has followed. Nothing is added to its
+// log.
 type pastEpoch struct {
 	epoch string
 	log   log
-	until time.Time
+	until time.Time // when it is dropped
 }
 
-// busy is a callback that runs for a session, without its lock.
+// busy is a callback that runs for a session, without its lock: Resume or Commit. There is
+// one at a time, over all links, since the caller's store must not be asked where it stands
+// while it is being written to (rule 8).
 type busy struct {
-	ha     *hubAgentLink
-	cancel context.CancelFunc
-	done   chan struct{}
+	ha     *hubAgentLink      // for which it runs
+	cancel context.CancelFunc // of the callback's ctx
+	done   chan struct{}      // closed when it has returned and the session is locked again
 }
 
-// wait waits for the callback's end. One of an older link of the same agent is told to
-// stop; another agent's, and one of the same link, are not (rule 8).
+// wait waits for the callback's end, or ctx's. A callback of another link of the same agent
+// is cancelled, since the agent has given that link up and would wait on this one for a store
+// that may be stuck. One of the same link has to be waited for, and one of another agent is
+// not for this agent to cancel (rule 8).
 func (b *busy) wait(ctx context.Context, ha *hubAgentLink) error {
 	if b.ha != ha && b.ha.agentID == ha.agentID {
 		b.cancel()
@@ -226,8 +270,8 @@ func (b *busy) wait(ctx context.Context, ha *hubAgentLink) error {
 	}
 }
 
-// getOrCreate returns the session, which is made if the hub has none of that id. A
-// session without epoch and cursors is to be released.
+// getOrCreate returns the session of an id, and makes one if the hub has none. The caller
+// releases it if it has given it neither epoch nor cursor, or it would stay forever.
 func (h *Hub) getOrCreate(id string) *hubSession {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -239,18 +283,21 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 	return s
 }
 
-// newSessionLocked returns a session that the hub does not know yet.
+// newSessionLocked returns a session that is not in the hub's map yet.
 func (h *Hub) newSessionLocked(id string) *hubSession {
 	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
 }
 
+// lookup returns the session of an id, or nil.
 func (h *Hub) lookup(id string) *hubSession {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.sessions[id]
 }
 
-// release removes the session if nothing is known of it and nobody watches it.
+// release removes the session if nothing is known of it, nobody watches it and no callback
+// runs for it. It is called without any lock, by whatever may have taken away the last of
+// these reasons to keep it.
 func (h *Hub) release(s *hubSession) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

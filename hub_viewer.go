@@ -8,26 +8,42 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A hubViewerLink is the hub's half of one connection to a viewer: a set of cursors.
+// A hubViewerLink is the hub's half of one connection to a viewer: a set of cursors, one for
+// each session that is watched, and the statuses that say where those sessions stand. A watch
+// makes or moves a cursor; the cursors' own tasks send everything of the sessions
+// (hub_cursor.go).
+//
+//	made       in Hub.viewers, or Hub.locals; a watch counts only after hello (rule 3)
+//	greeted    after the first hello: it serves watches, and gives a sign of life every 15 s
+//	dead       after detach: cursors is nil, and none can be added
+//
+// A newer link of the viewer makes it dead, and all its cursors with it: the viewer says again
+// on the new link what it watches and from where.
 type hubViewerLink struct {
 	*Link
 	h        *Hub
 	viewerID string // empty: the hub's own, of Items
-	local    bool
-	id       string // of the link
+	local    bool   // of Items: no Authorize, no limit of watches
+	id       string // of the link; the viewer finds it in what it receives
 
+	// The link's own tasks, besides one for each cursor. status names the sessions whose
+	// cursors are in statuses, heartbeat puts all of them there every 15 s, and permitTask
+	// sends nothing: it frees permits when their time comes.
 	status, heartbeat, permitTask task
 
 	// Link's lock protects the fields below.
-	greeted      bool
-	staleAt      time.Time
-	cursors      map[string]*cursor   // by session
-	statuses     sched.Queue[*cursor] // to be named in the next status
-	heartbeatAt  time.Time
-	permits      permits        // of replay requests for this link
-	pendingAuths []*pendingAuth // calls of Authorize that are running
+	greeted      bool                 // hello came
+	staleAt      time.Time            // when stale_link was last said
+	cursors      map[string]*cursor   // by session; nil: the link is dead
+	statuses     sched.Queue[*cursor] // to be named in the next status; their statusPending is set
+	heartbeatAt  time.Time            // when the next sign of life is due
+	permits      permits              // of replay requests for this link
+	pendingAuths []*pendingAuth       // watches that are being authorized
 }
 
+// connectViewer makes a viewer's link, or one of Items if local. It is entered under the hub's
+// lock, so that either Close finds it in a table or it finds the hub closed. The older link
+// fails without that lock, which its detach takes.
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewerLink {
 	hv := &hubViewerLink{
 		h: h, viewerID: viewerID, local: local, id: h.ids.ID(),
@@ -60,6 +76,9 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	return hv
 }
 
+// detach takes the link out of the hub and its cursors off their sessions. The cursors are
+// taken from the link first, and each is removed without the link's lock, which comes after
+// the session's.
 func (hv *hubViewerLink) detach(time.Time) {
 	hv.h.mu.Lock()
 	if hv.h.viewers[hv.viewerID] == hv {
@@ -76,6 +95,7 @@ func (hv *hubViewerLink) detach(time.Time) {
 	}
 }
 
+// handle implements machine. A stale payload is no error to the caller.
 func (hv *hubViewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	hv.h.expire(now)
 	err := hv.dispatch(ctx, now, p)
@@ -100,6 +120,8 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
 }
 
+// hello answers each hello by the same welcome: the one before may have been lost (rule 3). The
+// signs of life begin with the first one, since the viewer takes none before it.
 func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if p.Role != roleViewer {
 		return malformed("hello: a viewer's link, but role %q", p.Role)
@@ -118,6 +140,7 @@ func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	return nil
 }
 
+// current returns errStale for a payload that comes before hello. A watch names no link.
 func (hv *hubViewerLink) current(now time.Time) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
@@ -127,7 +150,9 @@ func (hv *hubViewerLink) current(now time.Time) error {
 	return staleLink(hv.h, hv.Link, now, &hv.staleAt)
 }
 
-// watch places a cursor, and answers by a status or an error (rule 13).
+// watch places a cursor, and answers by a status or an error (rule 13). The status goes out by
+// the cursor, before any event of the session. If the session is unknown, the answer is the
+// same but for the number in it, and the cursor waits for the session to appear.
 func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
 		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
@@ -136,7 +161,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 		hv.stop(now, p.SessionID)
 		return nil
 	}
-	for range 2 { // once more if Revoke came meanwhile
+	for range 2 { // once more if Revoke came meanwhile; after a second one, no
 		c, err := hv.admit(ctx, p.SessionID)
 		if err != nil {
 			return err
@@ -149,7 +174,9 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 	return refusal(codeForbidden, p.SessionID, "revoked")
 }
 
-// stop ends a watch because the viewer says so.
+// stop ends a watch because the viewer says so. The permit of a request that is open stays
+// taken for a second, which is why this is not unwatch alone: otherwise a viewer that watches
+// and stops in a loop could make an agent send replays without a limit.
 func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
 	hv.mu.Lock()
 	c := hv.cursors[sessionID]
@@ -163,7 +190,8 @@ func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
 	hv.unwatch(sessionID)
 }
 
-// expirePermits frees the permits of requests that the viewer gave up a second ago.
+// expirePermits frees the permits of requests that the viewer gave up a second ago, and lets a
+// cursor that waits for one go on. It is permitTask's source.
 func (hv *hubViewerLink) expirePermits(now time.Time) Payload {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
@@ -174,21 +202,25 @@ func (hv *hubViewerLink) expirePermits(now time.Time) Payload {
 	return nil
 }
 
-// offerLocked has the cursor ask again whose turn it is to take a permit of the link.
+// offerLocked wakes the cursor whose turn it is to take a permit of the link, if one is free.
+// It is called whenever a permit may have become free or the first in the queue has changed.
 func (hv *hubViewerLink) offerLocked() {
 	if c := hv.permits.next(); c != nil {
 		hv.readyLocked(&c.task)
 	}
 }
 
-// A pendingAuth is a call of Authorize that is running.
+// A pendingAuth is a watch that is being authorized: from before Authorize is asked until its
+// cursor is in place. Authorize runs without any lock, and its answer may be older than a
+// Revoke that comes before the cursor is there to be ended.
 type pendingAuth struct {
 	sessionID string
-	revoked   bool // Revoke came meanwhile: what is allowed now may be so no longer
+	revoked   bool // Revoke came meanwhile: the answer does not count
 }
 
 // admit returns the link's cursor on a session if the viewer may watch it, or
-// neither cursor nor error if its watch was revoked meanwhile.
+// neither cursor nor error if its watch was revoked meanwhile: then Authorize has to be asked
+// again. A Revoke at any moment finds the pendingAuth, or the cursor, or both.
 func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (*cursor, error) {
 	a := &pendingAuth{sessionID: sessionID}
 	hv.mu.Lock()
@@ -210,7 +242,8 @@ func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (*cursor, 
 	return c, err
 }
 
-// revoke ends the watch of a session, and tells the viewer.
+// revoke ends the watch of a session, and tells the viewer if there was one. One that is being
+// authorized is marked first and then looked for, since its cursor may be placed in between.
 func (hv *hubViewerLink) revoke(sessionID string) {
 	hv.mu.Lock()
 	for _, a := range hv.pendingAuths {
@@ -222,7 +255,9 @@ func (hv *hubViewerLink) revoke(sessionID string) {
 	}
 }
 
-// authorize asks whether the viewer may watch, and ends its watch if not.
+// authorize asks whether the viewer may watch, and ends its watch if not: a permission that was
+// withdrawn ends what it once allowed. The refusal is the same for a session that exists and
+// one that doesn't, and does not quote the caller's error, which might give that away.
 func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error {
 	if hv.h.cfg.Authorize == nil || hv.local {
 		return nil
@@ -238,9 +273,10 @@ func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error 
 	return refusal(codeForbidden, sessionID, "not allowed")
 }
 
-// cursor returns the link's cursor on a session, which is made if there is none.
-// It holds all three locks, so that neither the session nor the link goes away
-// meanwhile.
+// cursor returns the link's cursor on a session, and makes one if there is none. It holds
+// all three locks, so that neither the session nor the link goes away meanwhile. A session that
+// the hub does not know gets into its map only together with the cursor: a watch that is
+// refused leaves nothing.
 func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	h := hv.h
 	h.mu.Lock()
@@ -269,7 +305,8 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	return c, nil
 }
 
-// unwatch removes the link's cursor on a session, and returns it if there was one.
+// unwatch removes the link's cursor on a session, and returns it if there was one. It is called
+// without any lock.
 func (hv *hubViewerLink) unwatch(sessionID string) *cursor {
 	hv.mu.Lock()
 	c := hv.cursors[sessionID]
@@ -281,7 +318,9 @@ func (hv *hubViewerLink) unwatch(sessionID string) *cursor {
 	return c
 }
 
-// nextStatus says where the watched sessions stand.
+// nextStatus says where the sessions stand whose cursors have a status pending. They are taken
+// out one at a time, since each has to be described under its session's lock, which comes
+// before the link's. Those beyond one payload follow in the next: Link.take asks again.
 func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 	p := &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	for len(p.Sessions) < maxStatus {
@@ -301,7 +340,10 @@ func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 	return p
 }
 
-// nextHeartbeat names all watches in one status, every 15 s.
+// nextHeartbeat gives the sign of life, every 15 s: it makes nextStatus name all watches, or
+// sends an empty status itself if there are none (rule 13). The status is also how a viewer
+// finds that something was lost, by the entry's AckSeq. It may be called too early, and then
+// only sets its time again. The order of ids is for runs that can be repeated.
 func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 	hv.mu.Lock()
 	due := !now.Before(hv.heartbeatAt)

@@ -7,17 +7,21 @@ import (
 )
 
 // permits limits the replay requests that are open at a time, of one session or for one
-// viewer's link (rule 12). A request needs one of both. Cursors that find none free wait
-// in a queue, and only the first of them may take the next. It is a value without a clock
-// or a lock: its owner's lock protects it, and the time is passed in.
+// viewer's link (rule 12). A request needs one of each. Cursors that find none free wait
+// in a queue, and only the first of them may take the next: a cursor that comes just as a
+// permit becomes free must not overtake those that wait. It is a value without a clock or a
+// lock: its owner's lock protects it, and the time is passed in.
+//
+// Nothing here wakes a cursor. After each change the owner looks whether next returns one, and
+// wakes it or acts for it.
 type permits struct {
 	free    int                  // how many may be taken now
-	later   []time.Time          // when those are free that are to stay taken for a while, in order
+	later   []time.Time          // when those become free that stay taken for a while, in order
 	waiting sched.Queue[*cursor] // for one that is free
 }
 
-// acquire takes a permit if one is free and it is c's turn. If not, c waits for its turn,
-// in the place at.
+// acquire takes a permit if one is free and it is c's turn, and then c is out of the queue. If
+// not, c waits for its turn, with at for its place; it keeps a place that it has already.
 func (p *permits) acquire(c *cursor, at *sched.Element[*cursor]) bool {
 	p.waiting.Push(at, c)
 	if p.next() != c {
@@ -36,7 +40,8 @@ func (p *permits) next() *cursor {
 	return p.waiting.Front()
 }
 
-// release gives a permit back. It is free at once, or at the time at unless that is zero.
+// release gives a permit back. It is free at once, or at the time at unless that is zero. Such
+// times have to be given in order.
 func (p *permits) release(at time.Time) {
 	if at.IsZero() {
 		p.free++

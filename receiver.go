@@ -6,14 +6,29 @@ import (
 	"time"
 )
 
-// A receiver is one session on one link of its agent: what the hub owes it.
+// This file is the receiving end of one session: it takes batches in and owes acks. A batch
+// comes from hubAgentLink.dispatch and goes, in order, through
+//
+//	load               the events' data is checked, before any lock is taken
+//	findSession        the session is found open on this link, or opened
+//	batch              ended? a hole? known already? what is known in part is cut off
+//	acceptLocked       what the hub takes is stored by Commit, then accepted
+//
+// and the acks that come of it go out through the receiver's task.
+
+// A receiver is one session on one link of its agent: the acks that the hub owes there. It is
+// made by attachLocked, and is over when it is no longer its session's: because the link died,
+// another link opened the session, or the hub forgot it. It is the counterpart of the agent's
+// sender. The session's lock protects it.
 type receiver struct {
-	task
+	task // sends the next ack
 	s    *hubSession
 	ha   *hubAgentLink
-	acks ackState
+	acks ackState // when the next ack is due, and whether it is a nack
 }
 
+// closeLocked closes the session on its link, which may be dead or go on with others. The
+// caller puts another receiver, or none, in its place.
 func (o *receiver) closeLocked() {
 	o.ha.forget(&o.task)
 	o.ha.mu.Lock()
@@ -21,13 +36,15 @@ func (o *receiver) closeLocked() {
 	o.ha.mu.Unlock()
 }
 
-// ackNowLocked owes an ack at once: a status, or a duplicate, is answered by one.
+// ackNowLocked owes an ack at once: a status or a duplicate is answered by one, since the ack
+// before it may have been lost, and the agent sends again until it hears one (rule 6).
 func (o *receiver) ackNowLocked() {
 	o.acks.now = true
 	o.ha.ready(&o.task)
 }
 
-// nackLocked asks for what did not arrive.
+// nackLocked asks for what did not arrive. Each batch of those that follow a hole calls it,
+// and ackState makes one nack of them.
 func (o *receiver) nackLocked(now time.Time) {
 	o.acks.hole(now, o.s.log.head)
 	o.wakeLocked(now)
@@ -39,7 +56,7 @@ func (o *receiver) acceptedLocked(now time.Time, events int) {
 	o.wakeLocked(now)
 }
 
-// wakeLocked has take called when the ack is due.
+// wakeLocked makes the link call next when the ack is due, if one is owed.
 func (o *receiver) wakeLocked(now time.Time) {
 	if due, next := o.acks.due(now); due {
 		o.ha.ready(&o.task)
@@ -48,6 +65,8 @@ func (o *receiver) wakeLocked(now time.Time) {
 	}
 }
 
+// next sends the ack that is due. It says what is accepted when it is sent, which may be more
+// than when it was decided on.
 func (o *receiver) next(now time.Time) Payload {
 	s := o.s
 	s.mu.Lock()
@@ -65,7 +84,12 @@ func (o *receiver) next(now time.Time) Payload {
 	return p
 }
 
-// batch accepts what is new in a batch (rules 7 and 8).
+// batch accepts what is new in a batch (rules 7 and 8). Of a batch whose data can't be read
+// nothing is accepted, and the refusal names the event.
+//
+// That the session has ended comes first, or what goes on after the end would be accepted, or
+// be taken for a hole and asked for again and again. A hole drops the batch whole: what is
+// accepted has no holes, and the agent goes back and sends the events in it again anyway.
 func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
 		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
@@ -95,8 +119,14 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	return ha.acceptLocked(ctx, now, s, &p.page)
 }
 
-// acceptLocked has the session accept a page, up to the first event that is too large, once
-// it is stored (rule 8).
+// acceptLocked accepts a page, up to the first event that is too large, once it is stored
+// (rule 8). The lock is free while Commit runs. Meanwhile the session may have been forgotten,
+// and then what Commit says does not count; or the link may have died, and then it does, as
+// the next link finds: a receiver whose link is dead just sends no ack. Nobody else can have
+// accepted anything, since they wait until the session is no longer busy.
+//
+// The page is packed first: it may go into the log, and would keep the whole payload in memory
+// for the sake of the few events that are new.
 func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
 	o, epoch := s.receiver, s.epoch // when Commit is done, they may be others
 	tooLarge := ha.cutOversizedLocked(s, pg)
@@ -106,19 +136,20 @@ func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubS
 			return err
 		}
 		if s.epoch != epoch {
-			return nil // forgotten while Commit ran
+			return nil // forgotten
 		}
 		s.acceptLocked(pg)
 		o.acceptedLocked(now, len(pg.slots))
 		s.watchClockLocked()
 	}
-	if tooLarge != nil {
+	if tooLarge != nil { // it will send again from its last ack: let that be up to date
 		o.ackNowLocked()
 	}
 	return tooLarge
 }
 
-// leaveLocked unlocks the session, and lets it go if it was forgotten while Commit ran.
+// leaveLocked unlocks the session, and releases it if it was forgotten while Commit ran: until
+// the callback's end it had to stay in the hub's map.
 func (s *hubSession) leaveLocked() {
 	forgotten := s.epoch == ""
 	s.mu.Unlock()
@@ -127,7 +158,9 @@ func (s *hubSession) leaveLocked() {
 	}
 }
 
-// findSession returns the session of a batch, open on this link and locked.
+// findSession returns the session of a batch, open on this link and locked. If it is not open,
+// a batch from number 1 opens it, as a status would: the agent has not sent anything of it
+// before (rule 5). Any other is refused, and the agent says by a status where it stands.
 func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
 	if s := ha.h.lookup(p.SessionID); s != nil {
 		if err := s.lock(ctx, ha); err != nil {
@@ -150,8 +183,9 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 	return ha.openSession(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
-// barredLocked refuses a session that the agent can't open in that epoch, whatever its caller
-// says.
+// barredLocked refuses a session that the agent can't open in that epoch in any way, neither
+// by this batch nor by a status. Otherwise the batch would be answered by unknown_session, and
+// the agent would learn that it has to stop only from the answer to its status.
 func (ha *hubAgentLink) barredLocked(s *hubSession, epoch string) error {
 	switch {
 	case s.owner == "" || s.owner == ha.agentID:
@@ -163,7 +197,8 @@ func (ha *hubAgentLink) barredLocked(s *hubSession, epoch string) error {
 }
 
 // cutOversizedLocked cuts the page before the first event that is too large, and returns the
-// refusal of that one (rule 11).
+// refusal of that one (rule 11). The agent sends a gap in its place, and what follows again:
+// to accept that now would leave a hole.
 func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
 	i := p.larger(ha.h.cfg.MaxEventBytes)
 	if i < 0 {
@@ -175,7 +210,10 @@ func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
 	return err
 }
 
-// commitLocked has the caller store the page. The lock is free meanwhile.
+// commitLocked makes the hub's caller store the page. The lock is free meanwhile. The caller
+// gets copies, which it may keep and change. It may refuse one event, and only one of this
+// page: any other error, also a *ProtocolError about something else, is a failure of the
+// store, which ends the link (rule 8).
 func (ha *hubAgentLink) commitLocked(ctx context.Context, s *hubSession, epoch string, p *page) error {
 	if ha.h.cfg.Commit == nil {
 		return nil
@@ -196,7 +234,8 @@ func (ha *hubAgentLink) commitLocked(ctx context.Context, s *hubSession, epoch s
 }
 
 // A commitError hides that a Commit callback may have returned a *ProtocolError
-// of its own making, which is none of the peer's.
+// of its own making: Link.handle would send it to the peer and let the link live. Everything
+// else that the error wraps stays visible to errors.Is and errors.As.
 type commitError struct{ err error }
 
 func (e *commitError) Error() string        { return "gvstream: commit: " + e.err.Error() }
