@@ -199,31 +199,41 @@ func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, e
 		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
 	}
 	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
-		wait := v.room.Wait()
-		before := Position{w.epoch, w.received}
-		vl.holding++
-		v.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-		}
-		ended := ctx.Err() != nil
-		v.mu.Lock()
-		vl.holding--
-		vl.held = true
-		switch {
-		case v.closed:
-			return false, ErrClosed
-		case v.link != vl:
-			return false, vl.goneLocked()
-		case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
-			return false, nil
-		case ended && len(v.queue) > 0:
-			return false, context.Cause(ctx)
+		if ok, err := vl.awaitRoomLocked(ctx, w); !ok {
+			return false, err
 		}
 	}
 	v.pushLocked(&queued{w: w, item: it, size: size})
 	w.fresh = false
+	return true, nil
+}
+
+// awaitRoomLocked waits until something was taken out of the queue, with the lock free.
+// It reports false if what the caller was about to queue is void by then.
+func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, error) {
+	v := vl.v
+	wait := v.room.Wait()
+	before := Position{w.epoch, w.received}
+	vl.holding++
+	v.mu.Unlock()
+	select {
+	case <-wait:
+	case <-ctx.Done():
+	}
+	ended := ctx.Err() != nil
+	v.mu.Lock()
+	vl.holding--
+	vl.held = true
+	switch {
+	case v.closed:
+		return false, ErrClosed
+	case v.link != vl:
+		return false, vl.goneLocked()
+	case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
+		return false, nil
+	case ended && len(v.queue) > 0:
+		return false, context.Cause(ctx)
+	}
 	return true, nil
 }
 
@@ -257,22 +267,10 @@ func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStat
 	switch {
 	case s.Epoch == "": // the hub does not know the session yet
 		return nil
-	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
-		w.subscription.againLocked()
-		return nil
-	case s.Epoch > w.epoch && !w.fresh:
-		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
-			w.missed = s.Epoch // its last words may have been lost on the way: ask once
-			w.subscription.againLocked()
-			return nil
-		}
-		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
-		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+	case s.Epoch != w.epoch:
+		if ok, err := vl.moveLocked(ctx, w, s); !ok {
 			return err
 		}
-		w.epoch, w.received = s.Epoch, 0
-	case s.Epoch != w.epoch: // the first epoch is no reset
-		w.epoch, w.received = s.Epoch, 0
 	}
 	if s.AckSeq > w.received { // sent on this link, and not here
 		w.subscription.againLocked()
@@ -282,6 +280,27 @@ func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStat
 		return vl.endLocked(ctx, w)
 	}
 	return nil
+}
+
+// moveLocked moves a watch to the start of another epoch, and reports whether it did.
+func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus) (bool, error) {
+	switch {
+	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
+		w.subscription.againLocked()
+		return false, nil
+	case s.Epoch > w.epoch && !w.fresh:
+		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
+			w.missed = s.Epoch
+			w.subscription.againLocked()
+			return false, nil
+		}
+		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
+		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+			return false, err
+		}
+	}
+	w.epoch, w.received = s.Epoch, 0
+	return true, nil
 }
 
 // refusedLocked deals with an error payload: one about a session ends its watch, unless
