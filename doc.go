@@ -1,35 +1,49 @@
-// Package gvstream carries the events of running sessions from the programs that
-// produce them to whoever watches, over connections that break.
+// Package gvstream carries the events of running sessions from the agents that produce
+// them, through a hub, to any number of viewers, over connections that break. It numbers
+// the events, keeps them until the hub has acknowledged them, sends them again after a
+// cut, serves viewers that come late or come back, and declares what is lost. An ack
+// means that the hub has accepted the events. That is durable only if the hub has a
+// Commit callback that stores them (see [HubConfig]); without one, they are in memory
+// only.
 //
-// An agent runs sessions and publishes their events with a [Streamer]. A [Hub]
-// takes the events of many agents. A [Viewer] watches sessions at a hub. The
-// package numbers the events, keeps them until they are acknowledged, sends them
-// again after a cut, serves viewers that come late or come back, and declares what
-// is lost. It moves no bytes by itself: the caller plugs in a byte stream, with
-// [Link.RunLines], or a [SendFunc] and a [ReceiveFunc].
+// An agent publishes with a [Streamer], a [Hub] takes the events of many agents, and a
+// [Viewer] watches sessions at a hub. The package moves no bytes by itself: give a link a
+// byte stream, with [Link.RunLines], or a [SendFunc] and a [ReceiveFunc], with [Link.Run].
 //
-// What agents, hubs and viewers say to each other is written down in PROTOCOL.md,
-// from which one can be built in another language. Comments that quote a rule by
-// its number mean that page.
+// PROTOCOL.md says what agents, hubs and viewers send each other, so that any of them can
+// be written in another language. Where a comment names a rule by its number, it is a
+// rule of that page.
 //
 // # Words
 //
+//   - An agent is a program in which sessions run, a hub the program between agents and
+//     viewers, and a viewer one connected reader, such as a browser tab, not a user.
 //   - A session is a sequence of events under one id, such as one build.
 //   - An event is one thing that happened in a session: an [Event].
 //   - A sequence number, or number for short, is an event's place in its session:
 //     1 for the first, one more for each next.
-//   - An epoch is one life of a session's numbering. A session that an agent
-//     starts again, without what it had, has a greater epoch and counts from 1.
-//   - A position is an epoch and the last number in it that somebody has dealt
-//     with: a [Position]. The zero Position is before the first event.
-//   - A link is one connection between an agent or viewer and a hub, for as long
-//     as it lasts: a [Link].
+//   - An epoch is one life of a session's numbering. A session that an agent starts
+//     again, without the state it had, has a greater epoch and counts from 1.
+//   - A position is an epoch and the last number in it that has been dealt with: a
+//     [Position]. The zero Position is before the first event.
+//   - A log is what an agent or hub keeps of a session in memory: its most recent events
+//     and gaps.
+//   - A number is accepted when the hub has taken it into its log, after Commit, if there
+//     is one, has stored it. Viewers see nothing before that.
 //   - An ack is the hub's word that it has accepted everything up to a number.
-//   - Pending is what a session has published and not had acknowledged.
-//   - A replay is older events sent again for a viewer that asks for them.
+//   - Pending is what a session has published and the hub has not acknowledged.
+//   - The window is how many events an agent may send beyond the hub's ack.
 //   - A gap is a range of numbers whose events can't be delivered any more, with
 //     the reason: a [Gap].
-//   - The window is how many events an agent may send beyond the hub's ack.
+//   - A watch is a viewer's request for a session from a position on, and what it leads
+//     to, until [Viewer.Unwatch].
+//   - A replay is the sending of older events from the agent's log to a viewer that is
+//     below the hub's log.
+//   - An item is what a viewer's program is given: an [Item], which is an event, a gap, a
+//     [Reset] before a new epoch, or the end of the session.
+//   - A link is the state of one connection between an agent or viewer and a hub, for as
+//     long as it lasts: a [Link].
+//   - A payload is one message on a link: a [Payload]. A frame is its JSON.
 //
 // # Use
 //
@@ -48,13 +62,19 @@
 //		fmt.Println(item.Event, err)
 //	}
 //
-// [Link.Run] serves one connection and returns when it breaks. Connecting again,
-// with a back-off, is the caller's part: one loop around Connect and Run. The
-// Streamer, Hub and Viewer outlive all links, and hold what the next one needs.
+// Streamer, Hub and Viewer outlive all links and hold what the next one needs. Each
+// connection needs a link of its own: write one loop that connects, makes a link, runs
+// it until the connection breaks, and starts over with a back-off. How to run it depends
+// on the transport:
 //
-// An [Item] is an event, a gap, a [Reset] before a new epoch, or the end of the
-// session. Exactly one of them is set, so a reader that looks at Item.Event alone
-// meets nil where something is missing.
+//   - [Link.RunLines] for a byte stream, such as a TCP connection
+//   - [Link.Run] for two functions that send and receive a payload
+//   - [Link.NextFrame] and [Link.HandleFrame] for messages, such as WebSocket's
+//   - [Link.Push] for a server without a goroutine for each connection
+//
+// Exactly one of an item's kinds is set, so code that looks at Item.Event alone meets nil
+// where something is missing. To go on in another process, persist [Viewer.Position] with
+// the results of the items, and give it to [Viewer.Watch].
 //
 // # Guarantees
 //
@@ -65,56 +85,59 @@
 //   - A Streamer keeps an event until the hub has acknowledged it. The exceptions
 //     are the caller's policy [DropOldest], an event that the hub refuses, and
 //     Forget and Renew. The first two leave a gap.
-//   - A reader gets each number once and in order, as an event or inside a gap,
-//     from the position it gave, and never one that no hub has accepted. Between
-//     two epochs it gets a Reset. Nothing follows the end.
-//   - After [Viewer.Items] was left by break, return or panic, the item at hand
-//     comes again, so a reader may begin with an item twice, but ends with it once.
+//   - [Viewer.Items] and [Hub.Items] yield each number once and in order, as an event or
+//     inside a gap, from the position they were given, and never one that no hub has
+//     accepted. Between two epochs they yield a Reset. Nothing follows the end.
+//   - If the loop over Viewer.Items ends by break, return or panic, its last item comes
+//     again: a loop may begin with an item twice, but finishes with it once.
 //
-// An ack means that the hub has accepted the events into its memory. With
-// [HubConfig].Commit it means that Commit has stored them; set Resume too, so that
-// a hub that was restarted goes on where the store is. Commit can be given the
-// same item twice, so it must store by session, epoch and number.
+// With Commit, set Resume too, so that a hub that was restarted goes on where the store
+// is. Commit may be given the same item twice, so it must store by session, epoch and
+// number.
 //
 // # Concurrency
 //
-// All methods of Streamer, [Session], Hub, Viewer and Link are safe for
-// concurrent use. The package starts no goroutines but those of Run, which have ended
-// when it returns, and those of [Link.Push], which end when there is nothing to send.
-// Locks are never held while a callback, send or receive runs, so callbacks may call
-// anything back. Close of a Streamer waits for acks as its context allows; no Close
-// waits for a callback.
+// All methods of Streamer, [Session], Hub, Viewer and Link are safe for concurrent use.
+// The package starts no goroutines but those of Run and RunLines, which have ended when
+// the call returns, and those of Push, which end when there is nothing to send. It holds
+// no lock while a callback, send or receive runs, so callbacks may call any method.
+// [Streamer.Close] waits for acks as its context allows; no Close waits for a callback.
 //
-// What can block takes a context, and its comment says what it waits for. Handle
-// at a viewer waits while the viewer's buffer is full: a reader that stands still
-// holds up its own link, and nothing else.
+// A method that can block takes a context, and its comment says what it waits for. Handle
+// at a viewer waits while the viewer's buffer is full: a loop over Items that stands still
+// holds up its own link and nothing else.
 //
-// Each connection needs a new link. From the moment it is made, the one before is
-// dead, and its calls return [ErrSuperseded].
+// From the moment a new link is made, the one before is dead, and its calls return
+// [ErrSuperseded].
 //
-// Publish copies what it is given. Items and payloads belong to whoever received
-// them; payloads are read-only, since others may share their bytes.
+// Publish copies what it is given. Items are the caller's to keep and to change. Payloads
+// are the caller's to keep but read-only, since others may share their bytes.
 //
 // # Failure
 //
-// What a caller may want to decide on is a variable, to be compared with
+// Errors that a caller may want to act on are variables, to be compared with
 // [errors.Is]: [ErrPendingFull], [ErrClosed], [ErrEnded], [ErrTooLarge],
 // [ErrInvalidData], [ErrInvalidID], [ErrSuperseded], [ErrSilent],
 // [ErrSeqExhausted], [ErrTooMany], [ErrUnknownSession] and [ErrBusy].
 //
 // What a peer did wrong, or says that this side did wrong, is a [*ProtocolError]
-// with a code. Most cost one payload: Handle returns it, the peer is told, and the
-// link goes on. One that stops a session at the agent is what Publish and Flush
-// return from then on, until Forget or Renew. One that ends a watch is yielded once
-// by Items.
+// with a code. Most reject one payload only: Handle returns the error, the peer gets an
+// error payload, and the link goes on. One that stops a session at the agent is what
+// Publish and Flush return from then on, until Forget or Renew. One that ends a watch is
+// yielded once by Items.
 //
-// Run ends with an error of send, with one of receive that is no *ProtocolError,
-// with its context's cause, with ErrSuperseded or ErrClosed, with ErrSilent when
-// nothing was heard for too long, with the error of a Commit callback, or with one
-// of two *ProtocolErrors: version_unsupported and, at an agent, ack_beyond_sent. In
-// all other cases it goes on. Nothing is lost when it ends: connect again. (A link
-// made with an invalid id ends at once with ErrInvalidID, a second Run of one link
-// with ErrBusy.)
+// Run returns when the link can't go on, always with an error:
+//
+//   - one of send, or one of receive that is no *ProtocolError
+//   - its context's cause
+//   - ErrSuperseded or ErrClosed
+//   - at an agent or viewer, ErrSilent when the hub was not heard for 45 seconds
+//   - at a hub, the error of a Commit callback
+//   - a *ProtocolError: version_unsupported or, at an agent, ack_beyond_sent
+//   - at once, ErrInvalidID if the link was made with an invalid id, and ErrBusy if it was
+//     given to Run or Push before
+//
+// No event is lost by that: connect again.
 //
 // [Streamer.Close] returns an [*UnackedError] if events were left that the hub had
 // not acknowledged; [Streamer.Unacked] still yields them.
@@ -129,6 +152,7 @@
 //	        one event's JSON                          1 MiB
 //	        all sessions together                     no limit
 //	        sessions                                  10,000
+//	        replays at a time, a session              8
 //	hub     kept for viewers, a session               1,000 events, 8 MiB
 //	        one event's JSON                          1 MiB
 //	        sessions; sessions of one agent           100,000; 10,000
@@ -140,14 +164,16 @@
 //	viewer  items that wait for Items                 256, 1 MiB
 //	        watches                                   100
 //
-// Past a limit there is an error that says so, nothing is allocated, and nobody
-// else is affected. An id has 1 to 128 bytes, a number is at most [MaxSeq].
+// A log that is full evicts its oldest events; full pending does what [Overflow] says; a
+// full viewer holds up its link; replays wait their turn. Past any other limit there is
+// an error that says so, and nobody else is affected. An id has 1 to 128 bytes, a number
+// is at most [MaxSeq].
 //
 // # What it does not do
 //
-// It does not connect, listen, encrypt or authenticate: the caller says who an
-// agent or viewer is when it makes the link. It does not write to disk: an agent's
-// pending events die with its process, and a hub's log with it, but for what
-// Commit has stored. It does not route between hubs, order events of different
-// sessions, filter them, or carry anything from viewers to agents.
+// It does not connect, listen, encrypt or authenticate: when the caller makes the link, it
+// says which agent or viewer is at the other end, and the package trusts that. It does
+// not write to disk: an agent's pending events die with its process, and so does a hub's
+// log, except for what Commit has stored. It does not route between hubs, order events of
+// different sessions, filter them, or carry anything from viewers to agents.
 package gvstream

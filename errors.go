@@ -22,8 +22,8 @@ var (
 	// ErrTooLarge: the event's JSON is longer than an event may be. No number
 	// was used.
 	ErrTooLarge = errors.New("gvstream: event too large")
-	// ErrInvalidData: the event's data is not JSON, its type or its time cannot
-	// be told on the wire, or it has both Data and Bytes. No number was used.
+	// ErrInvalidData: the event's data is not JSON, its type is no valid id or its time
+	// has no JSON form, or it has both Data and Bytes. No number was used.
 	ErrInvalidData = errors.New("gvstream: invalid event")
 	// ErrInvalidID: an id is not 1 to 128 bytes of UTF-8 without control
 	// characters, or an epoch or position is malformed.
@@ -35,17 +35,18 @@ var (
 	ErrSilent = errors.New("gvstream: nothing heard from the peer")
 	// ErrSeqExhausted: the session used its last number, MaxSeq.
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
-	// ErrTooMany: as many sessions, or watches, as the configuration allows
-	// exist already.
+	// ErrTooMany: there are already as many sessions, or watches, as the
+	// configuration allows.
 	ErrTooMany = errors.New("gvstream: too many sessions or watches")
-	// ErrUnknownSession: there is no session of that id.
+	// ErrUnknownSession: there is no session with that id.
 	ErrUnknownSession = errors.New("gvstream: unknown session")
-	// ErrBusy: what was called allows one call at a time, and one is running.
+	// ErrBusy: Items is running already, the link was given to Run or Push before,
+	// or the session is watched already.
 	ErrBusy = errors.New("gvstream: already in use")
 )
 
 // The codes of an error payload. They are part of the protocol: PROTOCOL.md
-// says what each asks of the peer.
+// says what each asks of the peer. A peer may send others, too.
 const (
 	codeMalformed      = "malformed"
 	codeUnknownType    = "unknown_type"
@@ -65,16 +66,16 @@ const (
 	codeVersion        = "version_unsupported"
 )
 
-// A ProtocolError is what a peer did wrong, or what a peer says that we did
-// wrong. Link.Handle returns one for a payload that it refused, and answers it
-// to the peer by itself; Items yields one for a watch that the hub ended; Publish
-// returns one for a session that the hub stopped.
+// A ProtocolError is what a peer did wrong, or what a peer says that this side did
+// wrong. Link.Handle returns one for a payload that it refused, and answers the peer
+// by itself; Items yields one for a watch that the hub ended; Publish returns one for
+// a session that the hub stopped.
 //
 // A Commit callback may return one with Code "event_rejected" and Seq set: the
 // agent then turns that event into a gap instead of sending it again (rule 11).
 type ProtocolError struct {
 	Code      string // one of the codes in PROTOCOL.md
-	Message   string // for people, at most 256 bytes; a peer's own words, perhaps: Error quotes them
+	Message   string // for people, at most 256 bytes; may be a peer's own words: Error quotes them
 	Retryable bool   // the same may succeed later
 	SessionID string // empty if it is not about one session
 	ViewerID  string // empty if it is not about one viewer
@@ -83,11 +84,11 @@ type ProtocolError struct {
 	Seq       uint64 // the event it is about, or 0
 
 	fatal      bool // the link fails (rule 6)
-	unanswered bool // the peer is not told
+	unanswered bool // the peer gets no error payload: what it sent was one (rule 11)
 }
 
 // Error names the code, the session, epoch and number as far as they are known. It
-// is one line: text of a peer that does not print is quoted, Message's too.
+// is one line: a peer's text with characters that don't print is quoted, Message too.
 func (e *ProtocolError) Error() string {
 	s := "gvstream: " + quoted(e.Code)
 	if e.SessionID != "" {
@@ -105,8 +106,8 @@ func (e *ProtocolError) Error() string {
 	return s
 }
 
-// quoted is a text as it may stand in a log, whoever said it: without line feeds,
-// and without what a terminal obeys.
+// quoted is a text in a form that is safe in a log even if a hostile peer wrote it: without
+// line feeds, which would forge entries, and without what a terminal obeys.
 func quoted(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		return s
@@ -114,8 +115,8 @@ func quoted(s string) string {
 	return strconv.Quote(s)
 }
 
-// malformed is the answer to a frame that breaks the protocol. It names no
-// session on the wire, since a frame like that can't be believed to say which.
+// malformed is the answer to a frame that breaks the protocol. It names no session,
+// since a frame like that can't be trusted to say which.
 func malformed(format string, args ...any) *ProtocolError {
 	return &ProtocolError{Code: codeMalformed, Message: clip(fmt.Sprintf(format, args...))}
 }
@@ -128,8 +129,8 @@ func refusal(code, sessionID, format string, args ...any) *ProtocolError {
 // maxMessage is the longest text of an error payload, in bytes.
 const maxMessage = 256
 
-// clip makes a text one that an error payload may have: a caller's or a peer's
-// words may be in it.
+// clip makes a text valid for an error payload. A caller's or a peer's words may be in
+// it, so it can be of any length and no UTF-8.
 func clip(s string) string {
 	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= maxMessage {
 		return s
@@ -158,7 +159,8 @@ func (e *UnackedError) Error() string {
 // stopped a session.
 func (e *UnackedError) Unwrap() error { return e.Err }
 
-// asError makes an error of a *ProtocolError that may be nil.
+// asError makes an error of a *ProtocolError that may be nil: a nil pointer in an error is
+// not a nil error.
 func asError(err *ProtocolError) error {
 	if err == nil {
 		return nil

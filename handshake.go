@@ -3,18 +3,26 @@ package gvstream
 import "time"
 
 // A handshake says hello on a link, again on the timer until it is welcomed, and once
-// more when the hub does not know the link (rule 3). The lock of the link's machine
-// protects it.
+// more when the hub does not know the link (rule 3). A streamerLink and a viewerLink have
+// one each, made and started with the link; it lives as long. Its states:
+//
+//	            awaiting  timer
+//	due         yes       stopped   start: from Connect, or on a stale_link
+//	sent        yes       running   next handed a hello out; another at each expiry
+//	welcomed    no        -         acceptWelcome, until a stale_link
+//
+// The link's lock protects it.
 type handshake struct {
 	task
 	l    *Link
 	role string
 
-	awaiting bool  // a hello waits for its welcome
+	awaiting bool  // a hello waits for its welcome, or to be sent
 	timer    retry // runs from the first hello on
 }
 
-// start says hello, unless a welcome is awaited already.
+// start says hello, unless a welcome is awaited already: several stale_links may be on
+// their way, and each would ask for a hello of its own.
 func (g *handshake) start() {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
@@ -24,7 +32,9 @@ func (g *handshake) start() {
 	}
 }
 
-// acceptWelcome reports whether a welcome is one that was asked for.
+// acceptWelcome reports whether a welcome is one that was asked for, which then counts.
+// Before a hello was handed out it can only be an old one that was repeated, which would
+// set the link back to an id that the hub may have given up.
 func (g *handshake) acceptWelcome() bool {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
@@ -37,6 +47,8 @@ func (g *handshake) acceptWelcomeLocked() bool {
 	return ok
 }
 
+// next is the task's Source: a hello when it is due, and it stays scheduled until a
+// welcome comes.
 func (g *handshake) next(now time.Time) Payload {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()

@@ -3,10 +3,10 @@ package gvstream
 import "slices"
 
 // An Item is what a reader of a session is given next: exactly one of Event,
-// Gap and Reset is non-nil, or End is true. Whoever reads only Event reads nil
+// Gap and Reset is non-nil, or End is true. Code that reads only Event meets nil
 // where something is missing: a gap can't be overlooked.
 //
-// An item and its bytes belong to whoever received it. Its identity, also after
+// An item and its bytes belong to the caller that received it. Its identity, also after
 // a restart of agent, hub or viewer, is (SessionID, Epoch, number): the same
 // event has it again whenever it is replayed.
 type Item struct {
@@ -21,23 +21,23 @@ type Item struct {
 	seq uint64 // the item's last number
 }
 
-// Position is where a reader is that has dealt with the item: what to persist,
+// Position is where a reader stands once it has dealt with the item: what to persist,
 // and to give to Viewer.Watch or Hub.Items in order to continue after it. For a
-// Reset it is the new epoch and 0, for the end that of the last number.
+// Reset it is the new epoch and 0, for the end the position of the last number.
 func (it Item) Position() Position { return Position{it.Epoch, it.seq} }
 
-// A Reset says that the session began a new life, usually because its agent
-// restarted (rule 15). What stood between Old.Seq and PrevSeq in the epoch
-// PrevEpoch was accepted by the hub and did not reach this reader.
+// A Reset says that the session began a new epoch, usually because its agent
+// restarted (rule 15). If PrevEpoch is Old.Epoch, the numbers above Old.Seq up to
+// PrevSeq were accepted by the hub and did not reach this reader.
 type Reset struct {
 	Old       Position // how far this reader was
 	PrevEpoch string   // the epoch before the new one; empty: unknown
 	PrevSeq   uint64   // last number the hub accepted of PrevEpoch; 0: unknown
 }
 
-// newEvents are the events after a number. Those of one payload share memory: if
-// they are less than half of it, they get their own, so that an item which waits
-// holds no more than itself.
+// newEvents are the events after a number. Those of one payload share memory. If less than
+// half of it is new, the new events get memory of their own, so that a queued item does not
+// pin a batch that is mostly known already; that bounds what items pin to about twice their size.
 func newEvents(events []Event, after uint64) []Event {
 	i := 0
 	for i < len(events) && events[i].Seq <= after {
@@ -50,7 +50,7 @@ func newEvents(events []Event, after uint64) []Event {
 	return cloneEvents(events[i:])
 }
 
-// dataBytes is about the memory that events take.
+// dataBytes is roughly the bytes of memory that events take.
 func dataBytes(events []Event) int {
 	n := len(events) * itemBytes
 	for i := range events {
@@ -59,7 +59,8 @@ func dataBytes(events []Event) int {
 	return n
 }
 
-// newGaps are the gaps that reach beyond a number.
+// newGaps are the gaps that reach beyond a number; the first may also reach below it. A part
+// of the list is copied, for the same reason.
 func newGaps(gaps []Gap, after uint64) []Gap {
 	i := 0
 	for i < len(gaps) && gaps[i].To <= after {
@@ -71,7 +72,8 @@ func newGaps(gaps []Gap, after uint64) []Gap {
 	return slices.Clone(gaps[i:])
 }
 
-// interleave puts events and gaps, each in order, into one order.
+// interleave puts events and gaps, each in order, into one order by number. They don't
+// overlap. The items point into both slices, which are theirs from then on.
 func interleave(sessionID, epoch string, events []Event, gaps []Gap) []Item {
 	out := make([]Item, 0, len(events)+len(gaps))
 	for len(events) > 0 || len(gaps) > 0 {
@@ -88,4 +90,4 @@ func interleave(sessionID, epoch string, events []Event, gaps []Gap) []Item {
 	return out
 }
 
-const itemBytes = 64 // what an item counts beside its data
+const itemBytes = 64 // what an item counts besides its data, so that empty ones aren't free

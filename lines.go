@@ -15,14 +15,15 @@ const (
 	// maxLine is the longest line that Lines sends or takes, in bytes without
 	// its line ending.
 	maxLine = 2 << 20
-	// keepLine is how much of a buffer stays with a connection that is quiet.
+	// keepLine is how much of a buffer stays with a quiet connection, in bytes, and about
+	// how much RunLines puts into one Write.
 	keepLine = 64 << 10
 )
 
 // Lines makes a transport of any byte stream, such as a TCP or TLS connection, a
 // unix socket, an ssh channel or a process's stdin and stdout: one JSON envelope
-// (see Marshal) a line, lines ended by \n or \r\n. Empty lines mean nothing. Whoever
-// does not look at payloads gives the stream to Link.RunLines instead.
+// (see Marshal) a line, lines ended by \n or \r\n. Empty lines mean nothing. If you
+// don't need to see the payloads, give the stream to Link.RunLines instead.
 //
 // Both functions block as long as rw does. When the ctx that was last given to one
 // of them ends, also between calls, rw is closed, which makes both return, with
@@ -32,25 +33,25 @@ const (
 // sent nor anything of a payload that was received.
 //
 // A send is one Write. An envelope of more than 2 MiB is refused with an error
-// that wraps ErrTooLarge, one that can't be told with the error of Marshal, and
+// that wraps ErrTooLarge, one that can't be encoded with Marshal's error, and
 // nothing is written; after an error of Write every send fails with it, since part
 // of a line may be on its way.
 //
 // A receive returns a *ProtocolError for a line of more than 2 MiB, which it skips
 // without storing it, and for one that Unmarshal refuses; the next call goes on
 // with the next line. Every other error stays: io.EOF where the peer closed the
-// stream between two lines, io.ErrUnexpectedEOF inside of one, and whatever else
+// stream between two lines, io.ErrUnexpectedEOF inside a line, and whatever else
 // Read returns.
 func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 	s, r := newLines(rw)
 	return s.send, r.receive
 }
 
-// RunLines is Run over Lines(rw), and faster: frames go from the link to the stream
-// and back as NextFrame and HandleFrame tell them, and all lines that are ready, up
-// to 64 KiB and one more, are one Write. It returns what Run would, and has closed rw
-// when it returns; so the Close of rw must make its Read and Write return. A payload
-// that is more than a line may hold ends it with an error that wraps ErrTooLarge.
+// RunLines is Run over Lines(rw), and faster: it carries frames, as NextFrame and
+// HandleFrame do, and writes all lines that are ready in one Write, up to 64 KiB and the
+// line that crosses that. It returns what Run would, and has closed rw when it returns; so
+// the Close of rw must make its Read and Write return. A payload too long for a line ends
+// it with an error that wraps ErrTooLarge.
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
 	defer s.end()
@@ -58,12 +59,16 @@ func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	return run(ctx, l, func(ctx context.Context) error { return s.sendReady(ctx, l) }, r.frame, l.HandleFrame)
 }
 
+// newLines returns the two halves of a stream. Each watches the ctx that it was given last,
+// since the two may differ; either closes rw, once.
 func newLines(rw io.ReadWriteCloser) (*lineSender, *lineReceiver) {
 	end := sync.OnceFunc(func() { rw.Close() })
 	return &lineSender{w: rw, closer: closer{end: end}}, &lineReceiver{r: rw, closer: closer{end: end}}
 }
 
-// A closer calls end when the ctx that it was shown last ends.
+// A closer calls end when the ctx that it was given last ends. A blocked Read or Write of
+// a stream knows no ctx; closing the stream is the one way to end it. A lineSender and a
+// lineReceiver have one each, which their one caller at a time has to itself.
 type closer struct {
 	end     func()
 	done    <-chan struct{} // of that ctx
@@ -71,9 +76,9 @@ type closer struct {
 	cleanup runtime.Cleanup
 }
 
-// watch is cheap for the same ctx again. What it registers with ctx is taken back
-// by release and, since ctx may outlive a connection whose functions nobody calls
-// any more, also when those are garbage.
+// watch registers end with ctx. It is cheap for the same ctx again, as nearly all calls
+// are. What it registers is taken back by release and, since ctx may outlive a connection
+// whose functions are called no more, also when those are garbage.
 func (c *closer) watch(ctx context.Context) {
 	if ctx.Done() == c.done {
 		return
@@ -84,6 +89,7 @@ func (c *closer) watch(ctx context.Context) {
 	c.cleanup = runtime.AddCleanup(c, func(stop func() bool) { stop() }, c.stop)
 }
 
+// release takes back what watch registered.
 func (c *closer) release() {
 	if c.stop != nil {
 		c.cleanup.Stop()
@@ -92,8 +98,8 @@ func (c *closer) release() {
 	c.done, c.stop = nil, nil
 }
 
-// errorOf is what a call reports for err: once ctx has ended, rw is closed and
-// its errors say no more than that.
+// errorOf returns what a call reports for err. Once ctx has ended, rw is closed and its
+// errors say no more than that, so ctx's own is reported.
 func (c *closer) errorOf(ctx context.Context, err error) error {
 	c.release()
 	if ctx.Err() != nil {
@@ -103,15 +109,18 @@ func (c *closer) errorOf(ctx context.Context, err error) error {
 	return err
 }
 
+// A lineSender is the sending half of a stream. It has no buffer of its own and no lock:
+// one call at a time uses it. After an error of Write it is dead, since the peer may
+// have part of a line.
 type lineSender struct {
 	closer
-	alarm reusableTimer
+	alarm reusableTimer // for sendReady alone
 	w     io.Writer
 	err   error // of an earlier Write
 }
 
 // lineBuffers holds buffers for the length of a send, so that none stays with a
-// connection that has nothing to say.
+// connection that has nothing to send.
 var lineBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func (s *lineSender) send(ctx context.Context, p Payload) error {
@@ -126,7 +135,7 @@ func (s *lineSender) send(ctx context.Context, p Payload) error {
 	case err != nil:
 		return err
 	case len(line) > maxLine:
-		*buf = nil
+		*buf = nil // too large to keep in the pool
 		return tooLong(line)
 	}
 	*buf = append(line, '\n')
@@ -137,7 +146,8 @@ func tooLong(line []byte) error {
 	return fmt.Errorf("%w: a line of %d bytes", ErrTooLarge, len(line))
 }
 
-// sendReady sends what the link says next, and what else is ready then.
+// sendReady sends the link's next payload, and what else is ready then, in one Write: a
+// burst of small payloads costs one call of the system and not one each.
 func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	p, err := l.await(ctx, &s.alarm)
 	if err != nil {
@@ -150,7 +160,7 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 		start := len(lines)
 		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
 			err := tooLong(lines[start:])
-			if start > 0 { // what others say does not suffer from it
+			if start > 0 { // the payloads before it don't suffer from it
 				err = errors.Join(err, s.write(ctx, lines[:start]))
 			}
 			return err
@@ -163,7 +173,7 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	return s.write(ctx, lines)
 }
 
-// write is one Write.
+// write is one Write, which ctx ends by closing the stream.
 func (s *lineSender) write(ctx context.Context, lines []byte) error {
 	if ctx.Err() != nil {
 		return s.errorOf(ctx, nil)
@@ -180,18 +190,23 @@ func (s *lineSender) write(ctx context.Context, lines []byte) error {
 	return nil
 }
 
+// A lineReceiver is the receiving half of a stream: a buffer from which it takes one line
+// after the other. The buffer grows to the longest line and shrinks again; the bytes of a
+// line are the caller's until the next call. No lock: one call at a time uses it.
 type lineReceiver struct {
 	closer
 	r   io.Reader
 	err error // of an earlier Read
 
+	// lo <= seen <= hi <= len(buf).
 	buf    []byte
 	lo, hi int  // buf[lo:hi] was read and not yet taken
-	seen   int  // there is no line's end in buf[lo:seen]
+	seen   int  // there is no line's end in buf[lo:seen], so no byte is searched twice
 	last   int  // length of the last line
 	long   bool // the line was too long and is being skipped
 }
 
+// receive returns the next line's payload.
 func (r *lineReceiver) receive(ctx context.Context) (Payload, error) {
 	line, err := r.frame(ctx)
 	if err != nil {
@@ -209,7 +224,9 @@ func (r *lineReceiver) frame(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// next returns the next line without its ending. It is valid until the next call.
+// next returns the next line without its ending. It is valid until the next call. Lines
+// that were read before an error are returned before it. Of a line that is too long, what
+// was read is dropped each time around, so that it costs no memory however long it gets.
 func (r *lineReceiver) next(ctx context.Context) ([]byte, error) {
 	for {
 		if i := bytes.IndexByte(r.buf[r.seen:r.hi], '\n'); i >= 0 {
@@ -242,7 +259,7 @@ func (r *lineReceiver) take(end int) ([]byte, error) {
 	return line, nil
 }
 
-// fill reads once. At the end of the stream it tells whether a line was broken off.
+// fill reads once. The end of the stream inside a line is io.ErrUnexpectedEOF.
 func (r *lineReceiver) fill() {
 	r.makeRoom()
 	n, err := r.r.Read(r.buf[r.hi:])
@@ -253,7 +270,10 @@ func (r *lineReceiver) fill() {
 	r.err = err
 }
 
-// makeRoom leaves at least one byte behind buf[hi].
+// makeRoom makes room for at least one byte from buf[hi] on. It replaces an empty buffer
+// that is large and whose last line was small, so that one long line doesn't cost its
+// memory for the rest of the connection; it moves what is left of a line to the front
+// before it grows the buffer, which doubles and never exceeds the longest line.
 func (r *lineReceiver) makeRoom() {
 	switch {
 	case r.lo == r.hi:

@@ -16,9 +16,14 @@ import (
 // connection is dead from the moment a newer one is made: its calls return
 // ErrSuperseded and change nothing (rule 3).
 //
-// Run does everything, and RunLines over a byte stream. Callers who dispatch payloads
-// themselves use Handle, and Next or Push, instead, or HandleFrame and NextFrame, and
-// Close when the connection is gone.
+// Run does everything, as does RunLines over a byte stream. Callers that dispatch
+// payloads themselves use Handle with Next or Push, or HandleFrame with NextFrame, and
+// call Close when the connection is gone.
+//
+// A link is alive from Connect on until it fails: because of a newer link, Close, the
+// peer's silence, or a fatal error of the protocol, the transport or a Commit callback.
+// Then it is dead for good. It may still have a last payload, which says to the peer why:
+// Next returns that before the error.
 //
 // Locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2 that
 // of a session, 3 that of a link, which also protects the fields of the half that embeds
@@ -31,36 +36,46 @@ type Link struct {
 	started atomic.Bool    // Run or Push was called
 	pusher  atomic.Pointer[pushWriter]
 	wake    chan struct{} // one slot: Next has something to look at
-	done    chan struct{} // closed when the link is dead and has said so
+	done    chan struct{} // closed when the link is dead and its last payload is sent
 
-	mu      sync.Mutex           // level 3; protects the fields below, and those of the half that embeds the Link
-	replies []Payload            // said first, in order
-	tasks   sched.Tasks[Payload] // control: acks, statuses, requests, before events (rule 7); data: sessions, cursors, replays
-	err     error                // why the link is dead, or nil
-	running bool
+	mu sync.Mutex // level 3; protects the fields below, and those of the half that embeds the Link
+	// What there is to send, in the order of rule 7: all replies, then control tasks (acks,
+	// statuses, requests), then data tasks (sessions, cursors, replays) in turn. A reply is
+	// a finished payload, since it says something once; a task makes its payload when it is
+	// asked, so that a slow connection is sent what is true now and nothing piles up.
+	replies []Payload
+	tasks   sched.Tasks[Payload]
+	// err is why the link is dead, or nil. A dead link has no tasks and takes none, which
+	// lets go of the sessions and cursors that they belong to.
+	err     error
+	running bool // Run or Push was called: a second call gets ErrBusy
 	over    bool // done is closed
 }
 
 // A machine is what a link belongs to: a Streamer's, Hub's or Viewer's half of
-// one connection. Batches come and go as eventBatch and replayBatch.
+// one connection. Batches come and go as eventBatch and replayBatch. The link calls it
+// with no lock held, so that it may take locks of any level.
 type machine interface {
 	// handle applies a payload that arrived at now, and keeps nothing of it. A
 	// *ProtocolError is answered to the peer; any other error but ctx's own ends the
 	// link. If it has to wait, it waits no longer than ctx.
 	handle(ctx context.Context, now time.Time, p Payload) error
-	// detach is called once, after the link died.
+	// detach is called once, after the link died: the whole then forgets the link, unless
+	// it has a newer one already. Calls of handle may still be under way.
 	detach(now time.Time)
 }
 
-// A listener is a machine that takes a silent peer for gone (rule 9): an agent's or
-// viewer's.
+// A listener is a machine that takes a silent peer for gone (rule 9): an agent's or a
+// viewer's. A hub's is none, since agents and viewers connect again by themselves, and the
+// new link supersedes the one that is stuck.
 type listener interface {
 	silent(now time.Time) bool
 }
 
 // A task is something on a link that may have a payload to send: a session, a cursor, a
-// replay, a heartbeat. Its Source is called without any lock, by Next only, and calls
-// ready or schedule for whatever it waits for.
+// replay, a heartbeat. Its Source is called without any lock, by take only. A Source that
+// returns nil is not asked again before somebody calls ready or schedule: either it
+// schedules itself, or the code that changes what it waits for makes it ready.
 type task = sched.Task[Payload]
 
 func newLink(m machine, refused *atomic.Uint64) *Link {
@@ -95,22 +110,26 @@ func (l *Link) scheduleLocked(t *task, at time.Time) {
 	}
 }
 
-// forget takes t out, so that nothing holds what it belongs to.
+// forget takes t out, so that the link no longer keeps alive what it belongs to. A call of
+// its Source may still be under way, and make it ready once more: a Source finds out by
+// itself that what it belongs to is over.
 func (l *Link) forget(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tasks.Remove(t)
 }
 
-// forgetAll takes all tasks out.
+// forgetAll takes all tasks out, for a new link id on the same connection.
 func (l *Link) forgetAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tasks.Clear()
 }
 
-// reply queues a payload that says something once. If the peer reads nothing, it
-// may be lost, a refusal before anything else.
+// reply queues a payload that says something once. If the peer reads nothing, payloads
+// past a bound are dropped, or a peer that only writes would fill this side's memory
+// (rule 11). Refusals have the lower bound, so that they can't crowd out the replies that
+// the peer waits for; whatever is dropped is asked for again on the peer's timer.
 func (l *Link) reply(p Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -128,7 +147,9 @@ func (l *Link) replyLocked(p Payload) {
 	l.wakeNext()
 }
 
-// wakeNext wakes Next, or whoever pushes.
+// wakeNext makes the link's sender look for a payload: a worker of Push, or one call of
+// Next. The token stays in the channel if no call waits, so that a change between
+// the look of take and the wait of await isn't missed.
 func (l *Link) wakeNext() {
 	if p := l.pusher.Load(); p != nil {
 		p.wake()
@@ -140,12 +161,14 @@ func (l *Link) wakeNext() {
 	}
 }
 
-// fail makes the link dead. What was to be said to the peer is still said, unless
-// the link was superseded or closed, or the peer is gone.
+// fail makes the link dead, unless it is already: the first cause stays. Replies that are
+// queued are still sent, unless the link was superseded or closed, or the peer is gone.
+// The caller holds no lock, since detach takes those of levels 1 and 2.
 func (l *Link) fail(now time.Time, err error) { l.failWith(now, err, nil) }
 
-// failWith is fail with a last payload, unless that is nil. Both at once, so that
-// nobody can have sent the last one and not know that it was.
+// failWith is fail with a last payload, unless that is nil. Both happen under one lock:
+// queued before, the payload could be sent by a link that goes on and sends others after
+// it; queued after, it would find the link dead and be dropped.
 func (l *Link) failWith(now time.Time, err error, last Payload) {
 	l.mu.Lock()
 	if l.err != nil {
@@ -168,7 +191,9 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 	l.m.detach(now)
 }
 
-// finishLocked closes done once nothing is left to say, and what was said is sent.
+// finishLocked closes done once the link is dead and no reply is left. It is not called
+// when the last reply is taken but when the sender comes for another, since only then is
+// the last one sent: done ends Run, and with it the transport.
 func (l *Link) finishLocked() {
 	if l.err != nil && len(l.replies) == 0 && !l.over {
 		l.over = true
@@ -176,14 +201,14 @@ func (l *Link) finishLocked() {
 	}
 }
 
-// flushed takes note that what was said before is sent.
+// flushed notes that all payloads taken so far are sent.
 func (l *Link) flushed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finishLocked()
 }
 
-// discardReplies drops what was still to be said: the dead link's peer can't be told.
+// discardReplies drops the replies of a dead link whose transport takes no more.
 func (l *Link) discardReplies() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,20 +216,27 @@ func (l *Link) discardReplies() {
 	l.finishLocked()
 }
 
+// failure returns why the link is dead, or nil while it is alive.
 func (l *Link) failure() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
 }
 
-// next returns what to send now, for a caller to see, or when to ask again if
-// nothing happens before: never, if that is zero.
+// next returns the payload to send now, in the form that callers see. Without one it
+// returns the time at which to ask again if nothing wakes the sender before, or the zero
+// time if only a wake can bring one. A dead link first yields the replies that are left.
 func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 	p, at, err := l.take(now)
 	return open(p), at, err
 }
 
-// take is next without the last step: batches are in the form that machines make.
+// take is like next, for callers that only encode the payload: batches stay in the form
+// that machines make, and the caller ends their use.
+//
+// The lock is given up while a Source is called, since that takes locks of levels 1 and 2.
+// Meanwhile the link may die, and other tasks and replies may come; the loop looks at all
+// of it afresh. A payload that was made is returned all the same: it counts as sent.
 func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -213,7 +245,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 			p := l.replies[0]
 			l.replies[0] = nil
 			l.replies = l.replies[1:]
-			l.wakeNext() // there may be more, for a call at the same time
+			l.wakeNext() // there may be more, for a concurrent call
 			return p, time.Time{}, nil
 		}
 		if l.err != nil {
@@ -227,7 +259,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		p := t.Source(now)
 		l.mu.Lock()
 		if p != nil {
-			l.readyLocked(t) // it may have more, after the others
+			l.readyLocked(t) // it may have more, after the others: they take turns (rule 7)
 			return p, time.Time{}, nil
 		}
 	}
@@ -236,9 +268,9 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 // HandleFrame is Unmarshal and Handle in one, for callers whose transport carries
 // messages: it applies one JSON envelope from the peer, and keeps nothing of frame.
 // It is faster, since the events of a batch never become a []Event. It blocks as
-// Handle does, and what holds of its ctx, of errors and of calls at the same time
-// holds here. A frame that can't be decoded is refused with a *ProtocolError: the
-// peer is told, unless the frame is an error, and the link goes on (rule 11).
+// Handle does, and treats ctx, errors and concurrent calls in the same way. A frame that
+// can't be decoded is refused with a *ProtocolError: the peer gets an error payload,
+// unless the frame is one itself, and the link goes on (rule 11).
 func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
 	return l.handleFrame(ctx, time.Now(), frame)
 }
@@ -263,15 +295,17 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 // what came before; ctx ends the wait, and then the rest of the payload counts as lost
 // and comes again.
 //
-// A *ProtocolError says that the payload, or a part of it, was refused: the peer
-// is told by the next Next, and unless the link died of it the next payload is
-// welcome. Any other error but ctx's is the link's end. A duplicate and a payload
-// of an older link are no errors. Calls are safe at the same time, but a peer's
-// payloads should be handled in the order in which they came.
+// A *ProtocolError says that the payload, or a part of it, was refused (rule 11): the
+// answer to the peer is queued for Next, and unless the link died of it, go on with the
+// next payload. Any error other than that or ctx's has ended the link. Duplicates and
+// payloads of an older link are not errors. Concurrent calls are safe, but a peer's
+// payloads should be handled in the order in which they arrived.
 func (l *Link) Handle(ctx context.Context, p Payload) error {
 	return l.handle(ctx, time.Now(), p)
 }
 
+// handle is Handle at a given time. It answers what apply refuses, but never an error by an
+// error: two peers would go on refusing each other's refusals.
 func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
 	if err := l.failure(); err != nil {
 		return err
@@ -294,6 +328,8 @@ func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
 	return err
 }
 
+// apply checks a payload and gives it to the machine. Callers of Handle may pass anything,
+// so the machines rely on this check and not on the decoder's.
 func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 	if isNil(p) {
 		return malformed("no payload")
@@ -308,14 +344,16 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 	return l.m.handle(ctx, now, b)
 }
 
-// refuseFrame tells the peer of a frame that could not be decoded.
+// refuseFrame answers a frame that could not be decoded, unless it is an error payload
+// itself (rule 11).
 func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 	if !err.unanswered {
 		l.refuse(now, err)
 	}
 }
 
-// refuse tells the peer, and ends the link if the rule says so.
+// refuse counts a refusal and queues the answer to the peer. A fatal one is the link's last
+// payload.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
 	if err.fatal {
@@ -327,7 +365,8 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 
 // Close makes the link dead: its calls return ErrClosed from then on, and a
 // running Run returns soon. Payloads that were not sent yet are dropped. It never
-// blocks, and is safe to call at any time and more than once. It does not close the transport. It always returns nil.
+// blocks, and is safe to call at any time and more than once. It does not close the
+// transport. It always returns nil.
 func (l *Link) Close() error {
 	l.fail(time.Now(), ErrClosed)
 	return nil

@@ -8,6 +8,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// This file drives a link: it reads the clock, starts goroutines and calls the transport,
+// so that link.go and the machines do none of these. Run has three goroutines:
+//
+//   - the sender: await the next payload, send it, again
+//   - the receiver: receive a payload, handle it, again
+//   - watch: ends the other two when the link dies, even if both are stuck
+//
+// None holds a lock while it calls send or receive.
+
 // A SendFunc sends one payload to the peer. It may block, for as long as the
 // transport does, and must return when ctx ends. A link calls it from one
 // goroutine at a time. It must not change the payload; it may keep it.
@@ -16,15 +25,15 @@ type SendFunc func(ctx context.Context, p Payload) error
 // A ReceiveFunc returns the next payload from the peer. It blocks until there is
 // one and must return when ctx ends. A link calls it from one goroutine at a
 // time. The link keeps nothing of the payload and does not change it. If it returns
-// a *ProtocolError, for a frame that could not be decoded, the peer is told and
-// the link goes on; any other error ends the link's Run.
+// a *ProtocolError, for a frame that could not be decoded, the link answers the peer and
+// goes on; any other error ends the link's Run.
 type ReceiveFunc func(ctx context.Context) (Payload, error)
 
 // Next returns the next payload to send. It blocks until there is one, ctx ends
 // or the link dies, and prefers a ready payload to a context that has ended. The
-// payload counts as sent: one that can't be sent is sent again after its timer, or
-// on the next link. The payload is read-only. Calls are safe at the same time, but
-// only payloads sent in the order in which Next returned them spare resends.
+// payload counts as sent: one that gets lost is sent again after its timer, or on the
+// next link (rule 9). The payload is read-only. Concurrent calls are safe, but payloads
+// sent in another order than Next returned them cost resends.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
 	var a reusableTimer
 	defer a.stop()
@@ -35,8 +44,8 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 // NextFrame is Next and Append in one, for callers whose transport carries messages:
 // it appends the JSON envelope of the next payload to send to dst and returns the
 // extended slice, or dst as it was with an error. It is faster, since the events of a
-// batch never become a []Event. It blocks as Next does, and what holds of its ctx,
-// of errors and of calls at the same time holds here. The link keeps nothing of dst.
+// batch never become a []Event. It blocks as Next does, and treats ctx, errors and
+// concurrent calls in the same way. The link keeps nothing of dst.
 func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
 	var a reusableTimer
 	defer a.stop()
@@ -47,21 +56,22 @@ func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
 	return appendOnce(dst, p), nil
 }
 
-// appendOnce appends the envelope of a payload that a machine made, whose use ends.
+// appendOnce appends the envelope of a payload that a machine made, and ends its use.
 func appendOnce(dst []byte, p Payload) []byte {
-	out, _ := Append(dst, p) // a machine says nothing that can't be told
+	out, _ := Append(dst, p) // a machine makes nothing that can't be encoded
 	end(p)
 	return out
 }
 
-// A reusableTimer is a timer that is set only if the time is another one. Who waits often
-// for the same deadline sets it once.
+// A reusableTimer is reset only when the deadline changes. A sender waits anew before each
+// payload, mostly with the same deadline, the next sign of life. It belongs to one
+// goroutine.
 type reusableTimer struct {
 	timer *time.Timer
-	at    time.Time // what it was set to; zero: it has rung, or was never set
+	at    time.Time // what it was set to; zero: it has fired, or was never set
 }
 
-// reset returns what is to be waited for.
+// reset sets the timer to fire at a time and returns its channel.
 func (a *reusableTimer) reset(now, at time.Time) <-chan time.Time {
 	if a.timer == nil {
 		a.timer = time.NewTimer(at.Sub(now))
@@ -78,19 +88,20 @@ func (a *reusableTimer) stop() {
 	}
 }
 
-// await is Next without the last step: batches are in the form that machines make.
+// await is Next for callers that only encode the payload: batches stay in the form that
+// machines make, and the caller ends their use.
 func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
 	for {
 		now := time.Now()
 		p, at, err := l.take(now)
-		if err != nil {
+		if err != nil { // no reply is left, and the caller has sent those before
 			l.flushed()
 		}
 		if p != nil || err != nil {
 			return p, err
 		}
 		var fire <-chan time.Time
-		if !at.IsZero() && ctx.Err() == nil { // whoever only asks needs no timer
+		if !at.IsZero() && ctx.Err() == nil { // a caller that only polls needs no timer
 			fire = a.reset(now, at)
 		}
 		select {
@@ -99,20 +110,21 @@ func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
 			a.at = time.Time{}
 		case <-l.done:
 		case <-ctx.Done():
-			l.wakeNext() // another call may have to look at the clock in this one's place
+			l.wakeNext() // this call may have taken the wake, or the deadline, of another
 			return nil, context.Cause(ctx)
 		}
 	}
 }
 
 // Run connects the link to a transport until the connection breaks: it sends what
-// Next returns, handles what receive returns, and returns the first cause why it
+// Next returns, handles what receive returns, and returns the first reason why it
 // can't go on, which is never nil: an error of send or receive, ctx's cause, or
 // ErrSuperseded, ErrClosed, ErrSilent, a fatal *ProtocolError or the error of a
 // Commit callback. When it returns, send and receive have returned, all goroutines
 // it started have ended and the link is closed. It does not reconnect: make a new
 // link, with a back-off of your own. Run a link once. An agent's or viewer's ends
-// with ErrSilent after 45 s without a word from the hub; a hub's does not.
+// with ErrSilent after 45 s without a word from the hub; a hub's link has no such limit
+// (rule 9).
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
 	var a reusableTimer
 	defer a.stop()
@@ -126,7 +138,9 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 	return run(ctx, l, next, receive, l.Handle)
 }
 
-// run is Run for payloads or frames. send sends what the link says next.
+// run is Run for payloads or frames. send sends what the link has to send next. The first
+// of the three goroutines that returns ends the ctx of the other two. The link is closed
+// last, since Close drops what is not sent yet.
 func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 	receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
 	if !l.claim() {
@@ -152,8 +166,8 @@ func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 }
 
 // watch returns when the link has died, so that a stuck send or receive does not
-// outlive it. While send is stuck, nobody calls Next, which looks at the clock
-// otherwise: then the link dies of the peer's silence here.
+// outlive it. Silence is otherwise found by the heartbeat's task, when the sender asks
+// it; while send is stuck nobody does, so the link dies of the peer's silence here.
 func (l *Link) watch(ctx context.Context) error {
 	m, listens := l.m.(listener)
 	var tick <-chan time.Time
@@ -176,6 +190,9 @@ func (l *Link) watch(ctx context.Context) error {
 	}
 }
 
+// receiveLoop handles what comes until receive fails or the link is dead. A payload that
+// was refused ends nothing (rule 11). If the link died while the payload was handled, the
+// sender may have to say why, and returning would end its ctx: hence drain.
 func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
 	for {
 		m, err := receive(ctx)
@@ -198,7 +215,8 @@ func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Conte
 	}
 }
 
-// drain waits until the sender has said why the link failed.
+// drain waits until the sender has sent the link's last payload, for a bounded time: the
+// peer may read nothing.
 func (l *Link) drain(ctx context.Context) {
 	timer := time.NewTimer(drainTimeout)
 	defer timer.Stop()

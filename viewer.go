@@ -15,42 +15,60 @@ import (
 // once and in order, and a gap or a reset where something is missing. It starts no
 // goroutines.
 //
+// It outlives its links: watches and their positions, and items that wait, stay when a
+// link dies, and the next one goes on from them. viewer_link.go is its half of one link,
+// which fills the queue; Items empties it.
+//
 // All methods are safe for concurrent use; Items runs once at a time.
 type Viewer struct {
 	cfg             ViewerConfig
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
-	mu      sync.Mutex // level 1; protects the fields below
-	watches map[string]*watch
-	link    *viewerLink
-	queue   []*queued    // what Items yields next
-	bytes   int          // of it
-	room    sched.Signal // something was taken
-	more    sched.Signal // something was added
-	reading bool         // Items runs
+	mu      sync.Mutex        // level 1; protects the fields below
+	watches map[string]*watch // by session, ended ones too until Unwatch
+	link    *viewerLink       // the newest, or nil if that is dead
+
+	// One queue for all watches, in the order of arrival. Its front is being yielded while
+	// Items runs the loop's body; done takes it out. Items wait for room, by count and by
+	// bytes (rule 14); errors don't, since a watch has at most one.
+	queue []*queued
+	bytes int          // sum of the queue's sizes
+	room  sched.Signal // something was taken out, or a wait for room is void
+	more  sched.Signal // something was added, or the Viewer was closed
+
+	reading bool // Items runs
 	closed  bool
 }
 
-// A watch is one session that the viewer watches. It has two positions: what was
-// received, by which holes are seen, and what the caller has dealt with.
+// A watch is one session that the viewer watches, from Watch to Unwatch, across links.
+//
+//	fresh     begun at the zero position, nothing queued: takes whatever epoch a status names
+//	running   at a position in an epoch: another epoch is a reset, or old (rule 15)
+//	ended     its End or its error is queued: never asked for again, keeps its position
+//
+// It has two positions (rule 14). What was received shows holes and is what the hub is asked
+// to go on from, on any link. What the caller has dealt with lags by what waits in the
+// queue. The Viewer's lock protects it.
 type watch struct {
-	id           string
-	epoch        string
-	received     uint64
-	fresh        bool // nothing of the epoch was queued, and the position was zero
-	handled      Position
-	ended        bool   // its end, or the error that ended it, was received
-	missed       string // the epoch whose beginning showed that the one before is incomplete
-	subscription *subscription
+	id       string
+	epoch    string // with received: the last number that was queued
+	received uint64
+	fresh    bool
+	handled  Position // after the last item that the body of the loop over Items has finished
+	ended    bool
+	missed   string // the new epoch at which the rest of the old one was asked for once more
+
+	subscription *subscription // on the Viewer's link; nil: none, or not welcomed, or ended
 }
 
-// queued is an item, or an error, that waits for Items.
+// queued is an item, or an error, that waits for Items. Its bytes are the reader's once it
+// is yielded: it shares them with no payload.
 type queued struct {
 	w    *watch
 	item Item
-	err  error
-	size int
+	err  error // then item is zero
+	size int   // about the bytes of memory, counted against BufferBytes
 }
 
 // NewViewer returns a Viewer without watches or links. A nil config means the
@@ -61,7 +79,8 @@ func NewViewer(cfg *ViewerConfig) *Viewer {
 
 // Watch begins to watch a session after a position: the zero Position for its
 // first event, or what Position or Item.Position returned, also in another process.
-// The session need not exist yet. It does not block and needs no connection.
+// The session need not exist yet: its events come when it does (rule 13). Watch does
+// not block and needs no connection.
 // Errors: ErrInvalidID, ErrTooMany, ErrClosed, and ErrBusy if the session is
 // watched already.
 func (v *Viewer) Watch(sessionID string, after Position) error {
@@ -86,8 +105,8 @@ func (v *Viewer) Watch(sessionID string, after Position) error {
 	return nil
 }
 
-// Unwatch ends the watch of a session, ended ones too, and drops what of it Items
-// has not yielded. It does not block.
+// Unwatch removes the watch of a session, also one that has ended, and drops its items
+// that Items has not yielded. It does not block.
 func (v *Viewer) Unwatch(sessionID string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -110,7 +129,8 @@ func (v *Viewer) Unwatch(sessionID string) {
 	v.room.Broadcast()
 }
 
-// detachWatchLocked takes a watch off the link and tells the hub.
+// detachWatchLocked takes a watch off the link, if it is on one, and makes the hub stop
+// sending it.
 func (v *Viewer) detachWatchLocked(w *watch) {
 	if a := w.subscription; a != nil {
 		w.subscription = nil
@@ -135,7 +155,7 @@ func (v *Viewer) Position(sessionID string) Position {
 // order. It blocks until there is something, and ends without an error when ctx
 // ends or the Viewer is closed; what is ready is yielded before ctx is looked at. An
 // item counts as dealt with when the loop's body asks for the next one: after
-// break, return or panic it comes again.
+// break, return or panic it comes again. The item and its bytes are the caller's.
 //
 // An error ends one watch and not the loop: it is a *ProtocolError that names the
 // session, such as forbidden or replay_ahead. A watch that has ended keeps its
@@ -169,6 +189,8 @@ func (v *Viewer) Items(ctx context.Context) iter.Seq2[Item, error] {
 	}
 }
 
+// startReading reports whether the caller is the only reader. Two would both be yielded the
+// front of the queue.
 func (v *Viewer) startReading() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -183,7 +205,8 @@ func (v *Viewer) stopReading() {
 	v.reading = false
 }
 
-// front returns what to yield next, or what to wait for, or neither.
+// front returns what to yield next, which stays in the queue until done, or what to wait
+// for, or neither if the Viewer is closed.
 func (v *Viewer) front() (*queued, <-chan struct{}) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -196,7 +219,9 @@ func (v *Viewer) front() (*queued, <-chan struct{}) {
 	return nil, v.more.Wait()
 }
 
-// done moves the position past an item, unless its watch ended meanwhile.
+// done takes an item out of the queue and moves the position past it. While the loop's body
+// ran, Unwatch may have dropped the item from the queue: then its watch is gone, and the
+// front is another item that has not been yielded.
 func (v *Viewer) done(q *queued) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -213,7 +238,7 @@ func (v *Viewer) done(q *queued) {
 }
 
 // Close ends Items and the link, and everything that waits. It does not wait for a
-// loop's body. Position goes on. It always returns nil.
+// loop's body. Position still works afterwards. It always returns nil.
 func (v *Viewer) Close() error {
 	v.mu.Lock()
 	v.closed = true
@@ -221,7 +246,7 @@ func (v *Viewer) Close() error {
 	v.room.Broadcast()
 	v.more.Broadcast()
 	v.mu.Unlock()
-	if vl != nil {
+	if vl != nil { // its detach takes the lock again
 		vl.Close()
 	}
 	return nil
@@ -237,13 +262,15 @@ func (v *Viewer) Stats() ViewerStats {
 	}
 }
 
+// pushLocked appends to the queue, whether or not there is room.
 func (v *Viewer) pushLocked(q *queued) {
 	v.queue = append(v.queue, q)
 	v.bytes += q.size
 	v.more.Broadcast()
 }
 
-// sorted returns the watches in the order of their ids.
+// sorted returns the watches in the order of their ids, so that a schedule of the simulation
+// runs the same way each time.
 func (v *Viewer) sorted() []*watch {
 	out := make([]*watch, 0, len(v.watches))
 	for _, w := range v.watches {

@@ -6,8 +6,20 @@ import (
 	"time"
 )
 
-// A viewerLink is a Viewer's half of one connection to the hub. The Viewer's lock
-// protects it.
+// A viewerLink is a Viewer's half of one connection to the hub. It takes the hub's
+// payloads, asks for each watch from what was received, and queues for Viewer.Items what
+// follows on that, each number once and in order (rules 13 to 16).
+//
+//	new        from Connect: says hello; everything but a welcome is stale
+//	welcomed   has an id, and each watch that has not ended has a subscription
+//	dead       no longer the Viewer's link: its payloads change nothing (rule 3)
+//
+// A second welcome with another id begins it afresh, with new subscriptions. The watches
+// are the Viewer's and stay; so does what was queued.
+//
+// The Viewer's lock, level 1, protects it, and all subscriptions and watches: they change
+// together, and one viewer has little to do at a time. The embedded Link has its own lock
+// and may be called with the Viewer's held, but for fail and Close, which call detach.
 type viewerLink struct {
 	*Link
 	v *Viewer
@@ -15,13 +27,19 @@ type viewerLink struct {
 	hello     *handshake
 	heartbeat task
 
-	id       string // the hub's name of the link; empty before the welcome
-	viewerID string // the hub's name of the viewer
-	heardAt  time.Time
-	holding  int  // payloads that wait for room: the silence is our own
-	held     bool // and one that did
+	// From the welcome. Whatever names another link or viewer is stale.
+	id       string // the hub's name for the link; empty before the welcome
+	viewerID string // the hub's name for the viewer
+
+	// The hub's silence (rule 9). While a payload waits for room, the next ones are not
+	// received, so that the silence is this side's own and does not count.
+	heardAt time.Time // when the hub was heard, or this side's own silence was last seen
+	holding int       // payloads that wait for room now
+	held    bool      // one has waited since silent was last asked
 }
 
+// detach takes the dead link off the Viewer, unless that has a newer one, and every watch
+// off the link. The next link subscribes to them again when it is welcomed.
 func (vl *viewerLink) detach(time.Time) {
 	v := vl.v
 	v.mu.Lock()
@@ -34,11 +52,12 @@ func (vl *viewerLink) detach(time.Time) {
 			w.subscription = nil
 		}
 	}
-	v.room.Broadcast() // who waits for room on this link, waits no longer
+	v.room.Broadcast() // payloads of this link wait for room no longer
 }
 
-// nextHeartbeat ends a link on which the hub has been silent: it names every watch
-// every 15 s.
+// nextHeartbeat is the Source of a task that never has a payload: it ends a link on which
+// the hub, which sends a status every 15 s (rule 13), has been silent for 45 s. A viewer
+// need not give a sign of life itself.
 func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
 	if vl.silent(now) {
 		vl.fail(now, ErrSilent)
@@ -50,7 +69,8 @@ func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
 	return nil
 }
 
-// silent reports whether the hub has said nothing for so long that it must be gone.
+// silent reports whether the hub has been silent for so long that it must be gone. Time in
+// which this side read nothing is forgiven.
 func (vl *viewerLink) silent(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
@@ -60,6 +80,12 @@ func (vl *viewerLink) silent(now time.Time) bool {
 	return now.Sub(vl.heardAt) >= maxSilence
 }
 
+// handle applies a payload of the hub's. One of a link that is no longer the Viewer's
+// changes nothing, also if its call began before and only now gets the lock (rule 3). Any
+// of the calls below may wait for room and give up the lock meanwhile, see awaitRoomLocked.
+//
+// A batch's events are copied before, since they may lie in the frame, while items are the
+// reader's to keep. A replay_batch has no link id: it counts for the connection it came on.
 func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
@@ -96,8 +122,9 @@ func (vl *viewerLink) goneLocked() error {
 	return cmp.Or(vl.failure(), ErrSuperseded)
 }
 
-// heardLocked takes note of a frame and reports whether it is one of this link and for
-// this viewer.
+// heardLocked reports whether a payload is of this link and for this viewer, and if so notes
+// that the hub is alive. A stale one is no sign of life: it may be a relic of a connection
+// whose hub is gone.
 func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
 	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
 		vl.v.stalePayloads.Add(1)
@@ -107,7 +134,9 @@ func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
 	return true
 }
 
-// welcomeLocked opens the link: every watch is asked for, from what was received.
+// welcomeLocked opens the link: every watch is asked for, from what was received. A repeated
+// welcome with the same id changes nothing; with another one the hub knows nothing of what
+// was asked before (rule 3).
 func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
@@ -129,7 +158,8 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 	return nil
 }
 
-// attachLocked asks for a watch on this link, once it is welcomed.
+// attachLocked subscribes to a watch on this link. Before the welcome it does nothing, since
+// welcomeLocked does it for all watches then.
 func (vl *viewerLink) attachLocked(w *watch) {
 	if vl.id == "" || w.ended {
 		return
@@ -140,11 +170,14 @@ func (vl *viewerLink) attachLocked(w *watch) {
 	vl.ready(&a.task)
 }
 
+// stopLocked asks the hub to end a watch. There is no answer: if it is lost, findLocked
+// repeats it when something of the session comes.
 func (vl *viewerLink) stopLocked(sessionID string) {
 	vl.reply(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
 }
 
-// findLocked returns the watch of a session, and tells the hub if there is none.
+// findLocked returns the watch of a session if it is on this link. If not, it is over, and
+// the hub has yet to hear that.
 func (vl *viewerLink) findLocked(sessionID string) *watch {
 	w := vl.v.watches[sessionID]
 	if w == nil || w.subscription == nil || w.subscription.vl != vl {
@@ -155,7 +188,13 @@ func (vl *viewerLink) findLocked(sessionID string) *watch {
 	return w
 }
 
-// batchLocked receives events and gaps (rule 14).
+// batchLocked receives events and gaps that tile first to last (rule 14): those beyond what
+// was received are queued one by one, and received moves with each, so that a wait that is
+// broken off in the middle loses nothing and repeats nothing. A batch after a hole is
+// dropped as a whole: the hub is asked to go on from received, which brings it again.
+//
+// A batch of another epoch is dropped too. Only a status announces an epoch, with what the
+// reset has to say about the one before (rule 15).
 func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch string, first, last uint64, events []Event, gaps []Gap) error {
 	w := vl.findLocked(id)
 	if w == nil {
@@ -189,9 +228,10 @@ func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch 
 	return nil
 }
 
-// putLocked queues an item when there is room. It reports false if the wait for it was
-// ended, with ctx's cause or because the link or the watch is over: what was not
-// put comes again. The lock is free while it waits.
+// putLocked queues an item when there is room. An item that is larger than the buffer is
+// taken when the queue is empty, or it would never be. It reports false if the wait for
+// room was broken off, with awaitRoomLocked's error; the item is then not received, and
+// comes again. If it reports true, the watch stands where it did before the call.
 func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, error) {
 	v := vl.v
 	size := itemBytes
@@ -199,27 +239,8 @@ func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, e
 		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
 	}
 	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
-		wait := v.room.Wait()
-		before := Position{w.epoch, w.received}
-		vl.holding++
-		v.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-		}
-		ended := ctx.Err() != nil
-		v.mu.Lock()
-		vl.holding--
-		vl.held = true
-		switch {
-		case v.closed:
-			return false, ErrClosed
-		case v.link != vl:
-			return false, vl.goneLocked()
-		case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
-			return false, nil
-		case ended && len(v.queue) > 0:
-			return false, context.Cause(ctx)
+		if ok, err := vl.awaitRoomLocked(ctx, w); !ok {
+			return false, err
 		}
 	}
 	v.pushLocked(&queued{w: w, item: it, size: size})
@@ -227,7 +248,44 @@ func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, e
 	return true, nil
 }
 
-// endLocked closes a watch whose last number was received (rule 16).
+// awaitRoomLocked waits until something was taken out of the queue, which is the one thing
+// that holds up a viewer's link: what is not received stays with the transport, and the
+// hub is held up in turn.
+//
+// The lock is free meanwhile, and anything may happen: the Viewer is closed, a newer link
+// takes over, the watch is removed or ends, or a concurrent call of Handle moves it. In
+// all these cases, and if ctx ends, it reports false: what the caller was about to queue
+// is void, or was queued by the other call. A ctx that ends does not count if the queue is
+// empty by then: the item is at hand, and room is ready.
+func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, error) {
+	v := vl.v
+	wait := v.room.Wait()
+	before := Position{w.epoch, w.received}
+	vl.holding++
+	v.mu.Unlock()
+	select {
+	case <-wait:
+	case <-ctx.Done():
+	}
+	ended := ctx.Err() != nil
+	v.mu.Lock()
+	vl.holding--
+	vl.held = true
+	switch {
+	case v.closed:
+		return false, ErrClosed
+	case v.link != vl:
+		return false, vl.goneLocked()
+	case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
+		return false, nil
+	case ended && len(v.queue) > 0:
+		return false, context.Cause(ctx)
+	}
+	return true, nil
+}
+
+// endLocked ends a watch whose last number was received (rule 16). If the wait for room is
+// broken off, the watch goes on: the hub's next status says again that the session ended.
 func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
 	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
 	if ok {
@@ -237,7 +295,10 @@ func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
 	return err
 }
 
-// statusLocked says where the watched sessions stand at the hub (rules 13 to 16).
+// statusLocked applies a status: where the watched sessions stand at the hub (rules 13 to
+// 16). It looks each watch up when its turn comes, since the lock may be free in between.
+// A status is the answer to a watch, so the timer stops; but its wait stays as long as it
+// is, since only events and gaps are progress.
 func (vl *viewerLink) statusLocked(ctx context.Context, now time.Time, p *StatusPayload) error {
 	for _, s := range p.Sessions {
 		w := vl.findLocked(s.SessionID)
@@ -253,26 +314,17 @@ func (vl *viewerLink) statusLocked(ctx context.Context, now time.Time, p *Status
 	return nil
 }
 
+// sessionLocked applies the entry of one session. The order matters: first the watch moves to
+// the entry's epoch, for only then can the numbers be compared; then a hole before the
+// end is found, so that only a reader that has everything before it gets the end.
 func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStatus) error {
 	switch {
 	case s.Epoch == "": // the hub does not know the session yet
 		return nil
-	case s.Epoch < w.epoch && !w.fresh: // old news, or the hub reads on elsewhere
-		w.subscription.againLocked()
-		return nil
-	case s.Epoch > w.epoch && !w.fresh:
-		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
-			w.missed = s.Epoch // its last words may have been lost on the way: ask once
-			w.subscription.againLocked()
-			return nil
-		}
-		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
-		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+	case s.Epoch != w.epoch:
+		if ok, err := vl.moveLocked(ctx, w, s); !ok {
 			return err
 		}
-		w.epoch, w.received = s.Epoch, 0
-	case s.Epoch != w.epoch: // the first epoch is no reset
-		w.epoch, w.received = s.Epoch, 0
 	}
 	if s.AckSeq > w.received { // sent on this link, and not here
 		w.subscription.againLocked()
@@ -284,8 +336,38 @@ func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStat
 	return nil
 }
 
+// moveLocked moves a watch to the start of another epoch that a status announces, and
+// reports whether it did (rule 15). A fresh watch takes any epoch, without a reset: its
+// reader knows of none before. Otherwise there is a reset, which tells the reader that
+// numbers start again, and how much of the old epoch it has missed.
+//
+// Instead it asks for the watch again if the epoch is smaller: either the status is old, or
+// the hub has gone back, and then its answer is replay_ahead. It does the same, once for
+// each new epoch, if numbers of the old one are missing: the hub may still hold them, and
+// a reset gives them up for good.
+func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus) (bool, error) {
+	switch {
+	case s.Epoch < w.epoch && !w.fresh: // an old status, or the hub has gone back
+		w.subscription.againLocked()
+		return false, nil
+	case s.Epoch > w.epoch && !w.fresh:
+		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
+			w.missed = s.Epoch
+			w.subscription.againLocked()
+			return false, nil
+		}
+		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
+		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
+			return false, err
+		}
+	}
+	w.epoch, w.received = s.Epoch, 0
+	return true, nil
+}
+
 // refusedLocked deals with an error payload: one about a session ends its watch, unless
-// it may be tried again.
+// it may be retried; then the subscription asks again on its timer. The error is queued
+// without a wait for room: there is at most one for each watch.
 func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *ErrorPayload) error {
 	switch {
 	case p.Code == codeStaleLink:
@@ -312,18 +394,29 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 	return nil
 }
 
-// A subscription is one watch on one link: whether the hub is to be asked for it.
+// A subscription is one watch on one link: whether the hub is to be asked for it. It is made
+// when the link is welcomed, or by Watch after that, and ends with the link, its id or the
+// watch; then w.subscription is another or nil, and its task has no payload.
+//
+//	          want   timer
+//	to ask    yes    stopped   at first, and from againLocked: next makes a watch payload
+//	asked     no     running   until a status or something new comes; at each expiry asked again
+//	settled   no     stopped   asked again if nothing is heard of the session for 30 s
+//
+// The Viewer's lock protects it.
 type subscription struct {
 	task
 	w  *watch
 	vl *viewerLink
 
-	want    bool  // ask now
-	timer   retry // runs while an answer is awaited
-	heardAt time.Time
+	want    bool
+	timer   retry     // runs while an answer is awaited
+	heardAt time.Time // when something of the session came on this link; zero: never
 }
 
-// againLocked asks once more from what was received, unless an answer is awaited.
+// againLocked asks once more from what was received, unless an answer is awaited: after one
+// hole every batch on its way shows the same hole, and each watch would make the hub send
+// everything from there again (rule 14).
 func (a *subscription) againLocked() {
 	if !a.timer.running() {
 		a.want = true
@@ -331,11 +424,14 @@ func (a *subscription) againLocked() {
 	}
 }
 
-// progressLocked takes note that what was asked for comes.
+// progressLocked notes that what was asked for comes: a later hole is asked about at once,
+// and the timer starts again from its shortest wait.
 func (a *subscription) progressLocked() { a.timer.reset() }
 
-// next asks: when something is missing, when no answer came, or when nothing was
-// heard of the session for two periods (rules 13 and 14).
+// next is the task's Source. It asks when something is missing, when no answer came, or
+// when nothing was heard of the session for two heartbeats of the hub (rules 13 and 14). A
+// session that is missing from two statuses is one that the hub does not serve here: it may
+// never have got the watch.
 func (a *subscription) next(now time.Time) Payload {
 	a.vl.v.mu.Lock()
 	defer a.vl.v.mu.Unlock()
@@ -364,10 +460,13 @@ func (a *subscription) next(now time.Time) Payload {
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
-// before. It does not block. On a closed Viewer the link is dead: its calls return
-// ErrClosed.
+// before, whose calls return ErrSuperseded from then on (rule 3). It does not block. On a
+// closed Viewer the link is dead: its calls return ErrClosed.
 func (v *Viewer) Connect() *Link { return v.connect(time.Now()).Link }
 
+// connect is Connect at a given time. The new link is the Viewer's before the old one
+// fails, so that at no moment both count; and fail, which calls detach, needs the lock to
+// be free.
 func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)

@@ -8,16 +8,23 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A workerPool is a few goroutines that do what there is to do for many links, in turn.
-// When there is nothing to do, there are none.
+// A workerPool is a few goroutines that work for many links, in turn. A goroutine starts
+// when a job is added and fewer than size run, and ends when it finds no job, so that an
+// idle hub has none, however many viewers it has. A Hub has one pool for all its viewers'
+// links that push and for its sessions' cohorts; any other link that pushes has its own,
+// in which its one job keeps one goroutine busy at most.
+//
+// Jobs take turns: each does a bounded amount of work and queues itself again if there is
+// more. A job whose send blocks holds up one goroutine, and size of them the whole pool.
 type workerPool struct {
 	mu      sync.Mutex // level 4; protects the fields below
 	jobs    sched.Queue[job]
 	running int // goroutines
-	size    int // goroutines at the most; with none, its owner does the jobs and looks at the clock
+	size    int // goroutines at most; with none, the pool's owner does the jobs and looks at the clock
 }
 
-// add has a job done, once, however often it is added before.
+// add queues a job with p for its place, unless it waits there already: however often it
+// is added before its turn, it is done once.
 func (c *workerPool) add(p *sched.Element[job], j job) {
 	c.mu.Lock()
 	c.jobs.Push(p, j)
@@ -31,13 +38,16 @@ func (c *workerPool) add(p *sched.Element[job], j job) {
 	}
 }
 
+// work is the life of one goroutine of the pool.
 func (c *workerPool) work() {
 	for j := c.next(); j != nil; j = c.next() {
 		j.work(time.Now())
 	}
 }
 
-// next takes out the next job. Without one the goroutine ends, if the caller is one.
+// next takes out the next job. If there is none, the calling goroutine counts as ended
+// under the same lock, so that a job added just after finds that it has to start another.
+// In a pool without goroutines the caller is the owner, which doesn't count.
 func (c *workerPool) next() job {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,7 +58,10 @@ func (c *workerPool) next() job {
 	return j
 }
 
+// newWorkerPool returns a pool with as many goroutines as can run at once: jobs compute and
+// are not supposed to wait.
 func newWorkerPool() workerPool { return workerPool{size: runtime.GOMAXPROCS(0)} }
 
-// A job is a link that has something to send, or a session that has news for many.
+// A job is a pushWriter whose link has something to send, or a session that has events for
+// its cohorts. work is called with no lock held, for one turn.
 type job interface{ work(now time.Time) }
