@@ -820,7 +820,7 @@ func (w *hubViewerTest) served(hv *hubViewerLink, id, epoch string, first, last 
 
 // settleViewers: the honest viewer gets everything that the agent has published.
 func (w *hubViewerTest) settleViewers() {
-	for _, s := range w.st.all() { // what a hub has forgotten may leave the agent behind it
+	for _, s := range w.st.all() { // the agent may be behind what a hub has forgotten
 		if s.stopped != nil {
 			w.st.Forget(s.id)
 		}
