@@ -469,7 +469,7 @@ func lentBytesStay(t *testing.T) {
 		if _, err := st.Publish(ctx, sessions[i%3], e); err != nil {
 			t.Fatal(err)
 		}
-		if i%40 == 0 { // what is sent is looked at, too
+		if i%40 == 0 { // what is sent is checked, too
 			if err := st.Flush(ctx); err != nil {
 				t.Fatal(err)
 			}

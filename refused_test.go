@@ -19,7 +19,7 @@ import (
 // The table of bad inputs, testdata/refused: payloads that peers must not send, and the
 // answers to them. Its README.md says how a case is written, and in what state each
 // link is. TestUnmarshalRefuses and TestUnmarshalBounds read it for the decoder,
-// TestPayloadBounds for Handle behind another codec, hostile_test.go for each kind of
+// TestPayloadBounds for Handle with another codec, hostile_test.go for each kind of
 // link, and the fuzz targets as seeds. Payloads that no frame can express are in
 // badPayloads, below.
 

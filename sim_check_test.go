@@ -100,7 +100,7 @@ type logLook struct {
 	n, events, bytes   int
 }
 
-// lookedAt reports whether a log has changed since it was last looked at.
+// lookedAt reports whether a log has changed since it was last checked.
 func (w *simWorld) lookedAt(l *log, acked uint64) bool {
 	now := logLook{l.first(), l.head, acked, l.ring.n, l.events, l.bytes}
 	if w.looked[l] == now {

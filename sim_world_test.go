@@ -18,7 +18,7 @@ import (
 // have stopped, the liveness ones, L1 to L6.
 //
 //	sim_choices_test.go  where choices come from; how a schedule is shrunk
-//	sim_world_test.go    the world, its plain steps, and how they are told in words
+//	sim_world_test.go    the world, its plain steps, and how they are described
 //	sim_faults_test.go   what goes wrong in it
 //	sim_check_test.go    what has to hold after every step
 //	sim_settle_test.go   what has to hold once faults have stopped

@@ -340,7 +340,7 @@ func TestViewerPositionAfterReset(t *testing.T) {
 	has(t, v, "s e3 reset from e2 0, prev  0")
 }
 
-// Rule 15: the first epoch after a zero position is no reset.
+// Rule 15: the first epoch after a zero position is not a reset.
 func TestViewerFirstEpoch(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(SessionStatus{SessionID: "s"})) // not known yet

@@ -294,9 +294,9 @@ func loadHeap(t *testing.T, m meter) {
 	runtime.KeepAlive(l)
 }
 
-// A loadViewer is a viewer's end of a connection, played by hand, which a hub cannot
-// tell from a Viewer; very many of them cost little. It notes how far it is, and fails
-// at a number that is missing or comes twice.
+// A loadViewer is a viewer's end of a connection, played by hand, cheap enough to have
+// very many of, which a hub cannot tell from a Viewer. It notes how far it is, and
+// fails at a number that is missing or comes twice.
 type loadViewer struct {
 	id   string
 	link *gvstream.Link

@@ -240,9 +240,9 @@ func tooManySessions(t *testing.T) {
 }
 
 func hostileFrames(t *testing.T) {
-	// Broken and absurd frames of all kinds arrive. Each is answered by an
-	// error and changes nothing, and the same connection goes on working. (The
-	// fuzz targets go further.)
+	// Broken and absurd frames of all kinds arrive. Each is answered with an error and
+	// changes nothing, and the same connection keeps working. (The fuzz targets go
+	// further.)
 	payload := func(typ, body string) string { return `{"type":"` + typ + `","payload":` + body + `}` }
 	batch := func(events string) string {
 		return payload("event_batch", `{"session_id":"s","epoch":"0001","link":"l","first_seq":1,"last_seq":1,"head_seq":1,"events":`+events+`}`)

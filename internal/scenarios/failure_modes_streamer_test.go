@@ -111,8 +111,8 @@ func ackOfTheUnsent(t *testing.T) {
 }
 
 func oldAcks(t *testing.T) {
-	// Acks come twice and in the wrong order. Old ones are no errors and take
-	// nothing back.
+	// Acks come twice and in the wrong order. Old ones are not errors and take nothing
+	// back.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
 	h := answer(t, st, 256)
