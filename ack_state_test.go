@@ -23,7 +23,7 @@ func TestAckState(t *testing.T) {
 		do    func(*ackState)
 		after time.Duration
 		due   bool
-		nack  bool // what the ack says, if it is due
+		nack  bool // what the ack says, if one is due
 	}{
 		{"nothing is owed", func(*ackState) {}, time.Hour, false, false},
 		{"63 events wait", accept(63, 1024, false), ackDelay - 1, false, false},

@@ -21,8 +21,8 @@ func budgetHub(t *testing.T, hub *peer, id string) {
 	hub.acks(id, p.(*EventBatchPayload).LastSeq)
 }
 
-// TestBudget: over the common budget, the oldest acknowledged events of all sessions
-// go first, whoever publishes.
+// TestBudget: when the common budget is exceeded, the oldest acknowledged events of all
+// sessions go first, whichever session publishes.
 func TestBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 6200, Overflow: Reject})
@@ -34,7 +34,7 @@ func TestBudget(t *testing.T) {
 		if n := st.Stats().Bytes; n > 6200 {
 			t.Errorf("%d bytes held", n)
 		}
-		for i, id := range []string{"a", "b", "c", "a", "b", "c"} { // in the order of their age
+		for i, id := range []string{"a", "b", "c", "a", "b", "c"} { // in order of age
 			before := stats(t, st, id)
 			if before.Acked > 2 {
 				t.Fatalf("%+v", before)
@@ -76,8 +76,8 @@ func TestBudgetDropOldest(t *testing.T) {
 	})
 }
 
-// TestBudgetBlock: a publisher that waits for the budget goes on as soon as anything
-// can be evicted or is given up, in whatever session (L4).
+// TestBudgetBlock: a publisher that waits for the budget continues as soon as anything
+// in any session can be evicted or is given up (L4).
 func TestBudgetBlock(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -119,7 +119,7 @@ func TestBudgetTooSmall(t *testing.T) {
 				st := NewStreamer(&StreamerConfig{MaxTotalBytes: 900, Overflow: overflow})
 				publishN(t, st, "s", 3)
 				done := start(func() error { _, err := st.Publish(t.Context(), "s", budgetEvent()); return err })
-				defer st.Forget("s") // whoever waits still
+				defer st.Forget("s") // releases a publisher that is still waiting
 				wantReturnedOr(t, done, st)
 				if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 3 {
 					t.Errorf("%+v", s)
@@ -145,8 +145,8 @@ func wantReturnedOr(t *testing.T, done <-chan error, st *Streamer) {
 	}
 }
 
-// TestBudgetDropsInVain: where other sessions hold the budget, dropping one's own
-// events does not help, and is not done.
+// TestBudgetDropsInVain: when other sessions hold the budget, a session does not drop
+// its own events in vain.
 func TestBudgetDropsInVain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3300, Overflow: DropOldest})
@@ -165,7 +165,7 @@ func TestBudgetDropsInVain(t *testing.T) {
 	})
 }
 
-// TestBudgetForgets: sessions that are gone leave nothing behind (S10).
+// TestBudgetForgets: sessions that are gone leave nothing in the budget (S10).
 func TestBudgetForgets(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestBudgetForgets(t *testing.T) {
 	})
 }
 
-// TestBudgetCounts: whatever becomes of events, the bytes counted are the bytes held.
+// TestBudgetCounts: whatever happens to events, the bytes counted are the bytes held.
 func TestBudgetCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 20_000, Overflow: DropOldest, ReplayEvents: 3, MaxPendingEvents: 6})
@@ -227,7 +227,7 @@ func TestBudgetCounts(t *testing.T) {
 	})
 }
 
-// TestBudgetReserve: a reservation that does not fit makes no other fail.
+// TestBudgetReserve: a reservation that does not fit does not make others fail.
 func TestBudgetReserve(t *testing.T) {
 	t.Parallel()
 	b := &budget{max: 100}

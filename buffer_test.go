@@ -24,14 +24,14 @@ func ringNumbers(r *ring) []uint64 {
 	return out
 }
 
-// TestRing does the same things to a ring and to a slice.
+// TestRing applies the same operations to a ring and to a slice.
 func TestRing(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(30) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		var r ring
 		model := []uint64{}
-		grow := 2 + rnd.IntN(6) // of ten steps, so many add: some rings stay small
+		grow := 2 + rnd.IntN(6) // how many of ten steps add: some rings stay small
 		for step := range uint64(300) {
 			n := step + 1
 			switch c := rnd.IntN(10); {
@@ -95,8 +95,8 @@ func TestRingBounds(t *testing.T) {
 	}
 }
 
-// TestStore: bytes stay as they were put until their slot is freed, and as they were
-// lent forever; what is free is given back.
+// TestStore: bytes stay as they were stored until their slot is freed, and lent bytes
+// forever; free chunks are released.
 func TestStore(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(20) {
@@ -150,7 +150,7 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// memory is the bytes of the chunks that slots are in, and of those that a store has.
+// memory is the size of the chunks that slots are in, and of those that a store has.
 func memory(slots []slot, st *store) (n int) {
 	seen := map[*chunk]bool{nil: true}
 	add := func(c *chunk) {
@@ -169,7 +169,7 @@ func memory(slots []slot, st *store) (n int) {
 	return n
 }
 
-// memory is the bytes of the memory that a log has for its events.
+// memory is the size of the memory that a log has for its events.
 func (l *log) memory() int {
 	var slots []slot
 	for i := range l.ring.n {
@@ -236,7 +236,7 @@ func TestRingRemovesAtShorterSide(t *testing.T) {
 }
 
 // A chunk is used to its last byte, and is as large as its bounds say: an entry just
-// beyond largeEntry has one of its own, beside that which is filled.
+// larger than largeEntry gets a chunk of its own, next to the one being filled.
 func TestStoreRoom(t *testing.T) {
 	var st store
 	c := st.room(1, 0)
@@ -265,7 +265,7 @@ func TestStoreRoom(t *testing.T) {
 	}
 }
 
-// A small chunk grows with what it holds, unless somebody was lent its bytes.
+// A small chunk grows with what it holds, unless its bytes have been lent.
 func TestStoreGrows(t *testing.T) {
 	for _, test := range []struct {
 		size  int
@@ -296,8 +296,8 @@ func TestStoreGrows(t *testing.T) {
 	}
 }
 
-// A chunk that is free is written again if it is large enough, and not twice as large
-// as what is asked for.
+// A free chunk is reused if it is large enough and less than twice as large as what is
+// asked for.
 func TestStoreSpare(t *testing.T) {
 	for n, again := range map[int]bool{4999: false, 5000: true, 9999: true, 10_000: true, 10_001: false} {
 		c := &chunk{b: make([]byte, 10_000)}
@@ -308,8 +308,8 @@ func TestStoreSpare(t *testing.T) {
 	}
 }
 
-// A chunk that nobody was lent is written again, unless it is larger than what the
-// log holds by then, or than the smallest one.
+// A chunk that was never lent is reused, unless it is larger than what the log holds by
+// then, or than the smallest chunk.
 func TestStoreSparesSmall(t *testing.T) {
 	for _, test := range []struct {
 		size, held int
@@ -370,10 +370,9 @@ func (k *keeper) check(t *testing.T) {
 	}
 }
 
-// TestLentBytesStay: nobody ever sees bytes change that he was given, whatever is
-// published, dropped, evicted and refused meanwhile, with limits so small that memory
-// is used again all the time. Readers write to what is theirs. The race detector
-// watches the rest.
+// TestLentBytesStay: bytes that were handed out never change, whatever is published,
+// dropped, evicted and refused meanwhile, with limits so small that memory is reused
+// all the time. Readers write to the bytes they own. The race detector checks the rest.
 func TestLentBytesStay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, lentBytesStay)
@@ -393,7 +392,7 @@ func lentBytesStay(t *testing.T) {
 		wg.Go(func() {
 			var frame []byte
 			for ctx.Err() == nil {
-				if rand.IntN(3) == 0 { // through a buffer that is used again
+				if rand.IntN(3) == 0 { // through a buffer that is reused
 					var err error
 					if frame, err = a.NextFrame(ctx, frame[:0]); err != nil {
 						return
@@ -441,7 +440,7 @@ func lentBytesStay(t *testing.T) {
 			spoil([]Item{it})
 		}
 	})
-	wg.Go(func() { // replays, of whatever the hub no longer has
+	wg.Go(func() { // replays of what the hub no longer has
 		for i := 0; ctx.Err() == nil; i++ {
 			n := 0
 			for it := range h.Items(ctx, sessions[i%3], Position{}) {
@@ -470,7 +469,7 @@ func lentBytesStay(t *testing.T) {
 		if _, err := st.Publish(ctx, sessions[i%3], e); err != nil {
 			t.Fatal(err)
 		}
-		if i%40 == 0 { // what is sent is looked at, too
+		if i%40 == 0 { // what is sent is checked, too
 			if err := st.Flush(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -481,7 +480,7 @@ func lentBytesStay(t *testing.T) {
 	kept.check(t)
 }
 
-// spoil does what a reader may do with what is its own.
+// spoil does what a reader may do with bytes that it owns.
 func spoil(items []Item) {
 	for _, it := range items {
 		if it.Event != nil {
@@ -492,7 +491,7 @@ func spoil(items []Item) {
 }
 
 // TestHandleKeepsNothing: what was given to Handle is neither changed nor kept, by an
-// agent, a hub or a viewer, whatever becomes of the items that were made of it.
+// agent, a hub or a viewer, whatever happens to the items made from it.
 func TestHandleKeepsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		spoiled := func(b *EventBatchPayload, before []byte) {

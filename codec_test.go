@@ -193,8 +193,9 @@ func TestAgreesWithEncodingJSON(t *testing.T) {
 	}
 }
 
-// A frame of the table is refused with the whole text of the error, and its answer is one
-// that a peer may say. What is wrong with it is found whether or not bytes are borrowed.
+// A frame of the table is refused with the whole text of the error, and its answer is
+// one that a peer may send. What is wrong with it is found whether or not bytes are
+// borrowed.
 func TestUnmarshalRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range badFrames(t) {
@@ -271,8 +272,8 @@ func TestUnmarshalText(t *testing.T) {
 	}
 }
 
-// What stands just at a bound is taken: MaxSeq itself is a number like any other. What is
-// beyond stands next to it in the table.
+// Values just at a bound are accepted: MaxSeq itself is a number like any other. The
+// values just beyond are next to them in the table.
 func TestUnmarshalBounds(t *testing.T) {
 	taken := 0
 	for _, c := range badCases(t, "any") {
@@ -291,7 +292,7 @@ func TestUnmarshalBounds(t *testing.T) {
 	}
 }
 
-// A hostile frame must not cost much more memory than it is long.
+// A hostile frame must not cost much more memory than its length.
 func TestUnmarshalCost(t *testing.T) {
 	const size = 1 << 20
 	fill := func(s string) string { return strings.Repeat(s, size/len(s)) }
@@ -402,7 +403,7 @@ func TestAppendRefuses(t *testing.T) {
 	}
 }
 
-// Append writes behind what is there, and on one line whatever Data contains.
+// Append writes after the existing bytes, and on one line whatever Data contains.
 func TestAppend(t *testing.T) {
 	p := &EventBatchPayload{Events: []Event{{Data: json.RawMessage("\n[1,\r\n{\"a b\" :\t\"\\n\"} ]\n")}}}
 	got, err := Append([]byte("{"), p)
@@ -413,8 +414,8 @@ func TestAppend(t *testing.T) {
 	}
 }
 
-// TestAppendTrusted: data that Publish took on trust is written as it is, whatever it is,
-// and any other is checked.
+// TestAppendTrusted: data that Publish trusted is written as it is, whatever it
+// contains, and any other is checked.
 func TestAppendTrusted(t *testing.T) {
 	events := []Event{{Seq: 7, Data: json.RawMessage("[1, 2")}}
 	for _, trusted := range []bool{false, true} {
@@ -542,8 +543,8 @@ func oddFrame(t testing.TB, typ, old, new string) []byte {
 	return []byte(strings.Replace(line, old, new, 1))
 }
 
-// A decoder that had read no time yet took NULs for the one it remembered: the frame
-// was no JSON, and yet a hub kept its bytes and sent them on to viewers.
+// A decoder that had not read a time yet mistook NULs for the time it remembered: the
+// frame was not JSON, and yet a hub kept its bytes and sent them on to viewers.
 func TestTimeOfNothing(t *testing.T) {
 	frame := batchOf(1, 1, `{"seq":1,"time":"`+strings.Repeat("\x00", len("2006-01-02T15:04:05"))+`Z"}`)
 	d := &decoder{Scanner: jsontext.Scanner{Src: []byte(frame)}}
@@ -553,7 +554,7 @@ func TestTimeOfNothing(t *testing.T) {
 	}
 }
 
-// More than slots can tell is refused before it is looked at.
+// Sizes that slots cannot represent are refused before anything is read.
 func TestTooMuchForSlots(t *testing.T) {
 	large := make([]byte, 32<<20)
 	events := make([]Event, 60) // 2.7 GB in base64
@@ -572,9 +573,9 @@ func TestTooMuchForSlots(t *testing.T) {
 	}
 }
 
-// checkBorrowed: a frame whose bytes are borrowed by a machine means the same as one that
-// Unmarshal has copied; it is told again in the same way, and what a machine keeps of it
-// outlives the frame.
+// checkBorrowed: a frame whose bytes are borrowed by a machine means the same as one
+// that Unmarshal has copied; it is encoded again in the same way, and what a machine
+// keeps of it outlives the frame.
 func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
 	t.Helper()
 	frame = bytes.Clone(frame)
@@ -613,7 +614,7 @@ func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
 	}
 }
 
-// A frame is taken in the fast way exactly if all its events stand there as we write
+// The fast path decodes a frame if and only if all its events are written as we write
 // them.
 func TestBorrowedEvents(t *testing.T) {
 	t.Parallel()
@@ -645,7 +646,7 @@ func TestBorrowedEvents(t *testing.T) {
 		{`{"seq":1,"time":"2026-01-02T03:04:05.250Z"}`, false},
 		{`{"seq":1,"time":"0001-01-01T00:00:00Z"}`, false},
 		{`{"seq":1,"data_base64":""}`, false},
-		{`{"seq":1,"data_base64":"AAF="}`, false},               // bits that say nothing
+		{`{"seq":1,"data_base64":"AAF="}`, false},               // unused bits that are not zero
 		{`{"seq":1,"data_base64":"\u0041AA="}`, false},          // an escape
 		{`{"seq":1,"data_base64":"` + text64 + `AAF="}`, false}, // in a later piece
 		{`{"seq":1,"end":false}`, false},

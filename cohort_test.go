@@ -18,7 +18,8 @@ type fanned struct {
 	then func() // called once, with the next payload
 }
 
-// texts takes what was pushed, each in a few words. All has to be for this viewer.
+// texts takes what was pushed, each payload described in a few words. All of it has to
+// be for this viewer.
 func (f *fanned) texts() (out []string) {
 	for _, p := range f.drain() {
 		out = append(out, f.text(p))
@@ -58,15 +59,15 @@ func gapsText(gaps []Gap) (text string) {
 	return text
 }
 
-// crewWorks does all jobs that there are.
+// crewWorks does all pending jobs.
 func crewWorks(h *Hub) {
 	for j := h.workers.next(); j != nil; j = h.workers.next() {
 		j.work(time.Now())
 	}
 }
 
-// fanRig is a hub, whose workers work when it is told to, with one agent and viewers that
-// rest after event 10.
+// fanRig is a hub whose workers work only when the test says so, with one agent and
+// viewers that rest after event 10.
 func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*fanned) {
 	t.Helper()
 	h = NewHub(cfg)
@@ -94,7 +95,8 @@ func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*f
 }
 
 // While the first of two viewers is sent events 11 and 12, something happens to the
-// second. Each gets what its own link would have said, and in the end both have all.
+// second. Each gets what its own link would have sent, and in the end both have
+// everything.
 func TestFanDisturbed(t *testing.T) {
 	t.Parallel()
 	both := []string{"e1 11-12 of 12"}
@@ -172,7 +174,7 @@ func TestFanDisturbed(t *testing.T) {
 			func(h *Hub, _ *peer, _ *fanned) { h.Forget("s") },
 			[]string{"e1 11-12 of 12", "status  0 of 0"}, []string{"e1 11-12 of 12", "status  0 of 0"},
 		},
-		{ // what comes next is the agent's to replay, and no gap
+		{ // the agent has to replay what comes next: it is not a gap
 			"more events than the hub's log holds", &HubConfig{LogEvents: 2},
 			func(_ *Hub, a *peer, _ *fanned) { a.send(a.batch("s", "e1", 13, 16)) },
 			both, both,
@@ -245,7 +247,7 @@ func TestFanTakesTurns(t *testing.T) {
 	})
 }
 
-// A status is said before events that come at the same time (rule 7).
+// A status is sent before events that become ready at the same time (rule 7).
 func TestFanStatusFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, vs := fanRig(t, nil, 2)
@@ -265,8 +267,8 @@ func TestFanStatusFirst(t *testing.T) {
 	})
 }
 
-// Viewers that are sent the same share the events, and when all have them the hub holds
-// no more of them than its log.
+// Viewers that are sent the same events share them, and when all have them the hub
+// holds no more of them than its log.
 func TestFanShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, _ := fanRig(t, nil, 0)
@@ -294,7 +296,7 @@ func TestFanShares(t *testing.T) {
 		if s.page == nil {
 			t.Error("nothing is kept for the viewer that is still to come")
 		}
-		p, err := late.link.Next(endedContext) // itself, before its way over a wire
+		p, err := late.link.Next(endedContext) // the payload itself, not yet carried over a wire
 		b, ok := p.(*EventBatchPayload)
 		if !ok || len(kept) != 2 {
 			t.Fatalf("%d batches; %v", len(kept), err)
@@ -338,7 +340,7 @@ func TestFanPageOfGoneViewer(t *testing.T) {
 }
 
 // What the publisher's link does for an event is the same for one viewer and for many:
-// it tells the workers (rule 7).
+// it wakes the workers (rule 7).
 func TestGrowthAccept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -357,7 +359,7 @@ func TestGrowthAccept(t *testing.T) {
 		if s.atHead.Len() != 3 {
 			t.Errorf("%d fans of %d viewers", s.atHead.Len(), len(vs))
 		}
-		for i, v := range vs { // most leave, and those that stay come together
+		for i, v := range vs { // most leave, and those that stay are grouped together
 			if got := v.texts(); len(got) != 1 {
 				t.Errorf("%s got %q", v.viewer, got)
 			}
@@ -400,7 +402,7 @@ func TestFanAllocs(t *testing.T) {
 	})
 }
 
-// fanFault says what is wrong with a session's fans.
+// fanFault says what is wrong with a session's cohorts.
 func fanFault(s *hubSession) string {
 	n, at := 0, uint64(0)
 	var fans []*cohort

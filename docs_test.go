@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestProtocolExamples: the payloads in PROTOCOL.md are what the library reads and, but for
-// fields that it leaves out when they are zero, writes. Each type has one.
+// TestProtocolExamples: the payloads in PROTOCOL.md are what the library reads and,
+// except for fields that it omits when they are zero, writes. Each type has one.
 func TestProtocolExamples(t *testing.T) {
 	page, err := os.ReadFile("PROTOCOL.md")
 	if err != nil {
@@ -40,7 +40,7 @@ func TestProtocolExamples(t *testing.T) {
 	}
 }
 
-// TestProtocolCodes: the page has a row for each code, and no other.
+// TestProtocolCodes: the page has a row for each code, and no others.
 func TestProtocolCodes(t *testing.T) {
 	page, err := os.ReadFile("PROTOCOL.md")
 	if err != nil {
@@ -64,8 +64,8 @@ func TestProtocolCodes(t *testing.T) {
 	}
 }
 
-// SECURITY.md names tests, limits and payloads that there are, and a test in each row
-// of its tables of attacks.
+// The tests, limits and payloads that SECURITY.md names exist, and each row of its
+// tables of attacks names a test.
 func TestSecurityPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("SECURITY.md")
@@ -101,7 +101,7 @@ func TestSecurityPage(t *testing.T) {
 }
 
 // declarations are the names that the package and those below internal declare, fields
-// and tests included, and the codes of errors behind "code:".
+// and tests included, and the codes of errors with the prefix "code:".
 func declarations(t *testing.T) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob("*.go")

@@ -7,7 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// An error names what is known of session, epoch and number, and nothing else.
+// An error names the session, epoch and number as far as they are known, and nothing
+// else.
 func TestProtocolErrorText(t *testing.T) {
 	for want, e := range map[string]ProtocolError{
 		"gvstream: c":                                  {Code: "c"},
@@ -48,8 +49,8 @@ func TestProtocolErrorMessageIsCut(t *testing.T) {
 	}
 }
 
-// A peer's message, or code, with a line feed in it wrote lines of its own into the
-// log of whoever logged the error.
+// A peer's message or code that contained a line feed forged lines in the log of a
+// program that logged the error.
 func TestErrorsQuotePeers(t *testing.T) {
 	bad := []string{"a\nb", "a\rb", "\x1b[2J", "\x00", "\x7f", "\u0085", "\u2028", "\u202e", "\xff"}
 	for _, text := range bad {
@@ -76,8 +77,8 @@ func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) })
 }
 
-// A store's message that is no UTF-8 grew to three times its length on the wire, and
-// the agent took it for malformed: the event was sent for ever.
+// A store's message that was not UTF-8 grew to three times its length on the wire, and
+// the agent considered it malformed: the event was resent for ever.
 func TestErrorMessageOfAnyBytes(t *testing.T) {
 	for _, text := range []string{strings.Repeat("\xff", 300), strings.Repeat("é\x80", 100), strings.Repeat("\x80", 300)} {
 		p := refusal(codeEventRejected, "s", "%s", text).Payload()

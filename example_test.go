@@ -20,7 +20,7 @@ import (
 )
 
 // A recorded terminal session goes from an agent through a hub to a viewer, over
-// connections that break again and again, on both sides. The viewer has every byte.
+// connections that keep breaking, on both sides. The viewer gets every byte.
 func Example_terminal() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -84,8 +84,8 @@ func Example_terminal() {
 	// more than ten connections: true
 }
 
-// An agent publishes the events of a build, and knows in the end that the hub has
-// all of them.
+// An agent publishes the events of a build, and in the end knows that the hub has all
+// of them.
 func ExampleStreamer() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -124,8 +124,8 @@ func ExampleStreamer_Publish() {
 	// 0 gvstream: session has ended
 }
 
-// The same session was started in a newer process, so the hub takes nothing of the
-// older one's. Renew makes that one the newest, with what it still has.
+// The same session was started in a newer process, so the hub refuses the older one's
+// events. Renew makes the older one the newest, with the events it still has.
 func ExampleStreamer_Renew() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -159,7 +159,7 @@ func ExampleStreamer_Renew() {
 	// <nil>
 }
 
-// An agent with little memory, and with better things to do than to wait.
+// An agent with little memory, which must not wait.
 func ExampleStreamerConfig() {
 	ctx := context.Background()
 	agent := gvstream.NewStreamer(&gvstream.StreamerConfig{
@@ -167,7 +167,7 @@ func ExampleStreamerConfig() {
 		MaxSessions:      2,
 		MaxPendingEvents: 100,
 		MaxEventBytes:    4 << 10,
-		ReplayEvents:     -1, // what the hub has, need not be kept
+		ReplayEvents:     -1, // events that the hub has need not be kept
 	})
 	for {
 		seq, err := agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout"})
@@ -184,8 +184,8 @@ func ExampleStreamerConfig() {
 	// 0 gvstream: too many sessions or watches
 }
 
-// While the hub is away, the agent keeps the newest events. What it dropped is a
-// gap, and no secret.
+// While the hub is away, the agent keeps the newest events. The events that it dropped
+// become a gap.
 func ExampleOverflow() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -213,7 +213,7 @@ func ExampleOverflow() {
 	// end
 }
 
-// What writes the events of one session needs to know nothing but its handle.
+// Code that writes the events of one session needs only the session's handle.
 func ExampleSession() {
 	ctx := context.Background()
 	agent := gvstream.NewStreamer(nil)
@@ -229,10 +229,9 @@ func ExampleSession() {
 	// Output: build-42 published 2 acknowledged 0 ended true
 }
 
-// A link serves one connection. This loop around it is the caller's, and so is the
-// back-off: it grows with each failure, a part of it is chance, so that a thousand
-// agents don't come back at once, and it begins anew only after a connection that
-// lasted.
+// A link serves one connection. The loop around it belongs to the caller, and so does
+// the back-off: it grows with each failure, part of it is random, so that a thousand
+// agents don't come back at once, and it is reset only by a connection that lasted.
 func ExampleLink_reconnect() {
 	const (
 		shortest = time.Millisecond // a second, outside of an example
@@ -288,7 +287,7 @@ func ExampleLink_reconnect() {
 	// dials: 3
 }
 
-// Run returns when the connection breaks. The agent has lost nothing by that.
+// Run returns when the connection breaks. The agent loses nothing by that.
 func ExampleLink_Run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -321,7 +320,7 @@ func ExampleLink() {
 		}
 		fmt.Printf("%T\n", p)
 		if err := to.Handle(ctx, p); err != nil {
-			fmt.Println(err) // the peer is told by the next Next
+			fmt.Println(err) // the next Next returns the answer for the peer
 		}
 	}
 	for range 3 {
@@ -344,7 +343,7 @@ func ExampleLink() {
 }
 
 // A server with many viewers and an event loop has the hub push into its queues, and
-// hands over what comes in.
+// passes in what it receives.
 func ExampleLink_Push() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -358,7 +357,7 @@ func ExampleLink_Push() {
 		case queue <- p:
 			return nil
 		default:
-			return errors.New("too slow") // it may come back: its position is its own
+			return errors.New("too slow") // it may come back: the viewer keeps its own position
 		}
 	})
 	tab.Handle(ctx, &gvstream.HelloPayload{V: 1, Role: "viewer"})
@@ -373,7 +372,7 @@ func ExampleLink_Push() {
 	// Output: tab-1: ok
 }
 
-// One agent, one hub and two viewers, of which one comes when all is over.
+// One agent, one hub and two viewers, one of which comes when everything is over.
 func ExampleHub() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -424,7 +423,7 @@ func ExampleHub_Items() {
 	// 2 exit
 }
 
-// What a viewer may no longer see, it sees no more of.
+// A viewer whose permission is revoked sees nothing more of the session.
 func ExampleHub_Revoke() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -445,13 +444,13 @@ func ExampleHub_Revoke() {
 	// gvstream: forbidden session="build-42": revoked
 }
 
-// A hub that acknowledges what is in a database. Commit stores in one transaction,
-// and each item once, though it may come twice; Resume reads where the store is,
-// for a hub that was started again.
+// A hub that acknowledges only what is in a database. Commit stores its items in one
+// transaction, each once, even if it comes twice; Resume reads how far the store is,
+// for a hub that was restarted.
 func ExampleHubConfig() {
 	type life struct{ session, epoch string }
 	var (
-		mu    sync.Mutex // sessions are committed side by side
+		mu    sync.Mutex // sessions are committed concurrently
 		store = make(map[life][]gvstream.Item)
 		fault = errors.New("the database does not answer")
 	)
@@ -472,7 +471,7 @@ func ExampleHubConfig() {
 					stored++
 				}
 			}
-			err := fault // the answer was lost: stored, but who knows
+			err := fault // the answer is lost: the items are stored, but Commit fails
 			fault = nil
 			fmt.Printf("commit of %d, %d are new, error: %v\n", len(items), stored, err)
 			return err
@@ -493,12 +492,12 @@ func ExampleHubConfig() {
 	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
 
 	hub := gvstream.NewHub(cfg)
-	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())() // breaks by the fault
+	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())() // breaks because of the fault
 	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
 	agent.Flush(ctx)
 	hub.Close()
 
-	hub = gvstream.NewHub(cfg) // started again, with nothing but the store
+	hub = gvstream.NewHub(cfg) // restarted, with nothing but the store
 	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
 	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
 	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
@@ -511,15 +510,15 @@ func ExampleHubConfig() {
 	// all acknowledged: true
 }
 
-// Who may watch what.
+// Authorize decides which viewer may watch which session.
 func ExampleHubConfig_authorize() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	hub := gvstream.NewHub(&gvstream.HubConfig{
 		Authorize: func(ctx context.Context, viewerID, sessionID string) error {
-			user, _, _ := strings.Cut(viewerID, "/") // the id that the login gave it: user/tab
+			user, _, _ := strings.Cut(viewerID, "/") // the id from the login: user/tab
 			if !strings.HasPrefix(sessionID, user+"/") {
-				return errors.New("not yours") // for the hub's own log: the viewer isn't told
+				return errors.New("not yours") // for the hub's own log: the viewer doesn't see it
 			}
 			return nil
 		},
@@ -581,7 +580,7 @@ func ExampleViewer() {
 	// 4
 }
 
-// A viewer keeps its position on disk. A new process goes on behind it.
+// A viewer keeps its position on disk. A new process continues after it.
 func ExampleViewer_Position() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -600,7 +599,7 @@ func ExampleViewer_Position() {
 	viewer.Watch("build-42", gvstream.Position{})
 	for item, err := range viewer.Items(ctx) {
 		if item.Position().Seq == 3 {
-			break // before anything was done with 3, so that it comes again
+			break // before 3 has been dealt with, so it comes again
 		}
 		printItem(item, err)
 	}
@@ -628,7 +627,7 @@ func ExampleViewer_Position() {
 	// end
 }
 
-// A viewer that holds no more than a screenful.
+// A viewer that buffers no more than a screenful.
 func ExampleViewerConfig() {
 	viewer := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 50, MaxWatches: 1})
 	fmt.Println(viewer.Watch("build-42", gvstream.Position{}))
@@ -641,8 +640,8 @@ func ExampleViewerConfig() {
 	// <nil>
 }
 
-// connect runs two links over a connection in memory. What it returns waits until
-// both have ended.
+// connect runs two links over a connection in memory. The function it returns waits
+// until both have ended.
 func connect(ctx context.Context, hub, peer *gvstream.Link) (wait func()) {
 	h, p := streamtest.Pipe()
 	var running sync.WaitGroup

@@ -30,8 +30,8 @@ func ExampleEvent() {
 	// {"seq":3,"type":"exit","end":true} <nil>
 }
 
-// A reader that can't overlook a gap: each item has its case, and what has none is
-// an error.
+// A reader that can't overlook a gap: each kind of item has its case, and anything else
+// is an error.
 func ExampleGap() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -103,7 +103,8 @@ func ExampleReason() {
 	// Output: 9 events are too old
 }
 
-// An item says where its reader is: store that with what was made of the item.
+// An item says where its reader is: store that together with the result of processing
+// the item.
 func ExampleItem() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -128,7 +129,7 @@ func ExampleItem() {
 	// Output: step 1; step 2; step 3;  4 true
 }
 
-// A position is kept as it is: an epoch never goes without its number.
+// A position is stored as a whole: an epoch is never without its number.
 func ExamplePosition() {
 	text, _ := json.Marshal(gvstream.Position{Epoch: "01jdqz7c", Seq: 40})
 	fmt.Println(string(text))
@@ -148,8 +149,8 @@ func ExamplePosition() {
 	// gvstream: invalid id
 }
 
-// The agent was killed and starts the build again. What the reader made of the
-// first try is void.
+// The agent was killed and starts the build again. The reader discards its result of
+// the first try.
 func ExampleReset() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -187,7 +188,7 @@ func ExampleReset() {
 	// 4
 }
 
-// The hub's Commit refuses one event for good. A reader is told that it is missing.
+// The hub's Commit refuses one event permanently. Readers get a gap in its place.
 func ExampleProtocolError() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -317,8 +318,8 @@ func ExampleSendFunc() {
 	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window":256}} <nil>
 }
 
-// A message that is no payload costs that message. The error of Unmarshal goes to
-// the link, which tells the peer.
+// A message that is not a payload costs only that message. Unmarshal's error goes to
+// the link, which reports it to the peer.
 func ExampleReceiveFunc() {
 	messages := make(chan []byte, 2) // the WebSocket
 	var receive gvstream.ReceiveFunc = func(ctx context.Context) (gvstream.Payload, error) {
@@ -340,7 +341,7 @@ func ExampleReceiveFunc() {
 	// build-42 <nil>
 }
 
-// A transport that carries messages, such as a WebSocket, takes and gives frames.
+// A transport that carries messages, such as a WebSocket, sends and receives frames.
 func ExampleLink_NextFrame() {
 	ctx := context.Background()
 	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
@@ -349,7 +350,7 @@ func ExampleLink_NextFrame() {
 	carry := func(from, to *gvstream.Link) { // in a program: conn.Write, and conn.Read at the other end
 		var err error
 		if buf, err = from.NextFrame(ctx, buf[:0]); err == nil {
-			err = to.HandleFrame(ctx, buf) // the buffer is free again
+			err = to.HandleFrame(ctx, buf) // the buffer may be reused
 		}
 		if err != nil {
 			fmt.Println(err)
@@ -482,7 +483,7 @@ func ExampleWelcomePayload() {
 }
 
 func ExampleStatusPayload() {
-	text, _ := gvstream.Marshal(&gvstream.StatusPayload{Link: "l7"}) // a sign of life
+	text, _ := gvstream.Marshal(&gvstream.StatusPayload{Link: "l7"}) // a heartbeat
 	fmt.Println(string(text))
 	// Output: {"type":"status","payload":{"viewer_id":"","link":"l7"}}
 }
@@ -507,7 +508,7 @@ func ExampleEventBatchPayload() {
 	// Output: {"type":"event_batch","payload":{"session_id":"build-42","viewer_id":"","epoch":"01jdqz7c","link":"l7","first_seq":61,"last_seq":63,"head_seq":70,"events":[{"seq":63,"type":"stdout","data":"ok"}],"gaps":[{"from":61,"to":62,"reason":"dropped"}]}}
 }
 
-// The hub has everything up to 64, and what came behind that is not what follows.
+// The hub has everything up to 64, but the next batch it received does not start at 65.
 func ExampleAckBatchPayload() {
 	text, _ := gvstream.Marshal(&gvstream.AckBatchPayload{
 		SessionID: "build-42", Epoch: "01jdqz7c", Link: "l7", UpToSeq: 64, Nack: true,
@@ -532,7 +533,7 @@ func ExampleReplayRequestPayload() {
 	// Output: {"type":"replay_request","payload":{"session_id":"build-42","viewer_id":"tab-1","request_id":"r3","epoch":"01jdqz7c","after_seq":40,"until_seq":91,"limit":500}}
 }
 
-// The agent has no more than the last of them.
+// The agent has only the last of them.
 func ExampleReplayBatchPayload() {
 	text, _ := gvstream.Marshal(&gvstream.ReplayBatchPayload{
 		SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: "01jdqz7c",
@@ -552,7 +553,7 @@ func ExampleErrorPayload() {
 }
 
 // For a dashboard, at a viewer. An item that the loop has not dealt with yet still
-// waits.
+// counts as waiting.
 func ExampleViewerStats() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

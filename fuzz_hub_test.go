@@ -11,8 +11,8 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
-// A hubTest is a Hub, and an honest viewer that watches every session. Hostile peers
-// and honest agents are for its two targets to add.
+// A hubTest is a Hub, and an honest viewer that watches every session. Its two targets
+// add hostile peers and honest agents.
 type hubTest struct {
 	*machineTest
 	h        *Hub
@@ -20,7 +20,7 @@ type hubTest struct {
 	up       *viewerLink    // the honest viewer's half of its connection
 	down     *hubViewerLink // and the hub's
 	seen     map[string]*shown
-	accepted map[simKey]uint64 // the most that the hub accepted
+	accepted map[simKey]uint64 // the highest number that the hub accepted
 	stored   map[simKey]uint64 // the last number that Commit took in this life of the session
 	verdict  int               // of the next Commit
 	store    int               // how Resume answers
@@ -71,7 +71,7 @@ func (w *hubTest) watch(id string, at Position) {
 	}
 }
 
-// commit checks that what is committed goes on from what is accepted: S1.
+// commit checks that what is committed continues what is accepted: S1.
 func (w *hubTest) commit(_ context.Context, session, epoch string, items []Item) error {
 	verdict := w.verdict
 	w.verdict = 0
@@ -140,7 +140,7 @@ func (w *hubTest) read() {
 	}
 }
 
-// mayGo: what the hub says to a viewer is for that viewer, on its link.
+// mayGo: what the hub sends to a viewer is for that viewer, on its link.
 func (w *hubTest) mayGo(hv *hubViewerLink, p Payload) {
 	ok := true
 	switch p := p.(type) {
@@ -189,10 +189,10 @@ func (w *hubTest) forgets(id string) {
 	}
 }
 
-// settle: an honest agent takes over what the id was used for before, and its events
-// reach the honest viewer.
+// settle: an honest agent takes over the id, whatever it was used for before, and its
+// events reach the honest viewer.
 func (w *hubTest) settle(agentID string) {
-	w.now = w.now.Add(epoch.MaxLead) // past what was said of epochs to come
+	w.now = w.now.Add(epoch.MaxLead) // past any future epoch that was named
 	w.verdict, w.store = 0, 0
 	const id = "honest"
 	w.forgets(hubSessions[0]) // there is room for one
@@ -218,7 +218,7 @@ func (w *hubTest) settle(agentID string) {
 	if s := st.lookup(id); s.acked != 5 {
 		w.Fatalf("L1: %s: acked %d of 5, stopped: %v", id, s.acked, s.stopped)
 	}
-	for range 40 { // requests to agents that don't answer hold its slots for a timer period each
+	for range 40 { // requests to agents that don't answer hold its permits for a timer period each
 		if w.seen[id].ended {
 			break
 		}
@@ -396,7 +396,7 @@ func (w *hubAgentTest) heardBatch() {
 	}
 }
 
-// heardStatus: a session that stands further than the hub knows.
+// heardStatus: a session that is further than the hub knows.
 func (w *hubAgentTest) heardStatus() {
 	c := w.c
 	ha, id, epoch := w.link(), one(c, hubSessions), one(c, fuzzEpochs)
@@ -408,7 +408,7 @@ func (w *hubAgentTest) heardStatus() {
 	}
 }
 
-// open returns one of the requests that the hub waits for.
+// open returns one of the requests whose answer the hub awaits.
 func (w *hubAgentTest) open(ha *hubAgentLink) *replayRequest {
 	if ha == nil || len(ha.requests) == 0 {
 		w.c.next()
@@ -522,7 +522,7 @@ func (w *hubTest) print() (out [3]hubPrint) {
 	return out
 }
 
-// saysTo takes what the hub says to an agent.
+// saysTo takes what the hub sends to an agent.
 func (w *hubAgentTest) saysTo(ha *hubAgentLink) {
 	if ha == nil {
 		return
@@ -541,7 +541,7 @@ func (w *hubAgentTest) saysTo(ha *hubAgentLink) {
 			w.Fatalf("rule 8: %s, but %d are stored", brief(p), at)
 		}
 	case *ReplayRequestPayload:
-		w.noteAccepted() // of this epoch, or of one that the agent has left just now
+		w.noteAccepted() // of this epoch, or of one that the agent has just left
 		s, most := w.h.sessions[p.SessionID], w.accepted[simKey{p.SessionID, p.Epoch}]
 		if s == nil || s.owner != ha.agentID || p.UntilSeq > most || p.Limit == 0 {
 			w.Fatalf("rule 12: to %s, %d are accepted: %s", ha.agentID, most, brief(p))
@@ -591,8 +591,8 @@ type hubViewerTest struct {
 var hubViewers = []string{"viewer1", "viewer2"}
 
 // FuzzHubViewer: whatever viewers say, a hub keeps its invariants, serves each of them
-// in order and only what it may watch, and neither an honest viewer nor the agent
-// notices.
+// in order and only what it may watch, and the honest viewer and the agent are not
+// affected.
 func FuzzHubViewer(f *testing.F) {
 	small := make([]byte, 16)
 	hello := []byte{hubTalksToAgent, 7, hubViewerConnects, 0, hubIsGreeted, 0, hubSaysToViewer, 0, 0}
@@ -779,7 +779,7 @@ func (w *hubViewerTest) hears(hv *hubViewerLink, p Payload) {
 	}
 }
 
-// saysTo takes what the hub says to a hostile viewer: S11 and S7.
+// saysTo takes what the hub sends to a hostile viewer: S11 and S7.
 func (w *hubViewerTest) saysTo(hv *hubViewerLink) {
 	if hv == nil {
 		return
@@ -820,7 +820,7 @@ func (w *hubViewerTest) served(hv *hubViewerLink, id, epoch string, first, last 
 
 // settleViewers: the honest viewer gets everything that the agent has published.
 func (w *hubViewerTest) settleViewers() {
-	for _, s := range w.st.all() { // what a hub has forgotten may leave the agent behind it
+	for _, s := range w.st.all() { // the agent may be behind what a hub has forgotten
 		if s.stopped != nil {
 			w.st.Forget(s.id)
 		}
@@ -849,7 +849,7 @@ func (w *hubViewerTest) settleViewers() {
 	w.Fatal(w.unrest())
 }
 
-// unrest says what has not arrived: L1 and L2.
+// unrest describes what has not arrived: L1 and L2.
 func (w *hubViewerTest) unrest() string {
 	for _, s := range w.st.all() {
 		hs, r := w.h.lookup(s.id), w.seen[s.id]

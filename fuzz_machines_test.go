@@ -58,7 +58,7 @@ func addScripts(f *testing.F, honest ...[]byte) {
 	}
 }
 
-// counting is a source of bits for an epoch.Source: each id is another one.
+// counting is a source of bits for an epoch.Source: each id is different.
 type counting struct{ n uint64 }
 
 func (r *counting) Read(p []byte) (int, error) {
@@ -93,11 +93,11 @@ type forger struct {
 	requests []string
 	epochs   []string
 	numbers  []uint64
-	given    []Payload // what was said to the machine before, to be said again, altered
-	said     []Payload // what it said itself
+	given    []Payload // what was sent to the machine before, to be sent again, altered
+	said     []Payload // what the machine sent itself
 }
 
-// Ids and epochs that stand in every pool.
+// Ids and epochs that are in every pool.
 var (
 	oddIDs     = []string{"", "\x00", "unknown", "\xff", strings.Repeat("i", maxID), strings.Repeat("i", maxID+1)}
 	oddEpochs  = []string{"", "0", "zz", "e\x00", strings.Repeat("z", maxEpoch), strings.Repeat("z", maxEpoch+1)}
@@ -136,7 +136,7 @@ func (g *forger) number() uint64 {
 	return n
 }
 
-// payload makes one of any type.
+// payload makes a payload of any type.
 func (g *forger) payload() Payload {
 	c := g.c
 	switch c.of(10) {
@@ -179,8 +179,7 @@ func (g *forger) entry() SessionStatus {
 	return SessionStatus{g.session(), g.epoch(), min(g.number(), head+1), head, min(g.number(), head), g.flag(), g.epoch(), g.number()}
 }
 
-// tiles makes the events and gaps of a batch that begins at first: mostly such that
-// fit.
+// tiles makes the events and gaps of a batch that begins at first; most of them fit.
 func (g *forger) tiles(first uint64) ([]Event, []Gap, uint64) {
 	c := g.c
 	shape := make([]byte, c.of(6))
@@ -205,10 +204,10 @@ func keep(list []Payload, p Payload) []Payload {
 	return append(list, p)
 }
 
-// remember keeps a payload to be said again.
+// remember keeps a payload to be sent again.
 func (g *forger) remember(p Payload) { g.given = keep(g.given, p) }
 
-// again says something of before again: as it was, or with one field altered.
+// again repeats an earlier payload: as it was, or with one field altered.
 func (g *forger) again() Payload {
 	list := g.given
 	if g.c.of(4) == 1 {
@@ -300,7 +299,7 @@ func (g *forger) alterNumber(p *uint64) {
 	}
 }
 
-// hostile is the next thing that a hostile peer says.
+// hostile is the next payload that a hostile peer sends.
 func (g *forger) hostile() Payload {
 	if g.c.of(3) == 1 {
 		return g.again()
@@ -308,7 +307,7 @@ func (g *forger) hostile() Payload {
 	return g.payload()
 }
 
-// A machineTest is what the targets of the machines share.
+// A machineTest is what the fuzz targets of the machines share.
 type machineTest struct {
 	*testing.T
 	c   *choices
@@ -330,8 +329,8 @@ func (m *machineTest) sound(fault string) {
 	}
 }
 
-// takes hands a payload to a link. It checks that what is refused leaves the link
-// alive unless that is fatal, and that an error is not answered by an error.
+// takes hands a payload to a link. It checks that what is refused leaves the link alive
+// unless that is fatal, and that an error is not answered with an error.
 func (m *machineTest) takes(l *Link, p Payload) error {
 	before := errorsIn(l.replies)
 	dead := l.failure()
@@ -356,8 +355,8 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 	return err
 }
 
-// says returns the next payload of a link, or nil. It must be one that a peer may
-// say, and no longer than the wire allows.
+// says returns the next payload of a link, or nil. It must be one that a peer may send,
+// and no longer than the wire allows.
 func (m *machineTest) says(l *Link) Payload {
 	p, _, _ := l.next(m.now)
 	if p == nil {

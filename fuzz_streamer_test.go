@@ -36,7 +36,7 @@ type agentTest struct {
 	links []*streamerLink // the last is the newest
 
 	published map[simKey][]string // by number
-	handed    map[simKey]uint64   // the highest number that was handed out
+	handed    map[simKey]uint64   // the highest number that was sent
 	asked     map[string]bool     // request and viewer ids
 	acks      map[*sender]uint64
 	rejected  bool // the hub has refused an event
@@ -86,7 +86,7 @@ func FuzzStreamer(f *testing.F) {
 			agentPublishes, 0, 3, 0, agentPublishes, 0, 3, 0, agentSays, 3, agentIsRefused, 0, 0, 0, agentSays, 3,
 			agentIsRefused, 0, 2, 0, agentSays, 1, agentIsRefused, 0, 3, 0, agentWaits, 3, agentSays, 1, agentIsRefused, 0, 5, 0, agentRenews, 0,
 		}),
-		slices.Concat([]byte{0, 0, 0, 0, 1, 0, 0, 0, 0}, connect, []byte{ // what the hub has lost, the agent holds no more
+		slices.Concat([]byte{0, 0, 0, 0, 1, 0, 0, 0, 0}, connect, []byte{ // the agent no longer holds what the hub has lost
 			agentPublishes, 0, 3, 0, agentSays, 3, agentIsAcked, 0, 3, 0, agentPublishes, 0, 1, 0, agentSays, 3,
 		}, connect, []byte{agentSays, 3, agentIsAcked, 0, 1, 0, agentSays, 3}),
 		slices.Concat([]byte{0, 0, 0, 0, 2, 1, 0, 0, 0}, connect, []byte{ // sessions that share bytes
@@ -183,7 +183,7 @@ func (w *agentTest) publish(id string, kind int) {
 	}
 }
 
-// content is what must not change of an event.
+// content is the part of an event that must not change.
 func content(ev *Event) string {
 	return ev.Type + " " + string(ev.Data) + " " + string(ev.Bytes) + fmt.Sprint(ev.End)
 }
@@ -195,7 +195,7 @@ func (w *agentTest) link() *streamerLink {
 	return w.links[len(w.links)-1]
 }
 
-// pools fills the forger's pools with what is near the truth.
+// pools fills the forger's pools with values near the true ones.
 func (w *agentTest) pools() {
 	g := w.g
 	g.sessions, g.links, g.epochs, g.numbers = agentSessions, g.links[:0], g.epochs[:0], g.numbers[:0]
@@ -232,7 +232,7 @@ func (w *agentTest) hears(al *streamerLink, p Payload) {
 	case *ErrorPayload:
 		w.rejected = w.rejected || p.Code == codeEventRejected || p.Code == codeEventTooLarge
 		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == codeUnknownSession) {
-			delete(w.acks, s.sender) // its next ack is a first one
+			delete(w.acks, s.sender) // its next ack counts as a first ack
 		}
 	}
 	before := w.print()
@@ -341,7 +341,7 @@ func (w *agentTest) says() {
 	}
 }
 
-// stands: a status says where sessions stand.
+// stands checks that a status says where sessions stand.
 func (w *agentTest) stands(al *streamerLink, p *StatusPayload) {
 	for _, e := range p.Sessions {
 		if s := w.st.lookup(e.SessionID); s == nil || e.Epoch != s.epoch || e.HeadSeq != s.log.head || e.AckSeq != s.acked || e.Ended != s.hasEnded {
@@ -403,10 +403,10 @@ func (w *agentTest) check() {
 	}
 }
 
-// settle: an honest hub gets everything. Sessions that the other one has stopped are
+// settle: an honest hub gets everything. Sessions that the hostile one has stopped are
 // renewed, or begin anew if it has left no epoch for that.
 func (w *agentTest) settle() {
-	w.now = w.now.Add(epoch.MaxLead) // past what it may have said of epochs to come
+	w.now = w.now.Add(epoch.MaxLead) // past any future epoch that it may have named
 	h := NewHub(nil)
 	h.ids = countingMinter()
 	pair := func() [2]*Link { return [2]*Link{w.st.connect(w.now).Link, h.connectAgent(w.now, "agent").Link} }

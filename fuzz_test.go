@@ -35,12 +35,12 @@ func addFrames(f *testing.F) {
 	}
 }
 
-// equalWire reports whether two payloads are told in the same way.
+// equalWire reports whether two payloads are encoded in the same way.
 func equalWire(a, b Payload) bool { return reflect.DeepEqual(a, b) || cmp.Equal(a, b, sameWire) }
 
-// FuzzUnmarshal: what Unmarshal takes means the same to encoding/json and survives
-// Marshal; what it refuses, encoding/json refuses too, but for what the page on the
-// wire says; and HandleFrame makes the same of all.
+// FuzzUnmarshal: what Unmarshal accepts means the same to encoding/json and survives
+// Marshal; what it refuses, encoding/json refuses too, except where PROTOCOL.md is
+// stricter; and HandleFrame treats all of it in the same way.
 func FuzzUnmarshal(f *testing.F) {
 	addFrames(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -78,8 +78,8 @@ func FuzzUnmarshal(f *testing.F) {
 	})
 }
 
-// checkRefusal: a refused frame leaves nothing, and its answer is one that a peer
-// may say.
+// checkRefusal: a refused frame leaves no trace, and its answer is one that a peer may
+// send.
 func checkRefusal(t *testing.T, p Payload, err error) {
 	t.Helper()
 	var refused *ProtocolError
@@ -96,12 +96,12 @@ func loose(frame []byte, p Payload) bool {
 		jsonDepth(frame) > jsontext.MaxDepth || !wholeNumbers(p) || !tellable(p)
 }
 
-// odd is what is odd about the names and values of a frame.
+// odd records what is unusual about the names and values of a frame.
 type odd struct {
-	folded bool // a name is one of ours but for case
-	twice  bool // a name stands twice in one object
+	folded bool // a name is one of ours except for case
+	twice  bool // a name occurs twice in one object
 	half   bool // a text has half a surrogate pair, which encoding/json replaces
-	minus  bool // -0, which encoding/json takes for a number without a sign
+	minus  bool // -0, which encoding/json reads as a number without a sign
 	list   bool // bytes as a list of numbers
 }
 
@@ -119,7 +119,7 @@ func namesOf(frame []byte) (o odd) {
 			return o
 		}
 		in := len(open) > 0 && open[len(open)-1] != nil
-		isName = in && !isName // names and values take turns
+		isName = in && !isName // names and values alternate
 		switch v := token.(type) {
 		case json.Delim:
 			o.list = o.list || v == '[' && name == "data_base64"
@@ -128,7 +128,7 @@ func namesOf(frame []byte) (o odd) {
 				open, isName = append(open, &object{}), false
 			case '[':
 				open, isName = append(open, nil), false
-			default: // what is closed was a value
+			default: // the object or list that is closed was a value
 				open, isName = open[:len(open)-1], false
 			}
 			continue
@@ -167,8 +167,8 @@ func wholeNumbers(p Payload) bool {
 
 func whole(n int) bool { return n >= 0 && uint64(n) <= MaxSeq }
 
-// tellable reports whether Marshal may take p: all events have fields and data that
-// can be told, and a year in UTC.
+// tellable reports whether Marshal may accept p: all events have fields and data that
+// can be encoded, and a year in UTC that is within bounds.
 func tellable(p Payload) bool {
 	for _, e := range payloadEvents(p) {
 		y := e.Time.UTC().Year()
@@ -182,9 +182,9 @@ func tellable(p Payload) bool {
 	return true
 }
 
-// FuzzLines: how a stream is cut into reads changes nothing, every line comes out
-// once, and the stream ends as it ended; RunLines handles the same. A tab in data stands for many spaces, so
-// that short inputs make long lines.
+// FuzzLines: how a stream is cut into reads changes nothing, every line comes out once,
+// and the stream ends in the same way; RunLines handles the same lines. A tab in data
+// stands for many spaces, so that short inputs make long lines.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte(helloLine+"\n"), []byte{1}, uint16(1))
 	f.Add([]byte(helloLine+"\r\n\r\n{\n"+helloLine), []byte{7, 0, 0}, uint16(0))
@@ -274,7 +274,7 @@ func (r *cutReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// FuzzSendLines: what is sent over Lines is one line a payload, in order, until a
+// FuzzSendLines: what is sent over Lines is one line per payload, in order, until a
 // Write fails, and then nothing more; the other end receives the same payloads.
 func FuzzSendLines(f *testing.F) {
 	var all []byte
@@ -342,9 +342,9 @@ func (w *failWriter) Write(b []byte) (int, error) {
 	return n, io.ErrClosedPipe
 }
 
-// agree checks that Marshal and encoding/json tell p in the same way, or both can't;
-// that each reads what the other wrote; and that Unmarshal takes of it exactly what a
-// peer may say.
+// agree checks that Marshal and encoding/json encode p in the same way, or that neither
+// can; that each reads what the other wrote; and that Unmarshal accepts exactly what a
+// peer may send.
 func agree(t *testing.T, p Payload) {
 	t.Helper()
 	theirs, theirErr := jsonEncode(p)
@@ -386,7 +386,7 @@ func agree(t *testing.T, p Payload) {
 	}
 }
 
-// jsonDecodeUTC is jsonDecode with the times as the library tells them.
+// jsonDecodeUTC is jsonDecode with times in UTC, as the library encodes them.
 func jsonDecodeUTC(line []byte) (Payload, error) {
 	p, err := jsonDecode(line)
 	if err != nil {
@@ -398,8 +398,8 @@ func jsonDecodeUTC(line []byte) (Payload, error) {
 	return p, nil
 }
 
-// agreeEncoded: a batch as machines have it is told as line, which was made of the events
-// themselves, and becomes the same payload again.
+// agreeEncoded: a batch in the machines' form is encoded as line, which was made from
+// the events themselves, and decodes to the same payload.
 func agreeEncoded(t *testing.T, p Payload, line []byte) {
 	t.Helper()
 	b := batch(p)
@@ -443,14 +443,15 @@ func tiles(first uint64, shape []byte, ev Event, reason Reason) (events []Event,
 			ev.Seq++
 			events = append(events, ev)
 			next++
-		case 7: // a gap that ends before it begins, or is there twice
+		case 7: // a gap that ends before it begins, or is repeated
 			gaps = append(gaps, Gap{next, next - uint64(b/8)%2, reason})
 		}
 	}
 	return events, gaps, next - 1
 }
 
-// eventTime is a time in a zone, so many seconds east of UTC; zero for 0.
+// eventTime is a time in a zone that is the given number of seconds east of UTC; zero
+// for 0.
 func eventTime(sec, nsec int64, zone int) time.Time {
 	if sec == 0 {
 		return time.Time{}

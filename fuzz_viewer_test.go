@@ -131,7 +131,7 @@ func (w *viewerTest) link() *viewerLink {
 	return w.links[len(w.links)-1]
 }
 
-// isTold: a status of one session, in its epoch or a later one.
+// isTold sends a status of one session, in its epoch or a later one.
 func (w *viewerTest) isTold() {
 	c := w.c
 	x, later, ack, prev, ended := w.v.watches[one(c, hubSessions)], c.of(4), c.next(), uint64(c.of(8)), c.of(4) == 1
@@ -151,8 +151,8 @@ func (w *viewerTest) isTold() {
 	w.given(&StatusPayload{ViewerID: "me", Link: vl.id, Sessions: []SessionStatus{s}})
 }
 
-// isServed: what comes next in a session, live or replayed; or a part of it that is
-// known already, comes after a hole, ends the session or is of another epoch.
+// isServed sends what comes next in a session, live or replayed; or something that is
+// already known, comes after a hole, ends the session or is of another epoch.
 func (w *viewerTest) isServed() {
 	c := w.c
 	x, kind, n, odd := w.v.watches[one(c, hubSessions)], c.of(2), uint64(c.of(12)), c.of(8)
@@ -243,7 +243,7 @@ func (w *viewerTest) print() (out viewerPrint) {
 	return out
 }
 
-// said takes what the viewer says.
+// said takes what the viewer sends.
 func (w *viewerTest) said() {
 	vl := w.link()
 	if vl == nil {

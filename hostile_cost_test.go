@@ -16,10 +16,11 @@ import (
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-// What a hostile peer can make others spend. SECURITY.md quotes the figures.
+// These tests measure what a hostile peer can make others spend. SECURITY.md quotes the
+// figures.
 
-// Hundred thousand payloads about sessions that there are not leave nothing: no
-// entry in any map or slice, no byte of the heap, no goroutine.
+// A hundred thousand payloads about sessions that don't exist leave nothing: no entry
+// in any map or slice, no byte of the heap, no goroutine.
 func TestFloodLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rounds, kinds = 6_250, 16
@@ -104,7 +105,7 @@ func heapBytes() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// The same from a peer that reads no answers: what waits for it is bounded.
+// The same from a peer that reads no answers: the answers waiting for it are bounded.
 func TestFloodUnread(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -172,8 +173,8 @@ func checked(t *testing.T, p Payload) int {
 // longID is an id that is as long on the wire as one can be.
 func longID(i int) string { return fmt.Sprintf(`%s%03d`, strings.Repeat(`"`, maxID-3), i) }
 
-// Each answer is within the limits of its kind, just at them where that is possible,
-// with ids that need twice their length.
+// Each answer is within the limits of its kind, and just at them where that is
+// possible, even with ids whose encoding is twice their length.
 func TestAnswersKeepLimits(t *testing.T) {
 	t.Parallel()
 	const replayRequestBytes = maxReplayBytes
@@ -264,8 +265,8 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 	t.Error("the viewer did not get all of it")
 }
 
-// A status names 256 sessions at the most and stays far below a line, whatever their
-// ids are.
+// A status names at most 256 sessions and stays far below the limit of a line, whatever
+// their ids are.
 func TestStatusKeepsLimits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -347,15 +348,15 @@ func TestErrorsKeepLimits(t *testing.T) {
 	}
 }
 
-// What comes out for what goes in, at once and by everybody, to whoever it goes. The
-// events of a session that the peer may see count as what he asked for.
+// How many bytes a hub, agent or viewer sends at once, to any peer, for the bytes that
+// it receives. The events of a session that the peer may see count as requested.
 func TestAmplification(t *testing.T) {
 	t.Parallel()
 	type in struct {
 		name   string
 		kind   string
 		line   func(v *victim) []byte
-		factor float64 // bytes out for a byte in, at the most
+		factor float64 // maximum bytes out per byte in
 		bytes  int     // or as many bytes, where the input is a few bytes long
 	}
 	of := func(p func(v *victim) Payload) func(v *victim) []byte {
@@ -415,7 +416,7 @@ func TestAmplification(t *testing.T) {
 				v := startVictim(t, in.kind)
 				line := in.line(v)
 				said := v.answered(line)
-				for range 9 { // again and again, it is no more each time
+				for range 9 { // repeated, it yields no more each time
 					said = max(said, v.answered(line))
 				}
 				most := max(in.bytes, int(in.factor*float64(len(line))))
@@ -428,7 +429,7 @@ func TestAmplification(t *testing.T) {
 	}
 }
 
-// answered has the link take a line, and returns how many bytes it says.
+// answered has the link handle a line, and returns how many bytes it answers.
 func (v *victim) answered(line []byte) (said int) {
 	v.say(line)
 	for _, p := range v.hear() {
@@ -437,8 +438,8 @@ func (v *victim) answered(line []byte) (said int) {
 	return said
 }
 
-// What a hub says reaches the log by errors of Publish, Flush, Close, Run and Items: in
-// one line, and without what a terminal obeys.
+// A hub's words reach the log through errors of Publish, Flush, Close, Run and Items:
+// on one line, and without terminal codes.
 func TestHubsWordsInErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const words = "\n2026-11-25 INFO all is well\x1b[2J"
@@ -470,9 +471,9 @@ func TestHubsWordsInErrors(t *testing.T) {
 	})
 }
 
-// A frame costs time in proportion to its length, whatever is in it: one of sixteen
-// times the length costs about sixteen times as much. What grows with the square of
-// the length would cost 256 times as much.
+// A frame costs time in proportion to its length, whatever is in it: a frame of sixteen
+// times the length costs about sixteen times as much. A quadratic cost would be 256
+// times as much.
 func TestTimeOfFrames(t *testing.T) {
 	header := strings.TrimSuffix(batchOf(1, MaxSeq, ""), "]}}")
 	for name, frame := range map[string]func(fill func(string) string) string{
@@ -521,8 +522,8 @@ func TestTimeOfFrames(t *testing.T) {
 	}
 }
 
-// A line costs time in proportion to its length in however small pieces it comes, and
-// if it never ends.
+// A line costs time in proportion to its length, however small the pieces in which it
+// comes, and even if it never ends.
 func TestTimeOfLines(t *testing.T) {
 	for name, line := range map[string]func(size int) string{
 		"in pieces":    func(size int) string { return strings.Repeat("x", size) + "\n" },
@@ -543,7 +544,7 @@ func TestTimeOfLines(t *testing.T) {
 	}
 }
 
-// crumbs are a stream that comes in small pieces.
+// crumbs is a stream that comes in small pieces.
 type crumbs struct{ rest string }
 
 func (c *crumbs) Read(p []byte) (int, error) {
@@ -559,8 +560,8 @@ func (*crumbs) Write(p []byte) (int, error) { return len(p), nil }
 func (*crumbs) Close() error                { return nil }
 
 // grows fails if run(1), which has sixteen times as much to do as run(0), is never seen
-// to take less than 64 times as long. Both are short enough to be done, in one of so
-// many tries, before somebody else gets the processor.
+// to take less than 64 times as long. Both are short enough to finish, in at least one
+// of several tries, before another process gets the processor.
 func grows(t *testing.T, name string, run func(i int)) {
 	t.Helper()
 	least := [2]time.Duration{time.Hour, time.Hour}
@@ -577,8 +578,8 @@ func grows(t *testing.T, name string, run func(i int)) {
 	t.Errorf("%s: %v, and %v for sixteen times as much", name, least[0], least[1])
 }
 
-// An agent that sends gaps only, of changing reasons so that none merges with the one
-// before, fills no log.
+// An agent that sends only gaps, with alternating reasons so that none merges with the
+// one before, does not fill a log.
 func TestGapsKeepLimits(t *testing.T) {
 	h := NewHub(&HubConfig{LogEvents: 100})
 	a := playAgent(t, h, "agent")
@@ -636,7 +637,7 @@ func TestEpochsKeepLimits(t *testing.T) {
 
 // A hub has its agent say where all of its sessions stand once for each welcome that
 // the agent asked for, and send what it holds once for each replay that it is asked
-// for: not more, and no more than eight at a time.
+// for: no more than that, and no more than eight at a time.
 func TestAmplificationOfHub(t *testing.T) {
 	st := NewStreamer(nil)
 	const sessions = 100
@@ -682,8 +683,8 @@ func TestAmplificationOfHub(t *testing.T) {
 	}
 }
 
-// stuffed is a batch from one number to another, as a frame of a peer brings it, in
-// which all events but one have so many bytes.
+// stuffed is a batch from one number to another, as decoded from a peer's frame, in
+// which all events but one have the given number of bytes.
 func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload {
 	t.Helper()
 	var events []Event
@@ -711,9 +712,9 @@ func stuffed(t *testing.T, p Payload, from, to, small uint64, bytes int) Payload
 	return got
 }
 
-// Events of one frame share its memory. A peer that sent each new event beside many
-// that were known, or one that was too large, had the hub or viewer hold the whole
-// frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
+// Events of one frame share its memory. A peer that sent each new event together with
+// many known ones, or with one that was too large, made the hub or viewer retain the
+// whole frame, up to 2 MiB, for a few bytes that counted against its limits (S10).
 func TestFramesPinNoMemory(t *testing.T) {
 	const known = 40
 	bytes := 2500
@@ -775,8 +776,8 @@ func TestFramesPinNoMemory(t *testing.T) {
 	}
 }
 
-// What an agent's sessions take of the heap, against the bytes that count: four times
-// these, 128 bytes an entry and 8 KiB a session, whatever a hub refuses (S10).
+// An agent's sessions take at most four times the bytes that count of the heap, plus
+// 128 bytes per entry and 8 KiB per session, whatever a hub refuses (S10).
 func TestHeapOfEvents(t *testing.T) {
 	const sessions, published = 10, 2500
 	for name, kept := range map[string]int{"all": 1, "one of 30": 30, "one of 1,000": 1000} {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// A street is a hub with an agent and a viewer that behave, on connections that run
-// by themselves, and room for others that don't.
+// A street is a hub with an agent and a viewer that behave, on connections that run by
+// themselves, with room for others that don't.
 type street struct {
 	t    *testing.T
 	h    *Hub
@@ -56,8 +56,8 @@ func (s *street) villain(l *Link, reads bool) *farEnd {
 // frame is a line of a type with these fields.
 func frame(typ, fields string) string { return `{"type":"` + typ + `","payload":{` + fields + `}}` }
 
-// goesOn wants the two to go on as if nobody else were there: the next event reaches
-// the reader, and its ack the agent, as soon as they may.
+// goesOn checks that the two continue as if nobody else were there: the next event
+// reaches the reader, and its ack the agent, as soon as possible.
 func (s *street) goesOn(during string) {
 	s.t.Helper()
 	synctest.Wait()
@@ -90,8 +90,8 @@ func (s *street) goesOn(during string) {
 	}
 }
 
-// Whatever an agent or a viewer does to a hub costs its own link at the most: a pair
-// beside it loses nothing and is not delayed.
+// Whatever an agent or a viewer does to a hub costs at most its own link: an honest
+// pair at the same hub loses nothing and is not delayed.
 func TestHostileNeighbours(t *testing.T) {
 	hello := func(role string) string { return frame("hello", `"v":1,"role":"`+role+`"`) }
 	write := func(c *farEnd, lines ...string) {
@@ -268,8 +268,8 @@ func TestHostileNeighbours(t *testing.T) {
 	}
 }
 
-// Two processes have a hostile hub, and a good one beside it: what the one says
-// changes nothing at the other, and costs its own link at the most.
+// Two processes are connected to a hostile hub and to a good one: what the hostile one
+// sends changes nothing about the other, and costs at most its own link.
 func TestHostileHub(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -20,26 +20,26 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
-// A hostile peer says to each kind of link, in each way in which payloads reach one,
-// what testdata/refused lists: the answer is exactly the one of the table, and is said
-// once; nothing else changes; and the next good payload works (rule 11).
+// A hostile peer sends each kind of link, in each way in which payloads reach one, what
+// testdata/refused lists: the answer is exactly the one in the table, and is sent once;
+// nothing else changes; and the next good payload works (rule 11).
 
 // A victim is a link in the state that testdata/refused describes for its kind.
 type victim struct {
 	*peer
 	state   func() any
-	left    any                   // the state that the last case left, until something good comes
+	left    any                   // the state that the last case left, until a good payload comes
 	counts  func() [2]uint64      // stale and refused payloads
 	next    func()                // the next good payload works
-	fill    *strings.Replacer     // of the table's variables
+	fill    *strings.Replacer     // replaces the table's variables
 	request *ReplayRequestPayload // open at the agent
 
-	say  func(frame []byte) error // nil also where the way doesn't tell
-	hear func() []Payload         // what the link has said since
+	say  func(frame []byte) error // also nil if this way returns no error
+	hear func() []Payload         // what the link has sent since
 	wire *farEnd                  // where it runs by itself, or nil
 }
 
-// victims are the four kinds of link.
+// victims makes the four kinds of link.
 var victims = []struct {
 	name  string
 	start func(t *testing.T) *victim
@@ -65,7 +65,7 @@ func startVictim(t *testing.T, kind string) *victim {
 	return nil
 }
 
-// ways are how the frames of a peer reach a link.
+// ways are the ways in which a peer's frames reach a link.
 var ways = []struct {
 	name    string
 	connect func(v *victim)
@@ -93,7 +93,7 @@ func (v *victim) byHandleFrame() {
 	v.say = func(frame []byte) error { return v.link.HandleFrame(v.t.Context(), frame) }
 }
 
-// rest is what the link still says, also when it is dead.
+// rest is what the link still sends, even when it is dead.
 func (v *victim) rest() (out []Payload) {
 	for {
 		p, err := v.link.Next(endedContext)
@@ -125,14 +125,14 @@ func (v *victim) byLines(run runForm) {
 	}
 }
 
-// goesOn: the next good payload works.
+// goesOn checks that the next good payload works.
 func (v *victim) goesOn() {
 	v.t.Helper()
 	v.left = nil
 	v.next()
 }
 
-// tell says a good payload.
+// tell sends a good payload.
 func (v *victim) tell(p Payload) {
 	v.t.Helper()
 	frame, err := Marshal(p)
@@ -144,7 +144,7 @@ func (v *victim) tell(p Payload) {
 	}
 }
 
-// heard wants the link to have said this, and no more.
+// heard checks that the link has sent this, and nothing more.
 func (v *victim) heard(want ...Payload) {
 	v.t.Helper()
 	if got := v.hear(); !slices.EqualFunc(want, got, sameFrame) {
@@ -152,7 +152,7 @@ func (v *victim) heard(want ...Payload) {
 	}
 }
 
-// sameFrame reports whether two payloads are the same on the wire. cmp takes long.
+// sameFrame reports whether two payloads are the same on the wire. cmp is slow.
 func sameFrame(a, b Payload) bool {
 	x, xErr := Marshal(a)
 	y, yErr := Marshal(b)
@@ -178,7 +178,7 @@ func (v *victim) wanted(c *badCase) *ErrorPayload {
 	return &want
 }
 
-// suffer has the link take one case, and checks all but that it goes on.
+// suffer has the link handle one case, and checks everything except that it goes on.
 func (v *victim) suffer(c *badCase) {
 	t := v.t
 	t.Helper()
@@ -197,7 +197,7 @@ func (v *victim) suffer(c *badCase) {
 	}
 	want := v.wanted(c)
 	var said []Payload
-	if want != nil && !isError { // an error is never answered by an error
+	if want != nil && !isError { // an error is never answered with an error
 		said = append(said, want)
 		counted[1]++
 	}
@@ -224,7 +224,7 @@ func (v *victim) suffer(c *badCase) {
 	if want != nil {
 		wantErr = want.protocolError().Error()
 	}
-	later := want != nil && c.to == "hub from viewer" && want.Code == codeReplayAhead // the watch is, and then ends
+	later := want != nil && c.to == "hub from viewer" && want.Code == codeReplayAhead // the watch is accepted, and then ends
 	if v.wire == nil && !later && errorText(err) != wantErr {
 		t.Errorf("%s:\n got %s\nwant %s", c.name, errorText(err), wantErr)
 	}
@@ -250,13 +250,13 @@ func (v *victim) suffer(c *badCase) {
 	}
 }
 
-// fits reports whether a frame can be a line.
+// fits reports whether a frame fits in a line.
 func (v *victim) fits(frame string) bool {
 	return v.wire == nil || frame != "" && !strings.Contains(frame, "\n")
 }
 
-// runHostile says to a kind of link what is listed for it: each case to a link of its own,
-// in each way, and what no frame can say by Handle.
+// runHostile sends a kind of link what is listed for it: each case to a link of its
+// own, in each way, and by Handle the payloads that no frame can express.
 func runHostile(t *testing.T, kind string) {
 	t.Parallel()
 	for _, way := range ways {
@@ -298,8 +298,8 @@ func TestHostileToHubOfViewer(t *testing.T) { runHostile(t, "hub from viewer") }
 
 func TestHostileToViewer(t *testing.T) { runHostile(t, "viewer") }
 
-// Frames that no link takes come to each kind of link, one after the other: each is
-// answered as TestUnmarshalRefuses wants it.
+// Frames that no link accepts come to each kind of link, one after the other: each is
+// answered as TestUnmarshalRefuses expects.
 func TestHostileFrames(t *testing.T) {
 	for _, kind := range victims {
 		for w, way := range ways[1:] { // without Handle, which takes no frames
@@ -332,8 +332,9 @@ func TestHostileFrames(t *testing.T) {
 	}
 }
 
-// What breaks a bound is refused behind any codec: encoding/json takes many frames that
-// Unmarshal refuses, and a caller can make payloads that no frame can say.
+// Payloads that exceed a bound are refused whatever the codec: encoding/json accepts
+// many frames that Unmarshal refuses, and a caller can make payloads that no frame can
+// express.
 func TestHostilePayloads(t *testing.T) {
 	for _, kind := range victims {
 		t.Run(kind.name, func(t *testing.T) {
@@ -355,8 +356,8 @@ func TestHostilePayloads(t *testing.T) {
 	}
 }
 
-// foreignPayloads are the payloads that encoding/json makes of bad frames, and check
-// refuses.
+// foreignPayloads are the payloads that encoding/json makes from bad frames, and that
+// check refuses.
 func foreignPayloads(t testing.TB) (out []badCase) {
 	t.Helper()
 	for _, c := range badFrames(t) {
@@ -373,7 +374,7 @@ func foreignPayloads(t testing.TB) (out []badCase) {
 	return out
 }
 
-// There are hundreds of cases in the table, and readCases sees that each is there once.
+// The table has hundreds of cases, and readCases checks that each is there once.
 func TestHostileCount(t *testing.T) {
 	frames := len(badFrames(t))
 	refused := len(foreignPayloads(t)) + len(badPayloads(t))
@@ -393,8 +394,8 @@ func TestHostileCount(t *testing.T) {
 	}
 }
 
-// footprint is how many entries there are in every map and slice that can be reached,
-// by the field that they stand in.
+// footprint counts the entries of every map and slice that can be reached, by the field
+// that holds it.
 func footprint(roots ...any) map[string]int {
 	counts, seen := make(map[string]int), make(map[uintptr]bool)
 	for _, root := range roots {
@@ -438,17 +439,17 @@ func count(v reflect.Value, path string, counts map[string]int, seen map[uintptr
 	}
 }
 
-// A farEnd is that of a connection on which a link runs by itself.
+// A farEnd is the far end of a connection on which a link runs by itself.
 type farEnd struct {
 	net.Conn
 	ran chan error // what Run returned
 
 	mu   sync.Mutex // protects said
-	said []byte     // by the link, since it was heard
+	said []byte     // by the link, since the last call of heard
 }
 
-// newFarEnd runs a link on a connection. What the link says is not read, unless the far
-// end listens.
+// newFarEnd runs a link on a connection. What the link sends is not read, unless the
+// far end listens.
 func newFarEnd(t *testing.T, ctx context.Context, l *Link, run runForm) *farEnd {
 	near, far := net.Pipe()
 	f := &farEnd{Conn: far, ran: make(chan error, 2)} // two ends may run
@@ -457,7 +458,7 @@ func newFarEnd(t *testing.T, ctx context.Context, l *Link, run runForm) *farEnd 
 	return f
 }
 
-// listen reads what the link says from now on.
+// listen reads what the link sends from now on.
 func (f *farEnd) listen() {
 	go func() {
 		buf := make([]byte, 4096)
@@ -473,7 +474,7 @@ func (f *farEnd) listen() {
 	}()
 }
 
-// heard returns what the link has said since.
+// heard returns what the link has sent since.
 func (f *farEnd) heard() []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -614,7 +615,7 @@ func victimViewer(t *testing.T) *victim {
 		st := w.Stats()
 		st.StalePayloads, st.RefusedPayloads, st.Connected = 0, 0, false
 		held := footprint(w)
-		maps.DeleteFunc(held, func(field string, _ int) bool { return strings.HasPrefix(field, "Link.") }) // it dies in some
+		maps.DeleteFunc(held, func(field string, _ int) bool { return strings.HasPrefix(field, "Link.") }) // in some cases it dies
 		state := []any{st, held, w.Position("s"), w.Position("later")}
 		for _, q := range w.queue {
 			state = append(state, itemText(q.item))

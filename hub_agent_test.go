@@ -17,13 +17,13 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
-// Rule 5: a status opens, and is answered by where the hub stands.
+// Rule 5: a status opens a session, and is answered with where the hub stands.
 func TestHubOpensByStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		a.send(a.status(entryOf("s", "e1", 1, 3, 5), entryOf("r", "e1", 1, 0, 0)))
-		a.want(a.ack("s", "e1", 3), a.ack("r", "e1", 0)) // without Resume the agent's ack is believed
+		a.want(a.ack("s", "e1", 3), a.ack("r", "e1", 0)) // without Resume the agent's ack is trusted
 		a.send(a.batch("s", "e1", 4, 5))
 		a.wantIdle("no ack yet")
 		pass(ackDelay)
@@ -54,7 +54,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 		a.want(a.ack("s", "e1", 3))
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 
-		a = playAgent(t, h, "agent") // another link: to be opened again
+		a = playAgent(t, h, "agent") // another link: the session has to be opened again
 		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.send(a.status(entryOf("s", "e1", 1, 0, 4)))
 		a.want(a.ack("s", "e1", 3))
@@ -64,7 +64,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 	})
 }
 
-// Rule 9: an empty status is answered by an empty one.
+// Rule 9: an empty status is answered with an empty one.
 func TestHubEmptyStatus(t *testing.T) {
 	a := playAgent(t, NewHub(nil), "agent")
 	a.send(a.status())
@@ -72,7 +72,7 @@ func TestHubEmptyStatus(t *testing.T) {
 	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: codeMalformed})
 }
 
-// Each refused session of a status is answered by itself.
+// Each refused session of a status gets an answer of its own.
 func TestHubStatusOfManyKinds(t *testing.T) {
 	h := NewHub(nil)
 	playAgent(t, h, "other").send(&StatusPayload{Link: h.agents["other"].id, Sessions: []SessionStatus{
@@ -153,7 +153,8 @@ func TestHubAcceptsOnceInOrder(t *testing.T) {
 	}
 }
 
-// A gap that is known in part, down to its first number, is taken from there on.
+// A gap that is partly known, even if only its first number is, is accepted from there
+// on.
 func TestHubAcceptsRestOfGap(t *testing.T) {
 	for first := uint64(1); first <= 4; first++ {
 		synctest.Test(t, func(t *testing.T) {
@@ -166,7 +167,7 @@ func TestHubAcceptsRestOfGap(t *testing.T) {
 	}
 }
 
-// Rule 7: a hole gets one nack until accepted moved or a second passed.
+// Rule 7: a hole gets one nack until accepted has moved or a second has passed.
 func TestHubNacksOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := playAgent(t, NewHub(nil), "agent")
@@ -217,8 +218,8 @@ func TestHubAckTiming(t *testing.T) {
 	})
 }
 
-// A window without a limit is one that an agent can read: the greatest number is not
-// (rule 7).
+// A window without a limit is sent as a number that an agent can read, which the
+// greatest integer is not (rule 7).
 func TestHubWindowNoLimit(t *testing.T) {
 	a := NewHub(&HubConfig{Window: math.MaxInt}).ConnectAgent("agent")
 	a.Handle(t.Context(), &HelloPayload{V: version, Role: roleAgent})
@@ -235,7 +236,7 @@ func TestHubWindowNoLimit(t *testing.T) {
 	}
 }
 
-// Rule 8: accepted is committed; before that nobody sees anything.
+// Rule 8: accepted means committed; before that nobody sees anything.
 func TestHubCommitsBeforeAck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stored []string
@@ -313,8 +314,8 @@ func TestHubCommitFails(t *testing.T) {
 	})
 }
 
-// The caller's own error can be asked for by its type, from Handle and Next alike;
-// a *ProtocolError that a Commit returns of itself is none of the peer's.
+// The caller's own error can be found by its type, from Handle and Next alike; a
+// *ProtocolError that a Commit itself returns does not count as the peer's.
 func TestHubCommitErrorAs(t *testing.T) {
 	h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return &diskError{7} }})
 	a := playAgent(t, h, "agent")
@@ -341,7 +342,7 @@ func TestHubCommitReturnsForeignProtocolError(t *testing.T) {
 	}
 }
 
-// Rule 11: a Commit refuses one event for good.
+// Rule 11: a Commit refuses one event permanently.
 func TestHubCommitRejectsEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
@@ -397,8 +398,8 @@ func TestHubManyRejected(t *testing.T) {
 	})
 }
 
-// TestHubRejectsGap: only an event can be rejected: the gap in its place is not sent
-// again and again (rule 11).
+// TestHubRejectsGap: only an event can be rejected: the gap in its place is not resent
+// over and over (rule 11).
 func TestHubRejectsGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
@@ -428,8 +429,8 @@ func TestHubRejectsGap(t *testing.T) {
 	})
 }
 
-// Rule 8: one call at a time, across links. A new link has the old call stop, and
-// waits; if that returns nil all the same, it counts.
+// Rule 8: one call at a time, across links. A new link cancels the old call, and waits;
+// if that returns nil all the same, it counts.
 func TestHubCommitAcrossLinks(t *testing.T) {
 	for name, counts := range map[string]bool{"it returns nil": true, "it gives up": false} {
 		t.Run(name, func(t *testing.T) {
@@ -475,8 +476,8 @@ func TestHubCommitAcrossLinks(t *testing.T) {
 	}
 }
 
-// Rule 8: only a newer link of the same agent has a Commit told to stop, not what
-// comes on its own link, nor another agent.
+// Rule 8: only a newer link of the same agent cancels a Commit, not a payload on its
+// own link, nor another agent.
 func TestHubCommitIsNotCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
@@ -506,8 +507,8 @@ func TestHubCommitIsNotCancelled(t *testing.T) {
 	})
 }
 
-// What waits for a Commit to return waits as long as its ctx does. Nothing of it counts
-// then, and its link lives.
+// A payload that waits for a Commit to return waits until its ctx ends. Nothing of it
+// counts then, and its link lives.
 func TestHubCommitWaitEndsWithCtx(t *testing.T) {
 	status := func(a *peer) (*peer, Payload) { return a, a.status(entryOf("s", "e1", 1, 0, 3)) }
 	for name, waits := range map[string]func(h *Hub, a *peer) (*peer, Payload){
@@ -542,8 +543,8 @@ func TestHubCommitWaitEndsWithCtx(t *testing.T) {
 	}
 }
 
-// An agent that was granted a session by Claim waits as well for what its owner has
-// had the hub commit meanwhile, and as long as its ctx does.
+// An agent that was granted a session by Claim also waits for a Commit that its owner
+// has caused meanwhile, until its ctx ends.
 func TestHubClaimWaitEndsWithCtx(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
@@ -606,8 +607,8 @@ func TestHubForgetsDuringCommit(t *testing.T) {
 	})
 }
 
-// A session that is forgotten while Commit runs takes nothing of what Commit stored,
-// and is opened elsewhere when Commit is done.
+// A session that is forgotten while Commit runs accepts nothing of what Commit stored,
+// and can be opened on another link when Commit is done.
 func TestHubForgetDuringCommitOfWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		entered, release := make(chan bool), make(chan bool)
@@ -686,9 +687,9 @@ func TestHubForgetDuringCommitThenOpen(t *testing.T) {
 	})
 }
 
-// A panic in a callback left the session locked: a caller that recovers, as net/http
-// does, found the next payload about it waiting for ever. One in Claim ended the process,
-// by unlocking what was not locked.
+// A panic in a callback left the session locked: for a caller that recovers, as
+// net/http does, the next payload about it waited for ever. A panic in Claim ended the
+// process, by unlocking what was not locked.
 func TestHubCallbackPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		trouble := true
@@ -815,7 +816,7 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 }
 
 // A link that is closed while it waits for a session that another one is opening opens
-// nothing and asks nothing.
+// nothing and calls nothing.
 func TestHubLinkClosedWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
@@ -855,7 +856,7 @@ func TestHubOwner(t *testing.T) {
 			t.Errorf("session: %+v", st)
 		}
 		a.link.Close()
-		b.refused(b.status(entryOf("s", "e2", 1, 0, 9)), forbidden) // also while its owner is away
+		b.refused(b.status(entryOf("s", "e2", 1, 0, 9)), forbidden) // even while its owner is away
 	})
 }
 
@@ -892,8 +893,8 @@ func TestHubClaim(t *testing.T) {
 }
 
 // Where there is a Claim, an agent that sent a batch of another agent's session in a
-// small epoch was told the session's epoch, before anybody was asked. The epoch that
-// it hears of is its own.
+// small epoch learned the session's epoch, before Claim was called. The epoch in the
+// answer is its own.
 func TestBatchTellsNoEpochOfOthers(t *testing.T) {
 	asked := 0
 	h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { asked++; return false }})
@@ -939,7 +940,7 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 		c.feed("s", "e1", 1, 2)
 		answer <- true
 		synctest.Wait()
-		answer <- true // so it is asked again, about that one
+		answer <- true // so Claim is called again, about that one
 		wantReturned(t, claimed, nil)
 		b.want(b.ack("s", "e1", 2))
 		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
@@ -948,8 +949,8 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 	})
 }
 
-// TestHubRefusesOneLife: an agent's status and batch are refused both, so that its caller may renew
-// the session between the two answers. The second one stopped the new life.
+// TestHubRefusesOneLife: an agent's status and batch are both refused, so its caller
+// may renew the session between the two answers. The second one stopped the new life.
 func TestHubRefusesOneLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, st := NewHub(nil), NewStreamer(nil)
@@ -988,8 +989,8 @@ func TestHubRefusesOneLife(t *testing.T) {
 	})
 }
 
-// A link that dies while Claim lets it in leaves the session to its owner, who is
-// away from then on if he was.
+// A link that dies while Claim grants it the session leaves the session to its owner,
+// and if the owner is away, its absence counts from then on.
 func TestHubLinkClosedDuringClaim(t *testing.T) {
 	for name, away := range map[string]bool{"the owner is there": false, "the owner is away": true} {
 		t.Run(name, func(t *testing.T) {
@@ -1020,7 +1021,7 @@ func TestHubLinkClosedDuringClaim(t *testing.T) {
 	}
 }
 
-// The ack of a session is not said on a link that has lost it.
+// The ack of a session is not sent on a link that has lost it.
 func TestHubAckOfLostSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return true }})
@@ -1030,14 +1031,14 @@ func TestHubAckOfLostSession(t *testing.T) {
 		b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
 		pass(ackDelay)
 		a.wantIdle("the session is another's")
-		if p := o.next(time.Now()); p != nil { // asked just before
+		if p := o.next(time.Now()); p != nil { // requested just before
 			t.Errorf("a lost session says %s", payloadText(p))
 		}
 		b.want(b.ack("s", "e1", 3))
 	})
 }
 
-// Rule 2: an older epoch is told the current one.
+// Rule 2: an older epoch is refused, with the current one in the error.
 func TestHubStaleEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -1082,8 +1083,8 @@ func TestHubEpochAhead(t *testing.T) {
 	})
 }
 
-// Rule 11: an event that is too large is named, what stands before it is accepted,
-// and its gap is taken.
+// Rule 11: an event that is too large is named, what precedes it is accepted, and so is
+// the gap in its place.
 func TestHubEventTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxEventBytes: 200})
@@ -1105,8 +1106,8 @@ func TestHubEventTooLarge(t *testing.T) {
 	})
 }
 
-// The bound itself: an event of exactly MaxEventBytes is taken.
-// Commit is not bothered with a batch of which nothing can be taken.
+// The bound itself: an event of exactly MaxEventBytes is accepted. Commit is not called
+// for a batch of which nothing can be accepted.
 func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stored []string
@@ -1156,7 +1157,7 @@ func TestHubEnd(t *testing.T) {
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
 		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeEnded, SessionID: "s", Epoch: "e1"})
-		a.send(a.last("s", "e1", 3)) // a duplicate is none of that
+		a.send(a.last("s", "e1", 3)) // a duplicate does not follow the end
 		a.want(a.ack("s", "e1", 3))
 		if !statOf(t, h, "s").Ended {
 			t.Error("not ended")
@@ -1184,13 +1185,13 @@ func TestHubEndInGap(t *testing.T) {
 	})
 }
 
-// TestHubEndStays: where a session has ended, it has ended: a later status that names
-// another end, or a head beyond it, changes nothing (rule 16).
+// TestHubEndStays: an end is final: a later status that names another end, or a head
+// beyond it, changes nothing (rule 16).
 func TestHubEndStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		a, v := playAgent(t, h, "agent"), playViewer(t, h, "v")
-		a.send(a.status(entryOf("s", "e1", 1, 0, 9))) // a head that the end takes back
+		a.send(a.status(entryOf("s", "e1", 1, 0, 9))) // a head beyond the end that comes later
 		a.want(a.ack("s", "e1", 0))
 		a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
@@ -1207,8 +1208,8 @@ func TestHubEndStays(t *testing.T) {
 	})
 }
 
-// Rule 3: what is of another link, or before hello, changes nothing, and is
-// answered once a second.
+// Rule 3: a payload that names another link, or comes before hello, changes nothing,
+// and is answered once a second.
 func TestHubStaleLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -1269,7 +1270,7 @@ func TestHubRefusesFrames(t *testing.T) {
 	}
 	bad := a.batch("s", "e1", 1, 2)
 	bad.Events[1].Data = []byte("{")
-	a.refused(bad, &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // of another codec
+	a.refused(bad, &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // from another codec
 	a.send(&ErrorPayload{Code: "whatever"}, &ErrorPayload{Code: "x", RequestID: "r9"})
 	if len(h.sessions) != 0 {
 		t.Error("a refused frame left a session")
@@ -1277,8 +1278,8 @@ func TestHubRefusesFrames(t *testing.T) {
 	a.send(a.batch(strings.Repeat("x", 128), "e1", 1, 1))
 }
 
-// RefusedPayloads counts the payloads that were answered by an error, also those
-// that no machine looked at.
+// RefusedPayloads counts the payloads that were answered with an error, including those
+// that never reached a machine.
 func TestHubCountsRefusedFrames(t *testing.T) {
 	h := NewHub(nil)
 	a := playAgent(t, h, "agent")

@@ -33,8 +33,8 @@ func smallHub(t *testing.T, cfg HubConfig) (*Hub, *peer) {
 	return h, a
 }
 
-// playReader plays a viewer that watches s from the start, and has heard where that
-// stands.
+// playReader plays a viewer that watches s from the start, and has received the status
+// of s.
 func playReader(t *testing.T, h *Hub, viewerID string) *peer {
 	t.Helper()
 	v := playViewer(t, h, viewerID)
@@ -43,8 +43,8 @@ func playReader(t *testing.T, h *Hub, viewerID string) *peer {
 	return v
 }
 
-// smallReplay is a smallHub with a reader, for which the agent was asked for what the
-// hub does not keep.
+// smallReplay is a smallHub with a reader, for which the hub has asked the agent for
+// what it does not keep.
 func smallReplay(t *testing.T, cfg HubConfig) (h *Hub, a, v *peer, r *ReplayRequestPayload) {
 	t.Helper()
 	h, a = smallHub(t, cfg)
@@ -52,7 +52,7 @@ func smallReplay(t *testing.T, cfg HubConfig) (h *Hub, a, v *peer, r *ReplayRequ
 	return h, a, v, a.asked("s", "tab", "e1", 0, 15)
 }
 
-// Rule 12: what the hub no longer has, it asks of the agent, for that one viewer.
+// Rule 12: the hub asks the agent for what it no longer has, for that one viewer.
 func TestHubReplays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
@@ -67,7 +67,7 @@ func TestHubReplays(t *testing.T) {
 		v.want(replayedTo(r, 3, 9))
 		v.wantIdle("more is to come")
 		a.send(answerTo(r, 3, 9, false))  // twice
-		a.send(answerTo(r, 8, 12, false)) // known in part
+		a.send(answerTo(r, 8, 12, false)) // partly known
 		v.want(replayedTo(r, 10, 12))
 		a.send(a.batch("s", "e1", 21, 21)) // meanwhile the log moves on
 		tail := answerTo(r, 13, 13, true)
@@ -81,7 +81,7 @@ func TestHubReplays(t *testing.T) {
 		a.want(a.ack("s", "e1", 21))
 		a.send(answerTo(r2, 16, 16, true))
 		v.want(replayedTo(r2, 16, 16), v.batch("s", "e1", 17, 21))
-		a.send(answerTo(r, 3, 9, false), answerTo(r2, 16, 16, true)) // of requests that are done
+		a.send(answerTo(r, 3, 9, false), answerTo(r2, 16, 16, true)) // to requests that are done
 		v.wantIdle("all is there")
 		other.want(other.batch("s", "e1", 21, 21))
 		other.wantIdle("a replay is for one viewer")
@@ -92,9 +92,9 @@ func TestHubReplays(t *testing.T) {
 	})
 }
 
-// Rule 12: at most 500 events are asked for at a time, and more when the viewer's
-// link has taken them. An agent that answers with more than a request may still get
-// is refused, and nothing of it reaches the viewer.
+// Rule 12: at most 500 events are asked for at a time, and more when the viewer's link
+// has taken them. An agent whose answer exceeds what is left of a request is refused,
+// and nothing of it reaches the viewer.
 func TestHubReplaysInPieces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -122,8 +122,8 @@ func TestHubReplaysInPieces(t *testing.T) {
 	})
 }
 
-// The hub holds about 1 MiB of an agent's answer: what comes after that is ignored,
-// and asked for again when the viewer has taken what there is (rule 12).
+// The hub holds about 1 MiB of an agent's answer: the rest is ignored, and requested
+// again when the viewer has taken what the hub holds (rule 12).
 func TestHubReplayBytes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestHubRefusesReplay(t *testing.T) {
 			t.Log(name)
 			a.refused(p, malformed)
 		}
-		b.send(answerTo(r, 1, 15, true)) // another link, another's request (rule 4)
+		b.send(answerTo(r, 1, 15, true)) // another link, another agent's request (rule 4)
 		unknown := *r
 		unknown.RequestID = "unheard-of"
 		a.send(answerTo(&unknown, 1, 15, true))
@@ -264,7 +264,7 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 		a.asked("s", "tab8", "e1", 0, 15)
 		a.wantIdle("eight are open")
 		vs[9].link.Close()          // one that waits may leave
-		vs[2].send(vs[2].stop("s")) // and one that asks
+		vs[2].send(vs[2].stop("s")) // and so may one that has a request open
 		vs[10].wantIdle("it asks")  // in turn
 		vs[5].want(replayedTo(r, 1, 15), vs[5].batch("s", "e1", 16, 20))
 		a.asked("s", "tab10", "e1", 0, 15)
@@ -321,8 +321,7 @@ func TestHubReplayTurnsOfViewer(t *testing.T) {
 	})
 }
 
-// Rule 12: a slot that the viewer gave up is free again after a second, each in its
-// turn.
+// Rule 12: a permit that the viewer gave up is free again after a second, each in turn.
 func TestHubReplaySlotsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 2})
@@ -355,8 +354,8 @@ func TestHubReplaySlotsGivenUp(t *testing.T) {
 	})
 }
 
-// Rule 12: a slot that was kept for a watch which ended before it asked goes to the
-// next that waits.
+// Rule 12: a permit that was offered to a watch which ended before it asked goes to the
+// next one waiting.
 func TestHubReplaySlotPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 1})
@@ -369,7 +368,7 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 		r := a.asked("s0", "tab", "e1", 0, 15)
 		a.wantIdle("one is open")
 		a.send(answerTo(r, 1, 15, true))
-		v.send(v.stop("s1")) // its turn had come
+		v.send(v.stop("s1")) // it had been offered a permit
 		v.drain()
 		r = a.asked("s2", "tab", "e1", 0, 15)
 		a.send(answerTo(r, 1, 15, true))
@@ -381,8 +380,8 @@ func TestHubReplaySlotPassedOn(t *testing.T) {
 	})
 }
 
-// Rule 12: a cursor that waits for a slot or a turn has it before one whose request was
-// not answered asks again.
+// Rule 12: a cursor that waits for a permit gets it before one whose request was not
+// answered asks again.
 func TestHubReplayUnansweredIsLast(t *testing.T) {
 	for name, cfg := range map[string]HubConfig{"slot": {MaxViewerReplays: 1}, "turn": {MaxReplays: 1}} {
 		t.Run(name, func(t *testing.T) {
@@ -417,7 +416,8 @@ func TestHubReplayUnansweredIsLast(t *testing.T) {
 	}
 }
 
-// TestHubWaitingGivenUp: a watch that ends gives up its place in the queue for a slot.
+// TestHubWaitingGivenUp: a watch that ends gives up its place in the queue for a
+// permit.
 func TestHubWaitingGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxViewerReplays: 1})
@@ -459,7 +459,7 @@ func TestHubReplayUnanswered(t *testing.T) {
 	})
 }
 
-// A hole in an answer is a lost frame: asked again after a second.
+// A hole in an answer means a lost frame: the hub asks again after a second.
 func TestHubReplayHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, a, v, r := smallReplay(t, HubConfig{})
@@ -472,7 +472,7 @@ func TestHubReplayHole(t *testing.T) {
 		pass(1)
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 5, 15)
-		// The new request has the whole timer of any other.
+		// The new request has the full timer, like any other.
 		pass(14 * time.Second)
 		v.drain()
 		a.wantIdle("15 s have not passed")
@@ -482,11 +482,11 @@ func TestHubReplayHole(t *testing.T) {
 }
 
 // Rule 12: an answer that says done, or that has all, ends the request, and what is
-// still missing is asked for at once.
+// still missing is requested at once.
 func TestHubReplayDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, v, r := smallReplay(t, HubConfig{})
-		a.send(answerTo(r, 1, 9, true)) // it had more than fits an answer
+		a.send(answerTo(r, 1, 9, true)) // it had more than fits in an answer
 		v.want(replayedTo(r, 1, 9))
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 9, 15)
@@ -502,8 +502,7 @@ func TestHubReplayDone(t *testing.T) {
 	})
 }
 
-// Rule 12: an agent that is busy is asked again on the timer; one that refuses
-// leaves a gap.
+// Rule 12: an agent that is busy is asked again on the timer; a refusal becomes a gap.
 func TestHubReplayRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, v, r := smallReplay(t, HubConfig{})
@@ -511,7 +510,7 @@ func TestHubReplayRefused(t *testing.T) {
 		if s := h.lookup("s"); s.requests() != 0 {
 			t.Error("a refused request is not open")
 		}
-		v.wantAfter(timerFirst, v.status(stands("s", "e1", 16, 20, 0))) // a sign of life is due as well
+		v.wantAfter(timerFirst, v.status(stands("s", "e1", 16, 20, 0))) // a heartbeat is due as well
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 0, 15)
 		a.send(answerTo(r, 1, 4, false))
@@ -521,7 +520,7 @@ func TestHubReplayRefused(t *testing.T) {
 	})
 }
 
-// An agent with nothing to give says done at once.
+// An agent with nothing to send says done at once.
 func TestHubReplayOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, a, v, r := smallReplay(t, HubConfig{})
@@ -530,7 +529,8 @@ func TestHubReplayOfNothing(t *testing.T) {
 	})
 }
 
-// Rule 12: while the agent is away the cursor waits, and then does without.
+// Rule 12: while the agent is away the cursor waits, and then goes on without the
+// events.
 func TestHubReplayAgentAway(t *testing.T) {
 	for name, test := range map[string]struct{ cfg, wait time.Duration }{
 		"default": {0, 10 * time.Second}, "short": {time.Second, time.Second}, "not at all": {-1, 0},
@@ -576,8 +576,8 @@ func TestHubReplayAgentBack(t *testing.T) {
 	})
 }
 
-// Rule 12: a request that could not be made because the agent's link just died is
-// made on its next one, and takes up no turn until then.
+// Rule 12: a request that could not be made because the agent's link just died is made
+// on its next one, and takes up no permit until then.
 func TestHubReplayAgentJustAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
@@ -603,8 +603,8 @@ func TestHubReplayAgentJustAway(t *testing.T) {
 	})
 }
 
-// A request has an id that no other link has: a late answer to one of the agent's
-// older link is ignored on the newer (rule 4).
+// A request has an id that no other link has: a late answer to a request of the agent's
+// older link is ignored on the newer one (rule 4).
 func TestHubReplayOfOlderLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, old := smallHub(t, HubConfig{})
@@ -633,8 +633,8 @@ func TestHubReplayOfOlderLink(t *testing.T) {
 	})
 }
 
-// TestHubReplayWaitOfThoseInTurn: cursors that wait for a turn wait for an absent agent no longer
-// than the others (rule 12).
+// TestHubReplayWaitOfThoseInTurn: cursors that wait for a permit wait for an absent
+// agent no longer than the others (rule 12).
 func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
@@ -664,7 +664,7 @@ func TestHubReplayWaitOfThoseInTurn(t *testing.T) {
 	})
 }
 
-// A hub that may ask nothing of the agent declares a gap, and does not wait for
+// A hub that may not ask the agent for anything declares a gap, and does not wait for
 // ever (L2).
 func TestHubReplayNone(t *testing.T) {
 	for name, cfg := range map[string]HubConfig{"session": {MaxReplays: -1}, "viewer": {MaxViewerReplays: -1}} {
@@ -708,9 +708,9 @@ func TestHubWithoutLog(t *testing.T) {
 	})
 }
 
-// TestHubReplayTimerStartsAnew: a request that is refused for good is answered: what the
-// cursor asks for later has its first timer period. It kept the doubled one of the
-// requests before (rule 12).
+// TestHubReplayTimerStartsAnew: a request that is refused permanently is answered: the
+// cursor's next request starts with the first timer period. It kept the doubled one of
+// the requests before it (rule 12).
 func TestHubReplayTimerStartsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, v := withoutLog(t, 3)
@@ -754,8 +754,8 @@ func TestHubReplayTwice(t *testing.T) {
 	})
 }
 
-// TestHubReplayFrameTwice: a replay batch that came in a frame and came twice has no event
-// left that is new. Taking what is left of it out of the frame was a panic.
+// TestHubReplayFrameTwice: a replay batch that arrives in a frame for the second time
+// has no new event left. Copying what was left out of the frame panicked.
 func TestHubReplayFrameTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, v := withoutLog(t, 4)
@@ -861,7 +861,8 @@ func TestReplayGapsOfRefusedEvents(t *testing.T) {
 	})
 }
 
-// A request that is given up while it is being made or answered is neither.
+// A request that is given up while it is being made or answered is not made, and its
+// answer is ignored.
 func TestHubReplayGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
@@ -883,8 +884,8 @@ func TestHubReplayGivenUp(t *testing.T) {
 	})
 }
 
-// What a viewer gives up, and what its agent's link takes at the same time, are one
-// thing or the other. It is the race detector that looks.
+// A request that a viewer gives up while its agent's link takes it is either given up
+// or sent. The race detector is what checks.
 func TestHubFetchAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
@@ -929,7 +930,7 @@ func TestHubFetchesGivenUp(t *testing.T) {
 	})
 }
 
-// TestHubReplaysGivenUp: requests that a viewer gave up are not answered on and on.
+// TestHubReplaysGivenUp: requests that a viewer gave up are not answered forever.
 func TestHubReplaysGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
@@ -986,9 +987,9 @@ func TestHubReplaysGivenUp(t *testing.T) {
 	})
 }
 
-// A viewer that watched again and again, each time from elsewhere, had the hub ask the
-// agent each time: for a hundred bytes of its own the agent sent a page of up to
-// 256 KiB, as often as the viewer liked.
+// A viewer that kept repeating its watch, each time from another position, made the hub
+// ask the agent each time: for a hundred bytes of its own the agent sent a page of up
+// to 256 KiB, as often as the viewer liked.
 func TestViewerCausesFewReplays(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"watch", "stop and watch"} {
@@ -1036,8 +1037,8 @@ func TestViewerCausesFewReplays(t *testing.T) {
 	}
 }
 
-// TestHubStuckViewerHoldsNoTurn: a viewer whose link is stuck gets its turn at asking the agent,
-// and gives it back, without its link.
+// TestHubStuckViewerHoldsNoTurn: a viewer whose link is stuck gets a permit to ask the
+// agent, and gives it back, without the help of its link.
 func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
@@ -1066,8 +1067,9 @@ func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
 	})
 }
 
-// TestHubStuckViewerRequestLost: a request that is lost gives its turn back on the timer, also if
-// the viewer's link is stuck: no later request was made, since only that link asked again.
+// TestHubStuckViewerRequestLost: a request that is lost gives its permit back on the
+// timer, even if the viewer's link is stuck: no later request was made, since only that
+// link asked again.
 func TestHubStuckViewerRequestLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
@@ -1084,7 +1086,7 @@ func TestHubStuckViewerRequestLost(t *testing.T) {
 		a.send(answerTo(r, 1, 15, true))
 		v.want(v.status(stands("s", "e1", 16, 20, 0)), replayedTo(r, 1, 15), v.batch("s", "e1", 16, 20))
 
-		stuck.drain() // it has come loose, and asks again; the timer has doubled
+		stuck.drain() // it is no longer stuck, and asks again; the timer has doubled
 		a.asked("s", "v1", "e1", 0, 15)
 		pass(2*timerFirst - 1)
 		stuck.drain()
@@ -1098,8 +1100,8 @@ func TestHubStuckViewerRequestLost(t *testing.T) {
 }
 
 // TestHubStuckAgentHoldsNoSlot: a request that an agent's connection does not take is
-// given up like one without an answer, so that a viewer's other sessions have their
-// turn (rule 12).
+// given up like an unanswered one, so that a viewer's other sessions get the permit
+// (rule 12).
 func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, stuck := smallHub(t, HubConfig{MaxViewerReplays: 1})
@@ -1138,7 +1140,7 @@ func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
 	})
 }
 
-// An agent that answers no replay request kept the slots of a viewer's link: the
+// An agent that answers no replay requests kept the permits of a viewer's link: the
 // request was given up, and made again before those that waited had their turn. The
 // viewer's watches of other agents' sessions got nothing, for ever.
 func TestSilentAgentKeepsNoSlots(t *testing.T) {
@@ -1175,7 +1177,7 @@ func TestSilentAgentKeepsNoSlots(t *testing.T) {
 }
 
 // An agent that answers a request with empty batches, none of them the last, kept its
-// turn for ever.
+// permit for ever.
 func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, a, v, r := smallReplay(t, HubConfig{})
@@ -1193,8 +1195,8 @@ func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 	})
 }
 
-// A link's free slot is offered to one of the cursors that wait for it, and from one
-// that does not need it any more to the next; it woke all of them.
+// A link's free permit is offered to one of the cursors that wait for it, and a cursor
+// that no longer needs it passes it to the next; it woke all of them.
 func TestGrowthSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 500
@@ -1211,7 +1213,7 @@ func TestGrowthSlots(t *testing.T) {
 		for turn := range n {
 			carryAll(t, agent, hub) // the agent answers the one request that is open
 			woken += readyTasks(v.link)
-			if turn%3 == 0 { // one that waits, and may have been offered the slot, leaves
+			if turn%3 == 0 { // one that waits, and may have been offered the permit, leaves
 				v.send(v.stop(ids[n-1-turn/3]))
 			}
 			for _, p := range v.drain() {
@@ -1229,8 +1231,8 @@ func TestGrowthSlots(t *testing.T) {
 	})
 }
 
-// A cursor that was offered a slot and needs it no more passes it on: those that wait
-// behind it would wait for ever.
+// A cursor that was offered a permit and no longer needs it passes it on: those that
+// wait after it would wait for ever.
 func TestSlotPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxViewerReplays: 1})
@@ -1248,9 +1250,9 @@ func TestSlotPassedOn(t *testing.T) {
 		}
 		for _, id := range ids {
 			v.send(v.watch(id, "", 0))
-			drain() // the first is asked for
+			drain() // the first is requested
 		}
-		carryAll(t, agent, hub) // and answered: the second is offered the slot, and has moved on
+		carryAll(t, agent, hub) // and answered: the second is offered the permit, and has moved on
 		v.send(v.watch(ids[1], statOf(t, h, ids[1]).Epoch, 3))
 		drain()
 		carryAll(t, agent, hub)
@@ -1261,9 +1263,9 @@ func TestSlotPassedOn(t *testing.T) {
 	})
 }
 
-// What a hub and an agent hold for viewers that resume is bounded by the requests that
-// may be open, however many viewers wait for their turn; and when all have been served,
-// or have left, nothing of it stays.
+// What a hub and an agent hold for viewers that resume is bounded by the number of
+// requests that may be open, however many viewers wait for their turn; and when all
+// have been served or have left, nothing of it remains.
 func TestGrowthResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n, events, kept = 20, 2000, 100
@@ -1327,7 +1329,7 @@ func TestGrowthResume(t *testing.T) {
 			if hs.requests() > limit || len(s.sender.replays) > limit {
 				t.Fatalf("%d requests are open, %d replays run; want at most %d", hs.requests(), len(s.sender.replays), limit)
 			}
-			// Each request's worth is handed out as it comes, so the next ones find room.
+			// Each answer is passed on as it comes, so the next ones find room.
 			if most := 2 * limit * h.sizes.replay; held() > most {
 				t.Fatalf("the hub holds %d events for its viewers, want at most %d", held(), most)
 			}
@@ -1350,7 +1352,7 @@ func TestGrowthResume(t *testing.T) {
 		leave()
 		wantAtRest()
 
-		come() // and stand still when their turn has come: each holds one request's worth
+		come() // and stand still when their turn has come: each holds the answer to one request
 		for _, v := range vs {
 			v.drain()
 		}

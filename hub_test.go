@@ -41,7 +41,7 @@ func hubSaw(t *testing.T, h *Hub, session string, want ...string) {
 	}
 }
 
-// itemText tells an item in a few words.
+// itemText describes an item in a few words.
 func itemText(it Item) string {
 	at := it.SessionID + " " + it.Epoch + " "
 	switch {
@@ -127,8 +127,8 @@ func TestHubMaxSessionsDuringResume(t *testing.T) {
 	})
 }
 
-// Rule 15: the last words of the old epoch reach the viewers, and then they are
-// told of the new one.
+// Rule 15: the last events of the old epoch reach the viewers, and then they learn of
+// the new one.
 func TestHubNewEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -186,8 +186,8 @@ func TestHubMaxSessions(t *testing.T) {
 	})
 }
 
-// A hub that is full asks no store about one session more, and lets a session that
-// it has go from one agent to another; that agent's own limit holds then, too.
+// A hub that is full does not ask the store about one more session, but lets a session
+// that it has go from one agent to another; that agent's own limit applies then, too.
 func TestHubMaxSessionsOfClaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
@@ -218,7 +218,7 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 	})
 }
 
-// A session that is forgotten makes room for one of its agent, and no more.
+// A session that is forgotten makes room for one more of its agent's sessions.
 func TestHubMaxAgentSessionsAfterForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxAgentSessions: 3})
@@ -236,8 +236,8 @@ func TestHubMaxAgentSessionsAfterForget(t *testing.T) {
 	})
 }
 
-// MaxAgentSessions counted what was open on the link. An agent that connected again
-// and again, each time with other sessions, filled the hub's MaxSessions, and no
+// MaxAgentSessions counted only what was open on the link. An agent that kept
+// reconnecting, each time with other sessions, filled the hub's MaxSessions, and no
 // other agent could open one.
 func TestAgentFillsHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -274,7 +274,8 @@ func TestAgentFillsHub(t *testing.T) {
 	})
 }
 
-// TestHubEndedCount: an ended session that the agent has forgotten is open no more.
+// TestHubEndedCount: an ended session that the agent has forgotten no longer counts as
+// open.
 func TestHubEndedCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxAgentSessions: 2})
@@ -361,8 +362,8 @@ func TestHubSessionTTLVariants(t *testing.T) {
 	})
 }
 
-// Rule 16: whoever watches a session when its time comes, keeps it, with its events.
-// When the last has left, what was due happens at once.
+// Rule 16: a viewer that watches a session when it is due to be forgotten keeps it,
+// with its events. When the last viewer has left, it is forgotten at once.
 func TestHubExpiryOfWatched(t *testing.T) {
 	t.Run("its agent is away", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -411,8 +412,8 @@ func TestHubExpiryOfWatched(t *testing.T) {
 	})
 }
 
-// Rules 15 and 16: what becomes of a session is not hurried by the log of its epoch
-// before, whose time comes first.
+// Rules 15 and 16: a session does not expire early because the log of its previous
+// epoch, whose time comes first, does.
 func TestHubExpiryOfPastEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -443,14 +444,14 @@ func TestHubExpiryOfPastEpoch(t *testing.T) {
 	})
 }
 
-// A deadline that has become another one is dropped when it comes, so that a session
-// with a long and varied life has few of them.
+// A deadline that has been replaced is dropped when it comes, so that a session with a
+// long and varied life has few of them.
 func TestHubExpiryHeapIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		for i := range 50 {
 			a := playAgent(t, h, "agent")
-			a.send(a.batch("s", fmt.Sprintf("e%02d", i), 1, 1)) // the epoch before goes in 5 min
+			a.send(a.batch("s", fmt.Sprintf("e%02d", i), 1, 1)) // the previous epoch goes in 5 min
 			a.link.Close()                                      // and all in an hour
 			pass(40 * time.Minute)
 			h.Stats()
@@ -465,9 +466,9 @@ func TestHubExpiryHeapIsShort(t *testing.T) {
 	})
 }
 
-// A session whose time has come while a callback runs for it is left alone until
-// the callback is done. Whoever looks meanwhile must not spin. This can't be in a
-// bubble, whose time would stand still.
+// A session whose time has come while a callback runs for it is left alone until the
+// callback is done. Goroutines that check it meanwhile must not spin. This can't be in
+// a bubble, whose time would stand still.
 func TestHubExpiryDuringCommit(t *testing.T) {
 	entered, release := make(chan bool), make(chan bool)
 	h := NewHub(&HubConfig{SessionTTL: -1, Commit: func(context.Context, string, string, []Item) error {
@@ -586,8 +587,8 @@ func TestHubCloseDuringCommit(t *testing.T) {
 	})
 }
 
-// Whoever gets an item may write to its bytes, and nobody else sees it: the payload in
-// between shares them with the hub's log.
+// A reader may write to the bytes of its items, and nobody else sees that: the payload
+// in between shares them with the hub's log.
 func TestHubItemsAreTheReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stored []Item
@@ -618,8 +619,8 @@ func TestHubItemsAreTheReaders(t *testing.T) {
 	})
 }
 
-// What was forgotten is free, while its link lives on: lists that had been taken
-// from held on to what was taken, and the hub's clock to sessions until their time.
+// What was forgotten is freed even while its link lives: lists retained elements that
+// had been taken out, and the hub's clock retained sessions until their deadlines.
 func TestForgottenIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 300
@@ -649,7 +650,7 @@ func TestForgottenIsFree(t *testing.T) {
 				held[1]++
 			}
 		}
-		// The stack of this test may hold the last ones.
+		// The stack of this test may still refer to the last ones.
 		if held[0] > 3 || held[1] > 3 {
 			t.Errorf("%d sessions are held at the agent and %d at the hub, which were forgotten", held[0], held[1])
 		}
@@ -658,7 +659,7 @@ func TestForgottenIsFree(t *testing.T) {
 	})
 }
 
-// The hub's clock holds a session once, and none that is gone: it kept each that
+// The hub's clock holds each session once, and none that is gone: it kept those that
 // Forget removed for an hour.
 func TestGrowthHubExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -72,7 +72,7 @@ func TestHubWatch(t *testing.T) {
 	}
 }
 
-// Rule 13: a position beyond what is accepted waits there.
+// Rule 13: a watch from a position beyond what is accepted waits there.
 func TestHubWatchBeyondAcceptedWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -193,7 +193,7 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 			newPeer(t, v.link).refused(test.p, test.want)
 		})
 	}
-	v.send(&ErrorPayload{Code: "x"}, &WatchPayload{SessionID: "s"}) // without an id it is this viewer's
+	v.send(&ErrorPayload{Code: "x"}, &WatchPayload{SessionID: "s"}) // without an id it is for this viewer
 	if len(h.sessions) != 1 {
 		t.Errorf("%d sessions", len(h.sessions))
 	}
@@ -228,7 +228,7 @@ func TestBatchBytesWithGaps(t *testing.T) {
 	})
 }
 
-// A viewer that takes nothing costs nobody anything.
+// A viewer that takes nothing costs nobody else anything.
 func TestHubStuckViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 50})
@@ -308,7 +308,7 @@ func TestHubMaxWatches(t *testing.T) {
 	if h.lookup("c") != nil {
 		t.Error("a refused watch left something")
 	}
-	v.send(v.watch("b", "", 0)) // has its place
+	v.send(v.watch("b", "", 0)) // keeps its place
 	v.send(v.stop("a"), v.watch("c", "", 0))
 	v.want(v.status(SessionStatus{SessionID: "b"}, SessionStatus{SessionID: "c"}))
 }
@@ -334,8 +334,8 @@ func TestHubMaxWatchesAtOnce(t *testing.T) {
 	}
 }
 
-// Every watch is answered, also after many that were stopped before anybody asked
-// for their answers; and those leave nothing behind.
+// Every watch is answered, even after many that were stopped before their answers were
+// taken; and those leave nothing in the queue.
 func TestHubWatchAndStopWithoutReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -356,7 +356,7 @@ func TestHubWatchAndStopWithoutReading(t *testing.T) {
 	})
 }
 
-// Two watches of one session at the same time are one watch.
+// Two concurrent watches of one session become one watch.
 func TestHubConcurrentWatch(t *testing.T) {
 	for range 100 {
 		var both sync.WaitGroup
@@ -409,7 +409,8 @@ func TestHubTwoTabs(t *testing.T) {
 	})
 }
 
-// A viewer that leaves costs the same however many stay: all after it moved up.
+// A viewer that leaves costs the same however many stay: all those after it were moved
+// up.
 func TestGrowthViewersLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 100
@@ -498,14 +499,15 @@ func TestHubRevoke(t *testing.T) {
 	})
 }
 
-// TestHubRevokeDuringAuthorize: what is revoked while Authorize runs is asked again.
+// TestHubRevokeDuringAuthorize: if a permission is revoked while Authorize runs, it is
+// called again.
 func TestHubRevokeDuringAuthorize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h *Hub
 		allowed := true
 		h = NewHub(&HubConfig{Authorize: func(ctx context.Context, viewer, session string) error {
 			ok := allowed
-			// meanwhile, elsewhere: the right is taken away
+			// meanwhile, elsewhere: the permission is revoked
 			allowed = false
 			h.Revoke(viewer, session)
 			if !ok {
@@ -525,8 +527,8 @@ func TestHubRevokeDuringAuthorize(t *testing.T) {
 	})
 }
 
-// Revoke is noticed by the call of Authorize that it concerns, whichever others
-// began or ended meanwhile; what was allowed before it is asked about again.
+// A Revoke affects the call of Authorize that it concerns, whichever others began or
+// ended meanwhile; Authorize is called again for what was allowed before it.
 func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release, asked := make(chan bool), make(map[string]int)
@@ -552,8 +554,9 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 	})
 }
 
-// TestHubAuthorizeRevokes: Authorize may call anything back. One that revokes another watch of
-// its viewer, so that it has one at a time, was asked again for ever: any Revoke counted.
+// TestHubAuthorizeRevokes: Authorize may call any method. One that revokes another
+// watch of its viewer, to allow one at a time, was called again for ever: any Revoke
+// counted.
 func TestHubAuthorizeRevokes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h *Hub
@@ -574,7 +577,7 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 		if asked != 2 {
 			t.Errorf("asked %d times for two watches", asked)
 		}
-		// Allowed and revoked in one: asked once more, and no is the answer.
+		// Allowed and revoked in the same call: Authorize is called once more, and refuses.
 		revokes, asked = "q", 0
 		v.refused(v.watch("q", "", 0), &ErrorPayload{Code: codeForbidden, SessionID: "q"})
 		v.wantIdle("refused")
@@ -584,7 +587,7 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 	})
 }
 
-// Rule 16: a viewer is told of the end, when it has all.
+// Rule 16: a viewer learns of the end when it has everything.
 func TestHubTellsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -637,7 +640,7 @@ func TestHubItems(t *testing.T) {
 		}
 		check("from a position", <-collect(t.Context(), "s", Position{"e1", 17}, 3), itemTexts("s", "e1", 18, 20)...)
 
-		fromStart := collect(t.Context(), "s", Position{}, 20) // older ones by the agent
+		fromStart := collect(t.Context(), "s", Position{}, 20) // the older ones from the agent
 		r := a.asked("s", "", "e1", 0, 15)
 		a.send(answerTo(r, 1, 15, true))
 		check("from the start", <-fromStart, itemTexts("s", "e1", 1, 20)...)
@@ -757,8 +760,8 @@ func TestHubItemsAtOnce(t *testing.T) {
 	})
 }
 
-// Rule 13: a position that the session turns out never to have reached is refused
-// when its agent comes.
+// Rule 13: a position that the session turns out never to have reached is refused when
+// its agent connects.
 func TestHubWatchAheadOfLateAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -778,8 +781,8 @@ func TestHubWatchAheadOfLateAgent(t *testing.T) {
 	})
 }
 
-// A watch is over at once, also for a status that is just being made, and however
-// often it is ended.
+// A watch is over at once, even for a status that is just being made, and however often
+// it is ended.
 func TestHubWatchEndsTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -799,7 +802,8 @@ func TestHubWatchEndsTwice(t *testing.T) {
 	})
 }
 
-// Hub.Items tells why it ended, if neither the loop nor the hub wanted it to.
+// Hub.Items yields the reason why it ended, if neither the loop nor the hub wanted it
+// to.
 func TestHubItemsLinkFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -821,8 +825,8 @@ func TestHubItemsLinkFails(t *testing.T) {
 	})
 }
 
-// Hub.Items takes whatever one payload may bring, gaps included: nobody else makes
-// room for it.
+// Hub.Items has room for everything that one payload may bring, gaps included: nothing
+// else makes room for it.
 func TestHubItemsOfManyGaps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)

@@ -74,7 +74,8 @@ func tcpPair(t *testing.T) (a, b net.Conn) {
 	return a, b
 }
 
-// testLinesBothWays sends every payload there, and back what arrived, many times.
+// testLinesBothWays sends every payload to the far end and what arrived there back,
+// many times.
 func testLinesBothWays(t *testing.T, a, b net.Conn) {
 	const rounds = 20
 	ctx := t.Context()
@@ -125,7 +126,7 @@ func testLinesBothWays(t *testing.T, a, b net.Conn) {
 }
 
 // A lineStream is a stream of lines, and what is received from it: "ok" or the error,
-// up to the one that stays.
+// up to the final one.
 type lineStream struct {
 	in   io.Reader
 	want []string
@@ -221,7 +222,7 @@ func TestLinesLongLineIsNotStored(t *testing.T) {
 	}
 }
 
-// A connection that becomes quiet gives back what a large frame needed.
+// A connection that becomes quiet gives back the memory that a large frame needed.
 func TestLinesShrinks(t *testing.T) {
 	t.Parallel()
 	r := &lineReceiver{r: strings.NewReader(padded(maxLine) + "\n" + strings.Repeat(helloLine+"\n", 3)), closer: closer{end: func() {}}}
@@ -272,7 +273,7 @@ func batchOfData(data string) *EventBatchPayload {
 	}
 }
 
-// Line ends between the tokens of Data do not reach the wire.
+// Line breaks between the tokens of Data do not reach the wire.
 func TestLinesSendFraming(t *testing.T) {
 	var b bytes.Buffer
 	send, receive := Lines(stream{Reader: &b, Writer: &b})
@@ -315,7 +316,7 @@ func TestLinesSendTooLarge(t *testing.T) {
 	}
 }
 
-// Behind half a line nothing can be sent any more.
+// After half a line nothing more can be sent.
 func TestLinesSendFails(t *testing.T) {
 	hello := &HelloPayload{V: 1, Role: roleAgent}
 	for _, w := range []*writes{{err: errors.New("broken"), n: 7}, {err: errors.New("broken")}} {
@@ -398,8 +399,8 @@ func testLinesContext(t *testing.T, ctx context.Context, a net.Conn) {
 	}
 }
 
-// A ctx that ends between two calls closes the stream too, one that had ended
-// before closes it at once, and a line that is there already is still handed out.
+// A ctx that ends between two calls closes the stream too, one that had ended before
+// closes it at once, and a line that has already arrived is still returned.
 func TestLinesContextBetweenCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -465,7 +466,7 @@ func (c *countingCtx) AfterFunc(func()) func() bool {
 	return func() bool { c.taken.Add(1); return true }
 }
 
-// A ctx that outlives the stream keeps nothing of it.
+// A ctx that outlives the stream retains nothing of it.
 func TestLinesRegistersOnce(t *testing.T) {
 	first, second := newCountingCtx(t), newCountingCtx(t)
 	check := func(when string, c *countingCtx, added, taken int32) {
@@ -500,7 +501,7 @@ func TestLinesRegistersOnce(t *testing.T) {
 	check("after a Background", first, 2, 2)
 }
 
-// The functions of a stream may be dropped while ctx and stream live on.
+// The functions of a stream can be collected while ctx and stream live on.
 func TestLinesDropped(t *testing.T) {
 	ctx := newCountingCtx(t)
 	send, _ := Lines(stream{Writer: io.Discard})
@@ -516,7 +517,7 @@ func TestLinesDropped(t *testing.T) {
 // A runForm runs a link over a byte stream.
 type runForm = func(l *Link, ctx context.Context, rw io.ReadWriteCloser) error
 
-// runForms are the two ways to do so, which do the same.
+// runForms are the two ways to do so, which behave the same.
 var runForms = map[string]runForm{
 	"RunLines": (*Link).RunLines,
 	"Run": func(l *Link, ctx context.Context, rw io.ReadWriteCloser) error {
@@ -526,7 +527,7 @@ var runForms = map[string]runForm{
 	},
 }
 
-// eachForm makes the test in a bubble for each of runForms.
+// eachForm runs the test in a bubble for each of runForms.
 func eachForm(t *testing.T, test func(t *testing.T, run runForm)) {
 	t.Parallel()
 	for name, run := range runForms {
@@ -613,7 +614,7 @@ func (w *tap) writes() []string {
 	return w.list
 }
 
-// What is ready goes out in one Write; what is more than 64 KiB, in several.
+// What is ready goes out in one Write; more than 64 KiB, in several.
 func TestRunLinesJoinsLines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -741,8 +742,8 @@ func TestRunLinesEnds(t *testing.T) {
 	}
 }
 
-// With a ctx that has ended nothing is written, and what was ready comes again on the
-// next link.
+// With a ctx that has ended nothing is written, and what was ready is sent on the next
+// link.
 func TestRunLinesEndedContext(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		m := newScript()
@@ -768,7 +769,7 @@ func TestRunLinesSilence(t *testing.T) {
 	})
 }
 
-// A link that fails says why, behind all that it had to say before.
+// A link that fails sends the reason, after everything that it had to send before.
 func TestRunLinesLastWords(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
@@ -843,7 +844,7 @@ func TestRunLinesBetweenForms(t *testing.T) {
 }
 
 // One payload that no line can hold ends the link, but what came before it is sent:
-// other sessions do not starve of it.
+// other sessions do not starve because of it.
 func TestRunLinesBeforeTooLarge(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		st := NewStreamer(&StreamerConfig{MaxEventBytes: maxLine + 1000})

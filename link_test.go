@@ -43,7 +43,7 @@ func (x tube) receive(ctx context.Context) (Payload, error) {
 	}
 }
 
-// A script is a machine that does what a test says.
+// A script is a machine whose behaviour a test supplies.
 type script struct {
 	*Link
 	handled  func(ctx context.Context, p Payload) error
@@ -59,10 +59,10 @@ func newScript() *script {
 func (m *script) handle(ctx context.Context, _ time.Time, p Payload) error { return m.handled(ctx, p) }
 func (m *script) detach(time.Time)                                         { m.detached++ }
 
-// note is a payload that says who it is from.
+// note is a payload that names its sender.
 func note(name string) Payload { return &WatchPayload{SessionID: name} }
 
-// notes is a task that says something n times.
+// notes is a task that sends n notes.
 func notes(name string, urgent bool, n int) *task {
 	return &task{Control: urgent, Source: func(time.Time) Payload {
 		if n == 0 {
@@ -247,7 +247,7 @@ func TestLinkAnswersProtocolErrorOfReceive(t *testing.T) {
 	})
 }
 
-// Rule 11: an error is never answered by an error.
+// Rule 11: an error is never answered with an error.
 func TestLinkNeverAnswersErrorByError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refuse := &ProtocolError{Code: codeUnexpected}
@@ -298,7 +298,7 @@ func TestLinkStuckSendIsCancelled(t *testing.T) {
 	}
 }
 
-// A link that fails says why before it is gone, but not for ever.
+// A link that fails sends the reason before it is gone, but does not try for ever.
 func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 	fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 	t.Run("by Run", func(t *testing.T) {
@@ -367,8 +367,8 @@ func TestLinkNext(t *testing.T) {
 	})
 }
 
-// Next holds the one timer of the link: it is woken by the earliest deadline, also
-// by one that is set while it waits.
+// Next holds the one timer of the link: it is woken by the earliest deadline, including
+// one that is set while it waits.
 func TestLinkNextTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
@@ -462,7 +462,7 @@ func TestLinkTurns(t *testing.T) {
 	}
 }
 
-// Whoever waits in Next is woken for each payload: two calls, two payloads.
+// A call that waits in Next is woken for each payload: two calls, two payloads.
 func TestLinkConcurrentNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
@@ -493,7 +493,7 @@ func TestLinkHandleNoPayload(t *testing.T) {
 	s.refused(nil, &ErrorPayload{Code: codeMalformed})
 }
 
-// What ctx ended is no end of the link: the payload counts as lost.
+// A ctx that ends a call does not end the link: the payload counts as lost.
 func TestLinkHandleCtxEnds(t *testing.T) {
 	m := newScript()
 	m.handled = func(ctx context.Context, _ Payload) error { return context.Cause(ctx) }
@@ -563,7 +563,8 @@ func TestLinkRunWholeWay(t *testing.T) {
 	})
 }
 
-// An error is never answered by an error, not even one that can't be read (rule 11).
+// An error is never answered with an error, not even one that can't be decoded (rule
+// 11).
 func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 	for _, line := range []string{
 		`{"type":"error","payload":{"code":""}}`,
@@ -581,8 +582,8 @@ func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 	}
 }
 
-// TestLinkNextLeavesTimer: of two calls only the one that was woken last may know when
-// the link is due. If its ctx ends, the other one has to look.
+// TestLinkNextLeavesTimer: of two waiting calls, only the one that was woken last may
+// know the link's next deadline. If its ctx ends, the other one has to check.
 func TestLinkNextLeavesTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
@@ -609,7 +610,7 @@ func TestLinkNextLeavesTimer(t *testing.T) {
 	})
 }
 
-// Whoever polls with a context that has ended pays for no timer.
+// Polling with a context that has ended does not pay for a timer.
 func TestLinkPollAllocatesNothing(t *testing.T) {
 	m := newScript()
 	defer m.Close()
@@ -630,7 +631,7 @@ func TestLinkTypedNil(t *testing.T) {
 	l.Handle(t.Context(), (*HelloPayload)(nil))
 }
 
-// TestLinkWelcomeFlood: welcomes that nobody asked for are not obeyed, and cost nothing.
+// TestLinkWelcomeFlood: unsolicited welcomes are not obeyed, and cost nothing.
 func TestLinkWelcomeFlood(t *testing.T) {
 	st := NewStreamer(nil)
 	for i := range 100 {
@@ -658,9 +659,9 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	}
 }
 
-// TestLinkSilentWhileSendIsStuck: a connection that is half open takes what fits its buffers, and
-// then nothing. Whether the peer is silent was looked at between sends only, so Run stood in one
-// for as long as the transport did (rule 9).
+// TestLinkSilentWhileSendIsStuck: a half-open connection takes what fits into its
+// buffers, and then nothing. The peer's silence was checked only between sends, so Run
+// was stuck in one for as long as the transport was (rule 9).
 func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 	connect := map[string]func() *Link{
 		"agent": func() *Link {
@@ -709,9 +710,9 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 	}
 }
 
-// TestLinkSilentBeforeWelcome: a connection that breaks in silence before its welcome
-// ends as well. Silence was looked for after the welcome only, so hello was said
-// into it for ever, and nobody connected again (rule 9).
+// TestLinkSilentBeforeWelcome: a connection that breaks silently before its welcome
+// ends as well. Silence was checked only after the welcome, so hello was repeated for
+// ever, and nobody reconnected (rule 9).
 func TestLinkSilentBeforeWelcome(t *testing.T) {
 	for name, link := range map[string]func() *Link{
 		"agent":  func() *Link { return NewStreamer(nil).Connect() },
@@ -720,7 +721,7 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := link()
-				pass(time.Hour) // nobody looks at it yet
+				pass(time.Hour) // not checked yet
 				start := time.Now()
 				var said []time.Duration
 				for {
@@ -742,12 +743,12 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 	}
 }
 
-// relay joins links by frames, all in one buffer that is spoilt before the next, until
-// none has anything to say.
+// relay joins links by frames, all in one buffer that is overwritten before the next,
+// until none has anything to send.
 func relay(t *testing.T, pairs ...[2]*Link) {
 	t.Helper()
 	var buf []byte
-	for quiet := 0; quiet < 3; quiet++ { // a silent link may have others speak
+	for quiet := 0; quiet < 3; quiet++ { // a silent link may make others send
 		for _, pair := range pairs {
 			frame, err := pair[0].NextFrame(endedContext, append(buf[:0], "before "...))
 			if !bytes.HasPrefix(frame, []byte("before ")) {
@@ -770,8 +771,8 @@ func relay(t *testing.T, pairs ...[2]*Link) {
 	}
 }
 
-// Events of all kinds go from agent to viewers in frames of which nobody keeps a
-// byte, live ones and replayed ones.
+// Events of all kinds, live and replayed, go from agent to viewers in frames of which
+// nobody keeps a byte.
 func TestFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const events = 600
@@ -827,7 +828,7 @@ func TestFrames(t *testing.T) {
 	})
 }
 
-// A frame that NextFrame writes is what Append makes of what Next returns, also after
+// A frame that NextFrame writes is what Append makes of what Next returns, even after
 // others have used the same memory.
 func TestNextFrame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -863,7 +864,7 @@ func TestNextFrame(t *testing.T) {
 	})
 }
 
-// zeros is no randomness.
+// zeros is a source of randomness that has none.
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) {
@@ -871,7 +872,7 @@ func (zeros) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A link that has died takes and makes no frames.
+// A link that has died neither accepts nor makes frames.
 func TestHandleFrameClosed(t *testing.T) {
 	m := newScript()
 	m.Close()
@@ -885,7 +886,7 @@ func TestHandleFrameClosed(t *testing.T) {
 	}
 }
 
-// Both wait as Next and Handle do, and return ctx's cause.
+// NextFrame and HandleFrame wait as Next and Handle do, and return ctx's cause.
 func TestFramesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
@@ -947,8 +948,8 @@ func TestFramesAllocate(t *testing.T) {
 	for range 30 {
 		batch()
 	}
-	// Payloads of two batches and acks at the most, and chunks. A sync.Pool forgets
-	// things under the race detector.
+	// At most the payloads of two batches and acks, and chunks. A sync.Pool forgets things
+	// under the race detector.
 	if n := testing.AllocsPerRun(testenv.Fewer(100), batch); n > 8 && !testenv.RaceEnabled {
 		t.Errorf("%v allocations", n)
 	}

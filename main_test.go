@@ -10,7 +10,8 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m, nothingWrittenIntoUnborn) }
 
-// nothingWrittenIntoUnborn checks what all sessions without events share.
+// nothingWrittenIntoUnborn checks that nothing was written into the state that all
+// sessions without events share.
 func nothingWrittenIntoUnborn() error {
 	if !reflect.ValueOf(emptyLife).IsZero() {
 		return fmt.Errorf("sessions without events have become %+v", emptyLife)

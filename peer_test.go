@@ -34,14 +34,14 @@ import (
 // playAgent and playViewer connect to a Hub. newPeer plays the rest.
 //
 // Both ways go through the wire's JSON, so that what is compared is what is encoded.
-// want and its like look at what the link has to say now, and don't wait. What is no
-// part of a conversation (contexts, calls at the same time, payloads that no wire can
-// bring) goes to the link itself.
+// want and its like look at what the link has to send now, and don't wait. What is not
+// part of a conversation (contexts, concurrent calls, payloads that no wire can carry)
+// goes directly to the link.
 type peer struct {
 	t      *testing.T
 	link   *Link
 	id     string // of the link, by which payloads name it
-	viewer string // the viewer's id, where the link is between hub and viewer
+	viewer string // the viewer's id, if the link is between hub and viewer
 
 	// If st is set, the peer is the hub of that Streamer. An empty epoch in a payload
 	// then stands for the session's. The times of events are the Streamer's own, and
@@ -49,14 +49,14 @@ type peer struct {
 	st     *Streamer
 	window int // that its welcome grants
 
-	pushed   *inbox          // what the link pushes, if it does
+	pushed   *inbox          // receives what the link pushes, if it does
 	requests map[string]bool // ids of the replay requests that were wanted
 }
 
-// newPeer plays whoever is at the other end of a link, and has said nothing yet.
+// newPeer plays the other end of a link, and has sent nothing yet.
 func newPeer(t *testing.T, link *Link) *peer { return &peer{t: t, link: link} }
 
-// meetHub connects a Streamer or a Viewer to a hub that has said nothing yet.
+// meetHub connects a Streamer or a Viewer to a hub that has sent nothing yet.
 func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 	hub := newPeer(t, of.Connect())
 	hub.id = epoch.Process.ID()
@@ -99,7 +99,7 @@ func reopenHub(t *testing.T, st *Streamer, acks map[string]uint64) *peer {
 	return hub
 }
 
-// hearsHello takes the link's hello, behind which it waits for its welcome.
+// hearsHello takes the link's hello, after which it waits for its welcome.
 func (p *peer) hearsHello() {
 	p.t.Helper()
 	role := roleAgent
@@ -174,14 +174,15 @@ func (p *peer) acks(session string, upTo uint64) {
 	p.send(p.ack(session, "", upTo))
 }
 
-// nacks is acks for a hub that has found a hole behind upTo.
+// nacks is acks for a hub that has found a hole after upTo.
 func (p *peer) nacks(session string, upTo uint64) {
 	p.t.Helper()
 	p.send(p.nack(session, "", upTo))
 }
 
-// refused has the link handle a payload that it must refuse, and answer unless it is
-// an error itself (rule 11). It is handed over as it is: no wire may be able to bring it.
+// refused has the link handle a payload that it must refuse, and answer unless it is an
+// error itself (rule 11). The payload is passed in as it is: perhaps no wire can carry
+// it.
 func (p *peer) refused(said Payload, want *ErrorPayload) *ProtocolError {
 	p.t.Helper()
 	p.fill(said)
@@ -213,7 +214,7 @@ func (p *peer) feed(session, epoch string, from, to uint64) {
 	}
 }
 
-// next takes what the link says next, or nil if it has nothing to say.
+// next takes what the link sends next, or nil if it has nothing to send.
 func (p *peer) next() Payload {
 	p.t.Helper()
 	if p.pushed != nil {
@@ -246,7 +247,7 @@ func (p *peer) want(ps ...Payload) {
 			withoutTimes(got)
 		}
 		if sameLine(want, got) {
-			continue // the diff below takes long
+			continue // the diff below is slow
 		}
 		if diff := cmp.Diff(want, got, samePayload); diff != "" {
 			p.t.Fatalf("want %s\n got %s\n(-want +got):\n%s", payloadText(want), payloadText(got), diff)
@@ -254,7 +255,7 @@ func (p *peer) want(ps ...Payload) {
 	}
 }
 
-// wantTypes takes all that the link says, and compares the types.
+// wantTypes takes everything that the link sends, and compares the types.
 func (p *peer) wantTypes(want ...string) {
 	p.t.Helper()
 	var got []string
@@ -324,7 +325,7 @@ func (p *peer) asked(session, viewer, epoch string, after, until uint64) *Replay
 	return r
 }
 
-// drain takes all that the link has to say.
+// drain takes everything that the link has to send.
 func (p *peer) drain() (out []Payload) {
 	p.t.Helper()
 	for got := p.next(); got != nil; got = p.next() {
@@ -333,8 +334,8 @@ func (p *peer) drain() (out []Payload) {
 	return out
 }
 
-// push has the link push what it says to the peer, from where next takes it. What a
-// test has to do meanwhile is called for each payload, in the link's call of send.
+// push has the link push to the peer, from where next takes the payloads. What a test
+// has to do meanwhile is called for each payload, in the link's call of send.
 func (p *peer) push(meanwhile ...func(Payload)) {
 	p.t.Helper()
 	p.pushed = new(inbox)
@@ -423,7 +424,7 @@ func overWire(p Payload) (Payload, error) {
 	return got, nil
 }
 
-// samePayload compares what payloads say: the text for people is left out.
+// samePayload compares payloads, except for the text that is for people.
 var samePayload = cmp.Options{
 	cmpopts.IgnoreUnexported(EventBatchPayload{}, ReplayBatchPayload{}),
 	cmpopts.IgnoreFields(ErrorPayload{}, "Message"),
@@ -451,7 +452,7 @@ func withoutTimes(p Payload) {
 	}
 }
 
-// payloadText is a payload as the wire has it, cut to a line.
+// payloadText is a payload as on the wire, cut to a line.
 func payloadText(p Payload) string {
 	if p == nil {
 		return "nothing"
@@ -468,7 +469,7 @@ func numberedEvent(seq uint64) Event {
 	return Event{Seq: seq, Type: "out", Data: fmt.Appendf(nil, `"event %d"`, seq)}
 }
 
-// numbered makes events with these numbers, but for those in gaps.
+// numbered makes events with these numbers, except those in gaps.
 func numbered(from, to uint64, gaps ...Gap) (out []Event) {
 	for seq := from; seq <= to; seq++ {
 		if !slices.ContainsFunc(gaps, func(g Gap) bool { return g.From <= seq && seq <= g.To }) {
@@ -548,7 +549,7 @@ func (p *peer) stop(session string) *WatchPayload {
 	return &WatchPayload{SessionID: session, ViewerID: p.viewer, Stop: true}
 }
 
-// request is what a hub asks of an agent, in one piece.
+// request is a hub's replay request, to be answered in one piece.
 func request(session, viewer, id, epoch string, after, until uint64) *ReplayRequestPayload {
 	return &ReplayRequestPayload{
 		SessionID: session, ViewerID: viewer, RequestID: id, Epoch: epoch,
@@ -561,12 +562,12 @@ func answerTo(r *ReplayRequestPayload, from, to uint64, done bool) *ReplayBatchP
 	return agentPage(r, from, to, r.UntilSeq, 1, done)
 }
 
-// replayedTo is what of it the hub hands to the viewer.
+// replayedTo is the part of it that the hub passes on to the viewer.
 func replayedTo(r *ReplayRequestPayload, from, to uint64) *ReplayBatchPayload {
 	return answerTo(r, from, to, to == r.UntilSeq)
 }
 
-// agentPage is answerTo of an agent that may no longer have the first events.
+// agentPage is answerTo for an agent that may no longer have the first events.
 func agentPage(r *ReplayRequestPayload, first, last, until, available uint64, done bool, gaps ...Gap) *ReplayBatchPayload {
 	return &ReplayBatchPayload{
 		SessionID: r.SessionID, ViewerID: r.ViewerID, RequestID: r.RequestID, Epoch: r.Epoch,
@@ -584,7 +585,8 @@ func agentBatch(session string, first, last, head uint64, gaps ...Gap) *EventBat
 	}
 }
 
-// endedContext has ended: Next and Items give what is ready, and do not wait.
+// endedContext has ended: with it, Next and Items return what is ready, and do not
+// wait.
 var endedContext = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -594,22 +596,22 @@ var endedContext = func() context.Context {
 // pass lets time go by, in a bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
-// handling has the link handle a payload in a goroutine of the bubble, and returns
-// where its error comes, once it waits for something.
+// handling has the link handle a payload in a goroutine of the bubble, and returns the
+// channel of its error once the call waits for something.
 func (p *peer) handling(said Payload) <-chan error {
 	done := start(func() error { return p.link.Handle(p.t.Context(), said) })
 	synctest.Wait()
 	return done
 }
 
-// start runs f in a goroutine of the bubble, and returns where its error comes.
+// start runs f in a goroutine of the bubble, and returns the channel of its error.
 func start(f func() error) <-chan error {
 	out := make(chan error, 1)
 	go func() { out <- f() }()
 	return out
 }
 
-// wantWaiting wants what was started not to have returned.
+// wantWaiting checks that what was started has not returned.
 func wantWaiting(t *testing.T, c <-chan error) {
 	t.Helper()
 	synctest.Wait()
@@ -620,7 +622,7 @@ func wantWaiting(t *testing.T, c <-chan error) {
 	}
 }
 
-// wantReturned wants what was started to have returned err, at once.
+// wantReturned checks that what was started has returned err, at once.
 func wantReturned(t *testing.T, c <-chan error, err error) {
 	t.Helper()
 	synctest.Wait()
@@ -634,8 +636,8 @@ func wantReturned(t *testing.T, c <-chan error, err error) {
 	}
 }
 
-// carryAll has two links say to each other what they have to say, until both are
-// silent. Of what a test keeps, the other one hears nothing.
+// carryAll has two links exchange payloads until both are silent. Payloads that a test
+// keeps do not reach the other link.
 func carryAll(t *testing.T, a, b *Link, keeps ...func(Payload) bool) {
 	t.Helper()
 	for quiet := false; !quiet; {
@@ -644,7 +646,7 @@ func carryAll(t *testing.T, a, b *Link, keeps ...func(Payload) bool) {
 	}
 }
 
-// carryOne is carryAll for one payload, and says whether there was one.
+// carryOne is carryAll for one payload, and reports whether there was one.
 func carryOne(t *testing.T, from, to *Link, keeps ...func(Payload) bool) bool {
 	t.Helper()
 	p, err := from.Next(endedContext)

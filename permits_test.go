@@ -15,16 +15,17 @@ func (s *hubSession) requests() int { return s.h.cfg.MaxReplays - s.permits.free
 // requests is how many replay requests count for the viewer's link.
 func (hv *hubViewerLink) requests() int { return hv.h.cfg.MaxViewerReplays - hv.permits.free }
 
-// Rule 12: at most so many requests are open, those that wait have their turn in the
-// order in which they came, and what is given back for later is taken until then.
+// Rule 12: only a limited number of requests are open, cursors that wait get permits in
+// the order in which they came, and a permit that is released for later stays taken
+// until then.
 func TestPermits(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		limit int
-		// What is done, a letter for a cursor: "+a" it acquires a permit, and "?a" it
-		// has to wait instead; "-" one is released, "-1s" one is released in a second,
-		// and "1s" a second has passed since the start; "/a" it leaves the queue. The
-		// one whose turn it is stands behind "=", and "=" alone is nobody.
+		// What is done, a letter for a cursor: "+a" it acquires a permit, and "?a" it has to
+		// wait instead; "-" one is released, "-1s" one is released in a second, and "1s" a
+		// second has passed since the start; "/a" it leaves the queue. The cursor whose turn it
+		// is follows "="; "=" alone means that it is nobody's turn.
 		steps string
 		free  int
 	}{
@@ -89,7 +90,7 @@ func TestPermits(t *testing.T) {
 	}
 }
 
-// timeAfter is the time so long after start, or zero if nothing is said.
+// timeAfter is the time this long after start, or zero if none is given.
 func timeAfter(start time.Time, d string) time.Time {
 	if d == "" {
 		return time.Time{}
@@ -121,9 +122,9 @@ func TestPermitsExpire(t *testing.T) {
 	}
 }
 
-// The timer of replay requests is 15 s again after progress. It was not, for a request
-// that was made after one without an answer: its answer's next part, when lost, was asked
-// for after 30 s.
+// The timer of replay requests is 15 s again after progress. It was not for a request
+// that followed an unanswered one: when the next part of its answer was lost, it was
+// requested after 30 s.
 func TestReplayTimerAfterProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})

@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// Whatever codec a caller uses, no payload passes Handle that breaks a bound, and one that
-// is just at it does: encoding/json decodes the frames of the table.
+// Whatever codec a caller uses, Handle refuses payloads that exceed a bound and accepts
+// those just at it: here, encoding/json decodes the frames of the table.
 func TestPayloadBounds(t *testing.T) {
 	l := newScript().Link
 	for _, c := range badCases(t, "any") {
@@ -36,9 +36,9 @@ func TestPayloadBounds(t *testing.T) {
 	}
 }
 
-// An id is any text without control characters, those between 0x80 and 0x9f
-// included. The replacement character is a character like any other, unless it
-// stands for bytes that are no text.
+// An id is any text without control characters, those between 0x80 and 0x9f included.
+// The replacement character is a character like any other, unless it replaces bytes
+// that are not text.
 func TestValidID(t *testing.T) {
 	for id, want := range map[string]bool{
 		"":                              false,
@@ -71,7 +71,7 @@ func TestValidID(t *testing.T) {
 	}
 }
 
-// An epoch is of [0-9a-z_-] alone: the neighbours of each range are not in it.
+// An epoch consists of [0-9a-z_-] only: the neighbours of each range are refused.
 func TestValidEpoch(t *testing.T) {
 	for _, id := range []string{"0", "9", "a", "z", "_", "-", strings.Repeat("0", maxEpoch)} {
 		if !validEpoch(id) {
@@ -85,8 +85,8 @@ func TestValidEpoch(t *testing.T) {
 	}
 }
 
-// A time has a year from 0 to 9999 where it is told and in UTC: near the bounds one
-// may be inside and the other not.
+// A time has a year from 0 to 9999, both in its own zone and in UTC: near the bounds
+// one may be inside and the other not.
 func TestValidTime(t *testing.T) {
 	first := time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)
 	end := time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -104,8 +104,8 @@ func TestValidTime(t *testing.T) {
 	}
 }
 
-// roundTrip tells p by encoding/json and by the wire, and expects the same back,
-// and just these fields.
+// roundTrip encodes p with encoding/json and for the wire, and expects the same back,
+// with exactly these fields.
 func roundTrip[T any, P interface {
 	*T
 	Payload

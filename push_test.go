@@ -37,7 +37,7 @@ func TestPush(t *testing.T) {
 		if next != 251 {
 			t.Errorf("events up to %d", next-1)
 		}
-		pass(heartbeatEvery) // the clock is looked at without a Next
+		pass(heartbeatEvery) // the clock is checked without a Next
 		v.wantTypes("status")
 		pass(2 * heartbeatEvery)
 		v.wantTypes("status", "status")
@@ -81,7 +81,7 @@ func TestPushBesideRun(t *testing.T) {
 	})
 }
 
-// What ends a link that pushes, and what its caller then gets.
+// The ways in which a link that pushes ends, and what its caller then gets.
 func TestPushEnds(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
@@ -123,7 +123,7 @@ func TestPushEnds(t *testing.T) {
 	}
 }
 
-// Why a link died is pushed before it ends.
+// The reason why a link died is pushed before it ends.
 func TestPushLastWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newPeer(t, NewHub(nil).ConnectViewer("tab"))
@@ -132,8 +132,8 @@ func TestPushLastWords(t *testing.T) {
 	})
 }
 
-// A send that is stuck holds up nobody for whom there is a goroutine left, and is told
-// to end soon after its link has died.
+// A send that is stuck delays no other link while there is a goroutine left, and its
+// context ends soon after its link has died.
 func TestPushStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -161,7 +161,7 @@ func TestPushStuck(t *testing.T) {
 	})
 }
 
-// Rule 9: a hub that is silent is taken for gone, also while send is stuck.
+// Rule 9: a hub that is silent is considered gone, even while send is stuck.
 func TestPushSilence(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -186,8 +186,9 @@ func TestPushSilence(t *testing.T) {
 	}
 }
 
-// Agents, a hub and viewers that all push to one another: everybody gets everything,
-// each viewer's link sends by one goroutine at a time, and when it is over none is left.
+// Agents, a hub and viewers all push to one another: every viewer gets everything, each
+// viewer's link sends from one goroutine at a time, and in the end no goroutine is
+// left.
 func TestPushAllAround(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -251,7 +252,7 @@ func join(t *testing.T, a, b *Link) {
 	push(b, a)
 }
 
-// readAll reads until all sessions have ended, and connects anew now and then.
+// readAll reads until all sessions have ended, and reconnects now and then.
 func readAll(t *testing.T, v *Viewer, sessions, events int, connect func()) {
 	random := rand.New(rand.NewPCG(1, 2))
 	next := make(map[string]uint64)
@@ -286,8 +287,9 @@ func readAll(t *testing.T, v *Viewer, sessions, events int, connect func()) {
 }
 
 // A heartbeat that falls due while a send is under way is sent after it, and those
-// after it too (rule 9). The workers went by the time at which its turn had begun, to
-// which the timer was set already, and had rung: the link's clock stood still for good.
+// after it too (rule 9). The workers used the time at which its turn had begun, for
+// which the timer had already been set and had fired: the link's clock stood still for
+// good.
 func TestPushTimerRingsDuringSend(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

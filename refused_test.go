@@ -16,24 +16,25 @@ import (
 	"time"
 )
 
-// The table of bad inputs, testdata/refused: what peers say that they must not, and the
-// answer. Its README.md says how a case is written, and in what state each link is.
-// TestUnmarshalRefuses and TestUnmarshalBounds read it for the decoder, TestPayloadBounds
-// for Handle behind another codec, hostile_test.go for each kind of link, and the fuzz targets
-// as seeds. What no frame can say stands in badPayloads, below.
+// The table of bad inputs, testdata/refused: payloads that peers must not send, and the
+// answers to them. Its README.md says how a case is written, and in what state each
+// link is. TestUnmarshalRefuses and TestUnmarshalBounds read it for the decoder,
+// TestPayloadBounds for Handle with another codec, hostile_test.go for each kind of
+// link, and the fuzz targets as seeds. Payloads that no frame can express are in
+// badPayloads, below.
 
 // A badCase is one case of the table.
 type badCase struct {
 	name   string
 	to     string                  // the kind of link; "any": all of them
-	before []string                // good frames that are said first
-	frame  string                  // with its variables, unless it is to any
-	say    func(v *victim) Payload // of badPayloads: said by Handle, instead of a frame
+	before []string                // good frames that are sent first
+	frame  string                  // with its variables, unless the case is for any link
+	say    func(v *victim) Payload // from badPayloads: passed to Handle, instead of a frame
 	want   *ErrorPayload           // the refusal; nil: there is none
-	loose  bool                    // of the refusal only the code is given
+	loose  bool                    // only the code of the refusal is given
 	stale  bool                    // it is ignored, and counted as stale
-	taken  bool                    // it stands just at a bound, and is good
-	says   []string                // what the link says, behind the refusal
+	taken  bool                    // it is just at a bound, and is good
+	says   []string                // what the link sends after the refusal
 	ends   bool                    // the link ends
 }
 
@@ -61,7 +62,7 @@ func badCases(t testing.TB, to string) (out []badCase) {
 	return out
 }
 
-// badFrames are the frames that no link takes.
+// badFrames are the frames that no link accepts.
 func badFrames(t testing.TB) (out []badCase) {
 	t.Helper()
 	for _, c := range badCases(t, "any") {
@@ -174,8 +175,8 @@ func kindOfLink(to string) bool {
 	return to == "any"
 }
 
-// readRefusal reads what a peer is told: the code, the other fields as JSON, and the
-// text for people.
+// readRefusal reads the error that a peer gets: the code, the other fields as JSON, and
+// the text for people.
 func readRefusal(s string) (*ErrorPayload, bool, error) {
 	s, err := expand(s)
 	if err != nil {
@@ -208,7 +209,7 @@ func readRefusal(s string) (*ErrorPayload, bool, error) {
 	return p, false, nil
 }
 
-// wantOf is the text of an error, which was written where an int has 64 bits.
+// wantOf is the text of an error; the table was written where an int has 64 bits.
 func wantOf(want string) string {
 	for _, field := range []string{" v: ", " window: ", " limit: "} {
 		if strconv.IntSize == 32 && strings.Contains(want, field) {
@@ -218,7 +219,7 @@ func wantOf(want string) string {
 	return want
 }
 
-// expand writes out what a frame is short for.
+// expand expands the abbreviations in a frame.
 func expand(s string) (out string, err error) {
 	out = pieceForm.ReplaceAllStringFunc(s, func(piece string) string {
 		m := pieceForm.FindStringSubmatch(piece)
@@ -252,7 +253,7 @@ func expand(s string) (out string, err error) {
 	return out, err
 }
 
-// spread makes the cases of one that has a list in its frame.
+// spread makes one case per value from a case that has a list in its frame.
 func (c badCase) spread(lists map[string][]string) (out []badCase) {
 	list := listForm.FindString(c.frame)
 	if list == "" || lists[list] == nil {
@@ -267,8 +268,8 @@ func (c badCase) spread(lists map[string][]string) (out []badCase) {
 	return out
 }
 
-// badPayloads are what no frame can say, but a caller with a codec of its own. The
-// refusals are written as in the table.
+// badPayloads are payloads that no frame can express, but that a caller with a codec of
+// its own can pass in. The refusals are written as in the table.
 func badPayloads(t testing.TB) (out []badCase) {
 	t.Helper()
 	const large = MaxSeq + 1

@@ -21,7 +21,7 @@ func TestReplayCursor(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		request ReplayRequestPayload
-		until   uint64 // where it ends at the latest
+		until   uint64 // the latest number at which it ends
 		page    int    // events that the next page of at most 4 may have
 
 		last   uint64 // of the page that is sent
@@ -58,8 +58,8 @@ func TestReplayCursor(t *testing.T) {
 	}
 }
 
-// TestStreamerReplay: more than 250 events for one viewer come in batches of 100,
-// each of which names the viewer (rule 12).
+// TestStreamerReplay: more than 250 events for one viewer come in batches of 100, each
+// naming the viewer (rule 12).
 func TestStreamerReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -94,7 +94,8 @@ func TestStreamerReplay(t *testing.T) {
 	})
 }
 
-// TestStreamerReplayBounds: what a request may ask for, and what it gets (rule 12).
+// TestStreamerReplayBounds: the ranges that a request may name, and the answers (rule
+// 12).
 func TestStreamerReplayBounds(t *testing.T) {
 	type pages [][2]uint64 // first and last of each
 	synctest.Test(t, func(t *testing.T) {
@@ -108,7 +109,7 @@ func TestStreamerReplayBounds(t *testing.T) {
 			limit        int
 			pages        pages
 		}{
-			{0, 0, 0, pages{{21, 120}, {121, 220}, {221, 250}}}, // but for the gap, which stands in the first
+			{0, 0, 0, pages{{21, 120}, {121, 220}, {221, 250}}}, // except for the gap, which is in the first
 			{0, 20, 0, pages{{21, 20}}},
 			{0, 10, 0, pages{{21, 10}}},
 			{19, 0, 1, pages{{21, 21}}},
@@ -170,15 +171,15 @@ func TestStreamerReplayGaps(t *testing.T) {
 			{10, 12, nil},
 		} {
 			req := &ReplayRequestPayload{SessionID: "s", RequestID: fmt.Sprint("r", i), AfterSeq: test.after, UntilSeq: test.until}
-			hub.send(req) // also what is pending can be replayed
+			hub.send(req) // pending events can be replayed, too
 			hub.want(agentPage(req, test.after+1, test.until, test.until, 1, true, test.gap...))
 		}
 		hub.wantIdle("all are answered")
 	})
 }
 
-// TestStreamerReplayRefused: what can't be answered is refused, with the request's
-// id and the viewer's (rule 12).
+// TestStreamerReplayRefused: a request that can't be answered is refused, with its id
+// and the viewer's (rule 12).
 func TestStreamerReplayRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, hub := ackedStreamer(t, nil, 3)
@@ -241,7 +242,8 @@ func TestStreamerReplayBusy(t *testing.T) {
 	}
 }
 
-// TestStreamerNoReplays: an agent that answers no replays says so for good (rule 12).
+// TestStreamerNoReplays: an agent that answers no replays refuses each request
+// permanently (rule 12).
 func TestStreamerNoReplays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -344,7 +346,7 @@ func TestStreamerReplayBytesExact(t *testing.T) {
 	}
 }
 
-// TestStreamerReplayAcrossRenew: a replay of an older life ends with it.
+// TestStreamerReplayAcrossRenew: a replay of an older life ends with that life.
 func TestStreamerReplayAcrossRenew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, hub := ackedStreamer(t, nil, 3)
@@ -356,9 +358,9 @@ func TestStreamerReplayAcrossRenew(t *testing.T) {
 	})
 }
 
-// TestStreamerReplayGivenUpWhileSent: a viewer that asks anew gives its older request up. That
-// one's last batch read whether it was done when others could write that (rule 12):
-// the race detector sees it, and it could have said done in the middle.
+// TestStreamerReplayGivenUpWhileSent: a viewer's new request replaces its older one.
+// The older one's last batch read whether it was done while others could write that
+// (rule 12): the race detector sees it, and a batch in the middle could have said done.
 func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -383,7 +385,7 @@ func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
 	})
 }
 
-// What a page of 100 events costs to replay, against how deep in the log it lies.
+// The cost of replaying a page of 100 events, by its depth in the log.
 func BenchmarkReplayPage(b *testing.B) {
 	for _, depth := range []uint64{0, 500, 900} {
 		b.Run(fmt.Sprint("depth=", depth), func(b *testing.B) {

@@ -16,7 +16,7 @@ import (
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-// A logModel is a log the slow way: what stands at each number from first on.
+// A logModel is a slow log: what is at each number from first on.
 type logModel struct {
 	first uint64
 	at    []string // "" for an event, else the reason of the gap that covers it
@@ -60,7 +60,7 @@ func (m *logModel) tiles(after, until uint64) (events []uint64, gaps []Gap) {
 // testEvent is an event whose data is its number.
 func testEvent(seq uint64) Event { return Event{Seq: seq, Type: "out", Data: fmt.Append(nil, seq)} }
 
-// testSize is the bytes of its JSON.
+// testSize is the size of its JSON.
 func testSize(seq uint64) int {
 	p, err := newPage(seq, seq, []Event{testEvent(seq)}, nil)
 	if err != nil {
@@ -133,7 +133,7 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 	}
 }
 
-// eventsOfPage are its events, in the page's own bytes, whose use goes on.
+// eventsOfPage are a page's events, in the page's own bytes, which stay in use.
 func eventsOfPage(p *page) []Event { return decodeEvents(p.slots, nil) }
 
 func checkPage(t *testing.T, p *page, after, last uint64, wantEvents []uint64, wantGaps []Gap) {
@@ -189,8 +189,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestLogTrim: nothing pending is evicted, and what is acknowledged only as far as
-// the limits ask (rule 10).
+// TestLogTrim: nothing pending is evicted, and acknowledged events only as far as the
+// limits require (rule 10).
 func TestLogTrim(t *testing.T) {
 	t.Parallel()
 	const count = 8
@@ -214,8 +214,8 @@ func TestLogTrim(t *testing.T) {
 	}
 }
 
-// TestLogTrimGaps: gaps count as no events, and yet there are never more of them
-// than can stand between the events that are kept.
+// TestLogTrimGaps: gaps do not count as events, but there are never more of them than
+// fit between the events that are kept.
 func TestLogTrimGaps(t *testing.T) {
 	l := &log{}
 	for seq := range uint64(40) {
@@ -243,8 +243,8 @@ func TestLogTrimNoLimit(t *testing.T) {
 	}
 }
 
-// TestLogLose turns each event of each log into a gap, with the same and with
-// other reasons beside it: neighbours merge if the reasons are the same.
+// TestLogLose turns each event of each log into a gap, next to gaps with the same and
+// with other reasons: neighbours merge if the reasons are the same.
 func TestLogLose(t *testing.T) {
 	t.Parallel()
 	reasons := []Reason{ReasonDropped, ReasonRejected}
@@ -274,9 +274,9 @@ func TestLogLose(t *testing.T) {
 	}
 }
 
-// What a log counts and loses behind a number, for each log of up to four events and
-// gaps: as if it were looked through number by number. A gap is no event, also where it
-// crosses the number up to which events count.
+// What a log counts and loses after a number, for each log of up to four events and
+// gaps, is the same as when going through it number by number. A gap is not an event,
+// even where it crosses the number up to which events count.
 func TestLogAfter(t *testing.T) {
 	const count = 4
 	for lost := range uint64(1 << count) {
@@ -318,7 +318,7 @@ func TestLogAfter(t *testing.T) {
 	}
 }
 
-// Gaps of different reasons stay apart, up to a limit; beyond it a new one is joined
+// Gaps of different reasons stay apart, up to a limit; beyond it a new one is merged
 // with its neighbours.
 func TestLogMaxGaps(t *testing.T) {
 	for _, test := range []struct{ lost, events, left int }{
@@ -334,8 +334,8 @@ func TestLogMaxGaps(t *testing.T) {
 	}
 }
 
-// TestLogDeclare: what is missing in front becomes a gap, and joins one that stands
-// there (rule 6).
+// TestLogDeclare: missing numbers in front become a gap, which joins one that is
+// already there (rule 6).
 func TestLogDeclare(t *testing.T) {
 	for count := range uint64(8) {
 		for evicted := range count + 1 {
@@ -384,7 +384,7 @@ func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 	return p.open(), p.gaps
 }
 
-// TestLogSteps does everything to a log in random order.
+// TestLogSteps applies all operations to a log in random order.
 func TestLogSteps(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(60) {
@@ -435,8 +435,8 @@ func TestLogSteps(t *testing.T) {
 	}
 }
 
-// TestReadBounds: a page ends just at its number of events, at the number up to
-// which events may go, and at its bytes; gaps count as no events (rule 7).
+// TestReadBounds: a page ends just at its number of events, at the number up to which
+// events may go, and at its bytes; gaps do not count as events (rule 7).
 func TestReadBounds(t *testing.T) {
 	size := testSize(1) + 1
 	for _, test := range []struct {
@@ -493,7 +493,7 @@ func TestReadGaps(t *testing.T) {
 	}
 }
 
-// A gap behind an event is taken if it fits, to the byte; one in front always is.
+// A gap after an event is included if it fits, to the byte; one in front always is.
 func TestReadGapBytes(t *testing.T) {
 	l := testLog(1)
 	l.lost(2, ReasonDropped)
@@ -550,7 +550,7 @@ func TestReadBytes(t *testing.T) {
 	}
 }
 
-// TestPageStays: what was read never changes, whatever becomes of the log.
+// TestPageStays: what was read never changes, whatever happens to the log.
 func TestPageStays(t *testing.T) {
 	for _, copied := range []int{0, pageBytes} {
 		l := testLog(50)
@@ -562,7 +562,7 @@ func TestPageStays(t *testing.T) {
 		}
 		l.lose(l.find(l.head), ReasonDropped)
 		for i := range events {
-			_ = append(events[i].Data, "spoilt"...) // no room behind it either
+			_ = append(events[i].Data, "spoilt"...) // no room after it either
 		}
 		checkPage(t, &p, 0, 50, numbersUpTo(50), nil)
 		m := &logModel{first: l.first(), at: make([]string, l.head-l.first()+1)}
@@ -595,7 +595,7 @@ func TestPageCopied(t *testing.T) {
 	checkRead(t, l, m)
 }
 
-// TestDraft: an event's JSON is the same for each number, but for the number.
+// TestDraft: an event's JSON is the same for each number, except for the number itself.
 func TestDraft(t *testing.T) {
 	at := time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC)
 	for _, test := range []struct {
@@ -633,7 +633,7 @@ func TestDraft(t *testing.T) {
 	}
 }
 
-// TestNewPage: what came in a batch is put into a log and read as it was sent.
+// TestNewPage: what came in a batch is put into a log, and reads as it was sent.
 func TestNewPage(t *testing.T) {
 	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
 	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonRejected}}
@@ -655,7 +655,7 @@ func TestNewPage(t *testing.T) {
 	}
 }
 
-// A pageModel is what stands at each number of a page.
+// A pageModel is what is at each number of a page.
 func pageModel(p *page) (out []string) {
 	events, gaps := eventsOfPage(p), p.gaps
 	for seq := p.first; seq <= p.last; seq++ {
@@ -673,8 +673,8 @@ func pageModel(p *page) (out []string) {
 	return out
 }
 
-// TestPageParts: clip, cut and pieces keep what they are to keep, count its bytes,
-// and leave the batch they were made of alone.
+// TestPageParts: clip, cut and pieces keep what they should, count its bytes, and leave
+// the original batch unchanged.
 func TestPageParts(t *testing.T) {
 	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
 	gaps := []Gap{{1, 2, ReasonDropped}, {5, 5, ReasonRejected}, {7, 9, ReasonUnavailable}}
@@ -716,7 +716,7 @@ func pageSize(p *page) int {
 	return n
 }
 
-// A gap is clipped where it begins before what is known ends, to the number.
+// A gap that begins before the known numbers end is clipped exactly there.
 func TestPageClipsGap(t *testing.T) {
 	for after, from := range map[uint64]uint64{1: 3, 2: 3, 3: 4, 4: 5} {
 		p := gapPage(3, 5, ReasonDropped)
@@ -750,7 +750,7 @@ func TestPagePieceBytes(t *testing.T) {
 	}
 }
 
-// A log that takes a page from its second chunk on has the right bytes of it.
+// A log that accepts a page from the page's second chunk on has the right bytes.
 func TestLogAcceptsClippedPage(t *testing.T) {
 	l := testLog(200)
 	p := l.read(span{until: 200, eventsUntil: 200, events: 200, bytes: pageBytes})
@@ -770,7 +770,7 @@ func TestLogAcceptsClippedPage(t *testing.T) {
 	}
 }
 
-// A page of no more bytes than are to be copied is copied; a larger one is lent.
+// A page no larger than the limit for copying is copied; a larger one is lent.
 func TestReadCopies(t *testing.T) {
 	l := testLog(2)
 	size := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes}).bytes
@@ -813,7 +813,7 @@ func TestPagePieces(t *testing.T) {
 	}
 }
 
-// publishBytes publishes an event of so many bytes, and returns its number.
+// publishBytes publishes an event of the given size, and returns its number.
 func (l *log) publishBytes(t *testing.T, n int) uint64 {
 	t.Helper()
 	d := preparedEvent{ev: &Event{Bytes: make([]byte, n)}}
@@ -851,7 +851,7 @@ func TestLogMemory(t *testing.T) {
 			seq := l.publishBytes(t, 100)
 			l.lose(l.find(seq), []Reason{ReasonRejected, ReasonDropped}[i%2])
 		},
-		// Each large event began a chunk, and so did the small one behind it.
+		// Each large event began a chunk, and so did the small one after it.
 		"small and large in turn": func(l *log, i int) {
 			l.publishBytes(t, []int{10, 4000}[i%2])
 			l.trim(l.head, 200, 1<<30)

@@ -52,7 +52,7 @@ func TestRetryStop(t *testing.T) {
 	}
 }
 
-// A wait of its own is for once, and no progress.
+// A wait given for once is used only once, and does not count as progress.
 func TestRetryStartIn(t *testing.T) {
 	now := time.Unix(1000, 0)
 	var r retry

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// Rule 6 at each bound: just before it, at it and after it. What is sent next is behind
+// Rule 6 at each bound: just before it, at it and after it. What is sent next follows
 // the number in sent.
 func TestSendCursorAck(t *testing.T) {
 	waiting := sendCursor{}                                              // nothing was sent on this link yet
 	pioneer := sendCursor{implicitOpen: true, sent: 5, maxSentOnLink: 5} // its first batch is out
 	open := sendCursor{opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
-	back := sendCursor{opened: true, firstAck: 3, sent: 3, maxSentOnLink: 6} // it sends again
+	back := sendCursor{opened: true, firstAck: 3, sent: 3, maxSentOnLink: 6} // it resends
 	ahead := sendCursor{opened: true, firstAck: 7, sent: 7}                  // the first ack was beyond what this link sent
 	lost := sendCursor{rewind: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
 	for _, test := range []struct {
@@ -222,7 +222,7 @@ func TestSendCursorPause(t *testing.T) {
 	}
 }
 
-// Rule 5: that the receiver doesn't know the session is news once, until its next ack.
+// Rule 5: unknown_session has an effect once, until the next ack.
 func TestSendCursorReopen(t *testing.T) {
 	for name, c := range map[string]sendCursor{
 		"open":    {opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6},

@@ -51,7 +51,7 @@ func (w *simWorld) check() {
 func (w *simWorld) checkSession(a *simAgent, s *Session) {
 	cfg := &a.st.cfg
 	k := simKey{s.id, s.epoch}
-	if s.acked > 0 && s.acked > w.truthOf(k).accepted { // S3: nothing is let go before some hub has it
+	if s.acked > 0 && s.acked > w.truthOf(k).accepted { // S3: nothing is freed before some hub has it
 		w.fail("S3: %s %s: %d are acknowledged, which no hub accepted", a.id, s.id, s.acked)
 	}
 	if s.acked > s.log.head || s.maxSentInEpoch > s.log.head || s.log.first() > s.acked+1 { // S4
@@ -71,7 +71,7 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 	case !w.lowered && (s.pendingEvents > cfg.MaxPendingEvents || s.pendingBytes > cfg.MaxPendingBytes):
 		w.fail("S10: %s %s: %d events and %d bytes pending", a.id, s.id, s.pendingEvents, s.pendingBytes)
 	case s.log.events > max(cfg.ReplayEvents, s.pendingEvents) || s.log.bytes > max(cfg.ReplayBytes, s.pendingBytes):
-		if s.log.first() <= s.acked { // pending may be more than what is kept for replay
+		if s.log.first() <= s.acked { // pending events may exceed what is kept for replay
 			w.fail("S10: %s %s holds %d events, %d bytes", a.id, s.id, s.log.events, s.log.bytes)
 		}
 	}
@@ -100,7 +100,7 @@ type logLook struct {
 	n, events, bytes   int
 }
 
-// lookedAt reports whether a log has changed since it was last looked at.
+// lookedAt reports whether a log has changed since it was last checked.
 func (w *simWorld) lookedAt(l *log, acked uint64) bool {
 	now := logLook{l.first(), l.head, acked, l.ring.n, l.events, l.bytes}
 	if w.looked[l] == now {
@@ -188,14 +188,14 @@ func (w *simWorld) checkHub() {
 	}
 }
 
-// checkHubLog: S10. Gaps stand between the events, before and behind them.
+// checkHubLog: S10. Gaps lie between the events, before and after them.
 func (w *simWorld) checkHubLog(id string, l *log) {
 	if l.events > w.hub.cfg.LogEvents || l.bytes > w.hub.cfg.LogBytes || l.ring.n > 2*l.events+maxGaps+1 {
 		w.fail("S10: the hub holds %d entries, %d events, %d bytes of %s", l.ring.n, l.events, l.bytes, id)
 	}
 }
 
-// noteStarts notes where epochs begin of which nothing was committed yet.
+// noteStarts notes where epochs begin of which nothing has been committed yet.
 func (w *simWorld) noteStarts() {
 	for _, id := range simIDs {
 		s := w.hub.sessions[id]
@@ -239,7 +239,7 @@ func starts(p Payload, k simKey, start uint64) bool {
 	return false
 }
 
-// forgetPositions forgets where the hub was in what it has forgotten.
+// forgetPositions forgets how far the hub was in sessions that it has forgotten.
 func (w *simWorld) forgetPositions() {
 	for k := range w.position {
 		switch s := w.hub.sessions[k.session]; {
@@ -477,7 +477,7 @@ func (w *simWorld) checkAnswer(al *streamerLink, p *ReplayBatchPayload) {
 	}
 }
 
-// checkPosition: rule 14. A viewer's position is what its reader is done with.
+// checkPosition: rule 14. A viewer's position is how far its reader has finished.
 func (w *simWorld) checkPosition(v *simViewer, id string, r *simReader) {
 	if r == nil || v.v.Position(id) != r.pos {
 		w.fail("S7: %s %s: the position is %v, and %+v was dealt with", v.id, id, v.v.Position(id), r)
@@ -541,7 +541,7 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 	r.pos = it.Position()
 }
 
-// A handling is what was the case before a payload was handled.
+// A handling is the state before a payload was handled.
 type handling struct {
 	stale  bool   // it must not change anything
 	digest digest // of the machine then
@@ -593,8 +593,8 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	}
 }
 
-// noteError: after unknown_session or a retryable error, the next ack counts as a
-// first one (S5).
+// noteError: after unknown_session or a retryable error, the next ack counts as a first
+// ack (S5).
 func (w *simWorld) noteError(al *streamerLink, p Payload) {
 	if e, ok := p.(*ErrorPayload); ok {
 		if s := al.st.sessions[e.SessionID]; s != nil && s.sender != nil && !s.sender.opened {
@@ -715,8 +715,8 @@ func (w *simWorld) digestOf(m machine) digest {
 	return d
 }
 
-// What holds of the machines after every step, whoever their peers are (PROTOCOL.md,
-// "Invariants"). Each function returns what is wrong, or nothing.
+// Invariants of the machines that hold after every step, whatever their peers do
+// (PROTOCOL.md, "Invariants"). Each function returns what is wrong, or nothing.
 
 // logFault: entries tile first to head, and the counts are those of the entries.
 func logFault(l *log) string {
@@ -799,7 +799,7 @@ func streamerFault(st *Streamer) string {
 	return ""
 }
 
-// linkFault: what waits to be sent is bounded, and a dead link holds nothing.
+// linkFault: payloads waiting to be sent are bounded, and a dead link holds nothing.
 func linkFault(l *Link) string {
 	if len(l.replies) > 2*maxReplies || errorsIn(l.replies) > maxReplies {
 		return fmt.Sprintf("S10: %d answers wait", len(l.replies))
@@ -810,7 +810,7 @@ func linkFault(l *Link) string {
 	return ""
 }
 
-// readyTasks is how many tasks of a link are to be asked now.
+// readyTasks is the number of a link's tasks that are ready.
 func readyTasks(l *Link) int {
 	n, _ := l.tasks.Len()
 	return n
@@ -825,7 +825,7 @@ func errorsIn(ps []Payload) (n int) {
 	return n
 }
 
-// hubFault: S10 of a hub, and who belongs to whom.
+// hubFault: S10 of a hub, and that what refers to each other agrees.
 func hubFault(h *Hub) string {
 	known := 0
 	for id, s := range h.sessions {
@@ -943,8 +943,8 @@ func hubViewerFault(hv *hubViewerLink) string {
 	return linkFault(hv.Link)
 }
 
-// viewerFault: S10 of a viewer. An error needs no room, and there is one a watch at
-// the most.
+// viewerFault: S10 of a viewer. An error needs no room, and there is at most one per
+// watch.
 func viewerFault(v *Viewer) string {
 	bytes, errs := 0, 0
 	for _, q := range v.queue {

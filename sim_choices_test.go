@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// A source makes the choices of one schedule of the simulation: first those of the
-// world's beginning, then those of each step, and at last those of the time when
-// faults have stopped. By convention 0 is the plainest choice.
+// A source makes the choices of one schedule of the simulation: first those for the
+// world's start, then those for each step, and finally those for the time after faults
+// have stopped. By convention 0 is the plainest choice.
 type source interface {
 	next() bool // begins the next step; false: there is none
 	choose(n int) int
@@ -60,7 +60,7 @@ func (s schedule) String() string {
 	return b.String()
 }
 
-// readSchedule reads what String wrote, below lines of comment.
+// readSchedule reads what String wrote, after lines of comment.
 func readSchedule(name string) (schedule, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -145,7 +145,7 @@ type enumerator struct {
 	depth  int // steps of a schedule
 	steps  int
 	path   []int // the choices of this schedule
-	of     []int // and out of how many
+	of     []int // and out of how many each
 	at     int
 	prefix int // choices that don't change
 }
@@ -167,8 +167,8 @@ func (e *enumerator) choose(n int) int {
 	return e.path[e.at-1]
 }
 
-// advance goes on to the first schedule that differs in a choice that was asked
-// for; false if there is none.
+// advance moves to the next schedule that differs in a choice that was used; false if
+// there is none.
 func (e *enumerator) advance() bool {
 	e.path, e.of = e.path[:e.at], e.of[:e.at]
 	for i := len(e.path) - 1; i >= e.prefix; i-- {
@@ -194,7 +194,7 @@ func shrink(s schedule, tries int, fails func(schedule) bool) schedule {
 	}
 	for before := -1; before != s.weight() && tries > 0; {
 		before = s.weight()
-		for n := max(1, (len(s)-2)/2); n > 0; n /= 2 { // cut n steps out
+		for n := max(1, (len(s)-2)/2); n > 0; n /= 2 { // cut out n steps
 			for i := 1; i+n < len(s) && tries > 0; {
 				if !try(append(s[:i:i], s[i+n:]...)) {
 					i += n

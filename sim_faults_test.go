@@ -5,10 +5,11 @@ import (
 	"time"
 )
 
-// connectSome connects somebody who has no connection, or who believes so.
+// connectSome connects an agent or viewer that has no connection, and now and then one
+// that still has.
 func (w *simWorld) connectSome() {
 	i := w.choose(len(w.agents) + len(w.viewers))
-	anyway := w.rarely(8) // although the old one is whole
+	anyway := w.rarely(8) // although the old one is intact
 	if i < len(w.agents) {
 		if a := w.agents[i]; !a.away && (anyway || broken(a.wire)) {
 			w.connectAgent(a)
@@ -76,7 +77,7 @@ func (w *simWorld) disturb() {
 	}
 }
 
-// forge makes a viewer's progress of an ack, and an ack of what was never sent.
+// forge turns an ack into a viewer's progress, and into an ack of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
 	al, agent := to.link.m.(*streamerLink)
@@ -150,7 +151,7 @@ func (w *simWorld) recover() {
 	}
 }
 
-// upset does what happens rarely: to agents, to viewers, to the hub.
+// upset makes rare things happen to agents, viewers and the hub.
 func (w *simWorld) upset() {
 	switch w.choose(3) {
 	case 0:
@@ -171,7 +172,7 @@ func (w *simWorld) upsetAgent(a *simAgent) {
 		w.startAgent(a)
 	case 2:
 		w.closeAgent(a)
-	case 3: // there is no store behind the log yet: this is what a restart with its log comes to
+	case 3: // an agent's log has no store: this is equivalent to a restart with its log
 		w.say("%s loses its connection and keeps its log", a.id)
 		w.breakWire(a.wire)
 	case 4:

@@ -15,7 +15,7 @@ func (w *simWorld) quiesce() {
 	w.publishAll()
 	w.restWithin(20*time.Minute, 5*time.Second, nil)
 	for losses := w.choose(4); losses > 0 && w.err == nil; losses-- {
-		for range 10 { // what was lost before, of which there is nothing to see yet
+		for range 10 { // an earlier loss that has not shown yet
 			w.now = w.now.Add(5 * time.Second)
 			w.drain(nil)
 		}
@@ -23,7 +23,7 @@ func (w *simWorld) quiesce() {
 	}
 }
 
-// calm ends everything that goes wrong, but for an agent that may be away for good.
+// calm ends everything that goes wrong, except that an agent may be away for good.
 func (w *simWorld) calm() {
 	w.recover()
 	w.claims = false
@@ -41,8 +41,8 @@ func (w *simWorld) calm() {
 	}
 }
 
-// publishAll has every session say something: one that was taken over is told so
-// then (L6).
+// publishAll publishes in every session: the agent of one that was taken over then
+// learns of it (L6).
 func (w *simWorld) publishAll() {
 	plain := w.plain
 	w.plain = true
@@ -57,11 +57,11 @@ func (w *simWorld) publishAll() {
 	}
 }
 
-// restWithin lets the machines work, a step of time after the other, until they are
-// at rest. drop may drop a payload, and then the time counts from there.
+// restWithin lets the machines work, one step of time after the other, until they are
+// at rest. drop may drop a payload, and the time then counts from there.
 func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool) {
 	for end := w.now.Add(limit); ; w.now = w.now.Add(step) {
-		for _, a := range w.agents { // who is cut off has to find that out by itself
+		for _, a := range w.agents { // an agent that is cut off has to find that out by itself
 			if !a.away && (a.wire == nil || a.wire.peer.dead) {
 				w.connectAgent(a)
 			}
@@ -73,7 +73,7 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 		}
 		switch w.drain(drop).(type) {
 		case nil:
-		case *ErrorPayload: // it may have ended a watch that has to ask for itself (rule 13)
+		case *ErrorPayload: // the payload may have ended a watch, which has to be repeated (rule 13)
 			end = w.now.Add(limit + heartbeatEvery)
 		default:
 			end = w.now.Add(limit)
@@ -120,7 +120,7 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
 		if idle++; moved {
 			idle = 0
 		}
-		if idle == 2 || w.err != nil { // one link may have woken another that was asked before
+		if idle == 2 || w.err != nil { // one link may have woken another that was checked before
 			return dropped
 		}
 	}
@@ -140,7 +140,7 @@ func (w *simWorld) dropLast(to *simEnd, drop func(Payload) bool) Payload {
 	return p
 }
 
-// retryBlocked has publishers try again that were woken: L4.
+// retryBlocked has publishers that were woken try again: L4.
 func (w *simWorld) retryBlocked() {
 	waiting := w.blocked
 	w.blocked = nil
@@ -215,7 +215,7 @@ func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 	if s.acked != s.log.head { // L1
 		return fmt.Sprintf("L1: %s %s: %d of %d are acknowledged", a.id, s.id, s.acked, s.log.head)
 	}
-	for _, b := range w.blocked { // L4; what a stopped session holds, it holds until it is renewed
+	for _, b := range w.blocked { // L4; a stopped session holds what it has until it is renewed
 		if b.s == s && !a.anyStopped() {
 			return fmt.Sprintf("L4: %s %s: a publisher waits", a.id, s.id)
 		}
@@ -265,7 +265,7 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 	return ""
 }
 
-// continues reports whether the agent of a session goes on with it.
+// continues reports whether a session's agent continues it.
 func (w *simWorld) continues(h *hubSession) bool {
 	return slices.ContainsFunc(w.agents, func(a *simAgent) bool {
 		s := a.st.sessions[h.id]
@@ -273,14 +273,14 @@ func (w *simWorld) continues(h *hubSession) bool {
 	})
 }
 
-// loseOne has something happen, of which one payload is lost: L5.
+// loseOne makes something happen, and loses one of its payloads: L5.
 func (w *simWorld) loseOne() {
 	countdown := 1 + w.choose(8)
 	a, v := w.agents[w.choose(len(w.agents))], w.viewers[w.choose(min(3, len(w.viewers)))]
 	if n := a.st.cfg.MaxReplays; a.away || n > 0 && n < w.hub.cfg.MaxReplays { // it may be too busy, and say so for a timer period
 		return
 	}
-	for _, x := range w.wires { // what nobody has noticed yet, is noticed now
+	for _, x := range w.wires { // what nobody has noticed yet is noticed now
 		if x.cut || x.hub.dead {
 			w.breakWire(x)
 		}
@@ -309,7 +309,7 @@ func (w *simWorld) loseOne() {
 		countdown--
 		return countdown == 0
 	}
-	limit := timerFirst + 2*time.Second // what is held back takes its time
+	limit := timerFirst + 2*time.Second // what is held back takes some time
 	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
 		limit += w.hub.cfg.ReplayWait
 	}

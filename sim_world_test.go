@@ -12,13 +12,13 @@ import (
 	"github.com/vibetools/gvstream/internal/epoch"
 )
 
-// The simulation: the real machines of two agents, a hub and four viewers, stepped
-// by one goroutine that takes every choice from one source, on clocks of its own.
-// After every step it checks the safety invariants S1 to S12 of PROTOCOL.md, and
-// when faults have stopped the liveness ones, L1 to L6.
+// The simulation: the real machines of two agents, a hub and four viewers, stepped by
+// one goroutine that takes every choice from one source, on clocks of its own. After
+// every step it checks the safety invariants S1 to S12 of PROTOCOL.md, and, when faults
+// have stopped, the liveness ones, L1 to L6.
 //
 //	sim_choices_test.go  where choices come from; how a schedule is shrunk
-//	sim_world_test.go    the world, its plain steps, and how they are told in words
+//	sim_world_test.go    the world, its plain steps, and how they are described
 //	sim_faults_test.go   what goes wrong in it
 //	sim_check_test.go    what has to hold after every step
 //	sim_settle_test.go   what has to hold once faults have stopped
@@ -77,8 +77,8 @@ type simKey struct{ session, epoch string }
 // simTruth is what is known of one session in one epoch, from outside.
 type simTruth struct {
 	data      []string // by number, from 1: what Publish was given
-	accepted  uint64   // the most that any hub accepted
-	committed uint64   // the most that any Commit was given
+	accepted  uint64   // the highest number that any hub accepted
+	committed uint64   // the highest number that any Commit was given
 	end       uint64   // the number of the end, once a hub accepted it
 	last      uint64   // the number of the end, once it was published
 }
@@ -94,7 +94,7 @@ type blocked struct {
 
 type simWorld struct {
 	src     source
-	random  *rand.Rand // for ids, which are no choices
+	random  *rand.Rand // for ids, which are not choices
 	now     time.Time
 	ended   context.Context // a viewer without room does not wait
 	verbose bool
@@ -107,7 +107,7 @@ type simWorld struct {
 	hubLead  time.Duration
 	viewers  []*simViewer
 	wires    []*simWire // of agents and viewers, as they are now
-	old      []*simWire // of before
+	old      []*simWire // earlier ones
 	busy     []busyEnd
 	handling Payload // the last that was handled
 	pushed   int     // payloads
@@ -127,7 +127,7 @@ type simWorld struct {
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
 
-	// What is the case now.
+	// The current state.
 	commitDown bool                 // Commit and Resume fail
 	halfCommit bool                 // Commit stores, and fails
 	claims     bool                 // Claim allows
@@ -136,13 +136,13 @@ type simWorld struct {
 	store      map[simKey]uint64    // what Commit has stored
 	ghosts     map[string][]Payload // payloads that were delivered, by receiver
 
-	// What excuses something.
+	// Circumstances that excuse deviations.
 	losable       bool // a hub has lost state: what was acknowledged is sent again
-	lowered       bool // what was acknowledged is pending again: it may be too much
-	backward      bool // a session may be behind where a viewer was
+	lowered       bool // what was acknowledged is pending again, and may exceed the limits
+	backward      bool // a session may have fallen behind a viewer's position
 	everForbidden bool
 	rewindowed    bool // links have other windows
-	rewatched     bool // a watch was given up, of which the hub may not know
+	rewatched     bool // a watch was given up, and the hub may not know
 
 	// What is known from outside.
 	truth    map[simKey]*simTruth
@@ -193,7 +193,7 @@ func emptyWorld(src source) *simWorld {
 	}
 }
 
-// begin has everybody start, in a configuration that is chosen.
+// begin starts all machines, in a chosen configuration.
 func (w *simWorld) begin() {
 	w.configure()
 	w.startHub()
@@ -316,7 +316,7 @@ func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persi
 	v.seen[id] = r
 }
 
-// rewatch ends a watch, or begins one, where it was or from the start.
+// rewatch ends a watch, or begins one, at its last position or from the start.
 func (w *simWorld) rewatch(v *simViewer, id string) {
 	old := v.positions()
 	if w.verbose {
@@ -330,7 +330,7 @@ func (w *simWorld) rewatch(v *simViewer, id string) {
 	}
 }
 
-// rewire notes which wires there are.
+// rewire records which wires exist.
 func (w *simWorld) rewire() {
 	w.wires = w.wires[:0]
 	for _, a := range w.agents {
@@ -472,7 +472,8 @@ func (w *simWorld) publish(a *simAgent, id string, n int) {
 
 func (w *simWorld) wallOf(a *simAgent) time.Time { return w.now.Add(a.lead + a.wall) }
 
-// event makes an event, rarely a large one, one that the store refuses, or the end.
+// event makes an event; now and then a large one, one that the store refuses, or the
+// end.
 func (w *simWorld) event(a *simAgent) Event {
 	w.serial++
 	data := fmt.Appendf(nil, `"%s/%d`, a.id, w.serial)
@@ -587,8 +588,8 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	return true
 }
 
-// push has the hub's workers work until something is sent, on whichever link, or nothing
-// is left to be done.
+// push has the hub's workers work until something is sent, on any link, or nothing is
+// left to do.
 func (w *simWorld) push(from *simEnd, p *pushWriter) bool {
 	before := w.pushed
 	p.wake()
@@ -664,7 +665,7 @@ func (w *simWorld) busyEnds() []busyEnd {
 	return w.busy
 }
 
-// flow has a conversation go on undisturbed for a while.
+// flow lets a conversation continue undisturbed for a while.
 func (w *simWorld) flow() {
 	if len(w.wires) == 0 {
 		return
@@ -692,7 +693,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	if errors.Is(err, context.Canceled) {
 		return false // no room: it waits
 	}
-	if to.dead { // the handling was the end of it
+	if to.dead { // handling it ended the link
 		return false
 	}
 	to.inbox = to.inbox[1:]
@@ -718,7 +719,7 @@ func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	case *viewerLink:
 		ctx = w.ended
 	case *hubAgentLink:
-		w.hub.expire(now) // what any call may do
+		w.hub.expire(now) // as any call may do
 		w.forgetPositions()
 	case *streamerLink:
 		if r, ok := p.(*ReplayRequestPayload); ok {
@@ -732,8 +733,8 @@ func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	return err
 }
 
-// handOver has a link handle a payload; where payloads are encoded, as a frame whose
-// bytes nobody may keep.
+// handOver has a link handle a payload; if payloads are encoded, as a frame whose bytes
+// nobody may keep.
 func (w *simWorld) handOver(ctx context.Context, now time.Time, l *Link, p Payload) error {
 	if !w.encoded {
 		return l.handle(ctx, now, p)
@@ -746,8 +747,8 @@ func (w *simWorld) handOver(ctx context.Context, now time.Time, l *Link, p Paylo
 	return l.handleFrame(ctx, now, frame)
 }
 
-// remember keeps payloads that say which link they belong to, so that they may
-// come again on a later one.
+// remember keeps payloads that name their link, so that they may arrive again on a
+// later one.
 func (w *simWorld) remember(to *simEnd, p Payload) {
 	switch p.(type) {
 	case *WelcomePayload, *StatusPayload, *EventBatchPayload, *AckBatchPayload, *ReplayBatchPayload:
@@ -761,8 +762,8 @@ func (w *simWorld) remember(to *simEnd, p Payload) {
 	}
 }
 
-// read has a viewer's loop take some items. It may break off, and then the item at
-// hand comes again.
+// read has a viewer's loop take some items. It may break, and then the current item
+// comes again.
 func (w *simWorld) read(v *simViewer, breaks bool) {
 	n := 64
 	if breaks {
@@ -894,7 +895,7 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 	}
 	w.position[k] = last
 	w.acceptedTo(k, items)
-	if w.forgetIn == session { // a callback may call anything back
+	if w.forgetIn == session { // a callback may call any method
 		w.forgetIn = ""
 		w.forget(session)
 	}
@@ -903,11 +904,11 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 
 func errorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
-// story is all that was told.
+// story is the whole log of the schedule.
 func (w *simWorld) story() string { return strings.Join(w.trace, "\n") }
 
-// shortStory leaves the middle of a long story out: after faults have stopped, much
-// is said again and again.
+// shortStory omits the middle of a long story: after faults have stopped, much of it is
+// repetitive.
 func (w *simWorld) shortStory() string {
 	const head, tail = 120, 30
 	if n := len(w.trace); n > head+tail {
@@ -917,7 +918,7 @@ func (w *simWorld) shortStory() string {
 	return w.story()
 }
 
-// say tells what happens, if somebody listens.
+// say logs what happens, if there is a log.
 func (w *simWorld) say(format string, args ...any) {
 	if w.verbose {
 		at := fmt.Sprintf("%4d %8.2fs  ", w.steps, w.now.Sub(simStart).Seconds())
@@ -925,7 +926,7 @@ func (w *simWorld) say(format string, args ...any) {
 	}
 }
 
-// tell tells what happens to a payload on its way.
+// tell logs what happens to a payload on its way.
 func (w *simWorld) tell(format string, p Payload, to *simEnd) {
 	if w.verbose {
 		w.say(format, brief(p), to.name)
@@ -940,7 +941,7 @@ func into(x *simWire, to *simEnd) string {
 	return ""
 }
 
-// brief tells a payload in a line.
+// brief describes a payload in one line.
 func brief(p Payload) string {
 	switch p := p.(type) {
 	case *StatusPayload:

@@ -44,9 +44,9 @@ func (w *simWorld) recoverPanic() {
 	}
 }
 
-// TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n
-// runs n of them, GVSTREAM_SIM_SEED_FROM=s begins at seed s, and GVSTREAM_SIM_SEED=s
-// runs one again and tells it.
+// TestSimulation runs the machines through seeded schedules. GVSTREAM_SIM_RUNS=n runs n
+// of them, GVSTREAM_SIM_SEED_FROM=s begins at seed s, and GVSTREAM_SIM_SEED=s runs one
+// again and prints it.
 func TestSimulation(t *testing.T) {
 	t.Parallel()
 	if seed, ok := simEnv("GVSTREAM_SIM_SEED"); ok {
@@ -111,7 +111,7 @@ func invariantOf(err error) string {
 	return name
 }
 
-// tellShrunk tells the shortest conversation that fails as a seed's does.
+// tellShrunk prints the shortest conversation that fails in the same way as a seed's.
 func tellShrunk(seed uint64) error {
 	s := shrinkSeed(seed)
 	w := runSchedule(newReplayer(s), true)
@@ -198,8 +198,8 @@ type smallWorld struct {
 
 var smallWorlds = []smallWorld{{Block, false}, {DropOldest, true}}
 
-// smallSteps are what may happen. A step that can't happen reports false: what
-// follows it is a shorter schedule.
+// smallSteps are the possible steps. A step that can't happen reports false: the steps
+// after it are covered by a shorter schedule.
 var smallSteps = []func(w *simWorld) bool{
 	func(w *simWorld) bool { return w.smallPublish() },
 	func(w *simWorld) bool { return w.smallMove(w.agents[0].wire, true) },
@@ -254,7 +254,7 @@ var smallSteps = []func(w *simWorld) bool{
 	},
 }
 
-// beginSmall has everybody start and come to rest.
+// beginSmall starts all machines and lets them come to rest.
 func (w *simWorld) beginSmall(c smallWorld) {
 	w.plain = true
 	w.agentCfg = StreamerConfig{Overflow: c.overflow, MaxPendingEvents: 2, ReplayEvents: 2}
@@ -287,7 +287,8 @@ func (w *simWorld) smallPublish() bool {
 	return s != nil && w.serial > before && len(w.blocked) == 0
 }
 
-// smallConnect connects whoever is not, and has the hub say welcome.
+// smallConnect connects an agent or viewer that is not connected, and has the hub send
+// its welcome.
 func (w *simWorld) smallConnect() bool {
 	if a := w.agents[0]; broken(a.wire) {
 		w.connectAgent(a)
@@ -338,8 +339,7 @@ func (w *simWorld) smallLose(x *simWire, up bool) bool {
 	return true
 }
 
-// smallAgain has the payload that came last come once more, maybe on a later
-// connection.
+// smallAgain delivers the last payload once more, maybe on a later connection.
 func (w *simWorld) smallAgain(to *simEnd) bool {
 	old := w.ghosts[to.name]
 	if len(old) == 0 || to.dead {

@@ -15,7 +15,7 @@ import (
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-// TestStreamerHello: hello is said on the timer until it is answered, and a welcome
+// TestStreamerHello: hello is repeated on the timer until it is answered, and a welcome
 // counts only while one is awaited (rule 3).
 func TestStreamerHello(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +53,8 @@ func TestStreamerHello(t *testing.T) {
 	})
 }
 
-// TestStreamerVersion: another version ends the link, whoever says so (rule 17).
+// TestStreamerVersion: another version ends the link, whether welcome or error says so
+// (rule 17).
 func TestStreamerVersion(t *testing.T) {
 	t.Run("welcome", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -67,7 +68,7 @@ func TestStreamerVersion(t *testing.T) {
 			hub := meetHub(t, NewStreamer(nil))
 			hub.hearsHello()
 			err := hub.refused(&ErrorPayload{Code: codeVersion}, &ErrorPayload{Code: codeVersion})
-			hub.wantDead(err) // an error is not answered by an error
+			hub.wantDead(err) // an error is not answered with an error
 		})
 	})
 }
@@ -188,7 +189,7 @@ func TestStreamerRun(t *testing.T) {
 }
 
 // TestStreamerResendPending: after a reconnect the agent says where it stands, and
-// sends again from behind the first ack; new events don't overtake (rules 5 and 9).
+// resends from after the first ack; new events don't overtake (rules 5 and 9).
 func TestStreamerResendPending(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -226,8 +227,8 @@ func TestStreamerResendPending(t *testing.T) {
 	}
 }
 
-// TestStreamerManySessions: at most 256 sessions stand in a status, with more on
-// all but the last (rule 5).
+// TestStreamerManySessions: at most 256 sessions are in a status, with more set in all
+// but the last (rule 5).
 func TestStreamerManySessions(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 1, 256, 257, 513} {
@@ -271,8 +272,9 @@ func TestStreamerManySessionsForgotten(t *testing.T) {
 	})
 }
 
-// TestStreamerStatusOnce: a status names a session once, however often there was
-// reason to, and not if it stopped, was renewed or was forgotten meanwhile (rule 5).
+// TestStreamerStatusOnce: a status names a session once, however often it was
+// announced, and not at all if it has been stopped, renewed or forgotten meanwhile
+// (rule 5).
 func TestStreamerStatusOnce(t *testing.T) {
 	unknown := func(hub *peer) {
 		hub.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: stats(hub.t, hub.st, "s").Epoch, Retryable: true})
@@ -297,15 +299,15 @@ func TestStreamerStatusOnce(t *testing.T) {
 			publishN(t, st, "s", 1)
 			hub.want(agentBatch("s", 3, 3, 3))
 			unknown(hub)
-			st.link.announceUnacked() // a sign of life is due at the same time
+			st.link.announceUnacked() // a heartbeat is due at the same time
 			hub.wantStatus("s")
 			hub.wantIdle("named once")
 		})
 	})
 }
 
-// TestStreamerUnknownSession: a hub that doesn't know the session is told where it
-// stands, and its next ack counts as a first one (rule 5).
+// TestStreamerUnknownSession: a hub that doesn't know the session gets its status, and
+// the next ack counts as a first ack (rule 5).
 func TestStreamerUnknownSession(t *testing.T) {
 	for _, first := range []uint64{0, 2, 3, 5} {
 		t.Run(fmt.Sprint("ack ", first), func(t *testing.T) {
@@ -363,13 +365,13 @@ func TestStreamerAcking(t *testing.T) {
 	})
 }
 
-// TestStreamerFirstAck: the first ack of a link is believed up to what was ever
-// sent, later ones up to the greater of it and what was sent on this link (rule 6).
+// TestStreamerFirstAck: the first ack of a link is believed up to what was ever sent,
+// later ones up to the greater of that ack and what was sent on this link (rule 6).
 func TestStreamerFirstAck(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		acks   []uint64
-		refuse uint64 // what the last of them may name at the most; 0: it is fine
+		refuse uint64 // the highest number that the last of them may name; 0: it is accepted
 		acked  uint64
 	}{
 		{"lower", []uint64{2}, 0, 2},
@@ -420,8 +422,8 @@ func TestStreamerFirstAck(t *testing.T) {
 	}
 }
 
-// TestStreamerFirstAckEvicted: what the hub has lost and the log no longer holds is
-// declared (rule 6).
+// TestStreamerFirstAckEvicted: events that the hub has lost and the log no longer holds
+// are declared lost (rule 6).
 func TestStreamerFirstAckEvicted(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -455,8 +457,8 @@ func TestStreamerFirstAckEvicted(t *testing.T) {
 	}
 }
 
-// TestStreamerAckedEarly: the first ack of a session that opened itself does not
-// send again what is on its way (rule 9).
+// TestStreamerAckedEarly: the first ack of a session that opened itself does not cause
+// a resend of what is on its way (rule 9).
 func TestStreamerAckedEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -472,7 +474,7 @@ func TestStreamerAckedEarly(t *testing.T) {
 }
 
 // TestStreamerFirstAckAgain: on a link on which nothing was sent, the first ack may
-// come again, as the answer to each sign of life does (rule 6).
+// come again, as the answer to each heartbeat does (rule 6).
 func TestStreamerFirstAckAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, _ := ackedStreamer(t, nil, 3)
@@ -485,8 +487,8 @@ func TestStreamerFirstAckAgain(t *testing.T) {
 	})
 }
 
-// TestStreamerStaleAcks: acks of another link or epoch, or before the welcome, are
-// counted and nothing else (rule 3).
+// TestStreamerStaleAcks: acks of another link or epoch, or before the welcome, are only
+// counted (rule 3).
 func TestStreamerStaleAcks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -510,7 +512,7 @@ func TestStreamerStaleAcks(t *testing.T) {
 	})
 }
 
-// TestStreamerViewerAcks: a viewer's progress is shown and frees nothing (rule 6).
+// TestStreamerViewerAcks: a viewer's progress is reported and frees nothing (rule 6).
 func TestStreamerViewerAcks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -588,7 +590,7 @@ func TestStreamerWindowGap(t *testing.T) {
 	})
 }
 
-// TestStreamerBatches: 256 events a batch, or 256 KiB (rule 7).
+// TestStreamerBatches: a batch has up to 256 events, or 256 KiB (rule 7).
 func TestStreamerBatches(t *testing.T) {
 	for _, n := range []uint64{255, 256, 257, 513} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -641,8 +643,8 @@ func TestStreamerTurns(t *testing.T) {
 	})
 }
 
-// TestStreamerNack: the agent goes back at most once per nacked number and second
-// (rule 7).
+// TestStreamerNack: the agent goes back at most once a second for the same nacked
+// number (rule 7).
 func TestStreamerNack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -668,7 +670,7 @@ func TestStreamerNack(t *testing.T) {
 	})
 }
 
-// TestStreamerAckAfterNack: an ack above what is to be sent again moves that up (S4).
+// TestStreamerAckAfterNack: an ack above what is to be resent moves that up (S4).
 func TestStreamerAckAfterNack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -676,7 +678,7 @@ func TestStreamerAckAfterNack(t *testing.T) {
 		publishN(t, st, "s", 5)
 		hub.want(agentBatch("s", 1, 5, 5))
 		hub.nacks("s", 2)
-		hub.acks("s", 4) // what was taken for lost had been on its way
+		hub.acks("s", 4) // what was considered lost had been on its way
 		hub.want(agentBatch("s", 5, 5, 5))
 		hub.nacks("s", 4) // once more: nothing is left between
 		hub.acks("s", 5)
@@ -684,8 +686,8 @@ func TestStreamerAckAfterNack(t *testing.T) {
 	})
 }
 
-// TestStreamerResendTimer: what is not acknowledged goes again after 15 s, twice as
-// long each time, up to 2 min; an ack that moves puts the timer back (rule 9).
+// TestStreamerResendTimer: what is not acknowledged is resent after 15 s, twice as long
+// each time, up to 2 min; an ack that moves resets the timer (rule 9).
 func TestStreamerResendTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -737,8 +739,8 @@ func TestStreamerResendTimer(t *testing.T) {
 	})
 }
 
-// TestStreamerTimerOfFirstBatch: the first batch of a session has the whole timer,
-// whatever became of the status that named the session before (rule 9).
+// TestStreamerTimerOfFirstBatch: the first batch of a session has the full timer,
+// whatever happened to the status that named the session before (rule 9).
 func TestStreamerTimerOfFirstBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -755,8 +757,8 @@ func TestStreamerTimerOfFirstBatch(t *testing.T) {
 	})
 }
 
-// TestStreamerFirstBatchLost: the first batch of a session that stood idle heals within one
-// timer, though its status was lost too (L5).
+// TestStreamerFirstBatchLost: the loss of the first batch of an idle session is made up
+// for within one timer period, even though its status was lost too (L5).
 func TestStreamerFirstBatchLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
@@ -792,9 +794,9 @@ func TestStreamerFirstBatchLost(t *testing.T) {
 	})
 }
 
-// TestStreamerSilent: a link on which nothing comes for three heartbeats ends, and
-// so does one on which nothing comes about a session with events outstanding
-// (rules 6 and 9).
+// TestStreamerSilent: a link on which nothing arrives for three heartbeats ends, and so
+// does one on which nothing arrives about a session with events outstanding (rules 6
+// and 9).
 func TestStreamerSilent(t *testing.T) {
 	t.Run("nothing at all", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -858,8 +860,8 @@ func TestStreamerSilent(t *testing.T) {
 	})
 }
 
-// TestStreamerHeartbeat: every 15 s a status of the sessions that have something
-// unacknowledged, or an empty one (rule 9).
+// TestStreamerHeartbeat: every 15 s the agent sends a status of the sessions that have
+// something unacknowledged, or an empty one (rule 9).
 func TestStreamerHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -877,8 +879,8 @@ func TestStreamerHeartbeat(t *testing.T) {
 	})
 }
 
-// TestStreamerHeartbeatList: the sign of life has each session on its list once, and
-// those that have nothing unacknowledged not at all, nor have they a timer.
+// TestStreamerHeartbeatList: the heartbeat lists each session once, but not those that
+// have nothing unacknowledged, which have no timer either.
 func TestStreamerHeartbeatList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, _ := ackedStreamer(t, nil, 3)
@@ -904,8 +906,8 @@ func TestStreamerHeartbeatList(t *testing.T) {
 	})
 }
 
-// TestStreamerStops: what a hub refuses for good stops the session, and everybody
-// that waits for it learns of it (rule 11).
+// TestStreamerStops: a permanent refusal stops the session, and all callers that wait
+// for it learn of it (rule 11).
 func TestStreamerStops(t *testing.T) {
 	for _, test := range []struct {
 		code, epoch string
@@ -938,7 +940,7 @@ func TestStreamerStops(t *testing.T) {
 				_, err := st.Publish(t.Context(), "s", Event{})
 				wantStopped(err)
 				wantStopped(st.Flush(t.Context()))
-				hub.wantAfter(15*time.Second, &StatusPayload{}) // nothing more of it, also not
+				hub.wantAfter(15*time.Second, &StatusPayload{}) // nothing more of it is sent, not even
 				hub = playHub(t, st)                            // on the next link
 				hub.wantStatus("t")
 				hub.wantIdle("nothing of the stopped session")
@@ -952,8 +954,8 @@ func TestStreamerStops(t *testing.T) {
 	}
 }
 
-// TestStreamerStoppedSendsNothing: what a stopped session has not had acknowledged is
-// not sent again, nor named in a sign of life (rule 11).
+// TestStreamerStoppedSendsNothing: the unacknowledged events of a stopped session are
+// not resent, nor is the session named in a heartbeat (rule 11).
 func TestStreamerStoppedSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -969,8 +971,9 @@ func TestStreamerStoppedSendsNothing(t *testing.T) {
 	})
 }
 
-// TestStreamerRefusalWithNumber: a number makes a refusal of an event only of the two
-// codes that are about one, and neither is about an event without (rule 11).
+// TestStreamerRefusalWithNumber: an error with a number refuses an event only if it has
+// one of the two codes for that, and without a number these two refuse no event (rule
+// 11).
 func TestStreamerRefusalWithNumber(t *testing.T) {
 	for _, p := range []ErrorPayload{
 		{Code: codeForbidden, Seq: 2}, {Code: codeEventRejected}, {Code: codeEventTooLarge},
@@ -994,8 +997,8 @@ func TestStreamerRefusalWithNumber(t *testing.T) {
 	}
 }
 
-// TestStreamerOverloaded: a retryable error has the session wait for its timer, say
-// where it stands, and go on from the next ack (rule 11).
+// TestStreamerOverloaded: a retryable error makes the session wait for its timer, say
+// where it stands, and continue from the next ack (rule 11).
 func TestStreamerOverloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -1015,8 +1018,8 @@ func TestStreamerOverloaded(t *testing.T) {
 	})
 }
 
-// TestStreamerOverloadedAgain: the status is said again after 15 s, 30 s, … as long
-// as the hub is overloaded ("the timer": 15 s, doubling).
+// TestStreamerOverloadedAgain: the status is repeated after 15 s, 30 s, … as long as
+// the hub is overloaded ("the timer": 15 s, doubling).
 func TestStreamerOverloadedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -1044,7 +1047,8 @@ func TestStreamerOverloadedAgain(t *testing.T) {
 	})
 }
 
-// TestStreamerOverloadedIsNoSilence: a hub that refuses one session is there for the others.
+// TestStreamerOverloadedIsNoSilence: a hub that refuses one session is still there for
+// the others.
 func TestStreamerOverloadedIsNoSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{MaxSessions: 1})
@@ -1060,8 +1064,8 @@ func TestStreamerOverloadedIsNoSilence(t *testing.T) {
 }
 
 // TestStreamerAckEndsWait: an ack that opens a session ends the wait after a retryable
-// error. The wait went on, and while it lasted the session's timer stood still: a
-// batch that was lost was not sent again in time (rules 9 and 11).
+// error. The wait continued, and while it lasted the session's timer was stopped: a
+// lost batch was not resent in time (rules 9 and 11).
 func TestStreamerAckEndsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -1072,16 +1076,16 @@ func TestStreamerAckEndsWait(t *testing.T) {
 		overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true}
 		hub.send(overloaded)
 		hub.send(overloaded) // the timer is at 30 s now
-		hub.acks("s", 1)     // of a status that the hub took after all
+		hub.acks("s", 1)     // of a status that the hub accepted after all
 		hub.want(agentBatch("s", 2, 2, 2))
 		pass(timerFirst)
-		hub.wantStatus("s") // the sign of life
+		hub.wantStatus("s") // the heartbeat
 		hub.want(agentBatch("s", 2, 2, 2))
 	})
 }
 
-// TestStreamerRejected: an event that the hub refuses becomes a gap, and sending goes
-// on from there (rule 11).
+// TestStreamerRejected: an event that the hub refuses becomes a gap, and sending
+// continues from there (rule 11).
 func TestStreamerRejected(t *testing.T) {
 	for _, code := range []string{codeEventRejected, codeEventTooLarge} {
 		t.Run(code, func(t *testing.T) {
@@ -1093,10 +1097,10 @@ func TestStreamerRejected(t *testing.T) {
 				hub.acks("s", 1)
 				hub.want(agentBatch("s", 5, 5, 5))
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 3})
-				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 3, ReasonRejected})) // what came before may not be accepted
+				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 3, ReasonRejected})) // what precedes it may not have been accepted
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4})   // joins the gap, which goes whole
 				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 4, ReasonRejected}))
-				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4}) // said twice
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4}) // sent twice
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 1}) // acknowledged
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 6}) // never published
 				hub.wantIdle("nothing of that is news")
@@ -1133,8 +1137,8 @@ func TestStreamerRejected(t *testing.T) {
 	})
 }
 
-// TestStreamerRefusedFrames: what an agent can't take is answered by one error, and
-// the link lives; an error never is (rule 11).
+// TestStreamerRefusedFrames: what an agent can't accept is answered with one error, and
+// the link lives; an error is never answered (rule 11).
 func TestStreamerRefusedFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -1159,7 +1163,7 @@ func TestStreamerRefusedFrames(t *testing.T) {
 		if n := st.Stats().RefusedPayloads; n != 4 {
 			t.Errorf("%d payloads were answered by an error, want 4", n)
 		}
-		for range 2 * maxReplies { // the peer does not read: what waits is bounded
+		for range 2 * maxReplies { // the peer does not read: the answers waiting for it are bounded
 			if err := hub.link.Handle(ctx, &WatchPayload{SessionID: "s"}); err == nil {
 				t.Error("a watch is no error")
 			}
@@ -1171,7 +1175,8 @@ func TestStreamerRefusedFrames(t *testing.T) {
 	})
 }
 
-// TestAckAllocs: an ack allocates nothing, and a batch of any size the same few.
+// TestAckAllocs: an ack allocates nothing, and a batch makes the same few allocations
+// whatever its size.
 func TestAckAllocs(t *testing.T) {
 	st := NewStreamer(nil)
 	s, err := st.Session("s")
@@ -1203,14 +1208,14 @@ func TestAckAllocs(t *testing.T) {
 	for range 100 {
 		batch(200)()
 	}
-	// The payload, its events, its slots and their JSON. The race detector has pools
-	// lose things.
+	// The payload, its events, its slots and their JSON. Under the race detector, pools
+	// drop things.
 	for _, events := range []int{1, 10, 200} {
 		if n := testing.AllocsPerRun(testenv.Fewer(100), batch(events)); n > 6 && !testenv.RaceEnabled {
 			t.Errorf("%v allocations for a batch of %d events, published, sent and acknowledged", n, events)
 		}
 	}
-	for i := range s.log.ring.n { // they are written again, though all was sent
+	for i := range s.log.ring.n { // they are reused, though everything was sent
 		if s.log.ring.at(i).chunk.lent {
 			t.Errorf("the chunk of slot %d is lent", i)
 		}
@@ -1255,8 +1260,7 @@ func benchLink(b *testing.B, st *Streamer, now time.Time) *streamerLink {
 var benchEvent = Event{Type: "out", Data: []byte(strconv.Quote(fmt.Sprintf("%0250d", 1)))}
 
 // benchSessions runs f with agents of very many sessions. At most 1,000 of those are
-// used, so that what can grow is the work; in "100000-all" it is also what the
-// processor's cache misses.
+// used, so that only the work can grow; in "100000-all", cache misses grow as well.
 func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time)) {
 	for _, c := range []struct {
 		name        string
@@ -1275,7 +1279,7 @@ func benchSessions(b *testing.B, f func(b *testing.B, st *Streamer, al *streamer
 	}
 }
 
-// What an event costs to publish, against the number of sessions.
+// The cost of publishing an event, by the number of sessions.
 func BenchmarkPublishSessions(b *testing.B) {
 	benchSessions(b, func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time) {
 		for i := range b.N {
@@ -1291,7 +1295,7 @@ func BenchmarkPublishSessions(b *testing.B) {
 	})
 }
 
-// What an ack of one event costs, against the number of sessions.
+// The cost of an ack of one event, by the number of sessions.
 func BenchmarkAckSessions(b *testing.B) {
 	benchSessions(b, func(b *testing.B, st *Streamer, al *streamerLink, ids []string, now time.Time) {
 		acks := make([]AckBatchPayload, len(ids))
@@ -1316,8 +1320,8 @@ func BenchmarkAckSessions(b *testing.B) {
 	})
 }
 
-// What a reconnect costs until everything is sent again, against what is pending.
-// An event of those costs the same however many there are.
+// The cost of a reconnect until everything is resent, by the number of pending events.
+// Each costs the same however many there are.
 func BenchmarkReconnect(b *testing.B) {
 	for _, pending := range []int{0, 1000, 8000} {
 		b.Run(fmt.Sprint("pending=", pending), func(b *testing.B) {

@@ -21,10 +21,10 @@ import (
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-// anyTime compares events but for their times.
+// anyTime compares events except for their times.
 var anyTime = cmp.Options{cmpopts.IgnoreFields(Event{}, "Time"), cmpopts.EquateEmpty()}
 
-// publishN publishes n events, each of which carries its number.
+// publishN publishes n events, each carrying its number.
 func publishN(t *testing.T, st *Streamer, id string, n int) {
 	t.Helper()
 	for range n {
@@ -96,8 +96,8 @@ func stats(t *testing.T, st *Streamer, id string) SessionStats {
 	return s.Stats()
 }
 
-// TestStreamerBasic: a session opens itself by its first batch (rule 5); what is
-// published goes out at once, in order.
+// TestStreamerBasic: a session opens itself with its first batch (rule 5); events are
+// sent at once, in order.
 func TestStreamerBasic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -160,8 +160,8 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 	})
 }
 
-// TestStreamerDataSize: data that has more bytes than an event may have is refused
-// unread; white space counts for that, and for nothing else.
+// TestStreamerDataSize: data longer than an event may be is refused unread; white space
+// counts for that, and for nothing else.
 func TestStreamerDataSize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxEventBytes: 100})
@@ -184,8 +184,9 @@ func TestStreamerDataSize(t *testing.T) {
 	})
 }
 
-// TestStreamerEvictsOldestNow: a session whose oldest event went since it was last
-// looked at loses none for that one's age; the oldest of all goes first.
+// TestStreamerEvictsOldestNow: a session whose oldest event was evicted since it was
+// last checked loses no other event because of that one's age; the oldest of all goes
+// first.
 func TestStreamerEvictsOldestNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
@@ -199,7 +200,8 @@ func TestStreamerEvictsOldestNow(t *testing.T) {
 		scratch := NewStreamer(nil)
 		publish(scratch, "s", 1)
 		one := scratch.Stats().Bytes
-		// Three and a number's room fit; with what c publishes, one is too many.
+		// Three events fit, with room for a number; with the one that c publishes, there is one
+		// too many.
 		st := NewStreamer(&StreamerConfig{MaxTotalBytes: 3*one + seqRoom, ReplayEvents: 1})
 		hub := playHub(t, st)
 		for second, id := range []string{"a", "b", "a"} {
@@ -220,8 +222,8 @@ func TestStreamerEvictsOldestNow(t *testing.T) {
 	})
 }
 
-// TestStreamerCreatesSessionOnce: two first events of a session at the same time are
-// of one session, also when both calls found that there is none.
+// TestStreamerCreatesSessionOnce: two concurrent first events of a session create one
+// session, even when both calls found none.
 func TestStreamerCreatesSessionOnce(t *testing.T) {
 	st := NewStreamer(&StreamerConfig{MaxSessions: 1})
 	now := time.Now()
@@ -237,8 +239,8 @@ func TestStreamerCreatesSessionOnce(t *testing.T) {
 	}
 }
 
-// TestStreamerMaxReplayBuffer: ReplayEvents are kept for replay and no more, but
-// never less than is pending.
+// TestStreamerMaxReplayBuffer: ReplayEvents events are kept for replay, no more, but
+// never fewer than are pending.
 func TestStreamerMaxReplayBuffer(t *testing.T) {
 	for _, test := range []struct{ limit, kept int }{{-1, 0}, {1, 1}, {2, 2}, {10, 10}, {0, 1000}} {
 		for _, n := range []int{test.kept - 1, test.kept, test.kept + 1, test.kept + 5} {
@@ -276,8 +278,8 @@ func TestStreamerMaxReplayBuffer(t *testing.T) {
 	}
 }
 
-// TestStreamerRenew: only Renew gets past what the hub refuses; it begins a new
-// life under a greater epoch than the hub knows (rules 2 and 11).
+// TestStreamerRenew: only Renew gets past the hub's refusal; it begins a new life under
+// a greater epoch than the hub knows (rules 2 and 11).
 func TestStreamerRenew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -305,7 +307,7 @@ func TestStreamerRenew(t *testing.T) {
 		}
 		publishN(t, st, "s", 2)
 		hub.want(agentBatch("s", 1, 2, 2))
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known}) // news of before
+		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known}) // an error about the life before
 		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: old})
 		hub.send(&AckBatchPayload{SessionID: "s", Epoch: old, UpToSeq: 2})
 		publishN(t, st, "s", 1)
@@ -414,9 +416,9 @@ func TestStreamerBlock(t *testing.T) {
 	})
 }
 
-// A ctx whose cause is ErrClosed, say of a group in which a link ended so, ended a
-// Publish that waited for room: it was taken for a session that was forgotten, and
-// tried again for ever.
+// When a ctx whose cause is ErrClosed, say of a group in which a link ended in that
+// way, ended a Publish that waited for room, that was mistaken for a forgotten session,
+// and tried again for ever.
 func TestStreamerPublishEndsWithCauseErrClosed(t *testing.T) {
 	st := NewStreamer(&StreamerConfig{MaxPendingEvents: 1})
 	publishN(t, st, "s", 1)
@@ -446,7 +448,8 @@ func TestStreamerEndWakesPublishers(t *testing.T) {
 	})
 }
 
-// TestStreamerReject: with Reject, a full pending uses no number (rule 10).
+// TestStreamerReject: with Reject, publishing beyond the limit of pending events uses
+// no number (rule 10).
 func TestStreamerReject(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{Overflow: Reject, MaxPendingEvents: 2})
@@ -457,7 +460,7 @@ func TestStreamerReject(t *testing.T) {
 				t.Fatalf("Publish = %d, %v", seq, err)
 			}
 		}
-		publishN(t, st, "t", 1) // everybody else is unaffected
+		publishN(t, st, "t", 1) // other sessions are unaffected
 		hub.want(agentBatch("s", 1, 2, 2), agentBatch("t", 1, 1, 1))
 		hub.acks("s", 1)
 		publishN(t, st, "s", 1)
@@ -468,7 +471,7 @@ func TestStreamerReject(t *testing.T) {
 	})
 }
 
-// TestStreamerLimits looks just before, at and after the limits of pending.
+// TestStreamerLimits checks just before, at and after the limits of pending events.
 func TestStreamerLimits(t *testing.T) {
 	ctx := context.Background()
 	at := time.Date(2025, 11, 23, 0, 0, 0, 0, time.UTC)
@@ -562,7 +565,7 @@ func TestStreamerDropOldest(t *testing.T) {
 			publishN(t, st, "s", 3)
 			hub.want(agentBatch("s", 1, 3, 3))
 			publishN(t, st, "s", 2)
-			hub.want(agentBatch("s", 4, 5, 5)) // nobody is told of a loss
+			hub.want(agentBatch("s", 4, 5, 5)) // no loss is reported
 			hub.acks("s", 3)
 			hub.acks("s", 5)
 			hub.wantIdle("the hub has all")
@@ -614,8 +617,8 @@ func TestStreamerDropOldest(t *testing.T) {
 	})
 }
 
-// TestStreamerManyLosses: what is lost costs an agent no more memory than what is kept,
-// also when dropped and refused events take turns and the hub acknowledges nothing.
+// TestStreamerManyLosses: lost events cost an agent no more memory than kept ones, even
+// when dropped and refused events alternate and the hub acknowledges nothing.
 func TestStreamerManyLosses(t *testing.T) {
 	t.Parallel()
 	const pending, published = 4, 1500
@@ -734,7 +737,7 @@ func TestStreamerEnd(t *testing.T) {
 	})
 }
 
-// TestStreamerEndMovedBack: 5 min count from the ack that holds (rule 16).
+// TestStreamerEndMovedBack: the 5 min count from the latest ack of the end (rule 16).
 func TestStreamerEndMovedBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -759,8 +762,8 @@ func TestStreamerEndMovedBack(t *testing.T) {
 	})
 }
 
-// An end that is acknowledged again and again is to be forgotten once: a hub that
-// took its acks back made the agent's list of ended sessions grow.
+// A session whose end is acknowledged repeatedly is listed once for forgetting: a hub
+// that took its acks back made the agent's list of ended sessions grow.
 func TestGrowthEnded(t *testing.T) {
 	st := NewStreamer(nil)
 	if _, err := st.End(t.Context(), "s", Event{}); err != nil {
@@ -834,7 +837,7 @@ func TestStreamerFlush(t *testing.T) {
 		cancel(cause)
 		wantReturned(t, flush, cause)
 		hub.acks("a", 3)
-		if err := st.Flush(ctx); err != nil { // what is ready is preferred
+		if err := st.Flush(ctx); err != nil { // a ready result is preferred
 			t.Errorf("with everything acknowledged: %v", err)
 		}
 		publishN(t, st, "c", 1)
@@ -845,7 +848,7 @@ func TestStreamerFlush(t *testing.T) {
 	})
 }
 
-// TestStreamerClose waits as Flush does, and says what was left.
+// TestStreamerClose waits as Flush does, and reports what is left.
 func TestStreamerClose(t *testing.T) {
 	cause := errors.New("no more patience")
 	t.Run("with nothing", func(t *testing.T) {
@@ -1003,7 +1006,7 @@ func TestStreamerUnacked(t *testing.T) {
 			break
 		}
 		n := 0
-		for range st.Unacked("s") { // the loop body may call anything back
+		for range st.Unacked("s") { // the loop body may call any method
 			if n++; n == 1 {
 				st.Forget("s")
 			}
@@ -1054,7 +1057,8 @@ func TestStreamerForget(t *testing.T) {
 	})
 }
 
-// TestStreamerConcurrent: whoever publishes, numbers are 1 to n, each once (rule 1).
+// TestStreamerConcurrent: with concurrent publishers, numbers are 1 to n, each once
+// (rule 1).
 func TestStreamerConcurrent(t *testing.T) {
 	t.Parallel()
 	const publishers, each = 64, 1000
@@ -1150,7 +1154,7 @@ func TestStreamerCopies(t *testing.T) {
 	})
 }
 
-// TestStreamerEvents: what an event may be, and how it arrives.
+// TestStreamerEvents: the valid kinds of event, and how they arrive.
 func TestStreamerEvents(t *testing.T) {
 	at := time.Date(2025, 11, 23, 23, 0, 0, 250, time.FixedZone("", 3600))
 	synctest.Test(t, func(t *testing.T) {
@@ -1184,7 +1188,7 @@ func TestStreamerEvents(t *testing.T) {
 	})
 }
 
-// TestStreamerInvalidEvents: what can't be encoded uses no number.
+// TestStreamerInvalidEvents: an event that can't be encoded uses no number.
 func TestStreamerInvalidEvents(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -1219,11 +1223,11 @@ func TestStreamerInvalidEvents(t *testing.T) {
 				t.Errorf("End: %v, want %v", err, test.err)
 			}
 		}
-		publishN(t, st, "s", 1) // and is number 1
+		publishN(t, st, "s", 1) // and gets number 1
 	})
 }
 
-// trustWires are ways from agent to hub; each hands over what becomes of a payload.
+// trustWires are ways from agent to hub; each returns what becomes of a payload on it.
 var trustWires = map[string]func(p Payload) []any{
 	"in one process": func(p Payload) []any { return []any{p} },
 	"frames":         func(p Payload) []any { return []any{decoded(p, nil)} },
@@ -1236,7 +1240,7 @@ var trustWires = map[string]func(p Payload) []any{
 	},
 }
 
-// decoded is a payload or frame after its way over the wire, or the error of it.
+// decoded is a payload or frame as it arrives, or the error of decoding it.
 func decoded(p Payload, line []byte) any {
 	if line == nil {
 		line, _ = Marshal(p)
@@ -1249,7 +1253,7 @@ func decoded(p Payload, line []byte) any {
 }
 
 // carryTrusted carries payloads between an agent and a hub until neither has more to
-// say.
+// send.
 func carryTrusted(t *testing.T, now time.Time, agent, hub *Link, wire func(Payload) []any) {
 	t.Helper()
 	for quiet := false; !quiet; {
@@ -1278,9 +1282,9 @@ func carryTrusted(t *testing.T, now time.Time, agent, hub *Link, wire func(Paylo
 	}
 }
 
-// TestTrustData: data that is trusted and wrong is refused by the hub and becomes a
-// declared gap, whatever it is and however it travels; the events around it arrive
-// (rule 11).
+// TestTrustData: trusted data that is invalid is refused by the hub and becomes a
+// declared gap, whatever it contains and however it travels; the events around it
+// arrive (rule 11).
 func TestTrustData(t *testing.T) {
 	for _, bad := range []string{
 		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(jsontext.MaxDepth + 1),
@@ -1315,7 +1319,7 @@ func TestTrustData(t *testing.T) {
 	}
 }
 
-// TestTrustDataWhiteSpace: a hub that can read it keeps it.
+// TestTrustDataWhiteSpace: a hub that can read data with white space keeps it.
 func TestTrustDataWhiteSpace(t *testing.T) {
 	for name, wire := range trustWires {
 		st, h := NewStreamer(&StreamerConfig{TrustData: true}), NewHub(nil)
@@ -1332,7 +1336,7 @@ func TestTrustDataWhiteSpace(t *testing.T) {
 }
 
 // TestTrustDataNewline: data with a newline, which over lines could be any other
-// payload, is never sent. An encoder of encoding/json ends its values with one.
+// payload, is never sent. A json.Encoder ends its values with one.
 func TestTrustDataNewline(t *testing.T) {
 	st := NewStreamer(&StreamerConfig{TrustData: true})
 	for _, data := range []string{"1\n", "[1,\n2]", "\"\n\"", "1}]}}\n" + `{"type":"status","payload":{"link":"l"}}`} {
@@ -1345,8 +1349,8 @@ func TestTrustDataNewline(t *testing.T) {
 	}
 }
 
-// TestTrustDataVet: a hub that can't read a frame costs the agent the events whose
-// data is wrong, and none that has no data, bytes, or was refused before (rule 11).
+// TestTrustDataVet: a hub that can't read a frame costs the agent the events whose data
+// is invalid, and none that has no data, has bytes, or was refused before (rule 11).
 func TestTrustDataVet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{TrustData: true})
@@ -1382,8 +1386,8 @@ func TestTrustDataVet(t *testing.T) {
 	})
 }
 
-// TestTrustDataVetOnce: a hub that calls frames malformed without end has the agent go
-// through its sessions once, and not for each error of a hundred bytes.
+// TestTrustDataVetOnce: a hub that keeps answering malformed makes the agent check its
+// sessions once, and not again for each error of a hundred bytes.
 func TestTrustDataVetOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{TrustData: true})
@@ -1407,14 +1411,14 @@ func TestTrustDataVetOnce(t *testing.T) {
 		if p, err := hub.link.Next(endedContext); err != nil {
 			t.Fatalf("%v, %v", p, err)
 		}
-		complain() // what was sent since is looked at
+		complain() // what was sent since is checked
 		if s := stats(t, st, "s7"); s.Lost != 1 {
 			t.Errorf("%+v", s)
 		}
 	})
 }
 
-// TestTrustDataOff: by default the publisher hears of it, and no number is used.
+// TestTrustDataOff: by default Publish refuses invalid data, and no number is used.
 func TestTrustDataOff(t *testing.T) {
 	st := NewStreamer(nil)
 	if seq, err := st.Publish(t.Context(), "s", Event{Data: []byte("{")}); seq != 0 || !errors.Is(err, ErrInvalidData) {
@@ -1422,9 +1426,9 @@ func TestTrustDataOff(t *testing.T) {
 	}
 }
 
-// An agent has many sessions of which most are idle: what one takes is bounded, and
-// its first events make no more than a chunk that fits them. Sizes are those of the
-// allocator's classes.
+// Most of an agent's many sessions are idle: the memory of one is bounded, and its
+// first events allocate only a chunk that fits them. Sizes are those of the allocator's
+// classes.
 func TestSessionMemory(t *testing.T) {
 	if n := reflect.TypeFor[Session]().Size(); n > 96 {
 		t.Errorf("a session takes %d bytes", n)
@@ -1450,8 +1454,8 @@ func TestSessionMemory(t *testing.T) {
 }
 
 // TestStreamerLastNumber: a session that has used all numbers but one can use that, and
-// then says that there are no more (rule 1). Nothing wraps around, and a new life begins
-// at 1. Nobody can publish that many, so it is put there.
+// then says that there are no more (rule 1). Nothing wraps around, and a new life
+// begins at 1. Nobody can publish that many, so the test sets the number.
 func TestStreamerLastNumber(t *testing.T) {
 	st := NewStreamer(nil)
 	s, err := st.Session("s")
@@ -1483,8 +1487,8 @@ func TestStreamerLastNumber(t *testing.T) {
 	publishN(t, st, "s", 1)
 }
 
-// TestPublishAllocs: a publish allocates nothing once the log has its size, whatever
-// happens to what it evicts.
+// TestPublishAllocs: a publish allocates nothing once the log has reached its size,
+// whatever happens to the events it evicts.
 func TestPublishAllocs(t *testing.T) {
 	for name, cfg := range map[string]StreamerConfig{
 		"drop oldest":    {Overflow: DropOldest, MaxPendingEvents: 100, ReplayEvents: -1},

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// watching makes a viewer of sessions from their start, and its hub.
+// watching makes a viewer that watches sessions from their start, and its hub.
 func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *peer) {
 	t.Helper()
 	v := NewViewer(cfg)
@@ -31,7 +31,7 @@ func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *pe
 	return v, h
 }
 
-// has wants these items to be ready, and no others.
+// has checks that these items are ready, and no others.
 func has(t *testing.T, v *Viewer, want ...string) {
 	t.Helper()
 	var got []string
@@ -47,8 +47,8 @@ func has(t *testing.T, v *Viewer, want ...string) {
 	}
 }
 
-// takesOne deals with one item, and leaves what comes into its place: a payload that
-// waits for room may be quicker than a loop that ends.
+// takesOne deals with one item, and leaves any item that takes its place: a payload
+// that waits for room may be quicker than a loop that ends.
 func takesOne(t *testing.T, v *Viewer, want string) {
 	t.Helper()
 	q, _ := v.front()
@@ -65,7 +65,7 @@ func isAt(t *testing.T, v *Viewer, session, epoch string, seq uint64) {
 	}
 }
 
-// Rule 3: hello is said again until it is welcomed, and every watch follows.
+// Rule 3: hello is repeated until the welcome comes, and every watch follows.
 func TestViewerHello(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := NewViewer(nil)
@@ -77,7 +77,7 @@ func TestViewerHello(t *testing.T) {
 		h.wantAfter(15*time.Second, hello)
 		h.welcome("x")
 		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7))
-		h.send(&WelcomePayload{ViewerID: "other", V: 1, Link: "y"}) // nobody asked
+		h.send(&WelcomePayload{ViewerID: "other", V: 1, Link: "y"}) // unsolicited
 		h.wantIdle("a welcome is obeyed while one is awaited")
 		v.Watch("c", Position{})
 		h.want(h.watch("c", "", 0))
@@ -148,7 +148,7 @@ func TestViewerWatch(t *testing.T) {
 	}
 }
 
-// Rule 14: items in order, whatever kind, and sessions interleaved.
+// Rule 14: items come in order, whatever their kind, with sessions interleaved.
 func TestViewerItems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s", "r")
@@ -247,7 +247,7 @@ func TestViewerItemsWaits(t *testing.T) {
 	})
 }
 
-// Rule 14: a hole is asked for once until something arrives or the timer fires.
+// Rule 14: a hole causes one watch until something arrives or the timer fires.
 func TestViewerHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
@@ -271,7 +271,7 @@ func TestViewerHole(t *testing.T) {
 	})
 }
 
-// Rule 14: so is what a status says was sent, and is not here.
+// Rule 14: so does a status that says that more was sent than has arrived.
 func TestViewerStatusBeyondReceived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
@@ -285,7 +285,7 @@ func TestViewerStatusBeyondReceived(t *testing.T) {
 	})
 }
 
-// Rule 14: what is known is skipped, and a gap that is known in part is clipped.
+// Rule 14: known numbers are skipped, and a gap that is partly known is clipped.
 func TestViewerDuplicates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
@@ -320,7 +320,7 @@ func TestViewerReset(t *testing.T) {
 			h.send(h.status(test.status), h.status(test.status), h.batch("s", "e2", 1, 2), h.batch("s", "e1", 4, 5))
 			h.wantIdle("nothing is missing")
 			h.send(h.status(stands("s", "e1", 1, 5, 5)))
-			h.want(h.watch("s", "e2", 2)) // the hub reads on elsewhere
+			h.want(h.watch("s", "e2", 2)) // the hub continues elsewhere
 			has(t, v, "s e1 1", "s e1 2", "s e1 3", test.want, "s e2 1", "s e2 2")
 			isAt(t, v, "s", "e2", 2)
 		})
@@ -333,14 +333,14 @@ func TestViewerPositionAfterReset(t *testing.T) {
 	has(t, v, "s e1 1", "s e2 reset from e1 1, prev  0")
 	isAt(t, v, "s", "e2", 0)
 	v = NewViewer(nil)
-	v.Watch("s", Position{"e2", 0}) // and that is no zero position
+	v.Watch("s", Position{"e2", 0}) // and that is not a zero position
 	h = playHub(t, v)
 	h.want(h.watch("s", "e2", 0))
 	h.send(h.status(stands("s", "e3", 1, 3, 0)))
 	has(t, v, "s e3 reset from e2 0, prev  0")
 }
 
-// Rule 15: the first epoch after a zero position is no reset.
+// Rule 15: the first epoch after a zero position is not a reset.
 func TestViewerFirstEpoch(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(SessionStatus{SessionID: "s"})) // not known yet
@@ -352,7 +352,7 @@ func TestViewerFirstEpoch(t *testing.T) {
 	has(t, v, "s e2 1", "s e2 2")
 }
 
-// Rule 15: the last words of the old epoch are asked for, once.
+// Rule 15: the last events of the old epoch are requested, once.
 func TestViewerAsksForOldTailOnce(t *testing.T) {
 	next := stands("s", "e2", 1, 2, 0)
 	next.PrevEpoch, next.PrevSeq = "e1", 5
@@ -501,7 +501,7 @@ func TestViewerBufferFull(t *testing.T) {
 	}
 }
 
-// One larger item is taken, but alone.
+// One larger item is accepted, but only alone.
 func TestViewerBufferLargeItem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferBytes: 500}, "s")
@@ -520,7 +520,7 @@ func TestViewerBufferLargeItem(t *testing.T) {
 	})
 }
 
-// Rule 14: when ctx ends the wait, the rest counts as lost, and comes again.
+// Rule 14: when ctx ends the wait, the rest counts as lost, and is sent again.
 func TestViewerBufferFullCtxEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 2}, "s")
@@ -568,7 +568,7 @@ func TestViewerResetBufferFullCtxEnds(t *testing.T) {
 	isAt(t, v, "s", "e2", 0)
 }
 
-// What waits for room ends with the link, the watch and the Viewer.
+// A payload stops waiting for room when the link, the watch or the Viewer ends.
 func TestViewerBufferFullWaitEnds(t *testing.T) {
 	for name, test := range map[string]struct {
 		do   func(v *Viewer, l *Link)
@@ -599,7 +599,7 @@ func TestViewerBufferFullWaitEnds(t *testing.T) {
 	}
 }
 
-// TestViewerHandleClosed: Handle that waits for room says why it can't go on.
+// TestViewerHandleClosed: a Handle that waits for room says why it can't continue.
 func TestViewerHandleClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
@@ -612,7 +612,8 @@ func TestViewerHandleClosed(t *testing.T) {
 	})
 }
 
-// Rule 13: a session of which nothing is heard for two periods is asked for again.
+// Rule 13: the watch of a session of which nothing is heard for two periods is
+// repeated.
 func TestViewerQuietSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s", "r")
@@ -640,7 +641,7 @@ func TestViewerQuietSession(t *testing.T) {
 	})
 }
 
-// A hub that says nothing for three periods is gone.
+// A hub that sends nothing for three periods is considered gone.
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
@@ -656,7 +657,7 @@ func TestViewerSilentHub(t *testing.T) {
 	})
 }
 
-// A loop that takes long is no silence of the hub: the link stays.
+// A slow loop is not a silence of the hub: the link stays.
 func TestViewerSlowLoopIsNoSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := NewViewer(&ViewerConfig{BufferItems: 1})
@@ -769,7 +770,7 @@ func TestViewerIgnoresForeignError(t *testing.T) {
 	has(t, v, "s e1 1")
 }
 
-// Before the welcome nothing counts but the welcome.
+// Before the welcome nothing else counts.
 func TestViewerBeforeWelcome(t *testing.T) {
 	v := NewViewer(nil)
 	v.Watch("s", Position{})
@@ -891,7 +892,7 @@ func TestViewerHandlesNothingOnOlderLink(t *testing.T) {
 	}
 }
 
-// A watch that ended while its link was about to ask for it is not asked for.
+// A watch that ended while its link was about to send it is not sent.
 func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	a := v.watches["s"].subscription
@@ -907,7 +908,7 @@ func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
 	h.wantIdle("the watch is over")
 }
 
-// A link that dies leaves its watches to the next one, and takes none from it.
+// A link that dies leaves its watches to the next one, and takes none from that one.
 func TestViewerLinkLeavesItsWatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, _ := watching(t, nil, "s")
@@ -927,8 +928,8 @@ func TestViewerLinkLeavesItsWatches(t *testing.T) {
 	})
 }
 
-// Rule 14: a gap that is known in part, down to its first number, is taken from
-// there on.
+// Rule 14: a gap that is partly known, even if only its first number is, is accepted
+// from there on.
 func TestViewerRestOfGap(t *testing.T) {
 	for first := uint64(1); first <= 4; first++ {
 		v, h := watching(t, nil, "s")
@@ -938,8 +939,7 @@ func TestViewerRestOfGap(t *testing.T) {
 	}
 }
 
-// Rule 14: only something new answers a watch; what is known already does not, up to
-// the last number.
+// Rule 14: only something new answers a watch; a batch of known numbers does not.
 func TestViewerDuplicateIsNoAnswer(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
@@ -954,7 +954,7 @@ func TestViewerDuplicateIsNoAnswer(t *testing.T) {
 	has(t, v, itemTexts("s", "e1", 1, 4)...)
 }
 
-// What an item counts: a little, and all of its event's text and bytes.
+// The size that an item counts: a little, plus all of its event's text and bytes.
 func TestViewerItemSize(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(stands("s", "e1", 1, 3, 0)))
@@ -971,7 +971,7 @@ func TestViewerItemSize(t *testing.T) {
 	}
 }
 
-// Room that comes together with the end of ctx is used: what is ready goes first.
+// Room that comes together with the end of ctx is used: a ready result is preferred.
 func TestViewerRoomAtCtxEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
@@ -990,7 +990,7 @@ func TestViewerRoomAtCtxEnd(t *testing.T) {
 	})
 }
 
-// A link that once waited for room is held to the hub's silence like any other.
+// The hub's silence ends a link that once waited for room, like any other.
 func TestViewerSilentAfterFullBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
@@ -1000,7 +1000,7 @@ func TestViewerSilentAfterFullBuffer(t *testing.T) {
 		h.drain()
 		takesOne(t, v, "s e1 1")
 		wantReturned(t, done, nil)
-		pass(maxSilence) // of which it takes note that the silence was its own
+		pass(maxSilence) // after which it knows that the silence was its own
 		h.drain()
 		pass(maxSilence - 1)
 		h.drain()

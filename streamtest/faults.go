@@ -10,26 +10,26 @@ import (
 	"github.com/vibetools/gvstream"
 )
 
-// ErrCut is what the functions of Faults.Wrap return from an injected cut on.
+// ErrCut is what the functions of Faults.Wrap return after an injected cut.
 var ErrCut = errors.New("streamtest: connection cut by Faults")
 
 // Faults says how a connection misbehaves. Probabilities are per payload and
 // direction; below 0 counts as 0, above 1 as 1. The zero Faults changes nothing.
 //
-// What happens to the n-th payload of a direction depends on Seed and n alone.
-// A connection that is made again wants another seed, or it breaks at the same
-// place again. A Faults is read-only to Wrap and may be shared.
+// What happens to the n-th payload of a direction depends on Seed and n alone. Give a
+// new connection another seed, or it breaks at the same place again. Wrap only reads a
+// Faults, so it may be shared.
 type Faults struct {
 	Seed uint64
 
 	Drop      float64 // the payload is lost, and Send returns nil
 	Duplicate float64 // it arrives twice: the same pointer
 	Reorder   float64 // it is held back until the next one has passed
-	Delay     float64 // it waits for up to MaxDelay, and so does all behind it
+	Delay     float64 // it waits for up to MaxDelay, and so does everything after it
 	Cut       float64 // it is lost, and the connection is cut
 
-	MaxDelay time.Duration // a delay is evenly spread over 0 to MaxDelay; if 0 or negative, there is none
-	CutAfter int           // cut after so many payloads in both directions together, lost ones counted; if 0 or negative, never
+	MaxDelay time.Duration // delays are uniform between 0 and MaxDelay; if 0 or negative, there are none
+	CutAfter int           // cut after this many payloads in both directions together, including lost ones; if 0 or negative, never
 }
 
 // The two directions of a connection.
@@ -44,15 +44,14 @@ const (
 // they may be used concurrently with each other. They return when ctx ends if
 // send and receive do, and start no goroutines.
 //
-// After a cut both return ErrCut for good, and a call that is blocked returns it
-// at once. The connection underneath stays open: whoever gets ErrCut closes it.
-// Other errors are those of send, receive and ctx. As on a real connection, an
-// error from send does not mean that the payload did not go out.
+// After a cut both return ErrCut for good, and a call that is blocked returns it at
+// once. The connection underneath stays open: a caller that gets ErrCut closes it.
+// Other errors are those of send, receive and ctx. As on a real connection, an error
+// from send does not mean that the payload did not go out.
 //
-// A payload that Reorder holds back waits for a successor that is not dropped.
-// Without one it does not arrive at all, and it is lost when the connection ends.
-// A receive whose ctx ends during a delay loses nothing: the next one returns
-// the payload.
+// A payload that Reorder holds back waits for a successor that is not dropped. Without
+// one it does not arrive, and is lost when the connection ends. A receive whose ctx
+// ends during a delay loses nothing: the next one returns the payload.
 func (f *Faults) Wrap(send gvstream.SendFunc, receive gvstream.ReceiveFunc) (gvstream.SendFunc, gvstream.ReceiveFunc) {
 	c := &cutter{after: f.CutAfter}
 	out, in := newLane(*f, outgoing, c), newLane(*f, incoming, c)
@@ -75,7 +74,7 @@ type lane struct {
 	cutter    *cutter
 	rand      *rand.Rand
 	queue     []parcel // decided on, not yet passed on
-	held      *parcel  // kept back by Reorder
+	held      *parcel  // held back by Reorder
 	last      bool     // cut when the queue is empty
 }
 
@@ -106,8 +105,8 @@ func (l *lane) call(ctx context.Context, do gvstream.ReceiveFunc) (gvstream.Payl
 	return p, err
 }
 
-// deliver sends what p's arrival lets pass: nothing, p, p twice, p and the one
-// that was held back.
+// deliver sends what may pass when p arrives: nothing, p, p twice, p and the one that
+// was held back.
 func (l *lane) deliver(ctx context.Context, send gvstream.SendFunc, p gvstream.Payload) error {
 	if err := l.admit(p); err != nil {
 		return err
@@ -127,7 +126,7 @@ func (l *lane) deliver(ctx context.Context, send gvstream.SendFunc, p gvstream.P
 // take receives until something may pass.
 func (l *lane) take(ctx context.Context, receive gvstream.ReceiveFunc) (gvstream.Payload, error) {
 	for len(l.queue) == 0 {
-		if l.last { // and what was the last is lost or held back
+		if l.last { // and the last one is lost or held back
 			return nil, l.cutter.cut()
 		}
 		p, err := receive(ctx)
@@ -151,7 +150,7 @@ func (l *lane) pop(ctx context.Context) (gvstream.Payload, error) {
 	return p, nil
 }
 
-// admit decides what becomes of p.
+// admit decides what happens to p.
 func (l *lane) admit(p gvstream.Payload) error {
 	// Every number is drawn for every payload: what happens to one does not
 	// depend on what happened to those before it.
@@ -186,8 +185,8 @@ func (l *lane) admit(p gvstream.Payload) error {
 	return nil
 }
 
-// draw reports whether something of the given probability happens. Float64 is
-// in [0, 1), so that probabilities outside need no clamping.
+// draw reports whether something of the given probability happens. Float64 is in [0,
+// 1), so probabilities outside that range need no clamping.
 func (l *lane) draw(probability float64) bool { return l.rand.Float64() < probability }
 
 func wait(ctx context.Context, d time.Duration) error {
@@ -204,9 +203,9 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// A cutter is what the directions of one connection share.
+// A cutter is the state that the directions of one connection share.
 type cutter struct {
-	after int // cut after so many payloads; 0 or negative: never
+	after int // cut after this many payloads; 0 or negative: never
 
 	mu     sync.Mutex // protects the fields below
 	passed int

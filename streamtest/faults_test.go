@@ -30,7 +30,7 @@ func outgoing(t *testing.T, f streamtest.Faults, n uint64) (got []uint64, err er
 	return got, nil
 }
 
-// incoming receives through f what comes of n payloads, then of an io.EOF.
+// incoming receives through f what arrives of n payloads, followed by an io.EOF.
 func incoming(t *testing.T, f streamtest.Faults, n uint64) (got []uint64, err error) {
 	t.Helper()
 	next := uint64(0)
@@ -215,7 +215,7 @@ func TestFaultsCutWakes(t *testing.T) {
 func TestFaultsCutWakesDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := streamtest.Pipe()
-		// By this seed what is sent is delayed for longer than what is received.
+		// With this seed, sent payloads are delayed for longer than received ones.
 		f := streamtest.Faults{Seed: 4, CutAfter: 2, Delay: 1, MaxDelay: time.Hour}
 		send, receive := f.Wrap(a.Send, a.Receive)
 		b.Send(t.Context(), ack(0))

@@ -8,9 +8,9 @@ import (
 	"github.com/vibetools/gvstream"
 )
 
-// pipeBuffer is how many payloads a direction of a pipe holds. A few, so that a
-// Send may succeed whose payload never arrives, and few, so that a peer that
-// does not read is felt.
+// pipeBuffer is how many payloads a direction of a pipe holds: some, so that a Send may
+// succeed though its payload never arrives, but few, so that a peer that does not read
+// is noticed.
 const pipeBuffer = 8
 
 // A Conn is one end of a connection in memory, made by Pipe. Send and Receive
@@ -22,7 +22,7 @@ type Conn struct {
 	line *line
 }
 
-// A line is what both ends of a pipe share.
+// A line is the state that both ends of a pipe share.
 type line struct {
 	once sync.Once
 	cut  chan struct{} // closed by the first Close of either end
@@ -41,11 +41,10 @@ func Pipe() (a, b *Conn) {
 	return &Conn{in: ba, out: ab, line: l}, &Conn{in: ab, out: ba, line: l}
 }
 
-// Send puts p into the buffer to the other end, and blocks while that is full
-// until there is room, ctx ends or either end is closed. A nil error does not
-// mean that the other end has p or ever will. After Close it returns
-// [io.ErrClosedPipe], else when ctx ends its error; room is preferred to a ctx
-// that has ended already.
+// Send puts p into the buffer to the other end, and blocks while that is full until
+// there is room, ctx ends or either end is closed. A nil error does not mean that the
+// other end has p or ever will. After Close it returns [io.ErrClosedPipe], and when ctx
+// ends, its error; room is preferred to a ctx that has already ended.
 func (c *Conn) Send(ctx context.Context, p gvstream.Payload) error {
 	if c.closed() {
 		return io.ErrClosedPipe
@@ -65,10 +64,9 @@ func (c *Conn) Send(ctx context.Context, p gvstream.Payload) error {
 	}
 }
 
-// Receive returns the next payload of the other end, and blocks until there is
-// one, ctx ends or either end is closed. After Close it returns [io.EOF], else
-// when ctx ends its error; a payload that is there is preferred to a ctx that
-// has ended already.
+// Receive returns the next payload of the other end, and blocks until there is one, ctx
+// ends or either end is closed. After Close it returns [io.EOF], and when ctx ends, its
+// error; a payload that has arrived is preferred to a ctx that has already ended.
 func (c *Conn) Receive(ctx context.Context) (gvstream.Payload, error) {
 	if c.closed() {
 		return nil, io.EOF

@@ -11,15 +11,14 @@ import (
 	"github.com/vibetools/gvstream"
 )
 
-// A Recorder takes the items of any number of sessions as a reader is given
-// them, and checks what gvstream promises of them: per session and epoch every
-// number from the start position on comes exactly once and in order, as an event
-// or inside a gap; a new epoch is announced by a Reset; nothing follows the end.
+// A Recorder takes the items of any number of sessions as a reader gets them, and
+// checks gvstream's guarantees: per session and epoch, every number from the start
+// position on comes exactly once and in order, as an event or inside a gap; a new epoch
+// is announced by a Reset; nothing follows the end.
 //
-// The zero Recorder is ready, with every session at the zero position. All
-// methods are safe for concurrent use, none blocks. What they return for a
-// session that nothing was recorded of is zero. A Recorder must not be copied
-// after first use.
+// The zero Recorder is ready to use, with every session at the zero position. All
+// methods are safe for concurrent use, and none blocks. For a session of which nothing
+// was recorded they return zero values. A Recorder must not be copied after first use.
 type Recorder struct {
 	mu       sync.Mutex // protects the field below
 	sessions map[string]*record
@@ -30,7 +29,7 @@ type record struct {
 	position gvstream.Position
 	events   []gvstream.Event
 	gaps     []gvstream.Gap
-	oldGaps  int // so many of gaps are not about position's epoch
+	oldGaps  int // how many of gaps were recorded before this epoch, or before Resume
 	resets   []gvstream.Reset
 	bytes    int
 	sum      hash.Hash // of the events' bytes
@@ -38,9 +37,9 @@ type record struct {
 	ended    bool
 }
 
-// Resume says where the reader of a session starts, or starts again, for
-// instance with a position that it persisted: the next item must be the one
-// behind it. What was recorded before is kept.
+// Resume says where the reader of a session starts, or starts again, for instance with
+// a position that it persisted: the next item must be the one after it. What was
+// recorded before is kept.
 func (r *Recorder) Resume(sessionID string, position gvstream.Position) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -50,9 +49,9 @@ func (r *Recorder) Resume(sessionID string, position gvstream.Position) {
 	r.put(sessionID, rec)
 }
 
-// Record takes the next item of its session. The error says which promise the
-// item breaks; such an item is not recorded and changes nothing. The Recorder
-// keeps the item's bytes: they must not be changed afterwards.
+// Record takes the next item of its session. The error says which guarantee the item
+// violates; such an item is not recorded and changes nothing. The Recorder keeps the
+// item's bytes: they must not be changed afterwards.
 func (r *Recorder) Record(item gvstream.Item) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,17 +117,16 @@ func (r *Recorder) Bytes(sessionID string) int {
 	return r.open(sessionID).bytes
 }
 
-// Sum returns the SHA-256 of the Data or Bytes of all events of a session, one
-// after the other with nothing between them. Of no event it is the SHA-256 of
-// nothing.
+// Sum returns the SHA-256 of the Data or Bytes of all events of a session, one after
+// the other with nothing between them. Without events it is the SHA-256 of nothing.
 func (r *Recorder) Sum(sessionID string) [sha256.Size]byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return [sha256.Size]byte(r.open(sessionID).sum.Sum(nil))
 }
 
-// open returns the record of a session, or a new one that is not stored yet: to
-// ask for a session, or to fail for it, does not make it exist.
+// open returns the record of a session, or a new one that is not stored yet: asking
+// about a session, or recording a wrong item for it, does not create it.
 func (r *Recorder) open(sessionID string) *record {
 	if rec := r.sessions[sessionID]; rec != nil {
 		return rec
@@ -143,7 +141,7 @@ func (r *Recorder) put(sessionID string, rec *record) {
 	r.sessions[sessionID] = rec
 }
 
-// add checks item and, if it is right, takes it.
+// add checks item and, if it is right, records it.
 func (r *record) add(item gvstream.Item) error {
 	if err := r.checkKind(item); err != nil {
 		return err
@@ -164,7 +162,7 @@ func (r *record) add(item gvstream.Item) error {
 	}
 }
 
-// checkKind checks what is the same for all items.
+// checkKind makes the checks that are the same for all items.
 func (r *record) checkKind(item gvstream.Item) error {
 	kinds := 0
 	for _, is := range []bool{item.Event != nil, item.Gap != nil, item.Reset != nil, item.End} {
@@ -256,7 +254,7 @@ func (r *record) checkNext(kind string, from, to uint64) error {
 	return fmt.Errorf("%s is repeated or out of order, at %s", what, at(r.position))
 }
 
-// How messages call the kinds of items.
+// The names of the kinds of items in messages.
 const (
 	kindEvent = "event"
 	kindGap   = "gap"

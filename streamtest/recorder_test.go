@@ -178,8 +178,8 @@ func TestRecorderResume(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// The reader lost what it did behind 8 and starts again, after a gap that
-	// reaches further than where it is.
+	// The reader lost its work after 8 and starts again from there, in the middle of a
+	// recorded gap.
 	r.Resume("s", gvstream.Position{Epoch: "e", Seq: 8})
 	for _, right := range []gvstream.Item{event("e", 9), lastEvent("e", 10), end("e")} {
 		if err := r.Record(right); err != nil {

@@ -17,8 +17,8 @@ const (
 	sampleLink    = "link-1"
 )
 
-// A sent payload and what its JSON was before it was sent: a transport in memory
-// may hand over the very payload, and a later look would compare it with itself.
+// A sent payload and what its JSON was before it was sent: a transport in memory may
+// hand over the very payload, and a later comparison would compare it with itself.
 type sent struct {
 	payload gvstream.Payload
 	json    []byte
@@ -81,7 +81,7 @@ func batch(seq uint64, data json.RawMessage) gvstream.Payload {
 		Events: []gvstream.Event{{Seq: seq, Type: "stdout", Data: data}}}
 }
 
-// acks is n of the smallest payloads there are, each different.
+// acks is n of the smallest possible payloads, each different.
 func acks(n int) []gvstream.Payload {
 	payloads := make([]gvstream.Payload, n)
 	for i := range payloads {
@@ -104,8 +104,8 @@ func mixed(n int) []gvstream.Payload {
 	return payloads
 }
 
-// large is an event of just about the 1 MiB that an event may be, and a small
-// payload behind it.
+// large is an event of just about 1 MiB, the most that an event may be, followed by a
+// small payload.
 func large() []gvstream.Payload {
 	return []gvstream.Payload{batch(1, data(1<<20-256)), acks(1)[0]}
 }
@@ -139,7 +139,7 @@ func everyPayload() []gvstream.Payload {
 	}
 }
 
-// sampleEvents are the events 1, 2, 3 and 10, with every byte there is.
+// sampleEvents are the events 1, 2, 3 and 10, with every possible byte.
 func sampleEvents() []gvstream.Event {
 	every := make([]byte, 256)
 	for i := range every {

@@ -23,10 +23,9 @@ type Transport struct {
 // quote what the contract asks. makePair makes a new connection for each of
 // them; both its ends are closed when the subtest is over.
 //
-// A sound transport takes well under a second, plus its own time for two
-// thousand small payloads and a few of 1 MiB; one that hangs is given up on
-// after 40 s. Inside a testing/synctest bubble, where a test can't have subtests,
-// call CheckTransport.
+// A correct transport takes well under a second, plus its own time for two thousand
+// small payloads and a few of 1 MiB; a hanging one is abandoned after 40 s. Inside a
+// testing/synctest bubble, where a test can't have subtests, call CheckTransport.
 func TestTransport(t *testing.T, makePair func(t *testing.T) (agent, hub Transport)) {
 	t.Helper()
 	for _, c := range transportChecks {
@@ -38,10 +37,10 @@ func TestTransport(t *testing.T, makePair func(t *testing.T) (agent, hub Transpo
 	}
 }
 
-// CheckTransport makes the checks of TestTransport one after the other and
-// returns all failures joined, each with the name of its check, or nil. It may
-// be called inside a testing/synctest bubble, where a transport that hangs is
-// given up on at once: the bubble's clock jumps.
+// CheckTransport makes the checks of TestTransport one after the other and returns all
+// failures joined, each with the name of its check, or nil. It may be called inside a
+// testing/synctest bubble, where a hanging transport is abandoned at once, since the
+// bubble's clock jumps.
 func CheckTransport(makePair func() (agent, hub Transport)) error {
 	var errs []error
 	for _, c := range transportChecks {
@@ -52,7 +51,7 @@ func CheckTransport(makePair func() (agent, hub Transport)) error {
 	return errors.Join(errs...)
 }
 
-// A check is one thing that the contract asks of a transport.
+// A check is one requirement of the contract.
 type check struct {
 	name string
 	rule string // quoted by a failure
@@ -106,17 +105,17 @@ func swapped(run func(a, b Transport) error) func(a, b Transport) error {
 }
 
 const (
-	// guard is how long a check may take before its context ends, and as long
-	// again before it is given up. It only bounds failures.
+	// guard is how long a check may take before its context ends, and then again before the
+	// check is abandoned. It only bounds failures.
 	guard = 20 * time.Second
-	// settle is how long a call is left alone to get blocked before its context
-	// ends or its connection is closed. Too short for a slow machine, it makes
-	// the check weaker and never wrong.
+	// settle is how long a call is given to block before its context ends or its connection
+	// is closed. If it is too short for a slow machine, the check is weaker but never
+	// wrong.
 	settle = 50 * time.Millisecond
 )
 
-// together runs the calls at once, ends the context of all at the first error,
-// and returns that one when all are done.
+// together runs the calls concurrently, cancels their context at the first error, and
+// returns that error when all are done.
 func together(calls ...func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), guard)
 	defer cancel()
@@ -192,8 +191,8 @@ func checkBothDirections(a, b Transport) error {
 		func(ctx context.Context) error { _, err := receiveAll(ctx, a, back); return err })
 }
 
-// checkPingPong has a's receiver wait for what only comes when a's sender has
-// sent. By the second round it is blocked in Receive while Send is called.
+// checkPingPong has a's receiver wait for a payload that comes only after a's sender
+// has sent. By the second round it is blocked in Receive while Send is called.
 func checkPingPong(a, b Transport) error {
 	samples, err := sample(acks(50))
 	if err != nil {
@@ -312,9 +311,9 @@ func checkReceiveEnded(a, b Transport) error {
 		func(context.Context) error { return receiveFails(ended, b, "with an ended ctx") })
 }
 
-// checkSendContext sends to a peer that never reads, until that blocks and
-// nothing has gone out for a while; then the context ends. A transport that
-// takes 64 MiB without blocking has nothing to return from.
+// checkSendContext sends to a peer that never reads, until that blocks and nothing has
+// gone out for a while; then the context ends. A transport that takes 64 MiB without
+// blocking passes: there is no blocked call to return from.
 func checkSendContext(a, _ Transport) error {
 	p := batch(1, data(64<<10))
 	return together(func(context.Context) error {
@@ -334,7 +333,7 @@ func checkSendContext(a, _ Transport) error {
 	})
 }
 
-// checkClose closes a while both ends wait in receive.
+// checkClose closes a while both ends are waiting in receive.
 func checkClose(a, b Transport) error {
 	closed := make(chan struct{})
 	defer time.AfterFunc(settle, func() {

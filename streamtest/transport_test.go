@@ -91,7 +91,7 @@ func with(change func(end *Transport)) func() (a, b Transport) {
 	}
 }
 
-// sending and receiving change the payloads of both ends on their way.
+// sending and receiving alter the payloads of both ends on their way.
 func sending(change func(p gvstream.Payload) (gvstream.Payload, error)) func() (a, b Transport) {
 	return with(func(end *Transport) {
 		send := end.Send
@@ -119,7 +119,7 @@ func failing(change func(p gvstream.Payload, err error) (gvstream.Payload, error
 	})
 }
 
-// brokenTransports has for each way to be wrong the checks that must find it.
+// brokenTransports has, for each way to be wrong, the checks that must find it.
 var brokenTransports = []struct {
 	name string
 	pair func() (agent, hub Transport)
@@ -227,7 +227,7 @@ func withDeadline(d time.Time) context.Context {
 	return ctx
 }
 
-// reuses hands out the same bytes for every event.
+// reuses returns the same bytes for every event.
 func reuses() (a, b Transport) {
 	return with(func(end *Transport) {
 		receive, buffer := end.Receive, make([]byte, 2<<20)
@@ -342,7 +342,7 @@ func TestCheckTransportNamesEveryFailure(t *testing.T) {
 	})
 }
 
-// A delay is no fault of a transport.
+// A delay does not violate the contract.
 func TestSlowTransportPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		if err := CheckTransport(withFaults(Faults{Seed: 1, Delay: 0.5, MaxDelay: time.Millisecond})); err != nil {

@@ -18,15 +18,15 @@ import (
 
 const heartbeat = 15 * time.Second
 
-// A load is a scene with one agent, and counts what passes. There are no goroutines:
-// payloads pass when a test says so.
+// A load is a scene with one agent that counts the payloads that pass. There are no
+// goroutines: payloads pass when a test says so.
 type load struct {
 	*scene.Scene
 	t     *testing.T
 	agent *gvstream.Streamer
 	wire  *scene.Wire // the agent's latest connection
 	sent  map[reflect.Type]int
-	see   func(gvstream.Payload) // all that passes on wire, or nil
+	see   func(gvstream.Payload) // records all that passes on wire, or nil
 }
 
 func newLoad(t *testing.T, hub *gvstream.HubConfig, agent *gvstream.StreamerConfig) *load {
@@ -47,14 +47,14 @@ func (l *load) connect() {
 	l.Flow()
 }
 
-// Flow is the scene's, and wants nothing to be refused.
+// Flow is the scene's Flow, and fails the test if anything is refused.
 func (l *load) Flow() {
 	l.t.Helper()
 	l.Scene.Flow()
 	l.wantNoErrors()
 }
 
-// Later is the scene's, and wants nothing to be refused.
+// Later is the scene's Later, and fails the test if anything is refused.
 func (l *load) Later(d time.Duration) {
 	l.t.Helper()
 	l.Scene.Later(d)
@@ -117,7 +117,7 @@ func ids(n int) []string {
 	return ids
 }
 
-// stats is what the agent says of a session.
+// stats is what the agent reports about a session.
 func (l *load) stats(id string) gvstream.SessionStats {
 	l.t.Helper()
 	s, err := l.agent.Session(id)
@@ -125,7 +125,7 @@ func (l *load) stats(id string) gvstream.SessionStats {
 	return s.Stats()
 }
 
-// only is what the hub says of its only session.
+// only is what the hub reports about its only session.
 func (l *load) only() (st gvstream.SessionStats) {
 	for st = range l.Hub.Sessions() {
 	}
@@ -248,8 +248,8 @@ func loadSessions(t *testing.T, m meter) {
 	wantSent[*gvstream.EventBatchPayload](l, 0)
 }
 
-// 100,000 sessions that have ended leave nothing behind once their time has passed,
-// while the connection goes on.
+// 100,000 sessions that have ended leave nothing in memory once their time has passed,
+// even though the connection stays.
 func TestLoadHeap(t *testing.T) { bubble(t, loadHeap) }
 
 func loadHeap(t *testing.T, m meter) {
@@ -258,7 +258,7 @@ func loadHeap(t *testing.T, m meter) {
 	l := newLoad(t, &gvstream.HubConfig{MaxSessions: n + 1, MaxAgentSessions: n + 1}, &gvstream.StreamerConfig{MaxSessions: n + 1})
 	ids := ids(n)
 	l.connect()
-	l.publish("warm") // what is made once, such as pools
+	l.publish("warm") // what is allocated once, such as pools
 	l.Later(time.Minute)
 	before := testenv.HeapInUse()
 	m.measure("publish 10 events and the end, and ack", n, func() {
@@ -294,9 +294,9 @@ func loadHeap(t *testing.T, m meter) {
 	runtime.KeepAlive(l)
 }
 
-// A loadViewer is a viewer's end of a connection, played by hand: all that a hub
-// with very many of them can't tell from a Viewer. It takes note of how far it is,
-// and fails at a number that is missing or comes twice.
+// A loadViewer is a viewer's end of a connection, played by hand, cheap enough to have
+// very many of, which a hub cannot tell from a Viewer. It notes how far it is, and
+// fails at a number that is missing or comes twice.
 type loadViewer struct {
 	id   string
 	link *gvstream.Link
@@ -498,8 +498,8 @@ func loadResume(t *testing.T, m meter) {
 	again()
 	m.measure("a viewer leaves that waits for its turn", n, leave)
 
-	// And again, but they stand still when their turn has come: each holds one
-	// request's worth, and none holds up one that reads on.
+	// And again, but they stand still when their turn has come: each holds the answer to
+	// one request, and none delays those that keep reading.
 	clear(l.sent)
 	again()
 	before = testenv.HeapInUse()
@@ -644,8 +644,8 @@ func wantNext(t *testing.T, reader string, seq *uint64, it gvstream.Item) {
 	}
 }
 
-// A sign of life costs in proportion to the sessions that have something
-// unacknowledged, and names those; it listed and sorted all of them.
+// A heartbeat costs in proportion to the sessions that have something unacknowledged,
+// and names those; it listed and sorted all sessions.
 func TestLoadHeartbeat(t *testing.T) { bubble(t, loadHeartbeat) }
 
 func loadHeartbeat(t *testing.T, _ meter) {

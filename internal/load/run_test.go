@@ -14,7 +14,7 @@ import (
 )
 
 // 10,000 viewers of one session by Run, with all their goroutines: each reads every
-// event once and in order, and when they have gone, so have all goroutines.
+// event once and in order, and when they are gone, so are all goroutines.
 func TestLoadRun(t *testing.T) {
 	n := size(10_000, 25)
 	const events = 200

@@ -69,8 +69,8 @@ func authorizeEveryWatch(t *testing.T) {
 }
 
 func replayOfOneLife(t *testing.T) {
-	// Numbers of one session are worth nothing in another, and those of one epoch
-	// nothing in another: neither agent nor hub gives anything for them.
+	// Numbers of one session mean nothing in another, nor do those of one epoch in another:
+	// neither agent nor hub sends anything for them.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s1", 5)
 	publish(t, st, "s2", 3)
@@ -173,8 +173,8 @@ func idsNobodyGuesses(t *testing.T) {
 }
 
 func floodOfUnknown(t *testing.T) {
-	// Peers say a hundred thousand things about sessions that there are not. Nothing
-	// is made or kept of it, neither at the agent nor at the hub.
+	// Peers send a hundred thousand payloads about sessions that don't exist. Nothing is
+	// created or kept for them, neither at the agent nor at the hub.
 	st, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
 	h := answer(t, st, 256)
 	a := callAgent(t, hub, "a")
@@ -205,8 +205,8 @@ func floodOfUnknown(t *testing.T) {
 }
 
 func tooManySessions(t *testing.T) {
-	// There may be a thousand sessions: of a process, and of one agent, on one
-	// connection or on one after the other. One more is refused, and the others go on.
+	// There may be a thousand sessions: of a process, and of one agent, on one connection
+	// or on several in turn. One more is refused, and the others go on.
 	const limit = 1000
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxSessions: limit})
 	for i := range limit {
@@ -240,9 +240,9 @@ func tooManySessions(t *testing.T) {
 }
 
 func hostileFrames(t *testing.T) {
-	// Broken and absurd frames of all kinds arrive. Each is answered by an
-	// error and changes nothing, and the same connection goes on working. (The
-	// fuzz targets go further.)
+	// Broken and absurd frames of all kinds arrive. Each is answered with an error and
+	// changes nothing, and the same connection keeps working. (The fuzz targets go
+	// further.)
 	payload := func(typ, body string) string { return `{"type":"` + typ + `","payload":` + body + `}` }
 	batch := func(events string) string {
 		return payload("event_batch", `{"session_id":"s","epoch":"0001","link":"l","first_seq":1,"last_seq":1,"head_seq":1,"events":`+events+`}`)
@@ -357,7 +357,7 @@ func pagesEndExactly(t *testing.T) {
 		equal(t, "a viewer gets", show(t, sc, "s", gvstream.Position{}), want)
 	}
 
-	// A page ends inside of a gap: that is cut, and goes on in the next page.
+	// A page ends inside a gap: the gap is cut, and continues in the next page.
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: 5})
 	publish(t, st, "s", 20)
 	h := answer(t, st, 256)
@@ -495,9 +495,9 @@ func evictionDuringReplay(t *testing.T) {
 }
 
 func hostileNumbers(t *testing.T) {
-	// Numbers at and beyond every bound stand in every field. Those that are no
+	// Numbers at and beyond every bound are tried in every field. Those that are not
 	// numbers of the protocol are malformed; the others do no harm, and nothing is
-	// allocated by their size.
+	// allocated according to their size.
 	numbers := []string{"-1", "0", "1", "2147483648", "4294967296", "9007199254740991", "9007199254740992",
 		"9007199254740993", "9223372036854775807", "18446744073709551615", "18446744073709551616"}
 	templates := []string{
@@ -540,7 +540,7 @@ func hostileNumbers(t *testing.T) {
 			if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 				t.Errorf("%s with %s: %d bytes", template, numbers, n)
 			}
-			// What was there, still is, and numbers go on.
+			// What was there still is, and numbers go on.
 			s := stats(t, st, "s")
 			equal(t, "the agent's head", s.Head, 3)
 		}
@@ -549,7 +549,7 @@ func hostileNumbers(t *testing.T) {
 
 func largestNumbers(t *testing.T) {
 	// The greatest numbers survive a reader that keeps numbers as floating point:
-	// neighbours stay apart. What is no plain integer is no number.
+	// neighbours stay apart. What is not a plain integer is not a number.
 	for _, seq := range []uint64{gvstream.MaxSeq - 2, gvstream.MaxSeq - 1, gvstream.MaxSeq} {
 		p := scene.Recode(t, &gvstream.WatchPayload{SessionID: "s", Epoch: epoch1, AfterSeq: seq}).(*gvstream.WatchPayload)
 		equal(t, "encoded and decoded", p.AfterSeq, seq)
@@ -569,9 +569,9 @@ func largestNumbers(t *testing.T) {
 }
 
 func emptyPages(t *testing.T) {
-	// An agent answers replay requests with nothing. If it says that this was all,
-	// the viewer is told of a gap after one page; if it says that more follows, it
-	// gets its time, and is asked again only when the timer fires.
+	// An agent answers replay requests with nothing. If it says that this was all, the
+	// viewer gets a gap after one page; if it says that more follows, it is given time, and
+	// is asked again only when the timer fires.
 	for _, done := range []bool{true, false} {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 2})
 		a := callAgent(t, sc.Hub, "a")
@@ -604,8 +604,8 @@ func emptyPages(t *testing.T) {
 }
 
 func sessionsTakeTurns(t *testing.T) {
-	// One session has fifty thousand events to send, replayed and live, another ten.
-	// The ten are the next thing or the one after it.
+	// One session has fifty thousand events to send, replayed and live, another ten. The
+	// ten come next or after one more batch.
 	const many = 50_000
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: many, MaxPendingEvents: many})
 	publish(t, st, "a", many)
@@ -639,9 +639,9 @@ func sessionsTakeTurns(t *testing.T) {
 }
 
 func acksPassReplays(t *testing.T) {
-	// A long replay is running. An ack of another session takes effect at once, and
-	// what the agent owes besides events goes out before the next page. At the hub,
-	// acks go before a viewer's events.
+	// A long replay is running. An ack of another session takes effect at once, and what
+	// the agent has to send besides events goes out before the next page. At the hub, acks
+	// go before a viewer's events.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "a", 1000)
 	publish(t, st, "b", 10)
@@ -651,7 +651,7 @@ func acksPassReplays(t *testing.T) {
 	equal(t, "a replays", say(scene.Next(h.link)), "replayed a 1..100")
 	noError(t, h.ack("b", 10))
 	equal(t, "kept of b", unacked(st, "b"), "")
-	pass(15 * time.Second) // a sign of life is due
+	pass(15 * time.Second) // a heartbeat is due
 	equal(t, "next", say(scene.Next(h.link), scene.Next(h.link)), "status a 1000 acked 0; replayed a 101..200")
 	equal(t, "refused at once", code(h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "none", RequestID: "r"})), "unknown_session")
 	equal(t, "next", say(scene.Next(h.link)), "error unknown_session")
@@ -665,8 +665,8 @@ func acksPassReplays(t *testing.T) {
 }
 
 func batchBytes(t *testing.T) {
-	// A thousand events of 10 KiB: no batch is longer than 256 KiB as it stands on
-	// the wire, text or base64. An event that is longer by itself travels alone.
+	// A thousand events of 10 KiB: no batch is longer than 256 KiB as it stands on the
+	// wire, text or base64. An event that is longer than that travels alone.
 	for _, raw := range []bool{false, true} {
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingBytes: 64 << 20, ReplayBytes: 64 << 20})
 		events, large := testenv.Fewer(1000), 15

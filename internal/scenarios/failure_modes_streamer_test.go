@@ -90,14 +90,14 @@ func outlivesConnections(t *testing.T) {
 }
 
 func ackOfTheUnsent(t *testing.T) {
-	// The hub acknowledges more than there is, or than was handed out. Nothing is
-	// freed, the error names what would be believed, and the link is over. A true
-	// ack on the next one frees everything.
+	// The hub acknowledges more than exists, or than was sent. Nothing is freed, the error
+	// names what would be believed, and the link is over. A true ack on the next one frees
+	// everything.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
 	h := answer(t, st, 256)
 	equal(t, "sent", h.says(), "status s 5 acked 0; batch s 1..5")
-	publish(t, st, "s", 1) // not handed out
+	publish(t, st, "s", 1) // not sent
 	for _, beyond := range []uint64{9, 6} {
 		equal(t, "too high an ack", code(h.ack("s", beyond)), "ack_beyond_sent 5")
 		equal(t, "the hub is told", h.says(), "error ack_beyond_sent")
@@ -111,8 +111,8 @@ func ackOfTheUnsent(t *testing.T) {
 }
 
 func oldAcks(t *testing.T) {
-	// Acks come twice and in the wrong order. Old ones are no errors and take
-	// nothing back.
+	// Acks come twice and in the wrong order. Old ones are not errors and take nothing
+	// back.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
 	h := answer(t, st, 256)
@@ -142,8 +142,8 @@ func ackOfAnotherLife(t *testing.T) {
 }
 
 func onlyEventsCount(t *testing.T) {
-	// Hellos, signs of life and reconnects pass between the events. Both sides
-	// count events alone, and go on counting on the next link.
+	// Hellos, heartbeats and reconnects happen between the events. Both sides count only
+	// events, and continue counting on the next link.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	w := sc.Agent("a", st)
@@ -305,9 +305,9 @@ func closedTwice(t *testing.T) {
 }
 
 func numbersNotReused(t *testing.T) {
-	// Viewers have seen 1 to 13 when the agent crashes; it had made nothing of it
-	// durable. The same numbers mean other events afterwards, so they belong to
-	// another epoch, and viewers are told.
+	// Viewers have seen 1 to 13 when the agent crashes; it had made nothing of it durable.
+	// The same numbers mean other events afterwards, so they belong to another epoch, and
+	// viewers learn of it.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	v := newViewer(t, "s", gvstream.Position{})
@@ -330,8 +330,8 @@ func numbersNotReused(t *testing.T) {
 }
 
 func stuckHub(t *testing.T) {
-	// The connection takes nothing for a minute. Publish goes on as the policy
-	// says: it refuses, or it waits exactly as long as it is let.
+	// The connection takes nothing for a minute. Publish does as the policy says: it
+	// refuses, or it waits exactly as long as it may.
 	stuck := func(ctx context.Context, _ gvstream.Payload) error {
 		<-ctx.Done()
 		return ctx.Err()
@@ -367,8 +367,8 @@ func stuckHub(t *testing.T) {
 }
 
 func callsFromCallbacks(t *testing.T) {
-	// Whatever is called from inside of a callback, a send or a loop over Items,
-	// returns: no lock is held meanwhile. A call that did not return would hang.
+	// Whatever is called from inside a callback, a send or a loop over Items returns: no
+	// lock is held meanwhile. A call that did not return would hang.
 	type cast struct {
 		st  *gvstream.Streamer
 		hub *gvstream.Hub
@@ -546,9 +546,9 @@ func holesInBatches(t *testing.T) {
 }
 
 func batchesOfTwo(t *testing.T) {
-	// A batch names one session, one epoch and one viewer for all of its events:
-	// events have no such fields, and those that stand in them are ignored. What
-	// names somebody else changes nothing.
+	// A batch names one session, one epoch and one viewer for all of its events: events
+	// have no such fields, and if they are there, they are ignored. A batch that names
+	// another viewer changes nothing.
 	p, err := gvstream.Unmarshal([]byte(`{"type":"event_batch","payload":{"session_id":"s","epoch":"0001","link":"l",
 		"first_seq":1,"last_seq":1,"head_seq":1,"events":[{"seq":1,"session_id":"other","epoch":"0002"}]}}`))
 	noError(t, err)
@@ -580,8 +580,8 @@ func batchesOfTwo(t *testing.T) {
 }
 
 func storeFails(t *testing.T) {
-	// The store takes 1 and 2 and fails at 3. The hub acknowledges 2 and no more.
-	// When the store is well again, the rest comes again and is stored once.
+	// The store takes 1 and 2 and fails at 3. The hub acknowledges 2 and no more. When the
+	// store works again, the rest is resent and stored once.
 	var disk store
 	disk.fails = func(items []gvstream.Item) error {
 		if items[len(items)-1].Position().Seq > 2 {
@@ -609,8 +609,8 @@ func storeFails(t *testing.T) {
 	equal(t, "stored", disk.tell("s"), "1..5")
 	equal(t, "kept in the end", unacked(st, "s"), "")
 
-	// All five come in one batch. It is stored whole or not at all, so that nothing of
-	// it is acknowledged.
+	// All five come in one batch. It is stored whole or not at all, so nothing of it is
+	// acknowledged.
 	disk.fails = func(items []gvstream.Item) error {
 		if len(items) == 5 {
 			return errors.New("disk full")
@@ -689,9 +689,8 @@ func quietAgent(t *testing.T) {
 }
 
 func burstOverOneEvent(t *testing.T) {
-	// A burst of ten thousand events that nobody needs goes over one that matters.
-	// With a policy that drops, either the one is still there or it lies in a gap
-	// that says so.
+	// A burst of ten thousand unimportant events follows one that matters. With a policy
+	// that drops, either that one is still there or it lies in a gap that says so.
 	for _, first := range []bool{true, false} {
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: 100})
 		if first {
@@ -710,8 +709,8 @@ func burstOverOneEvent(t *testing.T) {
 }
 
 func publisherReusesBytes(t *testing.T) {
-	// The publisher uses its buffer again. What was published is sent, sent again and
-	// replayed as it was.
+	// The publisher reuses its buffer. What was published is sent, resent and replayed as
+	// it was.
 	st := gvstream.NewStreamer(nil)
 	data, raw := []byte(`"one"`), []byte("one")
 	_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: data})
@@ -757,8 +756,8 @@ func publisherReusesBytes(t *testing.T) {
 }
 
 func closeWaitsForAcks(t *testing.T) {
-	// Close waits for acks that come half a second late. Without a hub it gives up
-	// when it is told to and says how much is left, which can still be had.
+	// Close waits for acks that come half a second late. Without a hub it gives up when its
+	// context ends and reports how much is left, which can still be read.
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 100)
 	h := answer(t, st, 256)
@@ -822,8 +821,8 @@ func closeDrains(t *testing.T) {
 }
 
 func lateCleanup(t *testing.T) {
-	// A new connection stands when the old one is closed at last, on either side.
-	// The new one is not touched.
+	// A new connection is already up when the old one is finally closed, on either side.
+	// The new one is not affected.
 	sc := scene.New(t, nil)
 	st, v := gvstream.NewStreamer(nil), newViewer(t, "s", gvstream.Position{})
 	old, oldViewer := sc.Agent("a", st), sc.Viewer("tab", v)
@@ -970,7 +969,7 @@ func endedGivesBack(t *testing.T) {
 }
 
 func pendingFullRejects(t *testing.T) {
-	// Four may be pending, and nobody takes them. The fifth is refused and uses no
+	// Four events may be pending, and nobody takes them. The fifth is refused and uses no
 	// number; the four stay as they are. After the ack the number is there.
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.Reject, MaxPendingEvents: 4})
 	publish(t, st, "s", 4)
@@ -989,8 +988,9 @@ func pendingFullRejects(t *testing.T) {
 }
 
 func pendingFullResends(t *testing.T) {
-	// Pending is exactly full, and so is the window, when the connection breaks.
-	// The next one sends all of it again: nothing counts as on its way any more.
+	// The pending events have exactly reached their limit, and so has the window, when the
+	// connection breaks. The next one sends all of it again: nothing counts as on its way
+	// any more.
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.Reject, MaxPendingEvents: 4})
 	publish(t, st, "s", 4)
 	equal(t, "sent", answer(t, st, 4).says(), "status s 4 acked 0; batch s 1..4")
@@ -1003,8 +1003,8 @@ func pendingFullResends(t *testing.T) {
 }
 
 func pendingFullBlocks(t *testing.T) {
-	// Publish waits while pending is full: until its context ends, until Close, or
-	// until there is room.
+	// Publish waits while the limit of pending events is reached: until its context ends,
+	// until Close, or until there is room.
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxPendingEvents: 1})
 	publish(t, st, "s", 1)
 	start := time.Now()
@@ -1109,9 +1109,9 @@ func oneMillisecond(t *testing.T) {
 }
 
 func nothingLeftBehind(t *testing.T) {
-	// Connections are made and break hundreds of times, most of them in the middle
-	// of a send. No link, goroutine or timer stays: the bubble would not end, or
-	// say that something in it is stuck.
+	// Connections are made and break hundreds of times, most of them in the middle of a
+	// send. No link, goroutine or timer remains: otherwise the bubble would not end, or
+	// would report that something in it is stuck.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest})
 	v := gvstream.NewViewer(nil)
@@ -1147,8 +1147,8 @@ func nothingLeftBehind(t *testing.T) {
 }
 
 func resendIsNotOvertaken(t *testing.T) {
-	// A thousand events are pending when a connection is made, and eight goroutines
-	// publish two hundred more at the same time. All go out in one ascending row.
+	// A thousand events are pending when a connection is made, and eight goroutines publish
+	// two hundred more at the same time. All are sent in ascending order.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 1000)
@@ -1289,8 +1289,8 @@ func totalBytes(t *testing.T) {
 }
 
 func afterTheEnd(t *testing.T) {
-	// The session has ended. Late events, acks and batches are refused or ignored
-	// and revive nothing; a later session of the same id has none of the old.
+	// The session has ended. Late events, acks and batches are refused or ignored and
+	// revive nothing; a later session with the same id has none of the old events.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	w := sc.Agent("a", st)
@@ -1322,8 +1322,8 @@ func afterTheEnd(t *testing.T) {
 }
 
 func idleSessions(t *testing.T) {
-	// Idle sessions are forgotten, but not one whose events nobody has acknowledged,
-	// not one that somebody watches, and not one whose agent is there.
+	// Idle sessions are forgotten, except those whose events nobody has acknowledged, those
+	// that somebody watches, and those whose agent is connected.
 	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Hour})
 	away, stays := gvstream.NewStreamer(nil), gvstream.NewStreamer(nil)
 	publish(t, away, "watched", 1)

@@ -27,7 +27,7 @@ func TestFailureModes(t *testing.T) {
 		{"M02a", restartResets}, {"M02b", positionAhead}, {"M02e", numbersNotReused},
 		// A stuck peer holds up no other.
 		{"M10a", stuckViewer}, {"M10c", stuckHub},
-		// Calls from inside of callbacks.
+		// Calls from inside callbacks.
 		{"M13a", callsFromCallbacks}, {"M13b", callsDuringSend}, {"M13d", closeFromInside},
 		// Hostile input.
 		{"M28a", floodOfUnknown}, {"M28b", tooManySessions}, {"M28c", hostileFrames},

@@ -60,10 +60,10 @@ func joinAnywhere(t *testing.T) {
 }
 
 func seamAtEveryStep(t *testing.T) {
-	// A viewer replays 1 to 200 from the agent and 201 to 250 from the hub. Three
-	// events more are published at one point of it, and that at each point there is:
-	// before the request, between two pages, after the last one. It gets them all,
-	// in order.
+	// A viewer replays 1 to 200 from the agent and 201 to 250 from the hub. Three more
+	// events are published at one point of the replay, and every such point is tried:
+	// before the request, between two pages, after the last one. It gets them all, in
+	// order.
 	steps := 0
 	for at := -1; at < steps; at++ { // first without any, to count the steps
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 50})
@@ -112,9 +112,9 @@ func seamAtEveryStep(t *testing.T) {
 }
 
 func seamKnowsNoTime(t *testing.T) {
-	// Whether the clock stands still or jumps ten seconds between any two payloads,
-	// the seam is the same. And no set of ids that were seen limits how much may be
-	// replayed while other events come.
+	// Whether the clock stands still or jumps ten seconds between any two payloads, the
+	// seam is the same. And no set of ids already seen limits how much may be replayed
+	// while other events arrive.
 	for _, jump := range []time.Duration{0, 10 * time.Second} {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 50})
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 200_000, MaxPendingEvents: 200_000})
@@ -141,9 +141,9 @@ func seamKnowsNoTime(t *testing.T) {
 }
 
 func restartResets(t *testing.T) {
-	// A viewer is at 10 when the agent restarts and counts from 1 again: past 10,
-	// not as far, or just as far. It is told of the new life and gets all of it, on a
-	// connection that stood or on a new one.
+	// A viewer is at 10 when the agent restarts and counts from 1 again: past 10, not as
+	// far, or just as far. It learns of the new life and gets all of it, on the same
+	// connection or on a new one.
 	for _, n := range []int{15, 5, 10} {
 		for _, attached := range []bool{true, false} {
 			sc := scene.New(t, nil)
@@ -175,9 +175,9 @@ func restartResets(t *testing.T) {
 }
 
 func positionAhead(t *testing.T) {
-	// A viewer comes with a position that nobody has reached. It gets an error that
-	// says how far the session is, once, and that watch is over: no events that it
-	// would have to filter. At the newest number there is simply nothing yet.
+	// A viewer comes with a position that nobody has reached. It gets one error, which says
+	// how far the session is, and the watch is over: it gets no events that it would have
+	// to filter. At the newest number there is simply nothing yet.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)
@@ -241,8 +241,8 @@ func stuckViewer(t *testing.T) {
 
 func positionZero(t *testing.T) {
 	// A viewer finds a session empty, drops, and comes back with the number 0 of that
-	// epoch: it gets the first events, and no reset. Another one is away while
-	// everything it would need rolls out of all buffers: it gets that as a gap.
+	// epoch: it gets the first events, and no reset. Another one is away while everything
+	// it would need is evicted from all buffers: it gets that as a gap.
 	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 4})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 4})
 	_, err := st.Session("s")
@@ -281,8 +281,8 @@ func rolled(t *testing.T) (*scene.Scene, *gvstream.Streamer) {
 }
 
 func truncationIsAnItem(t *testing.T) {
-	// What a viewer asks for is older than anybody holds. The loss is an item of its
-	// own before the first event, and a reader that looks for an event in it finds nil.
+	// What a viewer asks for is older than anybody holds. The loss is an item of its own
+	// before the first event, whose Event is nil.
 	sc, st := rolled(t)
 	v := newViewer(t, "s", at(t, st, "s", 5))
 	w := sc.Viewer("tab", v)
@@ -351,9 +351,9 @@ func readerFails(t *testing.T) {
 }
 
 func quietViewer(t *testing.T) {
-	// A viewer has 7 and is away while 8 to 10 come; then nothing comes any more. It
-	// gets them by coming back. If they are lost on a connection that stands, the
-	// hub's next sign of life shows it.
+	// A viewer has 7 and is away while 8 to 10 come; then nothing comes any more. It gets
+	// them by coming back. If they are lost on a connection that stays up, the hub's next
+	// heartbeat shows it.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 7)
@@ -379,7 +379,7 @@ func quietViewer(t *testing.T) {
 	sc.Later(15 * time.Second)
 	equal(t, "after a sign of life", read(t, v), "11..12")
 
-	// If something follows what was lost, that shows it at once.
+	// If something follows what was lost, the loss shows at once.
 	publish(t, st, "s", 2)
 	agent.Flow()
 	equal(t, "lost", say(scene.Ready(w.Far)...), "batch s 13..14")
@@ -431,8 +431,8 @@ func pausedViewer(t *testing.T) {
 }
 
 func rejectedPosition(t *testing.T) {
-	// The position is too old, or of another epoch. The viewer asks once, is put
-	// right once, and goes on live; so after a reconnect.
+	// The position is too old, or of another epoch. The viewer asks once, is corrected
+	// once, and continues live; and likewise after a reconnect.
 	for _, what := range []string{"evicted", "other epoch"} {
 		sc, st := rolled(t)
 		from, want := at(t, st, "s", 2), "gap 3..12 evicted, 13..21"
@@ -458,10 +458,9 @@ func rejectedPosition(t *testing.T) {
 }
 
 func poison(t *testing.T) {
-	// A reader always fails at 7. The event comes again as often as it tries, without
-	// a reconnect or a request; when it has had enough, it goes on after it. And a
-	// malformed event in a replayed batch costs that batch alone: it is asked for
-	// again.
+	// A reader always fails at 7. The event comes again as often as it tries, without a
+	// reconnect or a request; when it gives up, it continues after it. And a malformed
+	// event in a replayed batch costs only that batch, which is requested again.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 10)
@@ -589,9 +588,9 @@ func nobodyTakesAnything(t *testing.T) {
 }
 
 func noFilters(t *testing.T) {
-	// There are no filters and no options that a reconnect could lose: a watch is a
-	// session and a position. A viewer that wants some types only sees the others pass, so
-	// its position means the same to everybody.
+	// There are no filters and no options that a reconnect could lose: a watch is a session
+	// and a position. A viewer that wants only some types sees the others pass, so its
+	// position means the same to everybody.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	for _, typ := range []string{"x", "y", "x", "y"} {
@@ -616,8 +615,8 @@ func noFilters(t *testing.T) {
 
 func noEphemeralEvents(t *testing.T) {
 	// Every event has a number and is kept as long as any other, so there is none that
-	// could confuse a count. Ten thousand small ones that push out one that matters
-	// leave a gap where it stood. In a session of their own they push out nothing.
+	// could confuse a count. Ten thousand small events that evict one that matters leave a
+	// gap in its place. In a session of their own they evict nothing.
 	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 100})
 	st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: 100, MaxPendingEvents: 20_000})
 	publish(t, st, "together", 1+10_000)
@@ -652,10 +651,10 @@ func nothingTwiceOnReconnect(t *testing.T) {
 }
 
 func replayKeepsIdentity(t *testing.T) {
-	// An event is replayed three times, from the hub and from the agent, also to a
-	// viewer that was restarted. Session, epoch and number are the same each time, and
-	// so is its time: a reader that acts on events can tell that it has. Events carry no
-	// mark of being replayed; live and replayed ones are equal.
+	// An event is replayed three times, from the hub and from the agent, including to a
+	// viewer that was restarted. Session, epoch and number are the same each time, and so
+	// is the time: a reader that acts on events can recognize those it has already acted
+	// on. Events carry no mark of being replayed; live and replayed ones are equal.
 	for _, log := range []int{10, -1} {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: log})
 		st := gvstream.NewStreamer(nil)
@@ -683,9 +682,9 @@ func replayKeepsIdentity(t *testing.T) {
 }
 
 func silentHub(t *testing.T) {
-	// The connection stands, and nothing comes any more. The viewer takes it for dead
-	// after three signs of life that it should have heard. As long as they come, they
-	// say how far the session is.
+	// The connection stays up, but nothing arrives any more. The viewer considers it dead
+	// after three missed heartbeats. As long as heartbeats come, they say how far the
+	// session is.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 5)

@@ -14,14 +14,14 @@ import (
 	"github.com/vibetools/gvstream/internal/scene"
 )
 
-// What scenarios are made of: events that can be told apart, viewers that are read, and
-// a store.
+// The parts that scenarios are made of: distinguishable events, viewers that are read,
+// and a store.
 
 // pass lets time pass, in a bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
-// publish adds n events to a session. Each carries its own number, by which tell
-// sees that an event is the one it says it is.
+// publish adds n events to a session. Each carries its own number, by which tell checks
+// that an event is the right one.
 func publish(t *testing.T, st *gvstream.Streamer, id string, n int) {
 	t.Helper()
 	s, err := st.Session(id)
@@ -45,7 +45,7 @@ func stats(t *testing.T, st *gvstream.Streamer, id string) gvstream.SessionStats
 	return s.Stats()
 }
 
-// at is a position in the life that the session has now.
+// at is a position in the session's current epoch.
 func at(t *testing.T, st *gvstream.Streamer, id string, seq uint64) gvstream.Position {
 	t.Helper()
 	return gvstream.Position{Epoch: stats(t, st, id).Epoch, Seq: seq}

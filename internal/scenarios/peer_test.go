@@ -50,7 +50,7 @@ func greet(t *testing.T, l *gvstream.Link, role string) *peer {
 	return &peer{t: t, link: l, name: scene.Next(l).(*gvstream.WelcomePayload).Link}
 }
 
-// says is what the real one has to say now.
+// says is what the real one has to send now.
 func (p *peer) says() string { return say(scene.Ready(p.link)...) }
 
 // ack is a hub's: it acknowledges, and returns what the agent makes of it.

@@ -77,10 +77,10 @@ type terminal struct {
 
 const session = "shell"
 
-// play publishes the recording and returns what three viewers saw: one that was
-// there from the start, one that joined late, and one that stopped in the middle
-// and went on in a new process, with its saved position. All but the late one have
-// their connections cut, at fixed points; so has the agent.
+// play publishes the recording and returns what three viewers saw: one that was there
+// from the start, one that joined late, and one that stopped in the middle and
+// continued in a new process, with its saved position. The connections of all but the
+// late one, and of the agent, are cut at fixed points.
 func (tm *terminal) play() (screens [3]*screen, agentCuts int, err error) {
 	half := make(chan struct{}) // closed when the agent is half-way
 	var viewers sync.WaitGroup
@@ -202,7 +202,7 @@ func testTerminal(t *testing.T, rec recording, dial dialer) {
 
 var viewerNames = []string{"early:", "late:", "resumed:"}
 
-// TestTransports shows that what the library's own transports promise is so.
+// TestTransports checks that the library's own transports keep the contract.
 func TestTransports(t *testing.T) {
 	t.Parallel()
 	t.Run("pipe", func(t *testing.T) {

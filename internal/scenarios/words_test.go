@@ -11,7 +11,7 @@ import (
 // The words in which scenarios say what they want, such as "1..5, gap 6..12 evicted" for
 // items and "status s 5 acked 3; batch s 4..5" for payloads.
 
-// equal fails the test if got is not as wanted.
+// equal fails the test if got is not what is wanted.
 func equal[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
@@ -49,8 +49,8 @@ func codes(errs []error) string {
 	return strings.Join(out, ";")
 }
 
-// tell says in short what a reader was given, such as
-// "1..5, gap 6..12 evicted, 13..20, end".
+// tell summarizes what a reader was given, such as "1..5, gap 6..12 evicted, 13..20,
+// end".
 func tell(items []gvstream.Item) string {
 	var out []string
 	for i := 0; i < len(items); i++ {
