@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -311,4 +312,317 @@ func (w *simWorld) restartHub() {
 	}
 	w.hubLead = pick(w, 0, -2*time.Hour, 2*time.Hour)
 	w.startHub()
+}
+
+// quiesce stops all faults: the machines must come to rest within bounded time, and
+// after that make up for one lost payload within one timer period.
+func (w *simWorld) quiesce() {
+	w.say("faults stop")
+	w.calm()
+	w.drain(nil)
+	w.publishAll()
+	w.restWithin(20*time.Minute, 5*time.Second, nil)
+	for losses := w.choose(4); losses > 0 && w.err == nil; losses-- {
+		for range 10 { // an earlier loss that has not shown yet
+			w.now = w.now.Add(5 * time.Second)
+			w.drain(nil)
+		}
+		w.loseOne()
+	}
+}
+
+// calm ends everything that goes wrong, except that an agent may be away for good.
+func (w *simWorld) calm() {
+	w.recover()
+	w.claims = false
+	w.hub.cfg.MaxSessions, w.hub.cfg.MaxAgentSessions = 100, 100
+	if w.rewindowed { // a window lasts as long as the link
+		for _, a := range w.agents {
+			w.breakWire(a.wire)
+		}
+	}
+	if w.rarely(4) {
+		a := w.agents[w.choose(len(w.agents))]
+		w.say("%s is away for good", a.id)
+		a.away = true
+		w.breakWire(a.wire)
+	}
+}
+
+// publishAll publishes in every session: the agent of one that was taken over then
+// learns of it (L6).
+func (w *simWorld) publishAll() {
+	plain := w.plain
+	w.plain = true
+	defer func() { w.plain = plain }()
+	for _, a := range w.agents {
+		for _, id := range a.ids {
+			if s := a.st.sessions[id]; s != nil && publishError(s) == nil {
+				w.publish(a, id, 1)
+				w.spoke[s] = s.acked < s.log.head // not if another session fills the budget
+			}
+		}
+	}
+}
+
+// restWithin lets the machines work, one step of time after the other, until they are
+// at rest. drop may drop a payload, and the time then counts from there.
+func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool) {
+	for end := w.now.Add(limit); ; w.now = w.now.Add(step) {
+		for _, a := range w.agents { // an agent that is cut off has to find that out by itself
+			if !a.away && (a.wire == nil || a.wire.peer.dead) {
+				w.connectAgent(a)
+			}
+		}
+		for _, v := range w.viewers {
+			if v.wire == nil || v.wire.peer.dead {
+				w.connectViewer(v)
+			}
+		}
+		switch w.drain(drop).(type) {
+		case nil:
+		case *ErrorPayload: // the payload may have ended a watch, which has to be repeated (rule 13)
+			end = w.now.Add(limit + heartbeatEvery)
+		default:
+			end = w.now.Add(limit)
+		}
+		unrest := w.unrest()
+		if w.err != nil || unrest == "" {
+			return
+		}
+		if !w.now.Before(end) {
+			w.fail("%s, %v after faults stopped", unrest, limit)
+			return
+		}
+	}
+}
+
+// drain moves payloads until nothing moves. It returns the one that it dropped.
+func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
+	idle := 0
+	for range 20_000 {
+		moved := false
+		for _, x := range w.wires {
+			for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
+				if w.send(x, ends[0], ends[1]) {
+					moved = true
+					if p := w.dropLast(ends[1], drop); p != nil {
+						dropped = p
+					}
+				}
+			}
+			moved = w.receive(x, &x.peer) || moved
+			moved = w.receive(x, &x.hub) || moved
+		}
+		for _, v := range w.viewers {
+			if v.local {
+				moved = w.carry(v) || moved
+			}
+			if q, _ := v.v.front(); q != nil {
+				w.read(v, false)
+				moved = true
+			}
+		}
+		w.retryBlocked()
+		w.check()
+		if idle++; moved {
+			idle = 0
+		}
+		if idle == 2 || w.err != nil { // one link may have woken another that was checked before
+			return dropped
+		}
+	}
+	w.fail("L1: payloads go on for ever")
+	return dropped
+}
+
+// dropLast drops the payload that was just sent, if it is the one.
+func (w *simWorld) dropLast(to *simEnd, drop func(Payload) bool) Payload {
+	n := len(to.inbox)
+	if drop == nil || n == 0 || !drop(to.inbox[n-1]) {
+		return nil
+	}
+	p := to.inbox[n-1]
+	w.tell("lost: %s to %s", p, to)
+	to.inbox = to.inbox[:n-1]
+	return p
+}
+
+// retryBlocked has publishers that were woken try again: L4.
+func (w *simWorld) retryBlocked() {
+	waiting := w.blocked
+	w.blocked = nil
+	for _, b := range waiting {
+		select {
+		case <-b.wait:
+		case <-b.freed:
+		default:
+			if w.room(b) { // L4
+				w.fail("L4: a publisher waits in %s, where there is room", b.s.id)
+			}
+			w.blocked = append(w.blocked, b)
+			continue
+		}
+		w.offer(b)
+	}
+}
+
+// publishError says why nothing can be published in a session, if nothing can.
+func publishError(s *Session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.publishErrorLocked()
+}
+
+// room reports whether a blocked publisher need not wait.
+func (w *simWorld) room(b *blocked) bool {
+	s, cfg, size := b.s, &b.a.st.cfg, b.d.size()
+	if publishError(s) != nil {
+		return true
+	}
+	return s.pendingEvents < cfg.MaxPendingEvents && s.pendingBytes+size <= cfg.MaxPendingBytes && s.st.budget.fits(size, 0)
+}
+
+// unrest says what is not at rest yet, or nothing.
+func (w *simWorld) unrest() string {
+	for _, a := range w.agents {
+		if l := a.st.link; !a.away && (l == nil || l.id == "" || l.hello.awaiting) { // rule 3
+			return fmt.Sprintf("L1: %s is not welcomed", a.id)
+		}
+		for _, id := range a.ids {
+			if s := a.st.sessions[id]; s != nil && !a.away {
+				if unrest := w.sessionUnrest(a, s); unrest != "" {
+					return unrest
+				}
+			}
+		}
+	}
+	for _, v := range w.viewers {
+		if l := v.v.link; l == nil || l.id == "" || l.hello.awaiting { // rule 3
+			return fmt.Sprintf("L2: %s is not welcomed", v.id)
+		}
+		if v.v.link.id != v.wire.hub.link.m.(*hubViewerLink).id { // a late welcome: silence ends it
+			return fmt.Sprintf("L2: %s is on another link than the hub", v.id)
+		}
+		for _, id := range simIDs {
+			if r := v.seen[id]; r != nil {
+				if unrest := w.readerUnrest(v, id, r); unrest != "" {
+					return unrest
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// sessionUnrest: L1, L4 and L6.
+func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
+	if s.stopped != nil {
+		return ""
+	}
+	if s.acked != s.log.head { // L1
+		return fmt.Sprintf("L1: %s %s: %d of %d are acknowledged", a.id, s.id, s.acked, s.log.head)
+	}
+	for _, b := range w.blocked { // L4; a stopped session holds what it has until it is renewed
+		if b.s == s && !a.anyStopped() {
+			return fmt.Sprintf("L4: %s %s: a publisher waits", a.id, s.id)
+		}
+	}
+	if h := w.hub.sessions[s.id]; h != nil && h.epoch != "" && w.spoke[s] && s.log.head > 0 && !s.hasEnded && (h.owner != a.id || h.epoch > s.epoch) { // L6
+		return fmt.Sprintf("L6: %s %s was not told that %s has it", a.id, s.id, h.owner)
+	}
+	if s.log.head > 0 && !s.hasEnded && (s.sender == nil || !s.sender.opened) { // rule 5
+		return fmt.Sprintf("L1: %s %s is not open", a.id, s.id)
+	}
+	if h := w.hub.sessions[s.id]; s.hasEnded && h != nil && h.epoch == s.epoch && !h.ended { // rule 16
+		return fmt.Sprintf("L2: the hub does not know that %s has ended", s.id)
+	}
+	return ""
+}
+
+func (a *simAgent) anyStopped() bool {
+	for _, s := range a.st.sessions {
+		if s.stopped != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// readerUnrest: L2.
+func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
+	if w.forbidden[[2]string{v.id, id}] && !v.local {
+		if !r.ended && r.stopped == "" { // rule 13
+			return fmt.Sprintf("L2: %s %s: was not told that it may not watch", v.id, id)
+		}
+		return ""
+	}
+	s := w.hub.sessions[id]
+	if s == nil || s.epoch == "" || r.ended || r.stopped != "" {
+		return ""
+	}
+	if r.pos.Epoch == s.epoch && r.pos.Seq > s.log.head && !w.continues(s) { // rule 13: it waits for its agent
+		return ""
+	}
+	if want := (Position{s.epoch, s.log.head}); r.pos != want && (s.log.head > 0 || r.pos.Epoch != "" && r.pos.Epoch != s.epoch) {
+		return fmt.Sprintf("L2: %s %s: at %v, and the hub is at %v", v.id, id, r.pos, want)
+	}
+	if s.ended {
+		return fmt.Sprintf("L2: %s %s: was not told of the end", v.id, id)
+	}
+	return ""
+}
+
+// continues reports whether a session's agent continues it.
+func (w *simWorld) continues(h *hubSession) bool {
+	return slices.ContainsFunc(w.agents, func(a *simAgent) bool {
+		s := a.st.sessions[h.id]
+		return a.id == h.owner && !a.away && s != nil && s.epoch == h.epoch && s.stopped == nil
+	})
+}
+
+// loseOne makes something happen, and loses one of its payloads: L5.
+func (w *simWorld) loseOne() {
+	countdown := 1 + w.choose(8)
+	a, v := w.agents[w.choose(len(w.agents))], w.viewers[w.choose(min(3, len(w.viewers)))]
+	if n := a.st.cfg.MaxReplays; a.away || n > 0 && n < w.hub.cfg.MaxReplays { // it may be too busy, and say so for a timer period
+		return
+	}
+	for _, x := range w.wires { // what nobody has noticed yet is noticed now
+		if x.cut || x.hub.dead {
+			w.breakWire(x)
+		}
+	}
+	id := a.ids[w.choose(len(a.ids))]
+	switch w.choose(4) {
+	case 0:
+		w.publish(a, id, 1)
+	case 1:
+		w.say("%s connects again", a.id)
+		w.breakWire(a.wire)
+		w.publish(a, id, 2)
+	case 2:
+		w.say("%s connects again", v.id)
+		w.breakWire(v.wire)
+		w.publish(a, id, 1)
+	case 3:
+		if slices.Contains(simIDs, id) && v.seen[id] != nil {
+			w.say("%s watches %s from the first event", v.id, id)
+			v.v.Unwatch(id)
+			delete(v.seen, id)
+			w.watch(v, id, nil, false)
+		}
+	}
+	lost := func(p Payload) bool {
+		countdown--
+		return countdown == 0
+	}
+	limit := timerFirst + 2*time.Second // what is held back takes some time
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
+		limit += w.hub.cfg.ReplayWait
+	}
+	w.restWithin(limit, time.Second, lost)
+	if w.err != nil {
+		w.err = fmt.Errorf("L5: %w", w.err)
+	}
 }

@@ -21,7 +21,7 @@ import (
 //	sim_world_test.go    the world, its plain steps, and how they are described
 //	sim_faults_test.go   what goes wrong in it
 //	sim_check_test.go    what has to hold after every step
-//	sim_settle_test.go   what has to hold once faults have stopped
+//	                     and what has to hold once faults have stopped
 //	simulation_test.go   the runs, and the same world with few choices, for all of
 //	                     which it runs
 
