@@ -19,9 +19,8 @@ import (
 //
 //	sim_choices_test.go  where choices come from; how a schedule is shrunk
 //	sim_world_test.go    the world, its plain steps, and how they are described
-//	sim_faults_test.go   what goes wrong in it
+//	sim_faults_test.go   what goes wrong in it, and what has to hold once that has stopped
 //	sim_check_test.go    what has to hold after every step
-//	                     and what has to hold once faults have stopped
 //	simulation_test.go   the runs, and the same world with few choices, for all of
 //	                     which it runs
 
