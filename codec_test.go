@@ -430,7 +430,7 @@ func TestAppendTrusted(t *testing.T) {
 	}
 }
 
-func TestDraftAppend(t *testing.T) {
+func TestPreparedEventAppend(t *testing.T) {
 	for _, c := range []struct {
 		e          Event
 		want, data string

@@ -44,13 +44,13 @@ type cohort struct {
 // joinLocked makes a cursor at the head rest with others. Cohorts are kept small so that a
 // worker never sends for long, and several can share the work of one session.
 func (s *hubSession) joinLocked(c *cursor) {
-	f := s.atHead.Back()
-	if f == nil || f.at != c.seq || len(f.cursors) >= s.h.sizes.cohort {
-		f = &cohort{s: s, at: c.seq}
-		s.atHead.Push(&f.place, f)
+	co := s.atHead.Back()
+	if co == nil || co.at != c.seq || len(co.cursors) >= s.h.sizes.cohort {
+		co = &cohort{s: s, at: c.seq}
+		s.atHead.Push(&co.place, co)
 	}
-	f.cursors = append(f.cursors, c)
-	c.cohort, c.pusher = f, c.hv.pusher.Load()
+	co.cursors = append(co.cursors, c)
+	c.cohort, c.pusher = co, c.hv.pusher.Load()
 	s.parked++
 }
 
@@ -60,37 +60,37 @@ func (s *hubSession) joinLocked(c *cursor) {
 // as one that was sent just before might: it is known, or the viewer sees a hole (rule 14).
 func (c *cursor) leaveLocked() {
 	c.idle.Remove()
-	f := c.cohort
-	if f == nil {
+	co := c.cohort
+	if co == nil {
 		return
 	}
 	c.cohort = nil
-	if f.sending {
-		f.left = true
+	if co.sending {
+		co.left = true
 		return
 	}
 	c.s.parked--
-	f.keepLocked(func(d *cursor) bool { return d != c })
-	if len(f.cursors) == 0 {
-		f.place.Remove()
+	co.keepLocked(func(d *cursor) bool { return d != c })
+	if len(co.cursors) == 0 {
+		co.place.Remove()
 	}
 }
 
 // keepLocked leaves those cursors in the cohort that are to stay, in their order. It is called
 // for each batch, and mostly all stay: then it writes nothing.
-func (f *cohort) keepLocked(stays func(c *cursor) bool) {
+func (co *cohort) keepLocked(stays func(c *cursor) bool) {
 	n := 0
-	for i, c := range f.cursors {
+	for i, c := range co.cursors {
 		if !stays(c) {
 			continue
 		}
 		if n < i {
-			f.cursors[n] = c
+			co.cursors[n] = c
 		}
 		n++
 	}
-	clear(f.cursors[n:])
-	f.cursors = f.cursors[:n]
+	clear(co.cursors[n:])
+	co.cursors = co.cursors[:n]
 }
 
 // work sends to the session's cohorts what comes next. It stops after pushTurn of them, so that
@@ -100,20 +100,20 @@ func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range pushTurn {
-		f, others := s.beginSendLocked()
-		if f == nil {
+		co, others := s.beginSendLocked()
+		if co == nil {
 			return
 		}
-		loaded := f.loadLocked()
+		loaded := co.loadLocked()
 		s.mu.Unlock()
 		for _, c := range others { // not under the lock, which they take as soon as they wake
 			c.hv.ready(&c.task)
 		}
 		if loaded {
-			f.send(now)
+			co.send(now)
 		}
 		s.mu.Lock()
-		f.endSendLocked()
+		co.endSendLocked()
 	}
 	s.callWorkersLocked()
 }
@@ -131,8 +131,8 @@ func (s *hubSession) callWorkersLocked() {
 // everything the last time come before those that were sent something since: they have waited
 // longer.
 func (s *hubSession) nextBehindLocked() *cohort {
-	if f := s.atHead.Front(); f != nil && f.at < s.log.head {
-		return f
+	if co := s.atHead.Front(); co != nil && co.at < s.log.head {
+		return co
 	}
 	return s.lagging.Front()
 }
@@ -142,15 +142,15 @@ func (s *hubSession) nextBehindLocked() *cohort {
 // them, since they are run, are sending something else, owe a status that comes first, or are
 // so far behind that the agent has to be asked. If another cohort is behind, a second worker may
 // take that.
-func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
-	if f = s.nextBehindLocked(); f == nil {
+func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
+	if co = s.nextBehindLocked(); co == nil {
 		return nil, nil
 	}
-	f.place.Remove()
+	co.place.Remove()
 	s.callWorkersLocked()
-	s.parked -= len(f.cursors)
-	held := f.at+1 >= s.log.first()
-	f.keepLocked(func(c *cursor) bool {
+	s.parked -= len(co.cursors)
+	held := co.at+1 >= s.log.first()
+	co.keepLocked(func(c *cursor) bool {
 		if held && !c.statusPending && c.claimLocked() {
 			return true
 		}
@@ -158,8 +158,8 @@ func (s *hubSession) beginSendLocked() (f *cohort, others []*cursor) {
 		others = append(others, c)
 		return false
 	})
-	f.sending, f.left = true, false
-	return f, others
+	co.sending, co.left = true, false
+	return co, others
 }
 
 // claimLocked makes the caller the one that may send to the viewer, if its link is pushed
@@ -170,15 +170,15 @@ func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.claim()
 // loadLocked reads the next page for the cursors, if there is one and anybody to get it. They
 // count as having it from here on, while the lock is still held: a watch that moves a cursor
 // during the sending sets a new position, which must not be overwritten after it.
-func (f *cohort) loadLocked() bool {
-	s := f.s
-	if len(f.cursors) == 0 || f.at >= s.log.head {
+func (co *cohort) loadLocked() bool {
+	s := co.s
+	if len(co.cursors) == 0 || co.at >= s.log.head {
 		return false
 	}
-	f.page, f.epoch, f.head = s.readLocked(&s.log, f.at), s.epoch, s.log.head
-	f.at = f.page.last
-	for _, c := range f.cursors {
-		c.seq = f.at
+	co.page, co.epoch, co.head = s.readLocked(&s.log, co.at), s.epoch, s.log.head
+	co.at = co.page.last
+	for _, c := range co.cursors {
+		c.seq = co.at
 	}
 	return true
 }
@@ -186,13 +186,13 @@ func (f *cohort) loadLocked() bool {
 // send sends each viewer a payload of its own, with events that all share. It is called without
 // the session's lock, since the callers' send functions run here. Payloads are allocated a few
 // at a time: a caller that keeps one keeps the memory of those next to it, so not all in one.
-func (f *cohort) send(now time.Time) {
+func (co *cohort) send(now time.Time) {
 	first := EventBatchPayload{
-		SessionID: f.s.id, Epoch: f.epoch, FirstSeq: f.page.first, LastSeq: f.page.last, HeadSeq: f.head,
-		Events: f.page.open(), Gaps: f.page.gaps,
+		SessionID: co.s.id, Epoch: co.epoch, FirstSeq: co.page.first, LastSeq: co.page.last, HeadSeq: co.head,
+		Events: co.page.open(), Gaps: co.page.gaps,
 	}
 	var batches []EventBatchPayload
-	for _, c := range f.cursors {
+	for _, c := range co.cursors {
 		if len(batches) == 0 {
 			batches = make([]EventBatchPayload, 8)
 		}
@@ -207,23 +207,23 @@ func (f *cohort) send(now time.Time) {
 // endSendLocked lets those cursors go that left meanwhile, and makes the others rest again. All
 // links that beginSendLocked claimed are given back, also those of cursors that left: a link
 // that got something else to send meanwhile is served from now on.
-func (f *cohort) endSendLocked() {
-	s := f.s
-	f.sending, f.page = false, nil
-	if f.left {
-		f.keepLocked(func(c *cursor) bool {
-			if c.cohort != f {
+func (co *cohort) endSendLocked() {
+	s := co.s
+	co.sending, co.page = false, nil
+	if co.left {
+		co.keepLocked(func(c *cursor) bool {
+			if c.cohort != co {
 				c.pusher.unclaim()
 			}
-			return c.cohort == f
+			return c.cohort == co
 		})
 	}
-	for _, c := range f.cursors {
+	for _, c := range co.cursors {
 		c.pusher.unclaim()
 	}
-	if len(f.cursors) > 0 {
-		s.parked += len(f.cursors)
-		s.putLocked(f)
+	if len(co.cursors) > 0 {
+		s.parked += len(co.cursors)
+		s.putLocked(co)
 	}
 	s.dropSharedPageLocked()
 }
@@ -231,17 +231,17 @@ func (f *cohort) endSendLocked() {
 // putLocked puts a cohort where it is found when there is more: at the head after the others,
 // which are not ahead of it, or among those that have not got everything yet. Cohorts shrink as
 // cursors leave them, and are joined here, or there would be many small ones after a while.
-func (s *hubSession) putLocked(f *cohort) {
+func (s *hubSession) putLocked(co *cohort) {
 	last := s.atHead.Back()
 	switch {
-	case f.at < s.log.head:
-		s.lagging.Push(&f.place, f)
-	case last == nil || last.at != f.at || len(last.cursors)+len(f.cursors) > s.h.sizes.cohort:
-		s.atHead.Push(&f.place, f)
+	case co.at < s.log.head:
+		s.lagging.Push(&co.place, co)
+	case last == nil || last.at != co.at || len(last.cursors)+len(co.cursors) > s.h.sizes.cohort:
+		s.atHead.Push(&co.place, co)
 	default: // into the last one, which has room
-		for _, c := range f.cursors {
+		for _, c := range co.cursors {
 			c.cohort = last
 		}
-		last.cursors = append(last.cursors, f.cursors...)
+		last.cursors = append(last.cursors, co.cursors...)
 	}
 }

@@ -59,16 +59,16 @@ func gapsText(gaps []Gap) (text string) {
 	return text
 }
 
-// crewWorks does all pending jobs.
-func crewWorks(h *Hub) {
+// workersWork does all pending jobs.
+func workersWork(h *Hub) {
 	for j := h.workers.next(); j != nil; j = h.workers.next() {
 		j.work(time.Now())
 	}
 }
 
-// fanRig is a hub whose workers work only when the test says so, with one agent and
+// cohortRig is a hub whose workers work only when the test says so, with one agent and
 // viewers that rest after event 10.
-func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*fanned) {
+func cohortRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*fanned) {
 	t.Helper()
 	h = NewHub(cfg)
 	h.workers.size = 0
@@ -83,12 +83,12 @@ func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*f
 				then()
 			}
 		})
-		crewWorks(h)
+		workersWork(h)
 		f.drain()
 		vs = append(vs, f)
 	}
 	s := h.lookup("s")
-	if f := fanFault(s); s.parked != viewers || s.page != nil || f != "" {
+	if f := cohortFault(s); s.parked != viewers || s.page != nil || f != "" {
 		t.Fatalf("%d of %d viewers rest, page %v, %s", s.parked, viewers, s.page, f)
 	}
 	return h, a, vs
@@ -97,7 +97,7 @@ func fanRig(t *testing.T, cfg *HubConfig, viewers int) (h *Hub, a *peer, vs []*f
 // While the first of two viewers is sent events 11 and 12, something happens to the
 // second. Each gets what its own link would have sent, and in the end both have
 // everything.
-func TestFanDisturbed(t *testing.T) {
+func TestCohortDisturbed(t *testing.T) {
 	t.Parallel()
 	both := []string{"e1 11-12 of 12"}
 	for _, c := range []struct {
@@ -182,36 +182,36 @@ func TestFanDisturbed(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h, a, vs := fanRig(t, c.cfg, 2)
+				h, a, vs := cohortRig(t, c.cfg, 2)
 				vs[0].then = func() { c.disturb(h, a, vs[1]) }
 				a.send(a.batch("s", "e1", 11, 12))
-				crewWorks(h)
+				workersWork(h)
 				for i, want := range [][]string{c.first, c.second} {
 					if diff := cmp.Diff(want, vs[i].texts()); diff != "" {
 						t.Errorf("%s: -want +got\n%s", vs[i].viewer, diff)
 					}
 				}
 				if s := h.lookup("s"); s != nil {
-					if f := fanFault(s); f != "" {
+					if f := cohortFault(s); f != "" {
 						t.Error(f)
 					}
 				}
 				h.Close()
-				crewWorks(h)
+				workersWork(h)
 			})
 		})
 	}
 }
 
 // A cursor that rests below the hub's log asks the agent for what it missed.
-func TestFanBelowLog(t *testing.T) {
+func TestCohortBelowLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, &HubConfig{LogEvents: 2}, 1)
+		h, a, vs := cohortRig(t, &HubConfig{LogEvents: 2}, 1)
 		a.send(a.batch("s", "e1", 11, 14))
-		crewWorks(h)
+		workersWork(h)
 		r := a.asked("s", "tab0", "e1", 10, 12)
 		a.send(answerTo(r, 11, 12, true))
-		crewWorks(h)
+		workersWork(h)
 		if got := vs[0].texts(); len(got) != 2 || got[1] != "e1 13-14 of 14" {
 			t.Errorf("got %q", got)
 		}
@@ -221,9 +221,9 @@ func TestFanBelowLog(t *testing.T) {
 
 // A session in which something happens all the time is served in turn with the others:
 // the workers do not stay with it as long as there is more.
-func TestFanTakesTurns(t *testing.T) {
+func TestCohortTakesTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 1)
+		h, a, vs := cohortRig(t, nil, 1)
 		seq := uint64(11)
 		var more func()
 		more = func() {
@@ -238,25 +238,25 @@ func TestFanTakesTurns(t *testing.T) {
 		if n := len(vs[0].drain()); n != pushTurn || h.workers.jobs.Len() != 1 {
 			t.Fatalf("%d payloads in one turn, %d jobs", n, h.workers.jobs.Len())
 		}
-		crewWorks(h)
+		workersWork(h)
 		if got := vs[0].texts(); got[len(got)-1] != "e1 100-100 of 100" {
 			t.Errorf("ends with %s", got[len(got)-1])
 		}
 		h.Close()
-		crewWorks(h)
+		workersWork(h)
 	})
 }
 
 // A status is sent before events that become ready at the same time (rule 7).
-func TestFanStatusFirst(t *testing.T) {
+func TestCohortStatusFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 2)
+		h, a, vs := cohortRig(t, nil, 2)
 		pass(heartbeatEvery)
 		for _, v := range vs {
 			v.link.pusher.Load().wake() // as its timer does
 		}
 		a.send(a.batch("s", "e1", 11, 11))
-		crewWorks(h)
+		workersWork(h)
 		for _, v := range vs {
 			got, want := v.texts(), []string{"status e1 10 of 11", "e1 11-11 of 11"}
 			if !slices.Equal(got, want) {
@@ -269,9 +269,9 @@ func TestFanStatusFirst(t *testing.T) {
 
 // Viewers that are sent the same events share them, and when all have them the hub
 // holds no more of them than its log.
-func TestFanShares(t *testing.T) {
+func TestCohortShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, _ := fanRig(t, nil, 0)
+		h, a, _ := cohortRig(t, nil, 0)
 		var kept []*EventBatchPayload
 		var late *peer // is served by Next
 		for i := range 3 {
@@ -289,9 +289,9 @@ func TestFanShares(t *testing.T) {
 				return nil
 			})
 		}
-		crewWorks(h)
+		workersWork(h)
 		a.send(a.batch("s", "e1", 11, 12))
-		crewWorks(h)
+		workersWork(h)
 		s := h.lookup("s")
 		if s.page == nil {
 			t.Error("nothing is kept for the viewer that is still to come")
@@ -318,14 +318,14 @@ func TestFanShares(t *testing.T) {
 }
 
 // The page is not kept for a viewer that has gone.
-func TestFanPageOfGoneViewer(t *testing.T) {
+func TestCohortPageOfGoneViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 1)
+		h, a, vs := cohortRig(t, nil, 1)
 		v := playViewer(t, h, "slow")
 		v.send(v.watch("s", "e1", 10))
 		v.drain()
 		a.send(a.batch("s", "e1", 11, 12))
-		crewWorks(h)
+		workersWork(h)
 		if h.lookup("s").page == nil {
 			t.Error("nothing is kept for the viewer that is still to come")
 		}
@@ -335,7 +335,7 @@ func TestFanPageOfGoneViewer(t *testing.T) {
 		}
 		vs[0].link.Close()
 		h.Close()
-		crewWorks(h)
+		workersWork(h)
 	})
 }
 
@@ -344,7 +344,7 @@ func TestFanPageOfGoneViewer(t *testing.T) {
 func TestGrowthAccept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, 3*maxCohort)
+		h, a, vs := cohortRig(t, nil, 3*maxCohort)
 		a.send(a.batch("s", "e1", 11, 11))
 		if h.workers.jobs.Len() != 1 {
 			t.Errorf("%d jobs", h.workers.jobs.Len())
@@ -354,7 +354,7 @@ func TestGrowthAccept(t *testing.T) {
 				t.Fatal("a viewer's link was touched")
 			}
 		}
-		crewWorks(h)
+		workersWork(h)
 		s := h.lookup("s")
 		if s.atHead.Len() != 3 {
 			t.Errorf("%d fans of %d viewers", s.atHead.Len(), len(vs))
@@ -368,19 +368,19 @@ func TestGrowthAccept(t *testing.T) {
 			}
 		}
 		a.send(a.batch("s", "e1", 12, 12))
-		crewWorks(h)
-		if f := fanFault(s); f != "" || s.atHead.Len() != 1 || s.parked != 3*maxCohort/4 {
+		workersWork(h)
+		if f := cohortFault(s); f != "" || s.atHead.Len() != 1 || s.parked != 3*maxCohort/4 {
 			t.Errorf("%d fans of %d viewers: %s", s.atHead.Len(), s.parked, f)
 		}
 		h.Close()
-		crewWorks(h)
+		workersWork(h)
 	})
 }
 
 // A viewer costs an eighth of an allocation.
-func TestFanAllocs(t *testing.T) {
+func TestCohortAllocs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a, vs := fanRig(t, nil, maxCohort)
+		h, a, vs := cohortRig(t, nil, maxCohort)
 		for _, v := range vs {
 			v.pushed.got = make([]Payload, 0, 100)
 		}
@@ -388,7 +388,7 @@ func TestFanAllocs(t *testing.T) {
 		allocs := testing.AllocsPerRun(testenv.Fewer(50), func() {
 			seq++
 			a.send(a.batch("s", "e1", seq, seq))
-			crewWorks(h)
+			workersWork(h)
 		})
 		alone := testing.AllocsPerRun(testenv.Fewer(50), func() {
 			seq++
@@ -398,12 +398,12 @@ func TestFanAllocs(t *testing.T) {
 			t.Errorf("%v allocations for %d viewers", allocs-alone, maxCohort)
 		}
 		h.Close()
-		crewWorks(h)
+		workersWork(h)
 	})
 }
 
-// fanFault says what is wrong with a session's cohorts.
-func fanFault(s *hubSession) string {
+// cohortFault says what is wrong with a session's cohorts.
+func cohortFault(s *hubSession) string {
 	n, at := 0, uint64(0)
 	var fans []*cohort
 	for f := range s.atHead.All() {

@@ -49,7 +49,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 		cfg.Claim = func(context.Context, string, string, string) bool { return w.c.of(2) == 1 }
 	}
 	w.h = NewHub(&cfg)
-	w.h.ids = countingMinter()
+	w.h.ids = countingSource()
 	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
@@ -204,7 +204,7 @@ func (w *hubTest) settle(agentID string) {
 	}
 	w.watch(id, Position{})
 	st := NewStreamer(nil)
-	st.epochs = countingMinter()
+	st.epochs = countingSource()
 	for i := range 5 {
 		if _, _, err := offer(w.now, st, id, Event{Data: fmt.Append(nil, i), End: i == 4}); err != nil {
 			w.Fatal(err)
@@ -262,7 +262,7 @@ var hubAgents = []string{"agent1", "agent2"}
 
 // fuzzEpochs are epochs of the days around the start, in order, and others.
 var fuzzEpochs = func() (out []string) {
-	m := countingMinter()
+	m := countingSource()
 	for range 3 {
 		out = append(out, m.Next(fuzzStart))
 	}

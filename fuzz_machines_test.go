@@ -73,7 +73,7 @@ func (r *counting) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func countingMinter() *epoch.Source { return epoch.NewSource(new(counting)) }
+func countingSource() *epoch.Source { return epoch.NewSource(new(counting)) }
 
 var fuzzStart = time.UnixMilli(1_700_000_000_000)
 
@@ -724,7 +724,7 @@ func (w *viewerTest) settle() {
 		w.v.Unwatch(used)
 	}
 	h, st := NewHub(&HubConfig{LogEvents: 2}), NewStreamer(nil)
-	h.ids, st.epochs = countingMinter(), countingMinter()
+	h.ids, st.epochs = countingSource(), countingSource()
 	for i := range 6 {
 		if _, _, err := offer(w.now, st, id, Event{Data: []byte(`1`), End: i == 5}); err != nil {
 			w.Fatal(err)

@@ -60,7 +60,7 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 		machineTest: m, st: NewStreamer(&cfg), published: make(map[simKey][]string),
 		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*sender]uint64),
 	}
-	w.st.epochs = countingMinter()
+	w.st.epochs = countingSource()
 	w.st.sizes = sizes{batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplay, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"v1", "v2"}, []string{"r1", "r2", "r3"}
 	return w
@@ -299,7 +299,7 @@ func (w *agentTest) isRefused() {
 		p.Code = codeForbidden
 	case 5:
 		p.Code = codeStaleEpoch
-		p.Epoch, _ = countingMinter().Past(w.now, s.epoch)
+		p.Epoch, _ = countingSource().Past(w.now, s.epoch)
 	case 6:
 		p = &ErrorPayload{Code: codeStaleLink, Retryable: true}
 	}
@@ -408,7 +408,7 @@ func (w *agentTest) check() {
 func (w *agentTest) settle() {
 	w.now = w.now.Add(epoch.MaxLead) // past any future epoch that it may have named
 	h := NewHub(nil)
-	h.ids = countingMinter()
+	h.ids = countingSource()
 	pair := func() [2]*Link { return [2]*Link{w.st.connect(w.now).Link, h.connectAgent(w.now, "agent").Link} }
 	for _, s := range w.st.all() {
 		if s.stopped != nil && w.st.renew(w.now, s.id) != nil {

@@ -23,51 +23,51 @@ type handshake struct {
 
 // start says hello, unless a welcome is awaited already: several stale_links may be on
 // their way, and each would ask for a hello of its own.
-func (g *handshake) start() {
-	g.l.mu.Lock()
-	defer g.l.mu.Unlock()
-	if !g.awaiting {
-		g.awaiting, g.timer = true, retry{}
-		g.l.readyLocked(&g.task)
+func (h *handshake) start() {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
+	if !h.awaiting {
+		h.awaiting, h.timer = true, retry{}
+		h.l.readyLocked(&h.task)
 	}
 }
 
 // acceptWelcome reports whether a welcome is one that was asked for, which then counts.
 // Before a hello was handed out it can only be an old one that was repeated, which would
 // set the link back to an id that the hub may have given up.
-func (g *handshake) acceptWelcome() bool {
-	g.l.mu.Lock()
-	defer g.l.mu.Unlock()
-	return g.acceptWelcomeLocked()
+func (h *handshake) acceptWelcome() bool {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
+	return h.acceptWelcomeLocked()
 }
 
-func (g *handshake) acceptWelcomeLocked() bool {
-	ok := g.awaiting && g.timer.running()
-	g.awaiting = g.awaiting && !ok
+func (h *handshake) acceptWelcomeLocked() bool {
+	ok := h.awaiting && h.timer.running()
+	h.awaiting = h.awaiting && !ok
 	return ok
 }
 
 // next is the task's Source: a hello when it is due, and it stays scheduled until a
 // welcome comes.
-func (g *handshake) next(now time.Time) Payload {
-	g.l.mu.Lock()
-	defer g.l.mu.Unlock()
+func (h *handshake) next(now time.Time) Payload {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
 	switch {
-	case !g.awaiting:
+	case !h.awaiting:
 		return nil
-	case !g.timer.running():
-		g.timer.start(now)
-	case !g.timer.expired(now):
-		g.l.scheduleLocked(&g.task, g.timer.at)
+	case !h.timer.running():
+		h.timer.start(now)
+	case !h.timer.expired(now):
+		h.l.scheduleLocked(&h.task, h.timer.at)
 		return nil
 	default:
-		g.timer.again(now)
+		h.timer.again(now)
 	}
-	return &HelloPayload{V: version, Role: g.role}
+	return &HelloPayload{V: version, Role: h.role}
 }
 
 func newHandshake(l *Link, role string) *handshake {
-	g := &handshake{l: l, role: role}
-	g.task = task{Source: g.next, Control: true}
-	return g
+	h := &handshake{l: l, role: role}
+	h.task = task{Source: h.next, Control: true}
+	return h
 }

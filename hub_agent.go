@@ -105,9 +105,9 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	sessions, fetches := ha.sessions, ha.requests
 	ha.sessions, ha.requests = nil, nil
 	ha.mu.Unlock()
-	for s, o := range sessions {
+	for s, rc := range sessions {
 		s.mu.Lock()
-		if s.receiver == o {
+		if s.receiver == rc {
 			s.receiver = nil
 			s.away = now
 			s.wakeAllLocked() // cursors that need the agent start to count their wait
@@ -115,13 +115,13 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		}
 		s.mu.Unlock()
 	}
-	for _, f := range fetches {
-		s := f.c.s
+	for _, rq := range fetches {
+		s := rq.c.s
 		s.mu.Lock()
-		if f.c.request == f {
-			f.c.releaseLocked()
+		if rq.c.request == rq {
+			rq.c.releaseLocked()
 		}
-		f.c.hv.ready(&f.c.task)
+		rq.c.hv.ready(&rq.c.task)
 		s.mu.Unlock()
 	}
 }
@@ -246,15 +246,15 @@ func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayl
 // may have ended; that it is still its cursor's is what counts.
 func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
 	ha.mu.Lock()
-	f := ha.requests[p.RequestID]
+	rq := ha.requests[p.RequestID]
 	ha.mu.Unlock()
-	if f == nil {
+	if rq == nil {
 		return
 	}
-	s := f.c.s
+	s := rq.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.c.request == f {
-		f.refusedLocked(now, p.Retryable)
+	if rq.c.request == rq {
+		rq.refusedLocked(now, p.Retryable)
 	}
 }

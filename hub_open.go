@@ -255,12 +255,12 @@ func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
 	if s.receiver != nil && s.receiver.ha == ha {
 		return nil
 	}
-	o := &receiver{s: s, ha: ha}
-	o.task = task{Source: o.next, Control: true}
+	rc := &receiver{s: s, ha: ha}
+	rc.task = task{Source: rc.next, Control: true}
 	ha.mu.Lock()
 	dead := ha.sessions == nil
 	if !dead {
-		ha.sessions[s] = o
+		ha.sessions[s] = rc
 	}
 	ha.mu.Unlock()
 	if dead {
@@ -274,7 +274,7 @@ func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
 		s.receiver.closeLocked()
 	}
 	s.setOwnerLocked(ha.agentID)
-	s.receiver = o
+	s.receiver = rc
 	s.wakeAllLocked()
 	return nil
 }

@@ -135,17 +135,17 @@ func (c *cursor) acquireLocked() bool {
 // sendRequestLocked makes the request for which the cursor has the permits, and queues it on the
 // agent's link. That may have died since it was looked up: then its map is nil.
 func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
-	f := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
-	f.task = task{Source: f.next, Control: true}
-	c.request = f
+	rq := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
+	rq.task = task{Source: rq.next, Control: true}
+	c.request = rq
 	c.retry.stop()
 	ha.mu.Lock()
 	dead := ha.requests == nil
 	if !dead {
 		ha.requestCount++
-		f.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // an id that no other link uses
-		ha.requests[f.id] = f
-		ha.readyLocked(&f.task)
+		rq.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // an id that no other link uses
+		ha.requests[rq.id] = rq
+		ha.readyLocked(&rq.task)
 	}
 	ha.mu.Unlock()
 	if dead { // the cursor looks for the next link, and waits for it if need be
@@ -162,8 +162,8 @@ func (c *cursor) releaseLocked() { c.releaseAtLocked(time.Time{}) }
 // time, if there is one. The session's is free at once in any case: one viewer that asks and
 // gives up must not keep the others waiting.
 func (c *cursor) releaseAtLocked(at time.Time) {
-	s, hv, f := c.s, c.hv, c.request
-	if f == nil && !c.atSession.Queued() {
+	s, hv, rq := c.s, c.hv, c.request
+	if rq == nil && !c.atSession.Queued() {
 		return
 	}
 	c.atSession.Remove()
@@ -171,10 +171,10 @@ func (c *cursor) releaseAtLocked(at time.Time) {
 	hv.permits.release(at)
 	hv.offerLocked()
 	hv.mu.Unlock()
-	if f != nil {
+	if rq != nil {
 		c.request = nil
 		c.retry.stop()
-		f.withdrawLocked()
+		rq.withdrawLocked()
 		s.permits.release(time.Time{})
 		s.passPermitsLocked()
 	}
@@ -259,43 +259,43 @@ type replayRequest struct {
 // next sends the request, once. After that it only looks at the time, as the cursor's own task
 // does: that one is not asked while the viewer's link is stuck, and the permits of a request
 // without an answer would stay taken.
-func (f *replayRequest) next(now time.Time) Payload {
-	c := f.c
+func (rq *replayRequest) next(now time.Time) Payload {
+	c := rq.c
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	switch {
-	case c.request != f:
+	case c.request != rq:
 		return nil
-	case f.sent && c.unansweredLocked(now):
+	case rq.sent && c.unansweredLocked(now):
 		c.hv.ready(&c.task)
 		return nil
-	case f.sent:
-		f.ha.schedule(&f.task, c.retry.at)
+	case rq.sent:
+		rq.ha.schedule(&rq.task, c.retry.at)
 		return nil
 	}
-	f.sent = true
+	rq.sent = true
 	c.retry.start(now)
 	c.hv.schedule(&c.task, c.retry.at)
 	return &ReplayRequestPayload{
-		SessionID: c.s.id, ViewerID: c.hv.viewerID, RequestID: f.id, Epoch: c.epoch,
-		AfterSeq: f.from - 1, UntilSeq: f.until, Limit: f.left,
+		SessionID: c.s.id, ViewerID: c.hv.viewerID, RequestID: rq.id, Epoch: c.epoch,
+		AfterSeq: rq.from - 1, UntilSeq: rq.until, Limit: rq.left,
 	}
 }
 
 // withdrawLocked takes the request off its agent's link. The agent does not hear of
 // it: there is no payload for that, and it stops by itself at the request's limit.
-func (f *replayRequest) withdrawLocked() {
-	f.ha.mu.Lock()
-	delete(f.ha.requests, f.id)
-	f.ha.mu.Unlock()
-	f.ha.forget(&f.task)
+func (rq *replayRequest) withdrawLocked() {
+	rq.ha.mu.Lock()
+	delete(rq.ha.requests, rq.id)
+	rq.ha.mu.Unlock()
+	rq.ha.forget(&rq.task)
 }
 
 // refusedLocked ends a request that the agent refuses. If that may change, the cursor asks again
 // on the timer; else what it asked for can't be had, and becomes a gap. The wait is doubled
 // for the next time only after this one has started.
-func (f *replayRequest) refusedLocked(now time.Time, retry bool) {
-	c := f.c
+func (rq *replayRequest) refusedLocked(now time.Time, retry bool) {
+	c := rq.c
 	c.releaseLocked()
 	if retry {
 		c.retry.start(now)
@@ -303,29 +303,29 @@ func (f *replayRequest) refusedLocked(now time.Time, retry bool) {
 		c.retry.backOff()
 		return
 	}
-	c.unavailableTo = f.until
+	c.unavailableTo = rq.until
 	c.hv.ready(&c.task)
 }
 
 // answered takes an answer, unless the request is over, or the answer does not fit it: that is
 // refused, since it could bring one viewer what another asked for, or more than there is room
 // for. It is clipped to what is new before it is measured, so that a transport may repeat it.
-func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
-	s := f.c.s
+func (rq *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
+	s := rq.c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.c.request != f {
+	if rq.c.request != rq {
 		s.h.stalePayloads.Add(1)
 		return nil
 	}
-	answer.clip(f.expected - 1) // a duplicate asks for nothing more
+	answer.clip(rq.expected - 1) // a duplicate asks for nothing more
 	switch {
-	case p.SessionID != s.id || p.Epoch != f.c.epoch || p.ViewerID != f.c.hv.viewerID:
+	case p.SessionID != s.id || p.Epoch != rq.c.epoch || p.ViewerID != rq.c.hv.viewerID:
 		return malformed("replay_batch: not what request %q asked for", p.RequestID)
-	case p.LastSeq > f.until || len(answer.slots) > f.left:
+	case p.LastSeq > rq.until || len(answer.slots) > rq.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
-	f.acceptLocked(now, p, answer)
+	rq.acceptLocked(now, p, answer)
 	return nil
 }
 
@@ -333,9 +333,9 @@ func (f *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *P
 // in pages that fit a payload. A request that is complete, or as much as the hub holds at a
 // time, gives its permits back now, before the viewer has taken anything: the cursor asks on
 // when its pages are handed out.
-func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page) {
-	c := f.c
-	if p.FirstSeq > f.expected { // a part was lost: ask again, at most once a second
+func (rq *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page) {
+	c := rq.c
+	if p.FirstSeq > rq.expected { // a part was lost: ask again, at most once a second
 		c.releaseLocked()
 		c.retry.startIn(now, replayAgain)
 		c.hv.schedule(&c.task, c.retry.at)
@@ -347,16 +347,16 @@ func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page
 	for _, pg := range answer.pieces() {
 		c.retry.reset() // here, as only an answer with news is progress
 		c.retry.start(now)
-		pg.request, pg.available = f.id, p.AvailableFrom
+		pg.request, pg.available = rq.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
-		f.expected = pg.last + 1
-		f.left -= len(pg.slots)
-		f.bytes += pg.bytes
+		rq.expected = pg.last + 1
+		rq.left -= len(pg.slots)
+		rq.bytes += pg.bytes
 	}
-	if p.Done && f.expected == f.from { // the agent has nothing to give: don't ask for the same again
-		c.unavailableTo = f.until
+	if p.Done && rq.expected == rq.from { // the agent has nothing to give: don't ask for the same again
+		c.unavailableTo = rq.until
 	}
-	if p.Done || f.fullLocked() {
+	if p.Done || rq.fullLocked() {
 		c.releaseLocked()
 	}
 	c.hv.ready(&c.task)
@@ -364,8 +364,8 @@ func (f *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page
 
 // fullLocked reports whether the request has got all that it asked for, or all that it may
 // get, whether or not the agent said that it is done.
-func (f *replayRequest) fullLocked() bool {
-	return f.expected > f.until || f.left == 0 || f.bytes >= maxRequestBytes
+func (rq *replayRequest) fullLocked() bool {
+	return rq.expected > rq.until || rq.left == 0 || rq.bytes >= maxRequestBytes
 }
 
 // replayed takes an agent's answer to a replay request (rule 12). Its data is checked before any
@@ -374,9 +374,9 @@ func (f *replayRequest) fullLocked() bool {
 // without a word to the agent: it can't change what it has published.
 func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	ha.mu.Lock()
-	f := ha.requests[p.RequestID]
+	rq := ha.requests[p.RequestID]
 	ha.mu.Unlock()
-	if f == nil {
+	if rq == nil {
 		ha.h.stalePayloads.Add(1)
 		return nil
 	}
@@ -387,5 +387,5 @@ func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	for i := pg.larger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.larger(ha.h.cfg.MaxEventBytes) {
 		pg.lose(i, ReasonRejected)
 	}
-	return f.answered(now, p, pg)
+	return rq.answered(now, p, pg)
 }

@@ -242,7 +242,7 @@ func TestHubRefusesReplay(t *testing.T) {
 }
 
 // Rule 12: at most 8 requests are open for a session; others wait in turn.
-func TestHubReplayTurnsOfSession(t *testing.T) {
+func TestHubReplayPermitsOfSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{})
 		var vs []*peer
@@ -282,7 +282,7 @@ func TestHubReplayTurnsOfSession(t *testing.T) {
 }
 
 // Rule 12: and at most 4 for a viewer's link.
-func TestHubReplayTurnsOfViewer(t *testing.T) {
+func TestHubReplayPermitsOfViewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
 		a := playAgent(t, h, "agent")
@@ -356,7 +356,7 @@ func TestHubReplaySlotsGivenUp(t *testing.T) {
 
 // Rule 12: a permit that was offered to a watch which ended before it asked goes to the
 // next one waiting.
-func TestHubReplaySlotPassedOn(t *testing.T) {
+func TestHubReplayPermitPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5, MaxViewerReplays: 1})
 		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
@@ -912,8 +912,8 @@ func TestHubFetchAtOnce(t *testing.T) {
 	})
 }
 
-// TestHubFetchesGivenUp: a request that is given up leaves the queue of the agent's link.
-func TestHubFetchesGivenUp(t *testing.T) {
+// TestHubRequestsGivenUp: a request that is given up leaves the queue of the agent's link.
+func TestHubRequestsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, _ := smallHub(t, HubConfig{})
 		v := playViewer(t, h, "tab")
@@ -1037,9 +1037,9 @@ func TestViewerCausesFewReplays(t *testing.T) {
 	}
 }
 
-// TestHubStuckViewerHoldsNoTurn: a viewer whose link is stuck gets a permit to ask the
+// TestHubStuckViewerHoldsNoPermit: a viewer whose link is stuck gets a permit to ask the
 // agent, and gives it back, without the help of its link.
-func TestHubStuckViewerHoldsNoTurn(t *testing.T) {
+func TestHubStuckViewerHoldsNoPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a := smallHub(t, HubConfig{MaxReplays: 1})
 		v1 := playReader(t, h, "v1")
@@ -1099,10 +1099,10 @@ func TestHubStuckViewerRequestLost(t *testing.T) {
 	})
 }
 
-// TestHubStuckAgentHoldsNoSlot: a request that an agent's connection does not take is
+// TestHubStuckAgentHoldsNoPermit: a request that an agent's connection does not take is
 // given up like an unanswered one, so that a viewer's other sessions get the permit
 // (rule 12).
-func TestHubStuckAgentHoldsNoSlot(t *testing.T) {
+func TestHubStuckAgentHoldsNoPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, stuck := smallHub(t, HubConfig{MaxViewerReplays: 1})
 		good := playAgent(t, h, "good")
@@ -1197,7 +1197,7 @@ func TestEmptyAnswersKeepNoTurn(t *testing.T) {
 
 // A link's free permit is offered to one of the cursors that wait for it, and a cursor
 // that no longer needs it passes it to the next; it woke all of them.
-func TestGrowthSlots(t *testing.T) {
+func TestGrowthPermits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 500
 		st, h := NewStreamer(nil), NewHub(&HubConfig{LogEvents: 1, MaxWatches: n, MaxViewerReplays: 1})

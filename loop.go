@@ -35,9 +35,9 @@ type ReceiveFunc func(ctx context.Context) (Payload, error)
 // next link (rule 9). The payload is read-only. Concurrent calls are safe, but payloads
 // sent in another order than Next returned them cost resends.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
-	var a reusableTimer
-	defer a.stop()
-	p, err := l.await(ctx, &a)
+	var t reusableTimer
+	defer t.stop()
+	p, err := l.await(ctx, &t)
 	return open(p), err
 }
 
@@ -47,9 +47,9 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 // batch never become a []Event. It blocks as Next does, and treats ctx, errors and
 // concurrent calls in the same way. The link keeps nothing of dst.
 func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
-	var a reusableTimer
-	defer a.stop()
-	p, err := l.await(ctx, &a)
+	var t reusableTimer
+	defer t.stop()
+	p, err := l.await(ctx, &t)
 	if err != nil {
 		return dst, err
 	}
@@ -72,25 +72,25 @@ type reusableTimer struct {
 }
 
 // reset sets the timer to fire at a time and returns its channel.
-func (a *reusableTimer) reset(now, at time.Time) <-chan time.Time {
-	if a.timer == nil {
-		a.timer = time.NewTimer(at.Sub(now))
-	} else if !at.Equal(a.at) {
-		a.timer.Reset(at.Sub(now))
+func (t *reusableTimer) reset(now, at time.Time) <-chan time.Time {
+	if t.timer == nil {
+		t.timer = time.NewTimer(at.Sub(now))
+	} else if !at.Equal(t.at) {
+		t.timer.Reset(at.Sub(now))
 	}
-	a.at = at
-	return a.timer.C
+	t.at = at
+	return t.timer.C
 }
 
-func (a *reusableTimer) stop() {
-	if a.timer != nil {
-		a.timer.Stop()
+func (t *reusableTimer) stop() {
+	if t.timer != nil {
+		t.timer.Stop()
 	}
 }
 
 // await is Next for callers that only encode the payload: batches stay in the form that
 // machines make, and the caller ends their use.
-func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
+func (l *Link) await(ctx context.Context, t *reusableTimer) (Payload, error) {
 	for {
 		now := time.Now()
 		p, at, err := l.take(now)
@@ -102,12 +102,12 @@ func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
 		}
 		var fire <-chan time.Time
 		if !at.IsZero() && ctx.Err() == nil { // a caller that only polls needs no timer
-			fire = a.reset(now, at)
+			fire = t.reset(now, at)
 		}
 		select {
 		case <-l.wake:
 		case <-fire:
-			a.at = time.Time{}
+			t.at = time.Time{}
 		case <-l.done:
 		case <-ctx.Done():
 			l.wakeNext() // this call may have taken the wake, or the deadline, of another
@@ -126,10 +126,10 @@ func (l *Link) await(ctx context.Context, a *reusableTimer) (Payload, error) {
 // with ErrSilent after 45 s without a word from the hub; a hub's link has no such limit
 // (rule 9).
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
-	var a reusableTimer
-	defer a.stop()
+	var t reusableTimer
+	defer t.stop()
 	next := func(ctx context.Context) error {
-		p, err := l.await(ctx, &a)
+		p, err := l.await(ctx, &t)
 		if err != nil {
 			return err
 		}

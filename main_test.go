@@ -8,11 +8,11 @@ import (
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m, nothingWrittenIntoUnborn) }
+func TestMain(m *testing.M) { testenv.Main(m, nothingWrittenIntoEmptyLife) }
 
-// nothingWrittenIntoUnborn checks that nothing was written into the state that all
+// nothingWrittenIntoEmptyLife checks that nothing was written into the state that all
 // sessions without events share.
-func nothingWrittenIntoUnborn() error {
+func nothingWrittenIntoEmptyLife() error {
 	if !reflect.ValueOf(emptyLife).IsZero() {
 		return fmt.Errorf("sessions without events have become %+v", emptyLife)
 	}

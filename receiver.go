@@ -29,58 +29,58 @@ type receiver struct {
 
 // closeLocked closes the session on its link, which may be dead or go on with others. The
 // caller puts another receiver, or none, in its place.
-func (o *receiver) closeLocked() {
-	o.ha.forget(&o.task)
-	o.ha.mu.Lock()
-	delete(o.ha.sessions, o.s)
-	o.ha.mu.Unlock()
+func (rc *receiver) closeLocked() {
+	rc.ha.forget(&rc.task)
+	rc.ha.mu.Lock()
+	delete(rc.ha.sessions, rc.s)
+	rc.ha.mu.Unlock()
 }
 
 // ackNowLocked owes an ack at once: a status or a duplicate is answered by one, since the ack
 // before it may have been lost, and the agent sends again until it hears one (rule 6).
-func (o *receiver) ackNowLocked() {
-	o.acks.now = true
-	o.ha.ready(&o.task)
+func (rc *receiver) ackNowLocked() {
+	rc.acks.now = true
+	rc.ha.ready(&rc.task)
 }
 
 // nackLocked asks for what did not arrive. Each batch of those that follow a hole calls it,
 // and ackState makes one nack of them.
-func (o *receiver) nackLocked(now time.Time) {
-	o.acks.hole(now, o.s.log.head)
-	o.wakeLocked(now)
+func (rc *receiver) nackLocked(now time.Time) {
+	rc.acks.hole(now, rc.s.log.head)
+	rc.wakeLocked(now)
 }
 
 // acceptedLocked owes an ack for new events.
-func (o *receiver) acceptedLocked(now time.Time, events int) {
-	o.acks.accept(now, events, o.ha.h.cfg.Window, o.s.ended)
-	o.wakeLocked(now)
+func (rc *receiver) acceptedLocked(now time.Time, events int) {
+	rc.acks.accept(now, events, rc.ha.h.cfg.Window, rc.s.ended)
+	rc.wakeLocked(now)
 }
 
 // wakeLocked makes the link call next when the ack is due, if one is owed.
-func (o *receiver) wakeLocked(now time.Time) {
-	if due, next := o.acks.due(now); due {
-		o.ha.ready(&o.task)
+func (rc *receiver) wakeLocked(now time.Time) {
+	if due, next := rc.acks.due(now); due {
+		rc.ha.ready(&rc.task)
 	} else if !next.IsZero() {
-		o.ha.schedule(&o.task, next)
+		rc.ha.schedule(&rc.task, next)
 	}
 }
 
 // next sends the ack that is due. It says what is accepted when it is sent, which may be more
 // than when it was decided on.
-func (o *receiver) next(now time.Time) Payload {
-	s := o.s
+func (rc *receiver) next(now time.Time) Payload {
+	s := rc.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.receiver != o {
+	if s.receiver != rc {
 		return nil
 	}
-	if due, next := o.acks.due(now); !due {
+	if due, next := rc.acks.due(now); !due {
 		if !next.IsZero() {
-			o.ha.schedule(&o.task, next)
+			rc.ha.schedule(&rc.task, next)
 		}
 		return nil
 	}
-	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: o.ha.id, UpToSeq: s.log.head, Nack: o.acks.sent()}
+	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent()}
 	return p
 }
 
@@ -101,7 +101,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 		return err
 	}
 	defer s.leaveLocked()
-	o, accepted := s.receiver, s.log.head
+	rc, accepted := s.receiver, s.log.head
 	if s.ended && p.LastSeq > accepted {
 		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
 	}
@@ -109,10 +109,10 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	s.listed = now
 	switch {
 	case p.FirstSeq > accepted+1:
-		o.nackLocked(now)
+		rc.nackLocked(now)
 		return nil
 	case p.LastSeq <= accepted:
-		o.ackNowLocked() // a duplicate: its ack may have been lost
+		rc.ackNowLocked() // a duplicate: its ack may have been lost
 		return nil
 	}
 	p.clip(accepted)
@@ -128,7 +128,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 // The page is packed first: it may go into the log, and would keep the whole payload in memory
 // for the sake of the few events that are new.
 func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
-	o, epoch := s.receiver, s.epoch // when Commit is done, they may be others
+	rc, epoch := s.receiver, s.epoch // when Commit is done, they may be others
 	tooLarge := ha.cutOversizedLocked(s, pg)
 	if pg.last >= pg.first {
 		pg.pack()
@@ -139,11 +139,11 @@ func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubS
 			return nil // forgotten
 		}
 		s.acceptLocked(pg)
-		o.acceptedLocked(now, len(pg.slots))
+		rc.acceptedLocked(now, len(pg.slots))
 		s.watchClockLocked()
 	}
 	if tooLarge != nil { // it will send again from its last ack: let that be up to date
-		o.ackNowLocked()
+		rc.ackNowLocked()
 	}
 	return tooLarge
 }

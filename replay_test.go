@@ -595,8 +595,8 @@ func TestPageCopied(t *testing.T) {
 	checkRead(t, l, m)
 }
 
-// TestDraft: an event's JSON is the same for each number, except for the number itself.
-func TestDraft(t *testing.T) {
+// TestPreparedEvent: an event's JSON is the same for each number, except for the number itself.
+func TestPreparedEvent(t *testing.T) {
 	at := time.Date(2025, 11, 23, 22, 34, 5, 120e6, time.UTC)
 	for _, test := range []struct {
 		ev   Event

@@ -30,33 +30,33 @@ type sender struct {
 
 // noteUnackedLocked makes the next sign of life name the session, if it still has something
 // unacknowledged by then (rule 9). The session's lock is held.
-func (a *sender) noteUnackedLocked() {
-	if a.unacked || a.s.acked >= a.s.log.head {
+func (sd *sender) noteUnackedLocked() {
+	if sd.unacked || sd.s.acked >= sd.s.log.head {
 		return
 	}
-	a.unacked = true
-	a.link.mu.Lock()
-	a.link.unacked = append(a.link.unacked, a)
-	a.link.mu.Unlock()
+	sd.unacked = true
+	sd.link.mu.Lock()
+	sd.link.unacked = append(sd.link.unacked, sd)
+	sd.link.mu.Unlock()
 }
 
 // refusedLocked handles an error about the session on its link. The code decides before the
 // retryable flag does, and codes that are unknown here are treated by the flag alone.
-func (a *sender) refusedLocked(now time.Time, p *ErrorPayload) {
-	s := a.s
-	a.heard()
+func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
+	s := sd.s
+	sd.heard()
 	switch {
 	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
 	case p.Code == codeUnknownSession:
-		if a.reopen() {
-			a.announceLocked()
+		if sd.reopen() {
+			sd.announceLocked()
 		}
 	case p.refusesEvent():
-		a.rejectLocked(p.Seq)
+		sd.rejectLocked(p.Seq)
 	case p.Retryable:
-		a.pause(now)
-		a.scheduleTickLocked()
+		sd.pause(now)
+		sd.scheduleTickLocked()
 	default:
 		s.stopped = p.protocolError()
 		s.changed.Broadcast()
@@ -65,30 +65,30 @@ func (a *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 
 // announceLocked lists the session for the next status, once. The entry is made when the
 // status is, so it says where the session stands by then.
-func (a *sender) announceLocked() {
-	if a.inStatus {
+func (sd *sender) announceLocked() {
+	if sd.inStatus {
 		return
 	}
-	a.inStatus = true
-	a.link.mu.Lock()
-	a.link.toAnnounce = append(a.link.toAnnounce, a)
-	a.link.readyLocked(&a.link.status)
-	a.link.mu.Unlock()
+	sd.inStatus = true
+	sd.link.mu.Lock()
+	sd.link.toAnnounce = append(sd.link.toAnnounce, sd)
+	sd.link.readyLocked(&sd.link.status)
+	sd.link.mu.Unlock()
 }
 
 // describe returns the session's entry in a status, unless the sender is dead or the session
 // is stopped. If the session is not open, the timer runs from then on, and announces it again
 // until the hub answers (rule 5).
-func (a *sender) describe(now time.Time) (SessionStatus, bool) {
-	s := a.s
+func (sd *sender) describe(now time.Time) (SessionStatus, bool) {
+	s := sd.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a.inStatus = false
-	if s.sender != a || s.stopped != nil {
+	sd.inStatus = false
+	if s.sender != sd || s.stopped != nil {
 		return SessionStatus{}, false
 	}
-	a.announced(now)
-	a.scheduleTickLocked()
+	sd.announced(now)
+	sd.scheduleTickLocked()
 	return SessionStatus{
 		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.first(), HeadSeq: s.log.head,
 		AckSeq: s.acked, Ended: s.hasEnded,
@@ -99,25 +99,25 @@ func (a *sender) describe(now time.Time) (SessionStatus, bool) {
 // session may send one (rule 7). woken is cleared before the log is read, so that whatever
 // is published afterwards wakes the sender again. To fail the link, the lock has to be
 // given up: detach takes the Streamer's, which comes before it.
-func (a *sender) next(now time.Time) Payload {
-	s := a.s
+func (sd *sender) next(now time.Time) Payload {
+	s := sd.s
 	s.mu.Lock()
-	a.woken = false
-	if s.sender != a || s.stopped != nil {
+	sd.woken = false
+	if s.sender != sd || s.stopped != nil {
 		s.mu.Unlock()
 		return nil
 	}
-	switch a.tick(now, s.acked, s.log.head) {
+	switch sd.tick(now, s.acked, s.log.head) {
 	case giveUp:
 		s.mu.Unlock()
-		a.link.fail(now, ErrSilent)
+		sd.link.fail(now, ErrSilent)
 		return nil
 	case announceAgain:
-		a.announceLocked()
+		sd.announceLocked()
 	}
-	a.noteUnackedLocked()
-	p := a.batchLocked(now)
-	a.scheduleTickLocked()
+	sd.noteUnackedLocked()
+	p := sd.batchLocked(now)
+	sd.scheduleTickLocked()
 	s.mu.Unlock()
 	return p
 }
@@ -126,26 +126,26 @@ func (a *sender) next(now time.Time) Payload {
 // window allows. Once it returns, the batch counts as sent: if it never gets to the hub, a
 // nack, the timer or the next link sends it again. Both marks move with it, since from now
 // on the hub may acknowledge it.
-func (a *sender) batchLocked(now time.Time) Payload {
-	s := a.s
-	if !a.maySend() {
+func (sd *sender) batchLocked(now time.Time) Payload {
+	s := sd.s
+	if !sd.maySend() {
 		return nil
 	}
-	limit := a.eventsUntil(s.acked)
+	limit := sd.eventsUntil(s.acked)
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
-	p := s.log.read(span{a.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
-	if p.last == a.sent {
+	p := s.log.read(span{sd.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
+	if p.last == sd.sent {
 		return nil
 	}
-	if p.last > a.maxSentOnLink {
-		a.link.hasUnchecked.Store(true)
+	if p.last > sd.maxSentOnLink {
+		sd.link.hasUnchecked.Store(true)
 	}
-	a.advance(now, p.last, s.acked)
+	sd.advance(now, p.last, s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{
-		SessionID: s.id, Epoch: s.epoch, Link: a.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
+		SessionID: s.id, Epoch: s.epoch, Link: sd.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
 		Gaps: p.gaps,
 	}
 	b.page, b.trusted = p, s.st.cfg.TrustData
@@ -155,9 +155,9 @@ func (a *sender) batchLocked(now time.Time) Payload {
 // scheduleTickLocked makes the link ask the sender when its cursor's time has come. Whatever
 // starts the cursor's timer calls it, or makes the task ready, which then calls it. A time
 // that moved to later needs no call: asked too early, the sender schedules itself again.
-func (a *sender) scheduleTickLocked() {
-	if at := a.nextTick(); !at.IsZero() {
-		a.link.schedule(&a.task, at)
+func (sd *sender) scheduleTickLocked() {
+	if at := sd.nextTick(); !at.IsZero() {
+		sd.link.schedule(&sd.task, at)
 	}
 }
 
@@ -165,12 +165,12 @@ func (a *sender) scheduleTickLocked() {
 // and only then the session moves: back if the hub has lost something, and forward
 // otherwise. An ack beyond what was sent ends the link. To believe it would free events that
 // no hub can have.
-func (a *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
-	s := a.s
-	switch a.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
+func (sd *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
+	s := sd.s
+	switch sd.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
 		return &ProtocolError{
-			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: a.limit(s.maxSentInEpoch),
+			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: sd.limit(s.maxSentInEpoch),
 			Message: "ack beyond what was sent", fatal: true,
 		}
 	case ackStale:
@@ -181,30 +181,30 @@ func (a *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolErro
 		s.moveBackLocked(p.UpToSeq)
 	}
 	s.freeLocked(now, p.UpToSeq)
-	a.link.ready(&a.task)
+	sd.link.ready(&sd.task)
 	return nil
 }
 
 // recheckDataLocked turns the sent events whose data is wrong into gaps (rule 11). What is
 // acknowledged the hub could read, and what was checked once stays checked.
-func (a *sender) recheckDataLocked() {
-	s := a.s
-	for seq := max(a.checkedTo, s.acked); seq < a.maxSentOnLink; {
+func (sd *sender) recheckDataLocked() {
+	s := sd.s
+	for seq := max(sd.checkedTo, s.acked); seq < sd.maxSentOnLink; {
 		var found bool
-		if seq, found = s.log.unreadable(seq, a.maxSentOnLink); !found {
+		if seq, found = s.log.unreadable(seq, sd.maxSentOnLink); !found {
 			break
 		}
-		a.rejectLocked(seq)
+		sd.rejectLocked(seq)
 	}
-	a.checkedTo = max(a.checkedTo, a.maxSentOnLink)
+	sd.checkedTo = max(sd.checkedTo, sd.maxSentOnLink)
 }
 
 // rejectLocked turns an event that the hub refuses into a gap, and sends again from the
 // session's ack on (rule 11). A number that was not sent on this link is none that the hub
 // can refuse, and one that is acknowledged it has accepted.
-func (a *sender) rejectLocked(seq uint64) {
-	s := a.s
-	if seq <= s.acked || seq > a.maxSentOnLink {
+func (sd *sender) rejectLocked(seq uint64) {
+	s := sd.s
+	if seq <= s.acked || seq > sd.maxSentOnLink {
 		return
 	}
 	if !s.loseLocked(seq, ReasonRejected) {
@@ -212,8 +212,8 @@ func (a *sender) rejectLocked(seq uint64) {
 	}
 	s.changed.Broadcast()
 	if s.hasEnded {
-		a.announceLocked() // the end may lie in the gap
+		sd.announceLocked() // the end may lie in the gap
 	}
-	a.resend(s.acked) // what came before may not have been accepted with it
-	a.link.ready(&a.task)
+	sd.resend(s.acked) // what came before may not have been accepted with it
+	sd.link.ready(&sd.task)
 }

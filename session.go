@@ -247,9 +247,9 @@ func (s *Session) evictOldest(believed time.Time) {
 // wakeSenderLocked makes the link ask the sender for a batch, unless it is about to anyway.
 // So a publisher takes the link's lock once for each batch, not once for each event.
 func (s *Session) wakeSenderLocked() {
-	if a := s.sender; a != nil && !a.woken {
-		a.woken = true
-		a.link.ready(&a.task)
+	if sd := s.sender; sd != nil && !sd.woken {
+		sd.woken = true
+		sd.link.ready(&sd.task)
 	}
 }
 

@@ -150,7 +150,7 @@ func (w *simWorld) checkHub() {
 			continue
 		}
 		w.checkRequests(s)
-		if f := fanFault(s); f != "" {
+		if f := cohortFault(s); f != "" {
 			w.fail("S7: %s: %s", id, f)
 		}
 		if s.epoch == "" {
@@ -868,7 +868,7 @@ func hubSessionFault(s *hubSession) string {
 	if o := s.receiver; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
 		return "open on a link that is not its owner's"
 	}
-	if f := fanFault(s); f != "" {
+	if f := cohortFault(s); f != "" {
 		return f
 	}
 	requests := 0

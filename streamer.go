@@ -109,8 +109,8 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
-	if al := st.link; al != nil {
-		al.attach(s)
+	if sl := st.link; sl != nil {
+		sl.attach(s)
 	}
 	return s, nil
 }
@@ -349,10 +349,10 @@ func (st *Streamer) Close(ctx context.Context) error {
 	// the same time either finds shut set, or is the one that is closed here.
 	st.mu.Lock()
 	st.shut.Store(true)
-	al := st.link
+	sl := st.link
 	st.mu.Unlock()
-	if al != nil {
-		al.Close()
+	if sl != nil {
+		sl.Close()
 	}
 	st.wakeAll() // other calls that wait for acks, which come no more
 	left := &UnackedError{Err: err}
@@ -388,9 +388,9 @@ func (st *Streamer) Stats() StreamerStats {
 	st.expire(time.Now())
 	out := StreamerStats{StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
 	st.mu.RLock()
-	al := st.link
+	sl := st.link
 	st.mu.RUnlock()
-	out.Connected = al != nil && al.welcomed()
+	out.Connected = sl != nil && sl.welcomed()
 	for _, s := range st.all() {
 		s.mu.Lock()
 		out.Sessions++

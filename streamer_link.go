@@ -48,47 +48,47 @@ func (st *Streamer) Connect() *Link { return st.connect(time.Now()).Link }
 // that fails: its detach then leaves the Streamer's link alone. To fail it, no lock may be
 // held, since detach takes the Streamer's.
 func (st *Streamer) connect(now time.Time) *streamerLink {
-	al := &streamerLink{st: st}
-	al.Link = newLink(al, &st.refusedPayloads)
-	al.hello = newHandshake(al.Link, roleAgent)
-	al.status = task{Source: al.nextStatus, Control: true}
-	al.heartbeat = task{Source: al.nextHeartbeat, Control: true}
+	sl := &streamerLink{st: st}
+	sl.Link = newLink(sl, &st.refusedPayloads)
+	sl.hello = newHandshake(sl.Link, roleAgent)
+	sl.status = task{Source: sl.nextStatus, Control: true}
+	sl.heartbeat = task{Source: sl.nextHeartbeat, Control: true}
 	st.mu.Lock()
 	old, shut := st.link, st.shut.Load()
 	if !shut {
-		st.link = al
+		st.link = sl
 	}
 	st.mu.Unlock()
 	if shut {
-		al.fail(now, ErrClosed)
-		return al
+		sl.fail(now, ErrClosed)
+		return sl
 	}
 	if old != nil {
 		old.fail(now, ErrSuperseded)
 	}
-	al.hello.start()
-	al.schedule(&al.heartbeat, now)
-	return al
+	sl.hello.start()
+	sl.schedule(&sl.heartbeat, now)
+	return sl
 }
 
 // welcomed reports whether the hub has named the link.
-func (al *streamerLink) welcomed() bool {
-	al.mu.Lock()
-	defer al.mu.Unlock()
-	return al.id != ""
+func (sl *streamerLink) welcomed() bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.id != ""
 }
 
 // detach takes the sessions off the dead link, and with them their senders. A session may
 // be on a newer link already, which stays.
-func (al *streamerLink) detach(time.Time) {
-	al.st.mu.Lock()
-	defer al.st.mu.Unlock()
-	if al.st.link == al {
-		al.st.link = nil
+func (sl *streamerLink) detach(time.Time) {
+	sl.st.mu.Lock()
+	defer sl.st.mu.Unlock()
+	if sl.st.link == sl {
+		sl.st.link = nil
 	}
-	for _, s := range al.st.sessions {
+	for _, s := range sl.st.sessions {
 		s.mu.Lock()
-		if s.sender != nil && s.sender.link == al {
+		if s.sender != nil && s.sender.link == sl {
 			s.sender = nil
 		}
 		s.mu.Unlock()
@@ -98,18 +98,18 @@ func (al *streamerLink) detach(time.Time) {
 // nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9). The list is
 // read without its lock, so that a session may be stopped or off the link meanwhile; those
 // are left out, and if none is left of a payload, the next ones are tried.
-func (al *streamerLink) nextStatus(now time.Time) Payload {
+func (sl *streamerLink) nextStatus(now time.Time) Payload {
 	for {
-		al.mu.Lock()
-		n := min(len(al.toAnnounce), maxStatus)
-		batch := al.toAnnounce[:n:n]
-		if al.toAnnounce = al.toAnnounce[n:]; len(al.toAnnounce) == 0 {
-			al.toAnnounce = nil // an empty slice would keep the array alive
+		sl.mu.Lock()
+		n := min(len(sl.toAnnounce), maxStatus)
+		batch := sl.toAnnounce[:n:n]
+		if sl.toAnnounce = sl.toAnnounce[n:]; len(sl.toAnnounce) == 0 {
+			sl.toAnnounce = nil // an empty slice would keep the array alive
 		}
-		p := &StatusPayload{Link: al.id, More: len(al.toAnnounce) > 0}
-		al.mu.Unlock()
-		for _, a := range batch {
-			if s, ok := a.describe(now); ok {
+		p := &StatusPayload{Link: sl.id, More: len(sl.toAnnounce) > 0}
+		sl.mu.Unlock()
+		for _, sd := range batch {
+			if s, ok := sd.describe(now); ok {
 				p.Sessions = append(p.Sessions, s)
 			}
 		}
@@ -126,26 +126,26 @@ func (al *streamerLink) nextStatus(now time.Time) Payload {
 // unacknowledged, which it leaves to the status task, or an empty one (rule 9). It ends a
 // link that has been silent. Before the welcome there is no link id to put into a status,
 // but the silence counts. A heartbeat that is asked too early only schedules itself again.
-func (al *streamerLink) nextHeartbeat(now time.Time) Payload {
-	al.mu.Lock()
-	id, due := al.id, !now.Before(al.heartbeatAt)
+func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
+	sl.mu.Lock()
+	id, due := sl.id, !now.Before(sl.heartbeatAt)
 	if due {
-		al.heartbeatAt = now.Add(heartbeatEvery)
+		sl.heartbeatAt = now.Add(heartbeatEvery)
 	}
-	al.scheduleLocked(&al.heartbeat, al.heartbeatAt)
-	al.mu.Unlock()
+	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
+	sl.mu.Unlock()
 	if !due {
 		return nil
 	}
-	if al.silent(now) {
-		al.fail(now, ErrSilent)
+	if sl.silent(now) {
+		sl.fail(now, ErrSilent)
 		return nil
 	}
-	al.st.expire(now)
+	sl.st.expire(now)
 	if id == "" {
 		return nil
 	}
-	if al.announceUnacked() {
+	if sl.announceUnacked() {
 		return nil
 	}
 	return &StatusPayload{Link: id}
@@ -156,57 +156,57 @@ func (al *streamerLink) nextHeartbeat(now time.Time) Payload {
 // for a batch since they were last found idle: idle sessions cost it nothing, however many
 // there are. While it holds the list, senders may append to a new one; at the end the two
 // are joined.
-func (al *streamerLink) announceUnacked() bool {
-	al.mu.Lock()
-	as := al.unacked
-	al.unacked = nil
-	al.mu.Unlock()
-	as = slices.DeleteFunc(as, func(a *sender) bool {
-		s := a.s
+func (sl *streamerLink) announceUnacked() bool {
+	sl.mu.Lock()
+	as := sl.unacked
+	sl.unacked = nil
+	sl.mu.Unlock()
+	as = slices.DeleteFunc(as, func(sd *sender) bool {
+		s := sd.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if a.unacked = s.sender == a && s.acked < s.log.head && s.stopped == nil; a.unacked {
-			a.announceLocked()
+		if sd.unacked = s.sender == sd && s.acked < s.log.head && s.stopped == nil; sd.unacked {
+			sd.announceLocked()
 		}
-		return !a.unacked
+		return !sd.unacked
 	})
-	al.mu.Lock()
-	al.unacked = append(as, al.unacked...)
-	al.mu.Unlock()
+	sl.mu.Lock()
+	sl.unacked = append(as, sl.unacked...)
+	sl.mu.Unlock()
 	return len(as) > 0
 }
 
 // silent reports whether the hub has said nothing for so long that it must be gone. The
 // heartbeat asks, and so does Run, which still can while send is stuck.
-func (al *streamerLink) silent(now time.Time) bool {
-	al.mu.Lock()
-	defer al.mu.Unlock()
-	if al.heardAt.IsZero() { // the silence counts from the first hello
-		al.heardAt = now
+func (sl *streamerLink) silent(now time.Time) bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.heardAt.IsZero() { // the silence counts from the first hello
+		sl.heardAt = now
 	}
-	return now.Sub(al.heardAt) >= maxSilence
+	return now.Sub(sl.heardAt) >= maxSilence
 }
 
 // handle applies a payload from the hub. It never waits: acks have to be read while batches
 // are written, or the two sides could wait for each other. A status serves only as a sign
 // of life here.
-func (al *streamerLink) handle(_ context.Context, now time.Time, p Payload) error {
+func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) error {
 	var err *ProtocolError
 	switch p := p.(type) {
 	case *WelcomePayload:
-		err = al.welcome(now, p)
+		err = sl.welcome(now, p)
 	case *StatusPayload:
-		al.heard(now, p.Link)
+		sl.heard(now, p.Link)
 	case *AckBatchPayload:
-		if al.heard(now, p.Link) {
-			err = al.ack(now, p)
+		if sl.heard(now, p.Link) {
+			err = sl.ack(now, p)
 		}
 	case *ReplayRequestPayload:
-		if al.heard(now, "") {
-			err = al.replay(p)
+		if sl.heard(now, "") {
+			err = sl.replay(p)
 		}
 	case *ErrorPayload:
-		err = al.refused(now, p)
+		err = sl.refused(now, p)
 	default:
 		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
 	}
@@ -216,14 +216,14 @@ func (al *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 // heard records that a payload arrived and reports whether it belongs to this link: one of
 // an earlier link id, or one that comes before the welcome, is stale and not even a sign of
 // life (rule 3). An empty id stands for a payload that carries none.
-func (al *streamerLink) heard(now time.Time, link string) bool {
-	al.mu.Lock()
-	defer al.mu.Unlock()
-	if al.id == "" || link != "" && link != al.id {
-		al.st.stalePayloads.Add(1)
+func (sl *streamerLink) heard(now time.Time, link string) bool {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.id == "" || link != "" && link != sl.id {
+		sl.st.stalePayloads.Add(1)
 		return false
 	}
-	al.heardAt = now
+	sl.heardAt = now
 	return true
 }
 
@@ -234,35 +234,35 @@ func (al *streamerLink) heard(now time.Time, link string) bool {
 //
 // The Streamer's lock is held throughout, so that a session created or renewed meanwhile
 // waits, and is then attached by its creator: see create.
-func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
+func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
 		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
 	}
-	al.st.mu.Lock()
-	defer al.st.mu.Unlock()
-	al.mu.Lock()
-	if al.st.link != al || !al.hello.acceptWelcomeLocked() {
-		al.mu.Unlock()
-		al.st.stalePayloads.Add(1)
+	sl.st.mu.Lock()
+	defer sl.st.mu.Unlock()
+	sl.mu.Lock()
+	if sl.st.link != sl || !sl.hello.acceptWelcomeLocked() {
+		sl.mu.Unlock()
+		sl.st.stalePayloads.Add(1)
 		return nil
 	}
-	al.heardAt = now
-	if al.id == p.Link { // the same welcome again: nothing was lost
-		al.mu.Unlock()
+	sl.heardAt = now
+	if sl.id == p.Link { // the same welcome again: nothing was lost
+		sl.mu.Unlock()
 		return nil
 	}
-	al.tasks.Clear() // nothing goes on under another link id
-	al.id, al.window = p.Link, uint64(p.Window)
-	al.heartbeatAt = now.Add(heartbeatEvery)
-	al.scheduleLocked(&al.heartbeat, al.heartbeatAt)
-	al.toAnnounce, al.unacked = nil, nil
-	al.mu.Unlock()
-	sessions := slices.Collect(maps.Values(al.st.sessions))
+	sl.tasks.Clear() // nothing goes on under another link id
+	sl.id, sl.window = p.Link, uint64(p.Window)
+	sl.heartbeatAt = now.Add(heartbeatEvery)
+	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
+	sl.toAnnounce, sl.unacked = nil, nil
+	sl.mu.Unlock()
+	sessions := slices.Collect(maps.Values(sl.st.sessions))
 	sortSessions(sessions)
 	for _, s := range sessions {
-		if a := al.attach(s); a != nil {
+		if sd := sl.attach(s); sd != nil {
 			s.mu.Lock()
-			a.announceLocked()
+			sd.announceLocked()
 			s.mu.Unlock()
 		}
 	}
@@ -273,61 +273,61 @@ func (al *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 // returns that, or nil before the welcome, which will do so. A session of which nothing was
 // ever sent need not wait for an ack: its first batch opens it (rule 5). The Streamer's lock
 // is held, so that the session is not forgotten, or put on another link, meanwhile.
-func (al *streamerLink) attach(s *Session) *sender {
-	al.mu.Lock()
-	id, window := al.id, al.window
-	al.mu.Unlock()
+func (sl *streamerLink) attach(s *Session) *sender {
+	sl.mu.Lock()
+	id, window := sl.id, sl.window
+	sl.mu.Unlock()
 	if id == "" {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := &sender{s: s, link: al, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
-	a.task.Source = a.next
-	s.sender = a
+	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
+	sd.task.Source = sd.next
+	s.sender = sd
 	s.wakeSenderLocked()
-	return a
+	return sd
 }
 
 // ack hands an ack to the session's sender. One of another epoch or for a session that is
 // not on this link is stale, and one with a viewer's id is that viewer's progress (rule 6).
-func (al *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
-	s := al.st.lookup(p.SessionID)
+func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+	s := sl.st.lookup(p.SessionID)
 	if s == nil {
 		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.sender
+	sd := s.sender
 	switch {
-	case a == nil || a.link != al || p.Epoch != s.epoch:
-		al.st.stalePayloads.Add(1)
+	case sd == nil || sd.link != sl || p.Epoch != s.epoch:
+		sl.st.stalePayloads.Add(1)
 		return nil
 	case p.ViewerID != "":
 		s.noteProgressLocked(p.ViewerID, p.UpToSeq)
 		return nil
 	}
-	return a.applyAckLocked(now, p)
+	return sd.applyAckLocked(now, p)
 }
 
 // refused handles an error payload (rule 11). One about a frame needs nothing: what the
 // frame carried is sent again on the timer. The exception is data that was never checked,
 // since the same frame would be refused each time. stale_link and version_unsupported do
 // not ask whether the link is welcomed: they are what a hub says to a link that is not.
-func (al *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
+func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == codeStaleLink:
-		al.hello.start()
+		sl.hello.start()
 	case p.Code == codeVersion:
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !al.heard(now, ""):
-	case p.Code == codeMalformed && al.st.cfg.TrustData:
-		al.recheckData()
+	case !sl.heard(now, ""):
+	case p.Code == codeMalformed && sl.st.cfg.TrustData:
+		sl.recheckData()
 	case p.SessionID != "" && p.RequestID == "":
-		if s := al.st.lookup(p.SessionID); s != nil {
-			s.refused(now, al, p)
+		if s := sl.st.lookup(p.SessionID); s != nil {
+			s.refused(now, sl, p)
 		}
 	}
 	return nil
@@ -336,15 +336,15 @@ func (al *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 // refused hands an error about the session to its sender, if the session is on the link on
 // which it came. An epoch other than the session's means another life; only stale_epoch
 // names the greater one (rule 11).
-func (s *Session) refused(now time.Time, al *streamerLink, p *ErrorPayload) {
+func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.sender
-	if a == nil || a.link != al || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
+	sd := s.sender
+	if sd == nil || sd.link != sl || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
 		s.st.stalePayloads.Add(1)
 		return
 	}
-	a.refusedLocked(now, p)
+	sd.refusedLocked(now, p)
 }
 
 // refusesEvent reports whether an error is about one event of its session.
@@ -355,14 +355,14 @@ func (p *ErrorPayload) refusesEvent() bool {
 // recheckData checks the data that was sent unchecked, since the hub could not read a frame.
 // The hub does not say which, so all sessions on the link are checked. However often it
 // says malformed, nothing is checked twice, so that a hub can't keep the agent busy.
-func (al *streamerLink) recheckData() {
-	if !al.hasUnchecked.Swap(false) {
+func (sl *streamerLink) recheckData() {
+	if !sl.hasUnchecked.Swap(false) {
 		return
 	}
-	for _, s := range al.st.all() {
+	for _, s := range sl.st.all() {
 		s.mu.Lock()
-		if a := s.sender; a != nil && a.link == al {
-			a.recheckDataLocked()
+		if sd := s.sender; sd != nil && sd.link == sl {
+			sd.recheckDataLocked()
 		}
 		s.mu.Unlock()
 	}

@@ -18,10 +18,10 @@ import (
 type replayAnswer struct {
 	task
 	replayCursor
-	a     *sender
-	req   ReplayRequestPayload // returned in part in every page
-	epoch string               // of the request, filled in if that left it open
-	done  bool                 // the last page was sent, or no more is wanted
+	sender *sender
+	req    ReplayRequestPayload // returned in part in every page
+	epoch  string               // of the request, filled in if that left it open
+	done   bool                 // the last page was sent, or no more is wanted
 }
 
 // next is the task: it returns the next page. The link asks it once more after the last page,
@@ -29,16 +29,16 @@ type replayAnswer struct {
 // the log's bytes and not copied: what is replayed is old, and the log would not soon write
 // to its memory again.
 func (r *replayAnswer) next(time.Time) Payload {
-	s := r.a.s
+	s := r.sender.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.done || s.sender != r.a || s.epoch != r.epoch {
+	if r.done || s.sender != r.sender || s.epoch != r.epoch {
 		return nil
 	}
 	p := s.log.read(r.span(s.st.sizes.page))
 	done := r.advance(p.last, len(p.slots), p.bytes)
 	if done {
-		r.a.dropLocked(r)
+		r.sender.dropLocked(r)
 	}
 	b := newReplayBatch()
 	b.ReplayBatchPayload = ReplayBatchPayload{
@@ -52,19 +52,19 @@ func (r *replayAnswer) next(time.Time) Payload {
 
 // replay begins to answer a request, or returns the refusal. For a session that is not on
 // this link there is neither: a newer link has it, and there the hub asks again.
-func (al *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
-	s := al.st.lookup(p.SessionID)
+func (sl *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
+	s := sl.st.lookup(p.SessionID)
 	if s == nil {
 		return about(p, refusal(codeUnknownSession, p.SessionID, "replay of an unknown session"))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.sender
-	if a == nil || a.link != al {
-		al.st.stalePayloads.Add(1)
+	sd := s.sender
+	if sd == nil || sd.link != sl {
+		sl.st.stalePayloads.Add(1)
 		return nil
 	}
-	if err := a.replayLocked(p); err != nil {
+	if err := sd.replayLocked(p); err != nil {
 		return about(p, err)
 	}
 	return nil
@@ -79,8 +79,8 @@ func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 // replayLocked accepts a request, or returns why not. Repetition is looked at before the
 // limit: a request that replaces another one, or repeats it, needs no further place. An agent
 // whose limit is zero never has a place, so asking again is of no use: not retryable.
-func (a *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
-	s := a.s
+func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
+	s := sd.s
 	switch {
 	case p.Epoch != "" && p.Epoch != s.epoch:
 		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")
@@ -90,31 +90,31 @@ func (a *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
 		err.Epoch, err.Seq = s.epoch, s.log.head
 		return err
-	case a.repeatsLocked(p):
+	case sd.repeatsLocked(p):
 		return nil
 	}
-	if n := len(a.replays); n >= s.st.cfg.MaxReplays {
+	if n := len(sd.replays); n >= s.st.cfg.MaxReplays {
 		err := refusal(codeReplayBusy, s.id, "%d replays are running", n)
 		err.Retryable = n > 0
 		return err
 	}
-	r := &replayAnswer{a: a, req: *p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
+	r := &replayAnswer{sender: sd, req: *p, epoch: s.epoch, replayCursor: newReplayCursor(p, s.log.head)}
 	r.task.Source = r.next
-	a.replays = append(a.replays, r)
-	a.link.ready(&r.task)
+	sd.replays = append(sd.replays, r)
+	sd.link.ready(&r.task)
 	return nil
 }
 
 // repeatsLocked reports whether a request is being answered already: a transport may repeat
 // payloads. If not, it ends the answer to the one that its viewer has open: the viewer has
 // moved on. Requests of the hub itself, without a viewer, replace none.
-func (a *sender) repeatsLocked(p *ReplayRequestPayload) bool {
-	for _, r := range a.replays {
+func (sd *sender) repeatsLocked(p *ReplayRequestPayload) bool {
+	for _, r := range sd.replays {
 		if r.req.RequestID == p.RequestID {
 			return true
 		}
 		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID {
-			a.dropLocked(r)
+			sd.dropLocked(r)
 			return false
 		}
 	}
@@ -122,9 +122,9 @@ func (a *sender) repeatsLocked(p *ReplayRequestPayload) bool {
 }
 
 // dropLocked ends a replay and frees its place among MaxReplays.
-func (a *sender) dropLocked(r *replayAnswer) {
+func (sd *sender) dropLocked(r *replayAnswer) {
 	r.done = true
-	a.link.forget(&r.task)
-	i := slices.Index(a.replays, r)
-	a.replays = slices.Delete(a.replays, i, i+1)
+	sd.link.forget(&r.task)
+	i := slices.Index(sd.replays, r)
+	sd.replays = slices.Delete(sd.replays, i, i+1)
 }

@@ -132,10 +132,10 @@ func (v *Viewer) Unwatch(sessionID string) {
 // detachWatchLocked takes a watch off the link, if it is on one, and makes the hub stop
 // sending it.
 func (v *Viewer) detachWatchLocked(w *watch) {
-	if a := w.subscription; a != nil {
+	if sub := w.subscription; sub != nil {
 		w.subscription = nil
-		a.vl.forget(&a.task)
-		a.vl.stopLocked(w.id)
+		sub.vl.forget(&sub.task)
+		sub.vl.stopLocked(w.id)
 	}
 }
 

@@ -164,10 +164,10 @@ func (vl *viewerLink) attachLocked(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
-	a := &subscription{w: w, vl: vl, want: true}
-	a.task = task{Source: a.next, Control: true}
-	w.subscription = a
-	vl.ready(&a.task)
+	sub := &subscription{w: w, vl: vl, want: true}
+	sub.task = task{Source: sub.next, Control: true}
+	w.subscription = sub
+	vl.ready(&sub.task)
 }
 
 // stopLocked asks the hub to end a watch. There is no answer: if it is lost, findLocked
@@ -417,46 +417,46 @@ type subscription struct {
 // againLocked asks once more from what was received, unless an answer is awaited: after one
 // hole every batch on its way shows the same hole, and each watch would make the hub send
 // everything from there again (rule 14).
-func (a *subscription) againLocked() {
-	if !a.timer.running() {
-		a.want = true
-		a.vl.ready(&a.task)
+func (sub *subscription) againLocked() {
+	if !sub.timer.running() {
+		sub.want = true
+		sub.vl.ready(&sub.task)
 	}
 }
 
 // progressLocked notes that what was asked for comes: a later hole is asked about at once,
 // and the timer starts again from its shortest wait.
-func (a *subscription) progressLocked() { a.timer.reset() }
+func (sub *subscription) progressLocked() { sub.timer.reset() }
 
 // next is the task's Source. It asks when something is missing, when no answer came, or
 // when nothing was heard of the session for two heartbeats of the hub (rules 13 and 14). A
 // session that is missing from two statuses is one that the hub does not serve here: it may
 // never have got the watch.
-func (a *subscription) next(now time.Time) Payload {
-	a.vl.v.mu.Lock()
-	defer a.vl.v.mu.Unlock()
-	w := a.w
-	if w.subscription != a {
+func (sub *subscription) next(now time.Time) Payload {
+	sub.vl.v.mu.Lock()
+	defer sub.vl.v.mu.Unlock()
+	w := sub.w
+	if w.subscription != sub {
 		return nil
 	}
-	asked, late := a.timer.running(), a.timer.expired(now)
-	quiet := !asked && !a.heardAt.IsZero() && !now.Before(a.heardAt.Add(2*heartbeatEvery))
-	if !a.want && !late && !quiet {
+	asked, late := sub.timer.running(), sub.timer.expired(now)
+	quiet := !asked && !sub.heardAt.IsZero() && !now.Before(sub.heardAt.Add(2*heartbeatEvery))
+	if !sub.want && !late && !quiet {
 		if asked {
-			a.vl.schedule(&a.task, a.timer.at)
+			sub.vl.schedule(&sub.task, sub.timer.at)
 		} else {
-			a.vl.schedule(&a.task, a.heardAt.Add(2*heartbeatEvery))
+			sub.vl.schedule(&sub.task, sub.heardAt.Add(2*heartbeatEvery))
 		}
 		return nil
 	}
 	if late {
-		a.timer.again(now)
+		sub.timer.again(now)
 	} else {
-		a.timer.start(now)
+		sub.timer.start(now)
 	}
-	a.want = false
-	a.vl.schedule(&a.task, a.timer.at)
-	return &WatchPayload{SessionID: w.id, ViewerID: a.vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
+	sub.want = false
+	sub.vl.schedule(&sub.task, sub.timer.at)
+	return &WatchPayload{SessionID: w.id, ViewerID: sub.vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one

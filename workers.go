@@ -25,22 +25,22 @@ type workerPool struct {
 
 // add queues a job with p for its place, unless it waits there already: however often it
 // is added before its turn, it is done once.
-func (c *workerPool) add(p *sched.Element[job], j job) {
-	c.mu.Lock()
-	c.jobs.Push(p, j)
-	start := c.running < c.size
+func (wp *workerPool) add(p *sched.Element[job], j job) {
+	wp.mu.Lock()
+	wp.jobs.Push(p, j)
+	start := wp.running < wp.size
 	if start {
-		c.running++
+		wp.running++
 	}
-	c.mu.Unlock()
+	wp.mu.Unlock()
 	if start {
-		go c.work()
+		go wp.work()
 	}
 }
 
 // work is the life of one goroutine of the pool.
-func (c *workerPool) work() {
-	for j := c.next(); j != nil; j = c.next() {
+func (wp *workerPool) work() {
+	for j := wp.next(); j != nil; j = wp.next() {
 		j.work(time.Now())
 	}
 }
@@ -48,12 +48,12 @@ func (c *workerPool) work() {
 // next takes out the next job. If there is none, the calling goroutine counts as ended
 // under the same lock, so that a job added just after finds that it has to start another.
 // In a pool without goroutines the caller is the owner, which doesn't count.
-func (c *workerPool) next() job {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	j := c.jobs.Pop()
-	if j == nil && c.size > 0 {
-		c.running--
+func (wp *workerPool) next() job {
+	wp.mu.Lock()
+	defer wp.mu.Unlock()
+	j := wp.jobs.Pop()
+	if j == nil && wp.size > 0 {
+		wp.running--
 	}
 	return j
 }

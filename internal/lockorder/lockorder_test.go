@@ -129,7 +129,7 @@ func baseName(e ast.Expr) string {
 var lockOf = map[string]string{
 	"handshake":     "l.mu",
 	"sender":        "s.mu",
-	"replayAnswer":  "a.s.mu",
+	"replayAnswer":  "sender.s.mu",
 	"receiver":      "s.mu",
 	"cursor":        "s.mu",
 	"cohort":        "s.mu",
