@@ -93,19 +93,6 @@ func (w *fieldCodec) fields(p any) {
 		w.text("link", &p.Link)
 		w.flag("more", &p.More)
 		listField(w, "sessions", &p.Sessions, maxStatus)
-	case *SessionStatus:
-		w.text("session_id", &p.SessionID)
-		w.text("epoch", &p.Epoch)
-		w.first("first_seq", &p.FirstSeq)
-		w.seq("head_seq", &p.HeadSeq)
-		w.seq("ack_seq", &p.AckSeq)
-		w.flag("ended", &p.Ended)
-		w.optText("prev_epoch", &p.PrevEpoch)
-		w.optSeq("prev_seq", &p.PrevSeq)
-	case *EventBatchPayload:
-		w.eventBatch(p, new(page))
-	case *eventBatch:
-		w.eventBatch(&p.EventBatchPayload, &p.page)
 	case *AckBatchPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -127,10 +114,6 @@ func (w *fieldCodec) fields(p any) {
 		w.seq("after_seq", &p.AfterSeq)
 		w.seq("until_seq", &p.UntilSeq)
 		w.int("limit", &p.Limit)
-	case *ReplayBatchPayload:
-		w.replayBatch(p, new(page))
-	case *replayBatch:
-		w.replayBatch(&p.ReplayBatchPayload, &p.page)
 	case *ErrorPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -140,12 +123,45 @@ func (w *fieldCodec) fields(p any) {
 		w.optText("request_id", &p.RequestID)
 		w.optText("epoch", &p.Epoch)
 		w.optSeq("seq", &p.Seq)
+	case *EventBatchPayload, *eventBatch, *ReplayBatchPayload, *replayBatch:
+		w.batch(p)
+	case *SessionStatus, *Gap:
+		w.entry(p)
+	default:
+		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
+	}
+}
+
+// entry is fields for what payloads have lists of.
+func (w *fieldCodec) entry(p any) {
+	switch p := p.(type) {
+	case *SessionStatus:
+		w.text("session_id", &p.SessionID)
+		w.text("epoch", &p.Epoch)
+		w.first("first_seq", &p.FirstSeq)
+		w.seq("head_seq", &p.HeadSeq)
+		w.seq("ack_seq", &p.AckSeq)
+		w.flag("ended", &p.Ended)
+		w.optText("prev_epoch", &p.PrevEpoch)
+		w.optSeq("prev_seq", &p.PrevSeq)
 	case *Gap:
 		w.seq("from", &p.From)
 		w.seq("to", &p.To)
 		w.text("reason", (*string)(&p.Reason))
-	default:
-		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
+	}
+}
+
+// batch is fields for batches.
+func (w *fieldCodec) batch(p any) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		w.eventBatch(p, new(page))
+	case *eventBatch:
+		w.eventBatch(&p.EventBatchPayload, &p.page)
+	case *ReplayBatchPayload:
+		w.replayBatch(p, new(page))
+	case *replayBatch:
+		w.replayBatch(&p.ReplayBatchPayload, &p.page)
 	}
 }
 

@@ -63,41 +63,57 @@ func (d *decoder) release() {
 // envelope returns the payload, or nil and the type if that is unknown.
 func (d *decoder) envelope() (p Payload, typ string) {
 	var seen uint32
-	at := -1 // where a payload stands that came before its type
-	found := false
+	at := noPayload
 	for key := d.FirstKey(); key != nil; key = d.NextKey() {
 		switch string(d.name(key)) {
 		case "type":
-			if d.once(&seen, 1, "type") && !d.null() {
+			if d.given(&seen, 1, "type") {
 				typ = d.text()
 				p = newBatch(typ)
 			}
 		case "payload":
-			if !d.once(&seen, 2, "payload") || d.null() {
-				continue
+			if d.given(&seen, 2, "payload") {
+				at = d.payload(p)
 			}
-			found = true
-			if p != nil {
-				d.object(p)
-				continue
-			}
-			at = d.Pos
-			d.Skip()
 		default:
 			d.Skip()
 		}
 	}
 	d.End()
-	switch {
-	case typ == "":
+	if typ == "" {
 		d.Fail("envelope without a type")
-	case !found && p != nil:
+	} else if p != nil {
+		d.complete(p, at)
+	}
+	return p, typ
+}
+
+// Where an envelope's payload stands that is still to be read, if it is not one of these.
+const (
+	noPayload   = -1
+	payloadRead = 0
+)
+
+// payload reads the payload into p, if its type came before it. Otherwise it passes over it
+// and returns where it stands.
+func (d *decoder) payload(p Payload) (at int) {
+	if p != nil {
+		d.object(p)
+		return payloadRead
+	}
+	at = d.Pos
+	d.Skip()
+	return at
+}
+
+// complete reads, at the end of an envelope, a payload that came before its type.
+func (d *decoder) complete(p Payload, at int) {
+	if at == noPayload {
 		d.Fail("envelope without a payload")
-	case at >= 0 && p != nil && d.Err == nil:
+	} else if at != payloadRead && d.Err == nil {
 		d.Pos = at
 		d.object(p)
 	}
-	return p, typ
 }
 
 // object reads the fields of p, a payload or a part of one.
@@ -124,6 +140,11 @@ func (d *decoder) once(seen *uint32, bit uint32, name string) bool {
 	}
 	*seen |= bit
 	return d.Peek() != 0
+}
+
+// given is once for a field in which null counts as absent, and reports false for that.
+func (d *decoder) given(seen *uint32, bit uint32, name string) bool {
+	return d.once(seen, bit, name) && !d.null()
 }
 
 // null reads a null, if one comes next.

@@ -62,15 +62,8 @@ func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	if d.SkipText(headType) && !d.plainType(typ) {
 		return false
 	}
-	switch {
-	case d.SkipText(headData):
-		s.data = uint16(d.Pos - start)
-		d.Skip()
-	case d.SkipText(head64):
-		s.kind, s.data = isBytes, uint16(d.Pos-start)
-		if !d.plainBytes() {
-			return false
-		}
+	if !d.plainData(s, start) {
+		return false
 	}
 	if d.SkipText(tailEnd) {
 		s.kind |= isEnd
@@ -105,6 +98,19 @@ func (d *decoder) plainType(typ *string) bool {
 	}
 	*typ = d.word(text)
 	return validID(*typ)
+}
+
+// plainData reads the data, if there is any, of an event that begins at start.
+func (d *decoder) plainData(s *slot, start int) bool {
+	switch {
+	case d.SkipText(headData):
+		s.data = uint16(d.Pos - start)
+		d.Skip()
+	case d.SkipText(head64):
+		s.kind, s.data = isBytes, uint16(d.Pos-start)
+		return d.plainBytes()
+	}
+	return true
 }
 
 // plainBytes reads base64 as we write it, without its first quote.
@@ -153,38 +159,68 @@ func (d *decoder) event(e *Event) {
 	}
 	var seen uint32
 	for key := d.FirstKey(); key != nil; key = d.NextKey() {
-		switch string(d.name(key)) {
-		case "seq":
-			if d.once(&seen, 1, "seq") && !d.null() {
-				e.Seq = d.number(MaxSeq)
-			}
-		case "time":
-			if d.once(&seen, 2, "time") && !d.null() {
-				e.Time = d.anyTime()
-			}
-		case "type":
-			if d.once(&seen, 4, "type") && !d.null() {
-				e.Type = d.text()
-			}
-		case "data": // null is a value here
-			if d.once(&seen, 8, "data") {
-				start, spaces := d.Pos, d.Spaces
-				d.Skip()
-				e.Data = d.Src[start:d.Pos]
-				d.arena += len(e.Data) - (d.Spaces - spaces)
-			}
-		case "data_base64":
-			if d.once(&seen, 16, "data_base64") && !d.null() {
-				e.Bytes = d.Quoted()
-				d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
-			}
-		case "end":
-			if d.once(&seen, 32, "end") && !d.null() {
-				e.End = d.boolean()
-			}
-		default:
+		field, name := eventField(d.name(key))
+		switch {
+		case field == 0:
 			d.Skip()
+		case field == fieldData: // null is a value here
+			if d.once(&seen, field, name) {
+				d.eventValue(field, e)
+			}
+		case d.given(&seen, field, name):
+			d.eventValue(field, e)
 		}
+	}
+}
+
+// The fields of an event, a bit each.
+const (
+	fieldSeq = 1 << iota
+	fieldTime
+	fieldType
+	fieldData
+	fieldBase64
+	fieldEnd
+)
+
+// eventField returns the field of that name, or 0, and its name as text.
+func eventField(name []byte) (field uint32, text string) {
+	switch string(name) {
+	case "seq":
+		return fieldSeq, "seq"
+	case "time":
+		return fieldTime, "time"
+	case "type":
+		return fieldType, "type"
+	case "data":
+		return fieldData, "data"
+	case "data_base64":
+		return fieldBase64, "data_base64"
+	case "end":
+		return fieldEnd, "end"
+	}
+	return 0, ""
+}
+
+// eventValue reads the value of a field of an event.
+func (d *decoder) eventValue(field uint32, e *Event) {
+	switch field {
+	case fieldSeq:
+		e.Seq = d.number(MaxSeq)
+	case fieldTime:
+		e.Time = d.anyTime()
+	case fieldType:
+		e.Type = d.text()
+	case fieldData:
+		start, spaces := d.Pos, d.Spaces
+		d.Skip()
+		e.Data = d.Src[start:d.Pos]
+		d.arena += len(e.Data) - (d.Spaces - spaces)
+	case fieldBase64:
+		e.Bytes = d.Quoted()
+		d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+	case fieldEnd:
+		e.End = d.boolean()
 	}
 }
 

@@ -146,6 +146,8 @@ func validEpoch(s string) bool {
 	return len(s) > 0 && len(s) <= maxEpoch && onlyWordBytes(s)
 }
 
+func optionalEpoch(s string) bool { return s == "" || validEpoch(s) }
+
 // validReason lets later versions have reasons that this one does not know.
 func validReason(r Reason) bool { return len(r) > 0 && len(r) <= 32 && onlyWordBytes(string(r)) }
 

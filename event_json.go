@@ -87,7 +87,7 @@ type preparedEvent struct {
 // check checks ev and fills the rest in. It wraps ErrInvalidData if the event can't be
 // told. Data that is trusted is kept as it is; it is only kept from beginning a line,
 // which could be any payload.
-func (d *preparedEvent) check(trust bool) (err error) {
+func (d *preparedEvent) check(trust bool) error {
 	ev := d.ev
 	escapes, ok := checkID(ev.Type)
 	if !ok && ev.Type != "" || !ev.validData() {
@@ -103,22 +103,29 @@ func (d *preparedEvent) check(trust bool) (err error) {
 	if ev.Type != "" {
 		d.tail += len(headType) + len(ev.Type) + d.escapes + len(`"`)
 	}
-	switch {
-	case len(ev.Data) > 0:
-		if trust && bytes.IndexByte(ev.Data, '\n') >= 0 {
-			return fmt.Errorf("%w: data: newline", ErrInvalidData)
-		} else if !trust {
-			if d.spaces, err = jsontext.Check(ev.Data); err != nil {
-				return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
-			}
-		}
-		d.tail += len(headData) + len(ev.Data) - d.spaces
-	case len(ev.Bytes) > 0:
-		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(ev.Bytes)) + len(`"`)
-	}
 	if ev.End {
 		d.tail += len(tailEnd)
 	}
+	return d.checkData(trust)
+}
+
+// checkData is check for the data: one of Data and Bytes, or neither.
+func (d *preparedEvent) checkData(trust bool) (err error) {
+	data, raw := d.ev.Data, d.ev.Bytes
+	switch {
+	case len(raw) > 0:
+		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(raw)) + len(`"`)
+		return nil
+	case len(data) == 0:
+		return nil
+	case !trust:
+		if d.spaces, err = jsontext.Check(data); err != nil {
+			return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
+		}
+	case bytes.IndexByte(data, '\n') >= 0:
+		return fmt.Errorf("%w: data: newline", ErrInvalidData)
+	}
+	d.tail += len(headData) + len(data) - d.spaces
 	return nil
 }
 

@@ -190,14 +190,20 @@ func (s *SessionStatus) check() *ProtocolError {
 	switch {
 	case !validID(s.SessionID):
 		return malformed("status: bad session_id")
-	case s.Epoch == "" && (s.HeadSeq|s.AckSeq|s.PrevSeq != 0 || s.Ended || s.PrevEpoch != ""):
+	case s.Epoch == "" && !s.unknown():
 		return malformed("status: numbers without an epoch")
-	case s.Epoch != "" && !validEpoch(s.Epoch) || s.PrevEpoch != "" && !validEpoch(s.PrevEpoch):
+	case !optionalEpoch(s.Epoch) || !optionalEpoch(s.PrevEpoch):
 		return malformed("status: bad epoch")
 	case s.HeadSeq > MaxSeq || s.AckSeq > s.HeadSeq || s.FirstSeq > s.HeadSeq+1 || s.PrevSeq > MaxSeq:
 		return malformed("status: numbers out of order")
 	}
 	return nil
+}
+
+// unknown reports whether the entry says nothing of the session, as that of a hub which
+// doesn't know it.
+func (s *SessionStatus) unknown() bool {
+	return s.HeadSeq|s.AckSeq|s.PrevSeq == 0 && !s.Ended && s.PrevEpoch == ""
 }
 
 func (p *EventBatchPayload) check() *ProtocolError { return p.checkWith(nil) }
@@ -288,7 +294,7 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 		return malformed("replay_batch: bad epoch")
 	case len(p.Events)+len(slots) > maxReplayPage:
 		return malformed("replay_batch: more than %d events", maxReplayPage)
-	case p.UntilSeq > MaxSeq || p.LastSeq > p.UntilSeq || p.AvailableFrom > MaxSeq+1:
+	case !p.ordered():
 		return malformed("replay_batch: numbers out of order")
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
@@ -296,9 +302,15 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
 }
 
+// ordered reports whether the batch lies within its request, and that within what numbers
+// there are.
+func (p *ReplayBatchPayload) ordered() bool {
+	return p.LastSeq <= p.UntilSeq && p.UntilSeq <= MaxSeq && p.AvailableFrom <= MaxSeq+1
+}
+
 func (p *ErrorPayload) check() *ProtocolError {
 	switch {
-	case p.SessionID != "" && !validID(p.SessionID):
+	case !optionalID(p.SessionID):
 		return malformed("error: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("error: bad viewer_id")
@@ -308,7 +320,7 @@ func (p *ErrorPayload) check() *ProtocolError {
 		return malformed("error: bad message")
 	case !optionalID(p.RequestID):
 		return malformed("error: bad request_id")
-	case p.Epoch != "" && !validEpoch(p.Epoch):
+	case !optionalEpoch(p.Epoch):
 		return malformed("error: bad epoch")
 	case p.Seq > MaxSeq:
 		return malformed("error: seq too large")
@@ -328,36 +340,57 @@ func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *P
 	}
 	next := first
 	for i := 0; i < len(events)+len(slots) || len(gaps) > 0; {
-		var seq uint64
-		var end bool
-		switch {
-		case i < len(slots):
-			seq, end = slots[i].to, slots[i].end()
-		case i < len(events):
-			seq, end = events[i].Seq, events[i].End
-		}
-		switch {
-		case seq == next:
-			if len(events) > 0 && events[i].checkFields() != nil {
-				return malformed("batch: event %d: bad type, data or time", next)
-			}
-			if end && next != last {
-				return malformed("batch: something follows the end %d", next)
+		if seq, end, ev := eventAt(i, events, slots); seq == next {
+			if err := checkEventTile(next, last, end, ev); err != nil {
+				return err
 			}
 			i++
 			next++
-		case len(gaps) > 0 && gaps[0].From == next && gaps[0].To >= next && gaps[0].To <= last:
-			if !validReason(gaps[0].Reason) {
-				return malformed("batch: gap at %d: bad reason", next)
-			}
-			next = gaps[0].To + 1
-			gaps = gaps[1:]
-		default:
-			return malformed("batch: nothing tiles number %d", next)
+			continue
 		}
+		if err := checkGapTile(next, last, gaps); err != nil {
+			return err
+		}
+		next = gaps[0].To + 1
+		gaps = gaps[1:]
 	}
 	if next != last+1 {
 		return malformed("batch: ends at %d, not at last_seq %d", next-1, last)
+	}
+	return nil
+}
+
+// eventAt returns the number of event i, which is 0 if there is none, and whether it is
+// the session's end. ev is nil if the event is in a slot.
+func eventAt(i int, events []Event, slots []slot) (seq uint64, end bool, ev *Event) {
+	switch {
+	case i < len(slots):
+		return slots[i].to, slots[i].end(), nil
+	case i < len(events):
+		return events[i].Seq, events[i].End, &events[i]
+	}
+	return 0, false, nil
+}
+
+// checkEventTile checks the event at number next of a batch that ends at last.
+func checkEventTile(next, last uint64, end bool, ev *Event) *ProtocolError {
+	if ev != nil && ev.checkFields() != nil {
+		return malformed("batch: event %d: bad type, data or time", next)
+	}
+	if end && next != last {
+		return malformed("batch: something follows the end %d", next)
+	}
+	return nil
+}
+
+// checkGapTile checks that the first of gaps begins at number next of a batch that ends
+// at last.
+func checkGapTile(next, last uint64, gaps []Gap) *ProtocolError {
+	switch {
+	case len(gaps) == 0 || gaps[0].From != next || gaps[0].To < next || gaps[0].To > last:
+		return malformed("batch: nothing tiles number %d", next)
+	case !validReason(gaps[0].Reason):
+		return malformed("batch: gap at %d: bad reason", next)
 	}
 	return nil
 }
