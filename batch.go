@@ -2,14 +2,22 @@ package gvstream
 
 import "sync"
 
-// Machines exchange batches in one form: what the payload says but for its Events, and
-// those as a page, so that a resend, a replay or a relay encodes nothing again. Next, Run
-// and Push make a payload of one; NextFrame and RunLines append its JSON; either ends its
-// use. The use of a batch that comes in ends when it was handled.
+// Machines exchange batches in one form: the payload without its Events, and those as a
+// page, so that a resend, a replay or a relay encodes nothing again.
 //
-// There is one exception: a batch that was given to Handle, or that a peer wrote in
-// another way than we do, still has its Events, and a page without slots. A hub loads the
-// page of them, once it knows that it wants them; a viewer copies them.
+//	              made by                        used by                    ended by
+//	outgoing      a machine, of log.read         open, or the codec         that same step
+//	from a frame  the decoder (newBatch)         check, machine.handle      Link.handleFrame
+//	from Handle   batch, of a caller's payload   machine.handle             Link.apply
+//	Hub.Items     a hub's machine                a viewer's machine.handle  carry
+//
+// From being made to being ended a batch belongs to one goroutine. Ending returns it to a
+// pool and ends its page, so nothing may refer to a batch afterwards, or to bytes of its
+// page that do not stay (see held).
+//
+// Events are in the page's slots or in Events, never in both. They are in Events if the
+// batch was given to Handle, or if a peer wrote it in another way than we do. A hub then
+// encodes them into the page (load) before it looks at the session; a viewer copies them.
 type (
 	eventBatch struct {
 		EventBatchPayload
@@ -21,17 +29,17 @@ type (
 	}
 )
 
-// load makes the page of what the payload says. An error is an *eventError.
+// load completes the page from the payload's fields; see page.load.
 func (p *eventBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
 
-// copies are the batch's events and gaps for a reader to keep and to write to.
+// copies returns the batch's events and gaps for a reader to keep and to change.
 func (p *eventBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
 
 func (p *replayBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
 
 func (p *replayBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
 
-// Batches whose use has ended.
+// Batches that were ended, as zero values, to be used again.
 var (
 	eventBatches  = sync.Pool{New: func() any { return new(eventBatch) }}
 	replayBatches = sync.Pool{New: func() any { return new(replayBatch) }}
@@ -40,7 +48,7 @@ var (
 func newEventBatch() *eventBatch   { return eventBatches.Get().(*eventBatch) }
 func newReplayBatch() *replayBatch { return replayBatches.Get().(*replayBatch) }
 
-// newBatch is newPayload with batches in the form that machines take.
+// newBatch is newPayload, but returns batches in the form that machines take.
 func newBatch(typ string) Payload {
 	switch typ {
 	case "event_batch":
@@ -51,8 +59,9 @@ func newBatch(typ string) Payload {
 	return newPayload(typ)
 }
 
-// batch is a caller's payload as machines take it. They change nothing of what it points
-// to, and keep copies.
+// batch returns a caller's payload as machines take it. The result shares the lists of p:
+// machines change nothing that p points to, and keep only copies, since p still belongs to
+// the caller of Handle.
 func batch(p Payload) Payload {
 	switch p := p.(type) {
 	case *EventBatchPayload:
@@ -67,7 +76,8 @@ func batch(p Payload) Payload {
 	return p
 }
 
-// open is a payload as callers see it. If p is a batch, its use ends.
+// open returns a payload as callers see it. If p is a batch, that is ended; the payload's
+// events refer to bytes that stay.
 func open(p Payload) Payload {
 	switch p := p.(type) {
 	case *eventBatch:
@@ -88,7 +98,7 @@ func open(p Payload) Payload {
 	return p
 }
 
-// end ends the use of p, if it is a batch.
+// end ends p, if it is a batch: its page first, then the batch itself goes back to its pool.
 func end(p Payload) {
 	switch p := p.(type) {
 	case *eventBatch:

@@ -10,16 +10,22 @@ import (
 	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
+// This file is both directions of the JSON of payloads: the public functions, and the one
+// list of fields that each type has for writing and for reading. The decoder, which steps
+// through a frame and calls the lists, is in decode.go; events have a form of their own, in
+// event_json.go and decode_events.go. Nothing here is shared between calls but pools.
+
 // Marshal returns the JSON envelope of p, {"type":"ack_batch","payload":{…}}, on
-// one line without a newline. It means what encoding/json makes of p; times are
-// in UTC. It does not block, may be called concurrently for the same p, and the
+// one line without a newline. It has the same meaning as what encoding/json makes of p;
+// times are in UTC. It does not block, may be called concurrently for the same p, and the
 // result is the caller's.
 //
-// It fails for a nil p and, wrapping ErrInvalidData, for an event that can't be
-// told. It does not check that a peer may say p.
+// It fails for a nil p and, wrapping ErrInvalidData, for an event that has no JSON form.
+// It does not check that a peer may say p.
 func Marshal(p Payload) ([]byte, error) { return Append(nil, p) }
 
-// isNil reports whether there is no payload in p, not even behind its type.
+// isNil reports whether p holds no payload: it is nil, or a nil pointer of a payload type,
+// which a caller may pass by mistake and on which every method would panic.
 func isNil(p Payload) bool {
 	v := reflect.ValueOf(p)
 	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
@@ -44,8 +50,9 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 
 // Unmarshal returns the payload in a JSON envelope, checked: what it returns obeys
 // the limits of the protocol, and its batches are without holes. It does not
-// block, may be called concurrently, and keeps no reference to data; events of
-// one batch share one piece of memory, which is read-only.
+// block, may be called concurrently, and keeps no reference to data. The events of
+// one batch share one piece of memory, which is read-only and lives as long as any of
+// them is referred to.
 //
 // It is stricter than encoding/json: names must match in case, a field may stand
 // once, numbers are plain integers from 0 to MaxSeq, and text is valid UTF-8.
@@ -61,22 +68,32 @@ func Unmarshal(data []byte) (Payload, error) {
 	return open(p), asError(err)
 }
 
-// A fieldCodec is given the fields of an object one after the other, by the one list
-// that each type has for both directions. Without a decoder it appends them to
-// out; with one it reads the value of the field that is called key.
+// A fieldCodec writes or reads one object, field by field. Each type has one list of its
+// fields, which calls a method of the codec for each; so the two directions can't differ in
+// a name, and the order in which fields are written is that of the list.
+//
+//   - Writing (d is nil): one pass over the list appends every field to out.
+//   - Reading (d is set): the decoder goes over the list once for each key in the frame,
+//     which may come in any order. The list's calls do nothing but the one whose name is
+//     the key; that reads the value from d.
+//
+// A fieldCodec lives on the stack, for one object. The lists are short enough for a walk
+// over one to cost less than a map of names would.
 type fieldCodec struct {
+	// For writing.
 	out []byte
-	err error
+	err error // the first value that can't be encoded; out is then of no use
 
+	// For reading. A list has at most 32 fields, one bit each in their order.
 	d    *decoder
-	key  []byte
+	key  []byte // the key to be read now
 	hit  bool   // the field called key was found
-	bit  uint32 // of the next field
-	seen uint32 // bits of the fields that were read
+	bit  uint32 // of the next field of the list
+	seen uint32 // bits of the fields that were read, to refuse one that is given twice
 }
 
-// fields calls the list of p, a payload or a part of one. A type switch, unlike an
-// interface, leaves the walker on the stack.
+// fields walks the list of p, a payload or a part of one. A type switch, unlike a method of
+// an interface, keeps the codec on the stack: escape analysis can see where it goes.
 func (w *fieldCodec) fields(p any) {
 	switch p := p.(type) {
 	case *HelloPayload:
@@ -93,19 +110,6 @@ func (w *fieldCodec) fields(p any) {
 		w.text("link", &p.Link)
 		w.flag("more", &p.More)
 		listField(w, "sessions", &p.Sessions, maxStatus)
-	case *SessionStatus:
-		w.text("session_id", &p.SessionID)
-		w.text("epoch", &p.Epoch)
-		w.first("first_seq", &p.FirstSeq)
-		w.seq("head_seq", &p.HeadSeq)
-		w.seq("ack_seq", &p.AckSeq)
-		w.flag("ended", &p.Ended)
-		w.optText("prev_epoch", &p.PrevEpoch)
-		w.optSeq("prev_seq", &p.PrevSeq)
-	case *EventBatchPayload:
-		w.eventBatch(p, new(page))
-	case *eventBatch:
-		w.eventBatch(&p.EventBatchPayload, &p.page)
 	case *AckBatchPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -127,10 +131,6 @@ func (w *fieldCodec) fields(p any) {
 		w.seq("after_seq", &p.AfterSeq)
 		w.seq("until_seq", &p.UntilSeq)
 		w.int("limit", &p.Limit)
-	case *ReplayBatchPayload:
-		w.replayBatch(p, new(page))
-	case *replayBatch:
-		w.replayBatch(&p.ReplayBatchPayload, &p.page)
 	case *ErrorPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -140,16 +140,52 @@ func (w *fieldCodec) fields(p any) {
 		w.optText("request_id", &p.RequestID)
 		w.optText("epoch", &p.Epoch)
 		w.optSeq("seq", &p.Seq)
-	case *Gap:
-		w.seq("from", &p.From)
-		w.seq("to", &p.To)
-		w.text("reason", (*string)(&p.Reason))
+	case *EventBatchPayload, *eventBatch, *ReplayBatchPayload, *replayBatch:
+		w.batch(p)
+	case *SessionStatus, *Gap:
+		w.entry(p)
 	default:
 		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
 	}
 }
 
-// eventBatch walks an event batch whose events are in pg, or in p itself.
+// entry is fields for the parts that payloads have lists of.
+func (w *fieldCodec) entry(p any) {
+	switch p := p.(type) {
+	case *SessionStatus:
+		w.text("session_id", &p.SessionID)
+		w.text("epoch", &p.Epoch)
+		w.first("first_seq", &p.FirstSeq)
+		w.seq("head_seq", &p.HeadSeq)
+		w.seq("ack_seq", &p.AckSeq)
+		w.flag("ended", &p.Ended)
+		w.optText("prev_epoch", &p.PrevEpoch)
+		w.optSeq("prev_seq", &p.PrevSeq)
+	case *Gap:
+		w.seq("from", &p.From)
+		w.seq("to", &p.To)
+		w.text("reason", (*string)(&p.Reason))
+	}
+}
+
+// batch is fields for batches, in the form that callers see, whose events are in Events, and
+// in the form that machines exchange, which have them in a page.
+func (w *fieldCodec) batch(p any) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		w.eventBatch(p, new(page))
+	case *eventBatch:
+		w.eventBatch(&p.EventBatchPayload, &p.page)
+	case *ReplayBatchPayload:
+		w.replayBatch(p, new(page))
+	case *replayBatch:
+		w.replayBatch(&p.ReplayBatchPayload, &p.page)
+	}
+}
+
+// eventBatch walks an event batch. Its events are in pg or in p itself; when reading, pg
+// gets them if they are written as we write them. A payload of a caller's comes with an
+// empty page, and is written alone: the decoder always makes batches with pages.
 func (w *fieldCodec) eventBatch(p *EventBatchPayload, pg *page) {
 	w.text("session_id", &p.SessionID)
 	w.text("viewer_id", &p.ViewerID)
@@ -162,7 +198,7 @@ func (w *fieldCodec) eventBatch(p *EventBatchPayload, pg *page) {
 	listField(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
-// replayBatch is the same for a replay batch.
+// replayBatch is eventBatch for a replay batch.
 func (w *fieldCodec) replayBatch(p *ReplayBatchPayload, pg *page) {
 	w.text("session_id", &p.SessionID)
 	w.text("viewer_id", &p.ViewerID)
@@ -177,7 +213,9 @@ func (w *fieldCodec) replayBatch(p *ReplayBatchPayload, pg *page) {
 	listField(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
-// at reports whether the named field's value is to be written, or read, now.
+// at reports whether the named field's value is to be written, or read, now. When writing
+// it has appended the name; when reading, a null has been read and counts as absent, and a
+// field that is given twice has failed the decoder.
 func (w *fieldCodec) at(name string) bool {
 	if w.d == nil {
 		if w.out[len(w.out)-1] != '{' {
@@ -207,7 +245,8 @@ func (w *fieldCodec) text(name string, p *string) {
 
 func (w *fieldCodec) seq(name string, p *uint64) { w.number(name, p, MaxSeq) }
 
-// first is where a range begins: behind the last number there is, if it is empty.
+// first is a field that says where a range begins. It may be one more than the last number
+// there is: an empty range after that begins there.
 func (w *fieldCodec) first(name string, p *uint64) { w.number(name, p, MaxSeq+1) }
 
 func (w *fieldCodec) number(name string, p *uint64, most uint64) {
@@ -220,6 +259,7 @@ func (w *fieldCodec) number(name string, p *uint64, most uint64) {
 	}
 }
 
+// int is a count or the version. What an int of 32 bits can't hold is refused.
 func (w *fieldCodec) int(name string, p *int) {
 	switch {
 	case !w.at(name):
@@ -230,7 +270,8 @@ func (w *fieldCodec) int(name string, p *int) {
 	}
 }
 
-// The fields below are left out when they are zero.
+// The fields below are left out when they are zero, as by omitempty in encoding/json. The
+// check whether they are comes before at, which would append their name.
 
 func (w *fieldCodec) optText(name string, p *string) {
 	if w.d != nil || *p != "" {
@@ -254,6 +295,8 @@ func (w *fieldCodec) flag(name string, p *bool) {
 	}
 }
 
+// listField is a list of objects of at most limit entries. It is a function since methods
+// have no type parameters.
 func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	switch {
 	case w.d == nil && len(*p) == 0, !w.at(name):
@@ -272,8 +315,8 @@ func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	w.out = append(w.out, ']')
 }
 
-// events walks the events of a batch. They are written from the one of list and pg that
-// has any; they are read into pg, or into list if they don't stand there as we write them.
+// events walks the events of a batch. They are written from whichever of list and pg has
+// any. They are read into pg if they are written as we write them, and otherwise into list.
 func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
 	switch {
 	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.at("events"):
@@ -291,6 +334,8 @@ func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
 	w.out = append(w.out, ']')
 }
 
+// eachEvent encodes events one after the other, checked as by Publish: what a caller gives
+// to Marshal may be anything. Data that is trusted is written unread (rule 11).
 func (w *fieldCodec) eachEvent(events []Event, trusted bool) {
 	for i := range events {
 		d := preparedEvent{ev: &events[i]}

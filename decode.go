@@ -10,24 +10,38 @@ import (
 	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
-// decoders hold what they remember from one frame to the next: ids, types and
-// times come again.
+// This file reads a frame: the envelope, the objects in it, and their values. The scanner
+// below it (internal/jsontext) knows JSON; this file knows the protocol's stricter rules
+// (PROTOCOL.md, "The envelope") and what each type of field looks like. codec.go says which
+// fields a payload has. A decoder is used by one goroutine at a time and has no lock.
+
+// decoders are the decoders that no frame is using. They keep their internTable from one
+// frame to the next, since the same ids, types and times come again and again, and the
+// memory of their slots; nothing else.
 var decoders = sync.Pool{New: func() any { return new(decoder) }}
 
-// A decoder reads the frames of the protocol. Its Scanner keeps the first failure.
+// A decoder reads one frame at a time, from decode to release. Between the two the frame
+// must not change: a batch's events may be left in it, with their slots in the decoder, and
+// the batch is then valid only until release (heldByFrame).
+//
+// Its methods return no errors. The Scanner keeps the first failure and moves to the end
+// of the frame, so that whatever reads on finds nothing; decode looks at it once, at the end.
 type decoder struct {
 	jsontext.Scanner
 	internTable
-	field string // being read, for messages
-	arena int    // bytes that the events' data needs
+	field string // the field that is being read, for messages
 
-	// The events of a batch, until release, if they stand in the frame as we write them.
+	// The events of a batch are in one of two forms. Written as we write them, they stay in
+	// the frame: slots are theirs, and chunk is the part of the frame that they point into.
+	// Otherwise they are read one by one; arena is the most memory that their data needs.
 	slots []slot
 	chunk chunk
+	arena int
 }
 
-// decode returns the payload in a frame; a batch in the form that machines take, valid
-// until release.
+// decode returns the checked payload in a frame. A batch comes in the form that machines
+// take and has to be ended, before release. An error of an error payload is marked as one
+// that the peer is not answered.
 func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	switch {
 	case len(frame) > maxFrame:
@@ -53,54 +67,78 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	return nil, err
 }
 
-// release ends the use of a decoder, and of the batch that it decoded.
+// release returns a decoder to the pool, and ends the use of the frame and of a batch that it
+// decoded. The slots are cleared: they point to chunk, and chunk to the caller's frame.
 func (d *decoder) release() {
 	clear(d.slots)
 	d.Scanner, d.arena, d.slots, d.chunk = jsontext.Scanner{}, 0, d.slots[:0], chunk{}
 	decoders.Put(d)
 }
 
-// envelope returns the payload, or nil and the type if that is unknown.
+// envelope reads the whole frame. It returns the payload, or nil and the type if that is
+// unknown. The two members may come in either order; a payload that comes before its type
+// is passed over first and read at the end, so that the usual order needs one pass.
 func (d *decoder) envelope() (p Payload, typ string) {
 	var seen uint32
-	at := -1 // where a payload stands that came before its type
-	found := false
+	at := noPayload
 	for key := d.FirstKey(); key != nil; key = d.NextKey() {
 		switch string(d.name(key)) {
 		case "type":
-			if d.once(&seen, 1, "type") && !d.null() {
+			if d.given(&seen, 1, "type") {
 				typ = d.text()
 				p = newBatch(typ)
 			}
 		case "payload":
-			if !d.once(&seen, 2, "payload") || d.null() {
-				continue
+			if d.given(&seen, 2, "payload") {
+				at = d.payload(p)
 			}
-			found = true
-			if p != nil {
-				d.object(p)
-				continue
-			}
-			at = d.Pos
-			d.Skip()
 		default:
 			d.Skip()
 		}
 	}
 	d.End()
-	switch {
-	case typ == "":
+	if typ == "" {
 		d.Fail("envelope without a type")
-	case !found && p != nil:
-		d.Fail("envelope without a payload")
-	case at >= 0 && p != nil && d.Err == nil:
-		d.Pos = at
-		d.object(p)
+	} else if p != nil {
+		d.complete(p, at)
 	}
 	return p, typ
 }
 
-// object reads the fields of p, a payload or a part of one.
+// Where in the frame the payload is that is still to be read, unless it is one of these. No
+// payload begins at 0: the envelope's brace does.
+const (
+	noPayload   = -1
+	payloadRead = 0
+)
+
+// payload reads the payload into p, if its type came before it. Otherwise, p being nil, it
+// passes over the payload and returns where it begins.
+func (d *decoder) payload(p Payload) (at int) {
+	if p != nil {
+		d.object(p)
+		return payloadRead
+	}
+	at = d.Pos
+	d.Skip()
+	return at
+}
+
+// complete reads a payload that came before its type, once the envelope has ended. The
+// position is not put back then, since nothing is read after it. After a failure it reads
+// nothing: the frame is refused anyway.
+func (d *decoder) complete(p Payload, at int) {
+	if at == noPayload {
+		d.Fail("envelope without a payload")
+	} else if at != payloadRead && d.Err == nil {
+		d.Pos = at
+		d.object(p)
+	}
+}
+
+// object reads the fields of p, a payload or a part of one. Unknown fields are ignored, so
+// that later versions can add some (rule 17). An entry of a list that is null stays zero,
+// and its check refuses it.
 func (d *decoder) object(p any) {
 	if d.null() {
 		return
@@ -115,7 +153,9 @@ func (d *decoder) object(p any) {
 	}
 }
 
-// once marks a field as seen and reports whether it is for the first time.
+// once marks a field as seen. It reports whether that is for the first time and something
+// follows; a field that is given twice fails, since readers of JSON differ in which of the
+// two they would take.
 func (d *decoder) once(seen *uint32, bit uint32, name string) bool {
 	d.field = name
 	if *seen&bit != 0 {
@@ -126,7 +166,13 @@ func (d *decoder) once(seen *uint32, bit uint32, name string) bool {
 	return d.Peek() != 0
 }
 
-// null reads a null, if one comes next.
+// given is once for a field in which null counts as absent, and reports false for that.
+func (d *decoder) given(seen *uint32, bit uint32, name string) bool {
+	return d.once(seen, bit, name) && !d.null()
+}
+
+// null reads a null if one comes next, and reports whether it did. Nothing else that is
+// valid begins with an n.
 func (d *decoder) null() bool {
 	if d.Peek() != 'n' {
 		return false
@@ -148,7 +194,8 @@ func (d *decoder) boolean() bool {
 	return false
 }
 
-// number reads a plain integer: no sign, fraction, exponent or leading zero.
+// number reads a plain integer up to most: no sign, fraction, exponent or leading zero. most
+// is at most 2^53, so that n can't overflow before the loop sees that it is too large.
 func (d *decoder) number(most uint64) uint64 {
 	d.Peek()
 	start, n := d.Pos, uint64(0)
@@ -166,7 +213,8 @@ func (d *decoder) number(most uint64) uint64 {
 	return n
 }
 
-// anyTime reads a time as encoding/json does.
+// anyTime reads a time in any form of RFC 3339, as encoding/json does, and returns it in UTC.
+// The form that we write ourselves is read without it, by plainTime.
 func (d *decoder) anyTime() (t time.Time) {
 	d.Peek()
 	start := d.Pos
@@ -181,6 +229,8 @@ func (d *decoder) anyTime() (t time.Time) {
 	return t.UTC()
 }
 
+// text reads a string. Ids and types come again in most frames, so most texts are not
+// allocated again but taken from the internTable.
 func (d *decoder) text() string {
 	if d.Peek() != '"' {
 		d.Fail(d.field + ": want a string")
@@ -202,8 +252,8 @@ func (d *decoder) text() string {
 	return d.word(text)
 }
 
-// name returns an object's key without escapes. Of one that is no text, it
-// returns something that is no name.
+// name returns an object's key without escapes. A key that is not valid text is returned as
+// it is: its backslash makes it differ from every name, so that it is ignored as unknown.
 func (d *decoder) name(key []byte) []byte {
 	if d.Escaped {
 		if name, ok := jsontext.Unquote(key); ok {
@@ -213,7 +263,7 @@ func (d *decoder) name(key []byte) []byte {
 	return key
 }
 
-// newPayload returns an empty payload of a type, or nil.
+// newPayload returns an empty payload of a type, or nil if this version doesn't know it.
 func newPayload(typ string) Payload {
 	switch typ {
 	case "hello":
@@ -238,6 +288,8 @@ func newPayload(typ string) Payload {
 	return nil
 }
 
+// decodeList reads a list of objects. It fails at the first entry beyond limit, before it
+// has spent memory on it: a frame of many empty objects costs a peer little.
 func decodeList[T any](d *decoder, limit int) (list []T) {
 	name := d.field
 	for more := d.FirstItem(); more; more = d.NextItem() {

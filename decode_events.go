@@ -9,8 +9,15 @@ import (
 	"github.com/vibetools/gvstream/internal/timetext"
 )
 
-// events reads the events of a batch into pg or, if they don't stand there as we write
-// them, into a list.
+// This file reads the events of a batch, in one of two ways. Events that are written exactly
+// as this package writes them ("plain": fields in its order, no white space, escapes only in
+// data) stay where they are in the frame, and only slots are made of them. All others,
+// such as those of an agent in another language, are read field by field into Events.
+// Both ways accept the same events, with the same meaning: plain is only an encoding that
+// is faster to take. What is not plain is not an error by itself: the plain way gives up at
+// the first difference, and unless the frame has failed the other one begins again.
+
+// events reads the events of a batch into pg or, if they are not plain, into a list.
 func (d *decoder) events(pg *page, limit int) []Event {
 	start, spaces := d.Pos, d.Spaces
 	if d.plainEvents(pg, limit) || d.Err != nil {
@@ -20,8 +27,10 @@ func (d *decoder) events(pg *page, limit int) []Event {
 	return d.anyEvents(limit)
 }
 
-// plainEvents leaves the events where they are in the frame, if they stand there just as
-// we write them; it reports false if they do not.
+// plainEvents makes slots of the events, which stay in the frame (heldByFrame), if all of
+// them are plain. If it reports false without a failure, the caller goes back and reads them
+// in the other way; pg is unchanged then. White space inside of data counts as a difference
+// too: it is not kept, so such bytes can't be passed on as they are.
 func (d *decoder) plainEvents(pg *page, limit int) bool {
 	spaces := d.Spaces
 	if !d.SkipText("[") || len(d.Src)-d.Pos < len(headSeq) {
@@ -47,8 +56,10 @@ func (d *decoder) plainEvents(pg *page, limit int) bool {
 	return true
 }
 
-// plainEvent reads an event that is written as we write it, and reports false if it
-// is not. typ is the type of the one before it, and then its own.
+// plainEvent reads a plain event into s, and reports false if it is not plain. typ is the
+// type of the event before it, and then its own: a run of events mostly has one type,
+// which then costs one comparison. The offsets in s are from the event's first byte. Data
+// begins within the first few hundred bytes, so 16 bits hold its offset.
 func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	start := d.Pos
 	if !d.SkipText(headSeq) || d.Pos == len(d.Src) || d.Src[d.Pos]-'0' > 9 {
@@ -62,15 +73,8 @@ func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	if d.SkipText(headType) && !d.plainType(typ) {
 		return false
 	}
-	switch {
-	case d.SkipText(headData):
-		s.data = uint16(d.Pos - start)
-		d.Skip()
-	case d.SkipText(head64):
-		s.kind, s.data = isBytes, uint16(d.Pos-start)
-		if !d.plainBytes() {
-			return false
-		}
+	if !d.plainData(s, start) {
+		return false
 	}
 	if d.SkipText(tailEnd) {
 		s.kind |= isEnd
@@ -79,7 +83,9 @@ func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	return d.SkipText(`}`)
 }
 
-// plainTime reads a time that is written as we write it, without its first quote.
+// plainTime reads a time as we write it, after its first quote, and its last quote. The
+// value is dropped: what matters is that head can read the text again later. The zero time
+// is never written, and so not plain.
 func (d *decoder) plainTime(s *slot) bool {
 	n := bytes.IndexByte(d.Src[d.Pos:min(len(d.Src), d.Pos+timetext.Max+1)], '"')
 	if n < 0 {
@@ -91,8 +97,8 @@ func (d *decoder) plainTime(s *slot) bool {
 	return ok && !t.IsZero()
 }
 
-// plainType reads a type without escapes and its first quote. It is mostly that of
-// an event before.
+// plainType reads a type without escapes, after its first quote, and its last quote. It is
+// mostly that of the event before.
 func (d *decoder) plainType(typ *string) bool {
 	if n := d.Pos + len(*typ); *typ != "" && n < len(d.Src) && d.Src[n] == '"' && string(d.Src[d.Pos:n]) == *typ {
 		d.Pos = n + 1
@@ -107,15 +113,32 @@ func (d *decoder) plainType(typ *string) bool {
 	return validID(*typ)
 }
 
-// plainBytes reads base64 as we write it, without its first quote.
+// plainData reads the data, if there is any, of an event that begins at start. JSON data may
+// have any form that is valid; plainEvents looks at its white space.
+func (d *decoder) plainData(s *slot, start int) bool {
+	switch {
+	case d.SkipText(headData):
+		s.data = uint16(d.Pos - start)
+		d.Skip()
+	case d.SkipText(head64):
+		s.kind, s.data = isBytes, uint16(d.Pos-start)
+		return d.plainBytes()
+	}
+	return true
+}
+
+// plainBytes reads base64 as we write it, after its first quote, and its last quote. Empty
+// data is never written, and so not plain.
 func (d *decoder) plainBytes() bool {
 	d.Pos--
 	text := d.Quoted()
 	return !d.Escaped && len(text) > 0 && isBase64(text)
 }
 
-// isBase64 reports whether text is what we make of some bytes. No control characters
-// are in it, which the library takes.
+// isBase64 reports whether text is what we make of some bytes: strict base64, with padding
+// and no stray bits. It decodes in pieces into memory on the stack, and drops the result.
+// The decoder of encoding/base64 would skip newlines, but a scanned string has no control
+// characters.
 func isBase64(text []byte) bool {
 	const piece = 1024
 	var out [piece / 4 * 3]byte
@@ -128,7 +151,8 @@ func isBase64(text []byte) bool {
 	return err == nil
 }
 
-// anyEvents reads the events in whatever form they stand.
+// anyEvents reads the events in whatever form they are. The name in the message is given
+// here: the plain way has changed d.field.
 func (d *decoder) anyEvents(limit int) (events []Event) {
 	for next := d.FirstItem(); next; next = d.NextItem() {
 		if len(events) == limit {
@@ -145,50 +169,84 @@ func (d *decoder) anyEvents(limit int) (events []Event) {
 	return events
 }
 
-// event reads one event. Its Data and Bytes are what stands in the frame, until
-// own copies them.
+// event reads one event. Its Data and Bytes refer to the frame, Bytes still to the base64
+// text, until own copies them; the size of those copies is added up in d.arena.
 func (d *decoder) event(e *Event) {
 	if d.null() {
 		return
 	}
 	var seen uint32
 	for key := d.FirstKey(); key != nil; key = d.NextKey() {
-		switch string(d.name(key)) {
-		case "seq":
-			if d.once(&seen, 1, "seq") && !d.null() {
-				e.Seq = d.number(MaxSeq)
-			}
-		case "time":
-			if d.once(&seen, 2, "time") && !d.null() {
-				e.Time = d.anyTime()
-			}
-		case "type":
-			if d.once(&seen, 4, "type") && !d.null() {
-				e.Type = d.text()
-			}
-		case "data": // null is a value here
-			if d.once(&seen, 8, "data") {
-				start, spaces := d.Pos, d.Spaces
-				d.Skip()
-				e.Data = d.Src[start:d.Pos]
-				d.arena += len(e.Data) - (d.Spaces - spaces)
-			}
-		case "data_base64":
-			if d.once(&seen, 16, "data_base64") && !d.null() {
-				e.Bytes = d.Quoted()
-				d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
-			}
-		case "end":
-			if d.once(&seen, 32, "end") && !d.null() {
-				e.End = d.boolean()
-			}
-		default:
+		field, name := eventField(d.name(key))
+		switch {
+		case field == 0:
 			d.Skip()
+		case field == fieldData: // null is a value here
+			if d.once(&seen, field, name) {
+				d.eventValue(field, e)
+			}
+		case d.given(&seen, field, name):
+			d.eventValue(field, e)
 		}
 	}
 }
 
-// own copies what the events took from the frame into one piece of memory.
+// The fields of an event, one bit each.
+const (
+	fieldSeq = 1 << iota
+	fieldTime
+	fieldType
+	fieldData
+	fieldBase64
+	fieldEnd
+)
+
+// eventField returns the field of that name, and the name as a text that needs no memory, or
+// 0 if there is no such field.
+func eventField(name []byte) (field uint32, text string) {
+	switch string(name) {
+	case "seq":
+		return fieldSeq, "seq"
+	case "time":
+		return fieldTime, "time"
+	case "type":
+		return fieldType, "type"
+	case "data":
+		return fieldData, "data"
+	case "data_base64":
+		return fieldBase64, "data_base64"
+	case "end":
+		return fieldEnd, "end"
+	}
+	return 0, ""
+}
+
+// eventValue reads the value of a field of an event.
+func (d *decoder) eventValue(field uint32, e *Event) {
+	switch field {
+	case fieldSeq:
+		e.Seq = d.number(MaxSeq)
+	case fieldTime:
+		e.Time = d.anyTime()
+	case fieldType:
+		e.Type = d.text()
+	case fieldData:
+		start, spaces := d.Pos, d.Spaces
+		d.Skip()
+		e.Data = d.Src[start:d.Pos]
+		d.arena += len(e.Data) - (d.Spaces - spaces)
+	case fieldBase64:
+		e.Bytes = d.Quoted()
+		d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+	case fieldEnd:
+		e.End = d.boolean()
+	}
+}
+
+// own copies what the events refer to in the frame into one piece of memory: data without
+// its white space, bytes decoded. d.arena is at least what that needs, so that the memory
+// never moves while events refer to it; each event's slice is capped, so that appending to
+// it can't write to its neighbour.
 func (d *decoder) own(events []Event) {
 	arena := make([]byte, 0, d.arena)
 	for i := range events {

@@ -12,7 +12,13 @@ import (
 	"github.com/vibetools/gvstream/internal/timetext"
 )
 
-// An eventError says which event can't be told.
+// This file is the JSON of one event, as this package writes it: always the same fields in
+// the same order without white space, so that the places of time, type and data in it follow
+// from a few numbers, which the event's slot has. preparedEvent writes it, once for each
+// event; a slot's value and head find the parts again without parsing; decodeEvents makes
+// Events of slots for callers. decode_events.go takes events of this form as they are.
+
+// An eventError says which event has no JSON form, and why.
 type eventError struct {
 	seq uint64
 	err error
@@ -21,6 +27,8 @@ type eventError struct {
 func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.seq, e.err) }
 func (e *eventError) Unwrap() error { return e.err }
 
+// What stands between the values of an event, in this order. All but the first are left out
+// with their value.
 const (
 	headSeq  = `{"seq":`
 	headTime = `,"time":"`
@@ -30,7 +38,9 @@ const (
 	tailEnd  = `,"end":true`
 )
 
-// value is the data in an event's JSON, or the base64 text of its bytes.
+// value returns the data in an event's JSON, or the base64 text of its bytes, or nil. It
+// begins at s.data and ends before what kind says must follow. The result is part of the
+// slot's bytes.
 func (s *slot) value() []byte {
 	if s.data == 0 {
 		return nil
@@ -46,7 +56,8 @@ func (s *slot) value() []byte {
 	return json[s.data:end:end]
 }
 
-// head is the time and the type, with escapes, in an event's JSON.
+// head returns the time and the type in an event's JSON. The type is still with its escapes,
+// and part of the slot's bytes: its length is what is left between the time and headEnd.
 func (s *slot) head(known *internTable) (at time.Time, typ []byte) {
 	json, i := s.bytes(), len(headSeq)+decimal.Len(s.to)
 	if s.timed > 0 {
@@ -60,7 +71,8 @@ func (s *slot) head(known *internTable) (at time.Time, typ []byte) {
 	return at, typ
 }
 
-// headEnd is where in an event's JSON its time and type are over.
+// headEnd is where in an event's JSON its time and type end: where the next part begins, or
+// else the closing brace.
 func (s *slot) headEnd() int {
 	switch {
 	case s.data > 0 && s.kind&kindMask == isBytes:
@@ -73,21 +85,25 @@ func (s *slot) headEnd() int {
 	return int(s.size) - len(`}`)
 }
 
-// A preparedEvent is an event that was checked and has no number yet. All that can fail or
-// takes long is done when it is made, so that the rest may be done under a lock.
+// A preparedEvent is an event that is checked and measured, but has no number yet. All that
+// can fail or takes long is done by check, before the session is locked; under the lock,
+// where the event gets its number (rule 1), appendTo only copies bytes. It refers to the
+// caller's event, which must not change until appendTo has copied it.
+//
+//	ev set → (time.Now, which sets timed, if ev has no time) → check → size, appendTo, note
 type preparedEvent struct {
 	ev      *Event
-	spaces  int // bytes of the data that are not kept
-	escapes int // bytes of the type that need one
-	tail    int // bytes of its JSON behind the number
-	timed   int // bytes of time, without the quote behind it
+	spaces  int // bytes of white space in the data, which are not kept
+	escapes int // bytes of the type that need an escape
+	tail    int // bytes of its JSON after the number
+	timed   int // bytes of time, without the quote after it; 0: no time
 	time    timetext.Text
 }
 
-// check checks ev and fills the rest in. It wraps ErrInvalidData if the event can't be
-// told. Data that is trusted is kept as it is; it is only kept from beginning a line,
-// which could be any payload.
-func (d *preparedEvent) check(trust bool) (err error) {
+// check checks ev and fills in the rest. It wraps ErrInvalidData if the event has no JSON
+// form. Data that is trusted is not read, except for newlines: over a byte stream what
+// follows one would be another payload, of whatever the data's author likes (rule 11).
+func (d *preparedEvent) check(trust bool) error {
 	ev := d.ev
 	escapes, ok := checkID(ev.Type)
 	if !ok && ev.Type != "" || !ev.validData() {
@@ -103,29 +119,38 @@ func (d *preparedEvent) check(trust bool) (err error) {
 	if ev.Type != "" {
 		d.tail += len(headType) + len(ev.Type) + d.escapes + len(`"`)
 	}
-	switch {
-	case len(ev.Data) > 0:
-		if trust && bytes.IndexByte(ev.Data, '\n') >= 0 {
-			return fmt.Errorf("%w: data: newline", ErrInvalidData)
-		} else if !trust {
-			if d.spaces, err = jsontext.Check(ev.Data); err != nil {
-				return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
-			}
-		}
-		d.tail += len(headData) + len(ev.Data) - d.spaces
-	case len(ev.Bytes) > 0:
-		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(ev.Bytes)) + len(`"`)
-	}
 	if ev.End {
 		d.tail += len(tailEnd)
 	}
+	return d.checkData(trust)
+}
+
+// checkData is check for the data: one of Data and Bytes, or neither.
+func (d *preparedEvent) checkData(trust bool) (err error) {
+	data, raw := d.ev.Data, d.ev.Bytes
+	switch {
+	case len(raw) > 0:
+		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(raw)) + len(`"`)
+		return nil
+	case len(data) == 0:
+		return nil
+	case !trust:
+		if d.spaces, err = jsontext.Check(data); err != nil {
+			return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
+		}
+	case bytes.IndexByte(data, '\n') >= 0:
+		return fmt.Errorf("%w: data: newline", ErrInvalidData)
+	}
+	d.tail += len(headData) + len(data) - d.spaces
 	return nil
 }
 
-// size is the most that the numbered event's JSON takes, in bytes.
+// size is the most bytes that the event's JSON takes, whatever number it gets: limits are
+// checked and room is reserved before there is one.
 func (d *preparedEvent) size() int { return seqRoom + d.tail }
 
-// note notes in a slot what appendTo made, but for its place.
+// note records in a slot what appendTo made: all but where the bytes are. data is as
+// appendTo returned it.
 func (d *preparedEvent) note(s *slot, seq uint64, data int) {
 	s.to, s.data, s.timed, s.kind = seq, uint16(data), uint8(d.timed), isJSON
 	if len(d.ev.Bytes) > 0 {
@@ -136,8 +161,8 @@ func (d *preparedEvent) note(s *slot, seq uint64, data int) {
 	}
 }
 
-// appendTo appends the JSON of the event as a number. data is where in it the data
-// begins, or the base64 text; 0 if there is neither.
+// appendTo appends the JSON of the event under its number: at most size bytes. data is where
+// in it the data or its base64 text begins; 0 if there is neither.
 func (d *preparedEvent) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	start := len(dst)
 	out = decimal.Append(append(dst, headSeq...), seq)
@@ -166,10 +191,13 @@ func (d *preparedEvent) appendTo(dst []byte, seq uint64) (out []byte, data int) 
 	return append(out, '}'), data
 }
 
+// seqRoom is what an event's JSON takes up to its number, with the longest number.
 const seqRoom = len(`{"seq":9007199254740991`)
 
-// decodeEvents makes the events of slots as callers see them. Their data is what stands
-// in the slots' bytes or, if that is not nil, in a chunk to which those were copied.
+// decodeEvents makes the events of slots as callers see them. Their Data refers to the
+// slots' bytes or, if copied is not nil, to that chunk, which has the same bytes one event
+// after the other, as page.appendTo writes them. The caller has seen to it that those bytes
+// stay. Bytes are decoded from base64, all into one piece of memory.
 func decodeEvents(slots []slot, copied *chunk) []Event {
 	if len(slots) == 0 {
 		return nil
@@ -204,8 +232,8 @@ func decodeEvents(slots []slot, copied *chunk) []Event {
 	return events
 }
 
-// decodeBytes makes bytes of the base64 text in the events' Bytes, which is as we
-// write it.
+// decodeBytes decodes the base64 text in the events' Bytes, which is as we write it and so
+// can't fail. most is enough memory for all, so that it never moves.
 func decodeBytes(events []Event, most int) {
 	raw := make([]byte, 0, most)
 	for i := range events {
@@ -217,9 +245,12 @@ func decodeBytes(events []Event, most int) {
 	}
 }
 
+// strictBase64 takes only the text that encoding produces. A slot's bytes have that one form;
+// what a peer wrote in another is decoded leniently and encoded again.
 var strictBase64 = base64.StdEncoding.Strict()
 
-// cloneEvents are events in memory of their own, all their data in one piece.
+// cloneEvents returns copies of events, with all their data in one piece of memory. Each
+// slice is capped, so that its owner can append to it and not overwrite the next event's.
 func cloneEvents(events []Event) []Event {
 	size := 0
 	for i := range events {
@@ -240,13 +271,16 @@ func cloneEvents(events []Event) []Event {
 	return out
 }
 
-// An internTable knows texts that were read before: types, times and ids repeat.
+// An internTable remembers texts that were read before, so that they are not allocated
+// again: types, times and ids repeat. It forgets the older of two that share a place, and
+// holds at most 16 short texts, so a hostile peer can make it useless but not large. Its
+// owner, a decoder or one call of decodeEvents, is used by one goroutine at a time.
 type internTable struct {
-	words [8][2]string
+	words [8][2]string // by a hash of the text; in each the newer one first
 	times timetext.Reader
 }
 
-// word is text as a string.
+// word returns text as a string: one that it remembers, if it can.
 func (m *internTable) word(text []byte) string {
 	if len(text) == 0 {
 		return ""
@@ -264,7 +298,7 @@ func (m *internTable) word(text []byte) string {
 	return words[0]
 }
 
-// typeOf is word for a text that may have escapes.
+// typeOf is word for an event's type, as it is in the JSON: with escapes.
 func (m *internTable) typeOf(text []byte) string {
 	if bytes.IndexByte(text, '\\') >= 0 {
 		text, _ = jsontext.Unquote(text)

@@ -2,10 +2,15 @@ package gvstream
 
 import "math"
 
-// maxFrame is the bytes of a frame, and of one batch's events: what slots can tell.
+// This file is the numbers that the protocol fixes; what callers may set is in config.go.
+
+// maxFrame bounds the bytes of a frame, and of one batch's events: a slot's offset and size
+// are 32 bits.
 const maxFrame = math.MaxInt32
 
-// Bounds of the protocol (PROTOCOL.md, rule 7 and "Limits").
+// Bounds of the protocol (PROTOCOL.md, rule 7 and "Limits"). A peer may be of another make
+// and relies on them, so a sender stays within all of them, and a receiver refuses what is
+// beyond. The last one is this hub's alone.
 const (
 	// MaxSeq is the greatest sequence number, 2^53-1: every JSON reader keeps
 	// it exact. A session that used it publishes no more (ErrSeqExhausted).
@@ -18,13 +23,14 @@ const (
 	maxReplayPage  = 100       // events of a replay batch
 	maxReplay      = 500       // events that the hub asks for at a time
 	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
-	maxBatchGaps   = 512       // gaps of a batch: more than can stand between its events
+	maxBatchGaps   = 512       // gaps of a batch: more than fit between its events
 	maxStatus      = 256       // sessions of a status
-	maxCohort      = 64        // viewers that are given the same in one turn
+	maxCohort      = 64        // viewers that one worker serves in one turn
 )
 
-// sizes are how much a machine puts into one payload, and asks for at a time: the
-// simulation makes them small.
+// sizes are how much a machine puts into one payload, or asks for at a time. They are a
+// field of each machine, set when it is made, so that the simulation can make them small
+// and meet every border with few events.
 type sizes struct {
 	batch  int // events of an event batch
 	page   int // events of a replay batch
@@ -32,4 +38,5 @@ type sizes struct {
 	cohort int // viewers that are served in one turn
 }
 
+// fullSizes are those of every machine outside of tests.
 var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay, cohort: maxCohort}

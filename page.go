@@ -6,49 +6,75 @@ import (
 	"sync"
 )
 
-// sharedEvents are the Events of all payloads that are made of one page, made for the
-// first of them.
+// This file is the form in which events move between a log, a batch and a frame. An
+// event's JSON is written once, when it is published; from then on a page refers to it or
+// copies it whole, so that a resend, a replay or a relay encodes nothing again.
+//
+// Logs make pages (log.read, under the lock of the log's session), and so does the decoder.
+// Batches carry them; a hub's log takes them in. A page has no lock: it belongs to one
+// goroutine at a time, except for a shared one, of which only readers remain. Its bytes may
+// belong to others: the table at held says to whom, and for how long they may be read.
+
+// sharedEvents are the decoded Events of one shared page, as all the payloads made of that
+// page have them. The first payload decodes them, for all; nobody writes to them. They live
+// as long as any payload that has them.
 type sharedEvents struct {
 	once   sync.Once
 	events []Event
 }
 
-// A pageMemory is what a page of a log is made of, to be used again by another once
-// that one is encoded. A page that nobody gives back is the garbage collector's.
+// A pageMemory is the memory that log.read makes a page of: the slots, and the bytes if
+// they were copied. It is in the pool or with exactly one page. page.end returns it to the
+// pool for the next page to overwrite; a page that is never ended leaves it to the garbage
+// collector, which is always safe.
 type pageMemory struct {
 	slots []slot
-	chunk chunk
+	chunk chunk // not used unless the page is heldByPool
 }
 
+// release returns m, if there is one, to the pool. Bytes beyond those of a batch are left
+// to the garbage collector, since a pool must not pin the largest page that ever was.
 func (m *pageMemory) release() {
 	if m == nil || len(m.chunk.b) > maxBatchBytes {
 		return
 	}
-	clear(m.slots) // they hold the log's chunks
+	clear(m.slots) // in the pool they would keep the log's chunks alive
 	pageMemories.Put(m)
 }
 
 var pageMemories = sync.Pool{New: func() any { return new(pageMemory) }}
 
-// A page is a piece of a log, or what may become one: events and gaps that tile
-// first to last. It can be encoded and sent without a lock.
+// A page is a piece of a log, or what may become one: events and gaps that tile first to
+// last (rule 7). Its life:
+//
+//  1. It is made: by log.read, by the decoder (slots only, until load adds the rest), by
+//     load of a batch's Events, or as a gapPage.
+//  2. Its maker may narrow it (clip, cut, lose, pieces), and move its bytes (pack, detach).
+//  3. It goes by value into a batch, or into a log (log.accept). The value left behind is
+//     not used again, unless the page is shared: then it is not changed either.
+//  4. It is encoded (appendTo) or decoded (open, copies, items), without any lock, and ended.
 type page struct {
-	slots       []slot // of the events alone, in order; their JSON was made when they were published
-	held        held
-	first, last uint64 // last = first-1 if it is empty
-	gaps        []Gap
-	bytes       int // of the events' JSON, and what the gaps will take
+	slots       []slot // of the events alone, in order; gaps have none here
+	held        held   // who owns the slots and their bytes
+	first, last uint64 // last = first-1 if the page is empty
+	gaps        []Gap  // in order; in a page of a batch, perhaps the payload's own list
+	bytes       int    // of the events' JSON with a comma each, and gapBytes a gap
 
-	memory *pageMemory   // of the slots, and of the bytes if it holds them; nil: the garbage collector's
-	shared *sharedEvents // of all payloads that are made of it; nil: it is read once
-	of     *log          // that it was read from, if others share it
+	// How many use the page, and what has to be given back. At most one of memory and shared
+	// is set: a memory is overwritten after end, so it must not have further readers.
+	memory *pageMemory   // of a page that was read for one reader; nil: nothing to give back
+	shared *sharedEvents // of a page that several readers are given; nil: there is one reader
+	of     *log          // of a shared page: the log that it was read from, for others to find it
 
-	request   string // the replay request it answers, or empty
-	available uint64 // and what that answer said the agent holds
+	// At a hub, of a page that answers a replay request and waits in its cursor (rule 12).
+	request   string // the id of the request, or empty
+	available uint64 // the first number that the agent still held, as it said
 }
 
-// appendTo appends the events' JSON objects, separated by commas. What lies in one
-// piece is copied in one piece. There are events.
+// appendTo appends the events' JSON objects, separated by commas. Events that lie next to
+// each other in a chunk have the comma between them already, whatever made the chunk (a
+// store, encode, copyTo, or a peer's frame), so each such run is one copy: events that were
+// published in a row cost one. There must be events.
 func (p *page) appendTo(dst []byte) []byte {
 	for i := 0; i < len(p.slots); {
 		s := p.slots[i]
@@ -61,7 +87,8 @@ func (p *page) appendTo(dst []byte) []byte {
 	return dst[:len(dst)-1]
 }
 
-// jsonSize is the bytes that appendTo appends, and one.
+// jsonSize is the number of bytes that appendTo needs: what it appends, and one for the
+// last comma, which it takes off again.
 func (p *page) jsonSize() int {
 	size := 0
 	for i := range p.slots {
@@ -70,8 +97,10 @@ func (p *page) jsonSize() int {
 	return size
 }
 
-// open makes the page's events for a caller to keep and not to change, and ends the use
-// of the page.
+// open returns the page's events for a caller to keep but not to change, and ends the page.
+// Events of bytes that stay (heldOwn, heldByLog) refer to those bytes; of bytes that are
+// about to be overwritten (heldByPool, heldByFrame) they get a copy. A shared page is
+// decoded once for all and is not ended: other readers still have its slots.
 func (p *page) open() (events []Event) {
 	if p.shared != nil {
 		p.shared.once.Do(func() { p.shared.events = decodeEvents(p.slots, nil) })
@@ -86,13 +115,17 @@ func (p *page) open() (events []Event) {
 	return events
 }
 
-// end ends the use of the page: its memory may be another's now.
+// end ends the page: its memory may be another page's from here on, so nothing that was
+// made of its slots, or of pooled bytes, may be read any more. Only one of the values that
+// a page was copied to may be ended, or two pages would share a memory. Ending one that has
+// no memory only drops its slots.
 func (p *page) end() {
 	p.memory.release()
 	p.slots, p.memory = nil, nil
 }
 
-// ownEvents are the page's events in memory of their own.
+// ownEvents returns the page's events in memory of their own, all their data in one piece.
+// The caller may keep and change them; the page stays as it is.
 func (p *page) ownEvents() []Event {
 	if len(p.slots) == 0 {
 		return nil
@@ -100,8 +133,11 @@ func (p *page) ownEvents() []Event {
 	return decodeEvents(p.slots, &chunk{b: p.appendTo(make([]byte, 0, p.jsonSize()))})
 }
 
-// encode makes the page of events, if all of them can be encoded. An error is an
-// *eventError.
+// encode makes the slots of events that came as a payload's Events: it checks and encodes
+// each of them into one chunk of the page's own (heldOwn). If one cannot be encoded it
+// returns an *eventError that names it, and the page is unchanged. All events are checked
+// before any is encoded, so that the chunk is allocated once, at its full size, and no
+// slot ever points into memory that append has moved.
 func (p *page) encode(events []Event) error {
 	size := 0
 	drafts := make([]preparedEvent, len(events))
@@ -129,7 +165,9 @@ func (p *page) encode(events []Event) error {
 	return nil
 }
 
-// detach takes the page to slots and bytes of its own, in as little memory as they need.
+// detach copies the page's slots and bytes to memory of its own that just fits them: heldOwn
+// from any other state. What it leaves is not given back here, and need not be: pages that
+// are detached came from a peer and have no memory.
 func (p *page) detach() {
 	if len(p.slots) > 0 {
 		p.slots = slices.Clone(p.slots)
@@ -138,7 +176,8 @@ func (p *page) detach() {
 	p.held = heldOwn
 }
 
-// copyTo takes the JSON to a chunk.
+// copyTo copies the events' JSON to a chunk, whose bytes it overwrites, and points the slots
+// there. The slots must be the page's alone.
 func (p *page) copyTo(c *chunk) {
 	c.b = p.appendTo(c.b[:0])
 	off := uint32(0)
@@ -149,21 +188,24 @@ func (p *page) copyTo(c *chunk) {
 	}
 }
 
+// addEvent appends an event to a page that is being read. It is the next number.
 func (p *page) addEvent(s slot) {
 	p.last = s.to
 	p.bytes += int(s.size) + 1
 	p.slots = append(p.slots, s)
 }
 
+// addGap appends a gap from the page's next number on.
 func (p *page) addGap(to uint64, reason Reason) {
 	p.gaps = append(p.gaps, Gap{p.last + 1, to, reason})
 	p.last = to
 	p.bytes += gapBytes
 }
 
-// load makes the page of a batch that was checked. Its events are in the slots already,
-// or their data is checked and encoded here, outside every lock. An error is an
-// *eventError.
+// load completes the page of a batch that arrived and passed its check. Events that the
+// decoder left in the frame are in the slots already; those of a payload are checked and
+// encoded here. Callers hold no lock, since that may take long. An error is an *eventError;
+// the batch is then to be refused by event_rejected with its number (rule 11).
 func (p *page) load(first, last uint64, events []Event, gaps []Gap) error {
 	if len(events) > 0 {
 		if err := p.encode(events); err != nil {
@@ -176,7 +218,8 @@ func (p *page) load(first, last uint64, events []Event, gaps []Gap) error {
 	return nil
 }
 
-// copies are the events, of the page or given, and the gaps in memory of their own.
+// copies returns the events, from the slots or else those given, and the gaps, all in memory
+// of their own for a reader to keep and to change.
 func (p *page) copies(events []Event, gaps []Gap) ([]Event, []Gap) {
 	if len(p.slots) > 0 {
 		events = p.ownEvents()
@@ -186,7 +229,9 @@ func (p *page) copies(events []Event, gaps []Gap) ([]Event, []Gap) {
 	return events, slices.Clone(gaps)
 }
 
-// clip drops what is not after a number. A gap may be known in part.
+// clip drops everything up to and including a number: what the receiver has already
+// (rule 7). A gap that it has in part counts for the other part; a list of gaps that may be
+// a caller's is copied, not changed.
 func (p *page) clip(after uint64) {
 	for len(p.slots) > 0 && p.slots[0].to <= after {
 		p.bytes -= int(p.slots[0].size) + 1
@@ -203,7 +248,7 @@ func (p *page) clip(after uint64) {
 	p.last = max(p.last, after)
 }
 
-// cut drops what is after a number that no gap crosses.
+// cut drops everything after a number, which no gap crosses.
 func (p *page) cut(last uint64) {
 	for n := len(p.slots); n > 0 && p.slots[n-1].to > last; n-- {
 		p.bytes -= int(p.slots[n-1].size) + 1
@@ -216,10 +261,15 @@ func (p *page) cut(last uint64) {
 	p.last = min(p.last, last)
 }
 
-// pack takes the events' bytes to memory of their own, if they are less than half of
-// that in which a peer sent them: beside some that are known already, or refused.
-// Those in a frame stay where they are, unless a log would have a chunk for each of
-// them.
+// pack moves the events' bytes before a hub's log takes them in, where the log would
+// otherwise hold too much memory or too many chunks:
+//
+//   - heldOwn: the log would refer to the page's chunk, and so keep all of it alive. If
+//     more than half of it belongs to events that were clipped or cut off, the rest gets
+//     memory of its own; otherwise a peer could fill a hub with a few events of many batches.
+//   - heldByFrame: the log copies the bytes into its own chunks (log.accept). Only if the
+//     events are so large that each would get a chunk of its own (largeEntry) do they move
+//     into one chunk together here.
 func (p *page) pack() {
 	bytes := p.bytes - len(p.gaps)*gapBytes
 	switch {
@@ -230,7 +280,7 @@ func (p *page) pack() {
 	}
 }
 
-// larger returns the index of the first event of more than so many bytes, or -1.
+// larger returns the index of the first event whose JSON has more bytes than that, or -1.
 func (p *page) larger(bytes int) int {
 	return slices.IndexFunc(p.slots, func(s slot) bool { return int(s.size) > bytes })
 }
@@ -241,11 +291,13 @@ func (p *page) ends() bool {
 	return n > 0 && p.slots[n-1].end()
 }
 
+// has reports whether the page has an event, not a gap, under that number.
 func (p *page) has(seq uint64) bool {
 	return slices.ContainsFunc(p.slots, func(s slot) bool { return s.to == seq })
 }
 
-// lose turns the event at index i into a gap.
+// lose turns the event at index i into a gap. It changes copies of the lists, since the
+// slots may be the decoder's and the gaps a caller's.
 func (p *page) lose(i int, reason Reason) {
 	seq := p.slots[i].to
 	p.bytes += gapBytes - int(p.slots[i].size) - 1
@@ -254,7 +306,9 @@ func (p *page) lose(i int, reason Reason) {
 	p.gaps = slices.Insert(slices.Clone(p.gaps), at, Gap{seq, seq, reason})
 }
 
-// pieces are the page in pages none of which is more than one payload may hold.
+// pieces splits the page into pages each of which fits one payload (rule 7). They share its
+// memory, so only a page without memory to give back may be split: a hub's answer from an
+// agent, which was detached. An agent may send more at a time than this hub would.
 func (p *page) pieces() []page {
 	var out []page
 	for rest := *p; rest.last >= rest.first; {
@@ -266,8 +320,9 @@ func (p *page) pieces() []page {
 	return out
 }
 
-// fitting is the last number up to which the page fits one payload: the first
-// event does, whatever its size.
+// fitting returns the last number up to which the page fits one payload. The first event or
+// gap always does, whatever its size, or a large event could never be sent. It walks events
+// and gaps in the order of their numbers: the next one is a gap if a gap begins there.
 func (p *page) fitting() uint64 {
 	last, bytes, gaps := p.first-1, 0, 0
 	for i := 0; ; {
@@ -292,17 +347,43 @@ func (p *page) fitting() uint64 {
 	}
 }
 
-// held says who holds the bytes of a page's events. Nobody writes to bytes that stay.
+// held says who owns a page's slots, and the bytes that they point to, and so how long each
+// may be read. While a page may be read nobody writes to either; that is what lets it be
+// encoded and sent without a lock.
 //
-//	who          slots                  bytes                   until
-//	heldOwn      the page's             the page's              for good
-//	heldByLog    memory's, or shared    the log's, lent         slots: end; bytes: for good
-//	heldByPool   memory's               memory's                end
-//	heldByFrame  the decoder's          the peer's frame        the frame was handled
+//	state        slots                bytes                  slots valid    bytes valid
+//	heldOwn      the page's           the page's chunk       for good       for good
+//	heldByLog    its pageMemory's     the log's, lent        until end      for good
+//	 …, shared   the page's           the log's, lent        for good       for good
+//	heldByPool   its pageMemory's     its pageMemory's       until end      until end
+//	heldByFrame  the decoder's        the peer's frame       until the decoder's release
 //
-// read makes pages of the second and third kind, the decoder makes the fourth, and load
-// the first, of events. The first may go into another log, which then has the bytes too;
-// of the fourth it keeps copies. settle makes the first of any.
+// "For good" means that the memory is never written again: each reference keeps it alive,
+// and the garbage collector takes it after the last one. A log never writes again to what a
+// page was lent of a chunk (chunk.lent), not even once it has dropped those events.
+//
+// A page comes into a state in one of these ways:
+//
+//	heldOwn      made without events, as the zero value: there is nothing to own
+//	             encode: of the Events of a batch, from Handle or a frame that is not plain
+//	             detach: of a page from a peer; pack does it to save memory, and a hub does
+//	             it to an answer to a replay request, which must outlast its frame: it waits
+//	             for its viewer
+//	heldByLog    log.read, of more bytes than the span lets it copy: replays at an agent,
+//	             everything that a hub reads for viewers, a large event
+//	 …, shared   hubSession.readLocked, of such a page if the session has several cursors: it
+//	             takes the memory away from it, so that no reader's end gives it back
+//	heldByPool   log.read, of few enough bytes to copy: what an agent sends. The log's chunk
+//	             is not lent then, and can be filled again once it is acknowledged
+//	heldByFrame  decoder.plainEvents, of events that are in the frame just as we write them
+//
+// It goes from heldByFrame, or from a larger chunk of its own, to heldOwn by detach. From
+// any state end takes it to none: it has no slots then. A decoder's release ends a
+// heldByFrame page as well, so that whatever keeps one longer has to detach it.
+//
+// A log that accepts a page (log.accept) refers to the bytes of a heldOwn one, which the
+// page and the log then share, and copies those of a heldByFrame one. A hub accepts no
+// others: its pages come from a peer.
 type held uint8
 
 const (
@@ -312,20 +393,23 @@ const (
 	heldByFrame
 )
 
+// A payload's JSON stays within maxBatchBytes if its page stays within pageBytes: the
+// overhead and gapBytes are upper bounds, so that nothing is encoded to be measured.
 const (
-	batchOverhead = 4 << 10 // an envelope with the longest ids, escaped
-	gapBytes      = 96      // a gap's JSON at the most
+	batchOverhead = 4 << 10 // an envelope with the longest ids, every byte escaped
+	gapBytes      = 96      // one gap's JSON, with the greatest numbers and the longest reason
 	pageBytes     = maxBatchBytes - batchOverhead
 )
 
-// gapPage is a page of one gap.
+// gapPage makes a page of one gap, which nobody has to end.
 func gapPage(from, to uint64, reason Reason) page {
 	p := page{first: from, last: from - 1}
 	p.addGap(to, reason)
 	return p
 }
 
-// items are the page's events and gaps as a reader gets them: copies.
+// items returns copies of the page's events and gaps as a caller gets them, in the order of
+// their numbers: what HubConfig.Commit is given, to keep and to change.
 func (p *page) items(sessionID, epoch string) []Item {
 	return interleave(sessionID, epoch, p.ownEvents(), slices.Clone(p.gaps))
 }

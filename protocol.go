@@ -2,9 +2,17 @@ package gvstream
 
 import "unicode/utf8"
 
+// This file is what peers say to each other: the payload types of PROTOCOL.md, and the
+// check that each must pass. It holds no state and no lock. Machines make payloads to be
+// sent; the decoder, or a caller of Handle, makes those that arrive, and a link checks
+// each of them before its machine looks at it. The names and order of the fields on the
+// wire are codec.go's.
+
 // A Payload is one message of the protocol: a pointer to one of the payload
-// types of this package. A link's Next hands them out and Handle takes them.
-// A payload belongs to whoever received it and is read-only from then on.
+// types of this package. A link's Next returns them and Handle takes them.
+// A payload belongs to the caller that received it, and is read-only: its events may
+// share memory with those of other payloads, and with a log. It may be read by several
+// goroutines at the same time.
 type Payload interface {
 	payloadType() string   // the envelope's type
 	check() *ProtocolError // whether a peer may say this at all
@@ -26,9 +34,9 @@ type WelcomePayload struct {
 	Window   int    `json:"window"`    // events that an agent may number beyond the hub's ack
 }
 
-// StatusPayload tells where sessions stand: from the agent when a link opens and
-// as a sign of life, from the hub to answer a watch and as a sign of life
-// (rules 5, 9 and 13).
+// StatusPayload says where sessions stand. An agent sends it when a link opens, and as a
+// sign of life; a hub sends it to answer a watch, and as a sign of life (rules 5, 9 and
+// 13). Without sessions it is a sign of life alone.
 type StatusPayload struct {
 	ViewerID string          `json:"viewer_id"`
 	Link     string          `json:"link"`
@@ -36,7 +44,9 @@ type StatusPayload struct {
 	Sessions []SessionStatus `json:"sessions,omitempty"`
 }
 
-// SessionStatus is one session in a StatusPayload.
+// SessionStatus is one session in a StatusPayload, from the sender's point of view: an
+// agent's numbers are of what it published, a hub's of what it accepted. It is complete in
+// itself, whatever entries came before.
 type SessionStatus struct {
 	SessionID string `json:"session_id"`
 	Epoch     string `json:"epoch"`                // empty: the hub knows no such session (yet)
@@ -48,9 +58,9 @@ type SessionStatus struct {
 	PrevSeq   uint64 `json:"prev_seq,omitempty"`   // last number accepted of it
 }
 
-// EventBatchPayload carries events and gaps, which together tile FirstSeq to
-// LastSeq exactly: from an agent to the hub, and from the hub to a viewer
-// (rule 7).
+// EventBatchPayload carries events and gaps from an agent to the hub, and from the hub to a
+// viewer (rule 7). Together they tile FirstSeq to LastSeq: they name each number once. It
+// is never empty.
 type EventBatchPayload struct {
 	SessionID string  `json:"session_id"`
 	ViewerID  string  `json:"viewer_id"` // the viewer it is for; empty to the hub
@@ -66,7 +76,8 @@ type EventBatchPayload struct {
 }
 
 // AckBatchPayload acknowledges all events of a session up to a number: the hub
-// has accepted each of them, or its gap (rule 6).
+// has accepted each of them, or its gap (rule 6). It is cumulative, so a lost one does no
+// harm: the next one says more.
 type AckBatchPayload struct {
 	SessionID string `json:"session_id"`
 	ViewerID  string `json:"viewer_id"` // empty: the hub. Else that viewer's progress, which frees nothing
@@ -95,12 +106,13 @@ type ReplayRequestPayload struct {
 	Epoch     string `json:"epoch"`      // empty: the current one
 	AfterSeq  uint64 `json:"after_seq"`  // exclusive
 	UntilSeq  uint64 `json:"until_seq"`  // inclusive; 0: up to the last number published
-	Limit     int    `json:"limit"`      // events at the most; 0: everything up to UntilSeq
+	Limit     int    `json:"limit"`      // maximum number of events; 0: everything up to UntilSeq
 }
 
 // ReplayBatchPayload answers a replay request, up to 100 events at a time, for
-// the one viewer it names (rule 12). Events and gaps tile FirstSeq to LastSeq
-// exactly; an empty one has LastSeq = FirstSeq-1.
+// the one viewer it names (rule 12). Events and gaps tile FirstSeq to LastSeq; one
+// without either has LastSeq = FirstSeq-1, and says Done. It has no Link: the request's id
+// says on which link it counts.
 type ReplayBatchPayload struct {
 	SessionID     string  `json:"session_id"`
 	ViewerID      string  `json:"viewer_id"`
@@ -117,7 +129,9 @@ type ReplayBatchPayload struct {
 	trusted bool // Append takes the Data as it is: StreamerConfig.TrustData
 }
 
-// ErrorPayload refuses something (rule 11). It is never answered by another.
+// ErrorPayload refuses something (rule 11). It is never answered by another error, or two
+// peers that each refuse what the other says would never stop. What the receiver does is
+// decided by Code, and for a code that it doesn't know by the other fields.
 type ErrorPayload struct {
 	SessionID string `json:"session_id"`           // empty: not about one session
 	ViewerID  string `json:"viewer_id"`            // empty: not about one viewer
@@ -139,9 +153,15 @@ func (*ReplayRequestPayload) payloadType() string { return "replay_request" }
 func (*ReplayBatchPayload) payloadType() string   { return "replay_batch" }
 func (*ErrorPayload) payloadType() string         { return "error" }
 
-// The check methods stand between a peer and any state: whatever codec the
-// caller uses, nothing else looks at a payload before them.
+// The check methods stand between a peer and any state. They run on every payload that
+// arrives, also on one that the caller's own codec made, and nothing looks at it before
+// them; what they let through needs no further check of its form. They say whether a peer
+// may say this at all, not whether it may say it now: that is the machine's to decide. Each
+// returns a malformed error or nil, takes no lock and changes nothing. The codec's limits
+// on lists are the same ones, but hold before memory is spent on a list.
 
+// V is not checked here, nor in a welcome: another version is not malformed, and has an
+// answer of its own (rule 17).
 func (p *HelloPayload) check() *ProtocolError {
 	switch {
 	case !optionalID(p.ViewerID):
@@ -152,6 +172,8 @@ func (p *HelloPayload) check() *ProtocolError {
 	return nil
 }
 
+// The roles of a hello. A hub refuses one that does not match what it takes the connection
+// for.
 const (
 	roleAgent  = "agent"
 	roleViewer = "viewer"
@@ -186,13 +208,15 @@ func (p *StatusPayload) check() *ProtocolError {
 	return nil
 }
 
+// check keeps to what holds in both directions. That an agent must name an epoch, which
+// only a hub may leave out, is the hub's machine's to check.
 func (s *SessionStatus) check() *ProtocolError {
 	switch {
 	case !validID(s.SessionID):
 		return malformed("status: bad session_id")
-	case s.Epoch == "" && (s.HeadSeq|s.AckSeq|s.PrevSeq != 0 || s.Ended || s.PrevEpoch != ""):
+	case s.Epoch == "" && !s.unknown():
 		return malformed("status: numbers without an epoch")
-	case s.Epoch != "" && !validEpoch(s.Epoch) || s.PrevEpoch != "" && !validEpoch(s.PrevEpoch):
+	case !optionalEpoch(s.Epoch) || !optionalEpoch(s.PrevEpoch):
 		return malformed("status: bad epoch")
 	case s.HeadSeq > MaxSeq || s.AckSeq > s.HeadSeq || s.FirstSeq > s.HeadSeq+1 || s.PrevSeq > MaxSeq:
 		return malformed("status: numbers out of order")
@@ -200,11 +224,18 @@ func (s *SessionStatus) check() *ProtocolError {
 	return nil
 }
 
+// unknown reports whether the entry says nothing of the session, as that of a hub does
+// which doesn't know it. FirstSeq may be 1 even then: an empty log begins there.
+func (s *SessionStatus) unknown() bool {
+	return s.HeadSeq|s.AckSeq|s.PrevSeq == 0 && !s.Ended && s.PrevEpoch == ""
+}
+
 func (p *EventBatchPayload) check() *ProtocolError { return p.checkWith(nil) }
 
 func (p *eventBatch) check() *ProtocolError { return p.checkWith(p.slots) }
 
-// checkWith is check where the events are in slots, or in p itself.
+// checkWith is check for a batch whose events are in slots or in p itself: those in slots
+// are never made into Events just to be checked.
 func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 	switch {
 	case !validID(p.SessionID):
@@ -275,7 +306,7 @@ func (p *ReplayBatchPayload) check() *ProtocolError { return p.checkWith(nil) }
 
 func (p *replayBatch) check() *ProtocolError { return p.checkWith(p.slots) }
 
-// checkWith is check where the events are in slots, or in p itself.
+// checkWith is check for a batch whose events are in slots or in p itself.
 func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	switch {
 	case !validID(p.SessionID):
@@ -288,7 +319,7 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 		return malformed("replay_batch: bad epoch")
 	case len(p.Events)+len(slots) > maxReplayPage:
 		return malformed("replay_batch: more than %d events", maxReplayPage)
-	case p.UntilSeq > MaxSeq || p.LastSeq > p.UntilSeq || p.AvailableFrom > MaxSeq+1:
+	case !p.ordered():
 		return malformed("replay_batch: numbers out of order")
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
@@ -296,9 +327,16 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
 }
 
+// ordered reports whether the batch lies within its request, and the request within the
+// numbers that there are. AvailableFrom may be one more: an agent that used the last number
+// and keeps no events.
+func (p *ReplayBatchPayload) ordered() bool {
+	return p.LastSeq <= p.UntilSeq && p.UntilSeq <= MaxSeq && p.AvailableFrom <= MaxSeq+1
+}
+
 func (p *ErrorPayload) check() *ProtocolError {
 	switch {
-	case p.SessionID != "" && !validID(p.SessionID):
+	case !optionalID(p.SessionID):
 		return malformed("error: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("error: bad viewer_id")
@@ -308,7 +346,7 @@ func (p *ErrorPayload) check() *ProtocolError {
 		return malformed("error: bad message")
 	case !optionalID(p.RequestID):
 		return malformed("error: bad request_id")
-	case p.Epoch != "" && !validEpoch(p.Epoch):
+	case !optionalEpoch(p.Epoch):
 		return malformed("error: bad epoch")
 	case p.Seq > MaxSeq:
 		return malformed("error: seq too large")
@@ -316,9 +354,11 @@ func (p *ErrorPayload) check() *ProtocolError {
 	return nil
 }
 
-// checkTiles reports whether events and gaps cover first to last exactly, each
-// number once and in order, with nothing after an end. The events are in one of events
-// and slots; what slots say of an event was checked when they were made.
+// checkTiles checks that events and gaps tile first to last: each number once and in order,
+// with nothing after an end. All that a log does relies on it, since a log's slots say
+// only where they end. The events are in one of events and slots; those in slots were
+// checked when the slots were made. Both lists are in order by themselves, so one pass
+// over the two, from the next number that is missing, finds every hole and overlap.
 func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *ProtocolError {
 	if first == 0 || last > MaxSeq {
 		return malformed("batch: numbers start at 1 and end at %d", uint64(MaxSeq))
@@ -328,33 +368,19 @@ func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *P
 	}
 	next := first
 	for i := 0; i < len(events)+len(slots) || len(gaps) > 0; {
-		var seq uint64
-		var end bool
-		switch {
-		case i < len(slots):
-			seq, end = slots[i].to, slots[i].end()
-		case i < len(events):
-			seq, end = events[i].Seq, events[i].End
-		}
-		switch {
-		case seq == next:
-			if len(events) > 0 && events[i].checkFields() != nil {
-				return malformed("batch: event %d: bad type, data or time", next)
-			}
-			if end && next != last {
-				return malformed("batch: something follows the end %d", next)
+		if seq, end, ev := eventAt(i, events, slots); seq == next {
+			if err := checkEventTile(next, last, end, ev); err != nil {
+				return err
 			}
 			i++
 			next++
-		case len(gaps) > 0 && gaps[0].From == next && gaps[0].To >= next && gaps[0].To <= last:
-			if !validReason(gaps[0].Reason) {
-				return malformed("batch: gap at %d: bad reason", next)
-			}
-			next = gaps[0].To + 1
-			gaps = gaps[1:]
-		default:
-			return malformed("batch: nothing tiles number %d", next)
+			continue
 		}
+		if err := checkGapTile(next, last, gaps); err != nil {
+			return err
+		}
+		next = gaps[0].To + 1
+		gaps = gaps[1:]
 	}
 	if next != last+1 {
 		return malformed("batch: ends at %d, not at last_seq %d", next-1, last)
@@ -362,12 +388,48 @@ func checkTiles(first, last uint64, events []Event, slots []slot, gaps []Gap) *P
 	return nil
 }
 
-// cut shortens a peer's word for an error message.
+// eventAt returns the number of event i, which is 0 if there is none, and whether it is
+// the session's end. ev is nil if the event is in a slot.
+func eventAt(i int, events []Event, slots []slot) (seq uint64, end bool, ev *Event) {
+	switch {
+	case i < len(slots):
+		return slots[i].to, slots[i].end(), nil
+	case i < len(events):
+		return events[i].Seq, events[i].End, &events[i]
+	}
+	return 0, false, nil
+}
+
+// checkEventTile checks the event at number next of a batch that ends at last.
+func checkEventTile(next, last uint64, end bool, ev *Event) *ProtocolError {
+	if ev != nil && ev.checkFields() != nil {
+		return malformed("batch: event %d: bad type, data or time", next)
+	}
+	if end && next != last {
+		return malformed("batch: something follows the end %d", next)
+	}
+	return nil
+}
+
+// checkGapTile checks that the first of gaps begins at number next of a batch that ends
+// at last.
+func checkGapTile(next, last uint64, gaps []Gap) *ProtocolError {
+	switch {
+	case len(gaps) == 0 || gaps[0].From != next || gaps[0].To < next || gaps[0].To > last:
+		return malformed("batch: nothing tiles number %d", next)
+	case !validReason(gaps[0].Reason):
+		return malformed("batch: gap at %d: bad reason", next)
+	}
+	return nil
+}
+
+// cut shortens a word of the peer's for an error message, so that the peer can't make this
+// side send, or log, a long one.
 func cut(s string) string { return s[:min(len(s), 32)] }
 
-// Payload returns the error payload that tells the peer. It is for callers that
+// Payload returns the error payload that says the same to the peer. It is for callers that
 // decode frames themselves and drive a Link by Handle and Next: Run and Handle
-// answer by themselves.
+// answer by themselves. The message is cut to the 256 bytes that the protocol allows.
 func (e *ProtocolError) Payload() *ErrorPayload {
 	return &ErrorPayload{
 		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: clip(e.Message),
@@ -375,7 +437,8 @@ func (e *ProtocolError) Payload() *ErrorPayload {
 	}
 }
 
-// protocolError is the error that a peer's error payload reports.
+// protocolError is the error that a peer's error payload reports, for callers of this side
+// to compare and print. The message is in the peer's words.
 func (p *ErrorPayload) protocolError() *ProtocolError {
 	return &ProtocolError{
 		Code: p.Code, Message: p.Message, Retryable: p.Retryable, SessionID: p.SessionID,

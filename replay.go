@@ -8,6 +8,12 @@ import (
 	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
+// This file is the log, the one place where events are kept, for agents and hubs alike: an
+// agent's session publishes into one, a hub's session accepts into one, and both read
+// pages from it. The ring and the chunks below it are in buffer.go, and only this file
+// touches them. A log has no lock: that of the session protects it. Pages that were read
+// from it are used without that lock, after it is free, and may outlive the log.
+
 // A log is one session's numbered events in one epoch, as far back as they are
 // kept. Everything that reads a session is a number that points into it: what is
 // not acknowledged, what is sent, a viewer, a replay.
@@ -15,17 +21,29 @@ import (
 //	evicted |  replayable (acked)  |   pending (unacked)   |
 //	1 ...... first ............... acked+1 ... sent ...... head
 //
-// Its slots tile first to head. Only this file touches the ring and the store.
+// A number in it is an event or in a gap, and goes from one to the other, never back:
+//
+//	publish, accept    an event, as head+1
+//	lost, declare      a gap, after head or before first
+//	lose…              the event becomes a gap
+//	evict, trim        the number is below first: readers get it in a gap ReasonEvicted
+//
+// Its slots tile first to head: each begins where the one before it ends, and neighbours
+// that are gaps of one reason are one slot. At an agent acked is at least first-1; a hub
+// counts everything as acknowledged (S4 of PROTOCOL.md).
+//
+// A log begins as the zero value, or with low and head where a store says, and is dropped
+// whole with its epoch. In between it holds at most what trim leaves it.
 type log struct {
 	ring   ring
-	store  *store // nil before the first event
+	store  *store // of the chunks that this log writes; nil before the first
 	low    uint64 // the number before the first slot's; counts only if there is one
 	head   uint64 // last number in use; 0: nothing yet
 	events int    // events held; gaps count as nothing
 	bytes  int    // of their JSON
 }
 
-// first is the lowest number the log holds, or head+1.
+// first is the lowest number that the log holds, as an event or in a gap, or head+1.
 func (l *log) first() uint64 {
 	if l.ring.n == 0 {
 		return l.head + 1
@@ -44,7 +62,8 @@ func (l *log) from(i int) uint64 {
 	return l.ring.at(i-1).to + 1
 }
 
-// compact reports whether the data of an event is JSON as we write it.
+// compact reports whether the data of an event is JSON without white space. It is, unless
+// it was published unchecked (StreamerConfig.TrustData).
 func (l *log) compact(s *slot) bool {
 	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
 		return true
@@ -53,8 +72,9 @@ func (l *log) compact(s *slot) bool {
 	return err == nil && spaces == 0
 }
 
-// publish numbers a draft and writes its JSON, the only time that is done (rule 1).
-// It returns the bytes of it.
+// publish gives a prepared event the number head+1 and writes its JSON into the log's last
+// chunk, both in one step (rule 1) and the only time that it is encoded. It returns the
+// length of the JSON. The caller has checked that there is room and a number.
 func (l *log) publish(d *preparedEvent) int {
 	if l.store == nil { // most sessions of many are empty
 		l.store = new(store)
@@ -68,7 +88,7 @@ func (l *log) publish(d *preparedEvent) int {
 	return int(e.size)
 }
 
-// next is a free slot behind the last.
+// next adds a free slot after the last. In an empty log it begins at head+1.
 func (l *log) next() *slot {
 	if l.ring.n == 0 {
 		l.low = l.head
@@ -76,7 +96,7 @@ func (l *log) next() *slot {
 	return l.ring.add()
 }
 
-// count takes a slot for the last.
+// count makes the slot that was filled in the last of the log.
 func (l *log) count(e *slot) {
 	l.head = e.to
 	if !e.gap() {
@@ -85,13 +105,14 @@ func (l *log) count(e *slot) {
 	}
 }
 
-// push appends a slot that has its bytes.
+// push appends a slot that has its bytes already.
 func (l *log) push(s slot) {
 	*l.next() = s
 	l.count(&s)
 }
 
-// gapSlot makes the slot of a gap.
+// gapSlot makes the slot of a gap up to a number. Its chunk has the reason and no store;
+// known reasons share theirs, so that a gap costs a slot and no more.
 func gapSlot(to uint64, reason Reason) slot {
 	c := reasons[reason]
 	if c == nil {
@@ -109,10 +130,10 @@ var reasons = func() map[Reason]*chunk {
 	return m
 }()
 
-// reason is that of a gap.
+// reason is the reason of a gap.
 func (s *slot) reason() Reason { return Reason(s.bytes()) }
 
-// lost appends a gap from head+1 on. It merges with a gap before it that has the
+// lost appends a gap from head+1 to a number. It merges with a gap before it that has the
 // same reason.
 func (l *log) lost(to uint64, reason Reason) {
 	if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.ring.at(n-1).reason() == reason {
@@ -122,7 +143,9 @@ func (l *log) lost(to uint64, reason Reason) {
 	l.push(gapSlot(to, reason))
 }
 
-// declare says that what is missing between after and first is lost.
+// declare puts a gap in front, of what is missing between a number and first. It is for an
+// agent whose hub has gone back to below its log: acked goes back to that number, and what
+// is pending again must be sent, if only as a gap (rule 6).
 func (l *log) declare(after uint64, reason Reason) {
 	if first := l.first(); after+1 < first {
 		l.ring.pushFront(gapSlot(first-1, reason))
@@ -131,7 +154,8 @@ func (l *log) declare(after uint64, reason Reason) {
 	}
 }
 
-// evict drops the oldest slot and returns the bytes that it frees.
+// evict drops the oldest slot, event or gap, and returns the bytes that this frees. There
+// must be one.
 func (l *log) evict() int {
 	s := l.ring.at(0)
 	n := l.free(s)
@@ -140,7 +164,8 @@ func (l *log) evict() int {
 	return n
 }
 
-// free gives up what a slot holds, and returns the bytes that are free by it.
+// free gives up a slot's bytes and takes an event out of the counts. It returns the bytes
+// of the event, or 0 for a gap.
 func (l *log) free(s *slot) int {
 	n := 0
 	if !s.gap() {
@@ -152,9 +177,11 @@ func (l *log) free(s *slot) int {
 	return n
 }
 
-// trim evicts from the front what is acknowledged and beyond the limits, and
-// returns the bytes that it frees. A log that keeps no events keeps no gaps, and
-// one that does keeps no more gaps than can stand between them.
+// trim evicts from the front what is acknowledged and beyond the limits, and returns the
+// bytes that this frees. It never evicts what is not acknowledged, whatever the limits: that
+// is makeRoomLocked's to prevent, before there is too much (rule 10). A log that keeps no
+// events keeps no gaps, and one that does keeps about as many gaps as can lie between the
+// events, or a session that loses everything would grow by gaps alone.
 func (l *log) trim(acked uint64, maxEvents, maxBytes int) int {
 	freed := 0
 	for l.ring.n > 0 && (l.events > maxEvents || l.bytes > maxBytes || l.ring.n/2 > maxEvents || maxEvents == 0) && l.ring.at(0).to <= acked {
@@ -166,10 +193,11 @@ func (l *log) trim(acked uint64, maxEvents, maxBytes int) int {
 	return freed
 }
 
-// tidy gives memory back when the log holds much more of it than its events need:
-// the chunks that it wrote, most of whose events are lost, or the front one, which
-// may be a peer's. What it copies is less than what it has given up since the last
-// time.
+// tidy gives memory back when the log holds over four times what its events need: because
+// most events in the chunks that it wrote are gone, or because its first slot is the rest of
+// a peer's large page. It copies all events into chunks of a new store; the chunks before
+// stay with the pages that they were lent to. What it copies is less than what the log has
+// given up since the last time, so that on average it costs less than writing the events.
 func (l *log) tidy() {
 	most, held := 4*(l.bytes+minChunk), 0
 	if l.store != nil {
@@ -189,7 +217,7 @@ func (l *log) tidy() {
 	}
 }
 
-// keep copies an event's bytes into a chunk of the log's own.
+// keep copies an event's bytes into a chunk of the log's own, and points the slot there.
 func (l *log) keep(s *slot) {
 	if l.store == nil {
 		l.store = new(store)
@@ -198,8 +226,7 @@ func (l *log) keep(s *slot) {
 	l.store.put(s, c, copy(c.b[c.used:], s.bytes()))
 }
 
-// find returns the index of the slot that covers seq, which is between first and
-// head.
+// find returns the index of the slot that covers seq, which is from first to head.
 func (l *log) find(seq uint64) int {
 	// Without gaps the index is the distance; gaps only make it smaller.
 	far := int(min(seq-l.first(), uint64(l.ring.n-1)))
@@ -209,8 +236,8 @@ func (l *log) find(seq uint64) int {
 	return sort.Search(far, func(i int) bool { return l.ring.at(i).to >= seq })
 }
 
-// tally counts the events after a number that the log holds, up to another, and their
-// bytes.
+// tally counts the events after one number and up to another, and their bytes. after is at
+// least first-1.
 func (l *log) tally(after, upTo uint64) (events, bytes int) {
 	for i := l.find(after + 1); i < l.ring.n; i++ {
 		s := l.ring.at(i)
@@ -225,8 +252,8 @@ func (l *log) tally(after, upTo uint64) (events, bytes int) {
 	return events, bytes
 }
 
-// unreadable finds the first event after a number that the log holds, up to another,
-// whose data is not JSON as we write it.
+// unreadable finds the first event after one number and up to another whose data is not
+// JSON without white space: what a hub may have called malformed (rule 11).
 func (l *log) unreadable(after, upTo uint64) (seq uint64, found bool) {
 	for i := l.find(after + 1); i < l.ring.n; i++ {
 		s := l.ring.at(i)
@@ -240,8 +267,8 @@ func (l *log) unreadable(after, upTo uint64) (seq uint64, found bool) {
 	return 0, false
 }
 
-// loseOldest turns the oldest event after a number into a gap, and returns the bytes
-// it frees. There is such an event.
+// loseOldest turns the oldest event after a number into a gap, and returns the bytes that
+// this frees. There must be such an event.
 func (l *log) loseOldest(after uint64, reason Reason) int {
 	i := l.find(after + 1)
 	for l.ring.at(i).gap() {
@@ -250,8 +277,8 @@ func (l *log) loseOldest(after uint64, reason Reason) int {
 	return l.lose(i, reason)
 }
 
-// loseSeq turns the event of a number that the log holds into a gap, and returns the
-// bytes it frees. It reports false if that is a gap already.
+// loseSeq turns the event under a number that the log holds into a gap, and returns the
+// bytes that this frees. It reports false if the number is in a gap already.
 func (l *log) loseSeq(seq uint64, reason Reason) (bytes int, ok bool) {
 	i := l.find(seq)
 	if l.ring.at(i).gap() {
@@ -260,7 +287,9 @@ func (l *log) loseSeq(seq uint64, reason Reason) (bytes int, ok bool) {
 	return l.lose(i, reason), true
 }
 
-// lose turns the event at index i into a gap and returns the bytes it frees.
+// lose turns the event at index i into a gap and returns the bytes that this frees. Pages
+// that were read before still have the event: the receiver may get either, and an ack
+// settles which (rule 10).
 func (l *log) lose(i int, reason Reason) int {
 	s := l.ring.at(i)
 	n := l.free(s)
@@ -270,11 +299,14 @@ func (l *log) lose(i int, reason Reason) int {
 	return n
 }
 
-// maxGaps is how many gaps a log keeps apart for their reasons, beside those that
-// stand between its events.
+// maxGaps is how many gaps a log keeps apart for their reasons alone, besides those that lie
+// between its events. Beyond it, neighbours are merged whatever their reasons: a hub that
+// refuses events for ever and acknowledges none must not fill the agent's memory (PROTOCOL.md,
+// notes on writing an agent).
 const maxGaps = 1024
 
-// merge joins the gap at index i with its neighbours.
+// merge joins the gap at index i with its neighbours, where they are gaps that should be
+// one. The merged gap keeps the reason of the first.
 func (l *log) merge(i int) {
 	if i+1 < l.ring.n && l.joins(i, i+1) {
 		l.ring.at(i).to = l.ring.at(i + 1).to
@@ -287,15 +319,18 @@ func (l *log) merge(i int) {
 }
 
 // joins reports whether two neighbours are to be one gap: they have the same reason,
-// or there are too many.
+// or there are too many gaps.
 func (l *log) joins(i, j int) bool {
 	a, b := l.ring.at(i), l.ring.at(j)
 	return a.gap() && b.gap() && (a.reason() == b.reason() || l.ring.n > 2*l.events+maxGaps)
 }
 
-// accept appends a page that begins behind head, and calls trim now and then, so that
-// new events find the chunks of old ones. The log's slots have the page's bytes, which
-// nobody writes to any more; those in a frame are copied.
+// accept appends a page that begins at head+1 (rule 7), events and gaps in the order of their
+// numbers. The log's slots refer to the bytes of a heldOwn page, which nobody writes to any
+// more, and are not lent: they have no store. Bytes in a frame are copied, since the frame
+// is overwritten once it is handled. trim is called now and then and at the end, so that a
+// large page evicts as it goes, and its later events are written into the chunks of old ones
+// instead of new memory.
 func (l *log) accept(p *page, trim func()) {
 	const every = 32
 	gaps := p.gaps
@@ -316,7 +351,8 @@ func (l *log) accept(p *page, trim func()) {
 	trim()
 }
 
-// oldest is the time of the oldest event, if it is acknowledged.
+// oldest returns the time of the oldest event, if that is acknowledged: what a budget shared
+// by many sessions evicts by.
 func (l *log) oldest(acked uint64) (time.Time, bool) {
 	for i := range l.ring.n {
 		if s := l.ring.at(i); s.to > acked {
@@ -329,9 +365,15 @@ func (l *log) oldest(acked uint64) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// read makes a page of a log. What is older than the log, it declares as evicted;
-// gaps are clipped to the span (rule 12). The first event is taken whatever its
-// size.
+// read makes the page that a span asks for. What is older than the log is declared as
+// evicted, and gaps are clipped to the span (rule 12). The first event is taken whatever its
+// size, or it could never be sent. If there is nothing after s.after to give, the page is
+// empty: first is s.after+1 and last is s.after.
+//
+// A page of at most s.copied bytes gets a copy of them (heldByPool), and a larger one is lent
+// the log's (heldByLog). A copy costs time under the lock; a loan costs the log's chunk,
+// which it can't fill again. So what is read once, soon and by one reader, is copied, and
+// what many read, or what is large, is lent. The caller ends the page.
 func (l *log) read(s span) page {
 	p := page{first: s.after + 1, last: s.after}
 	until := min(s.until, l.head)
@@ -347,7 +389,7 @@ func (l *log) read(s span) page {
 		p.memory = pageMemories.Get().(*pageMemory)
 		p.slots = slices.Grow(p.memory.slots[:0], events)
 	}
-	if n == events && n > 0 { // in one piece
+	if n == events && n > 0 { // no gaps: the slots are copied in one piece
 		p.slots = l.ring.appendTo(p.slots, start, n)
 		p.last, p.bytes = p.slots[n-1].to, bytes
 	} else {
@@ -367,7 +409,8 @@ func (l *log) read(s span) page {
 	return p
 }
 
-// readEach adds n slots from index start on to a page, the last one up to a number.
+// readEach adds n slots to a page, from index start on. A gap that reaches beyond until is
+// cut there.
 func (l *log) readEach(p *page, start, n int, until uint64) {
 	for i := start; i < start+n; i++ {
 		if e := l.ring.at(i); e.gap() {
@@ -378,7 +421,7 @@ func (l *log) readEach(p *page, start, n int, until uint64) {
 	}
 }
 
-// lend has a page's bytes stay as they are.
+// lend lends a page the chunks of its slots, so that their bytes stay as they are.
 func (l *log) lend(p *page) {
 	var before *chunk
 	for i := range p.slots {
@@ -390,9 +433,11 @@ func (l *log) lend(p *page) {
 	p.held = heldByLog
 }
 
-// measure counts the slots from index start that fit the span, and the events
-// among them. used is what the page holds already, and then also what it will hold.
-// The span's end, until, is at most head, so that the loop ends before the ring does.
+// measure counts the slots from index start on that fit the span, and the events among them,
+// so that the page's memory is right from the start. used is the bytes that the page has
+// already; the result is with those that it will have. until is at most head, so that the
+// loop ends before the ring does. One gap fewer than a batch may have leaves room for the
+// one that read may have declared.
 func (l *log) measure(start int, until uint64, used int, s span) (n, events, bytes int) {
 	gaps := 0
 	for from := l.from(start); from <= until && gaps < maxBatchGaps-1; n++ {
@@ -417,11 +462,11 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, events, byt
 	return n, events, used
 }
 
-// A span bounds a page: numbers from after+1 to until, of which events may go up
-// to eventsUntil, and how much at the most. A page of no more than so many bytes is
-// copied, which leaves the log's chunks to be written again; more is lent.
+// A span says what a page may hold. It ends at the first of its bounds that is met.
+// eventsUntil is below until where a window is narrower than what there is: gaps may
+// cross the window, events may not (rule 7).
 type span struct {
-	after, until, eventsUntil uint64
-	events, bytes             int
-	copied                    int
+	after, until, eventsUntil uint64 // numbers from after+1 to until; events only to eventsUntil
+	events, bytes             int    // limits on the events, and on bytes as page.bytes counts them
+	copied                    int    // a page up to this many bytes is copied; 0: it is lent
 }

@@ -1,5 +1,5 @@
-// Package decimal writes and reads whole numbers in decimal, eight digits at a time in
-// one word.
+// Package decimal writes and reads whole numbers in decimal, eight digits at a time in one
+// 64-bit word: each event has a number, and mostly a time.
 package decimal
 
 import (
@@ -7,7 +7,8 @@ import (
 	"strconv"
 )
 
-// Zeros are the texts of eight zeros in a word: what makes text of the digits of Split.
+// Zeros is the text of eight zeros in a word: or-ed to the digits of Split, it makes them
+// text.
 const Zeros = '0' * everyByte
 
 const everyByte = 0x0101010101010101
@@ -22,7 +23,7 @@ func Append(dst []byte, n uint64) []byte {
 	return dst[:len(dst)-zeros]
 }
 
-// Len is the number of digits of n, which is below 1e19.
+// Len returns the number of digits of n, which must be below 1e19.
 func Len(n uint64) int {
 	d := 1
 	for p := uint64(10); n >= p; p *= 10 {
@@ -31,8 +32,9 @@ func Len(n uint64) int {
 	return d
 }
 
-// Split are the eight digits of n, below 1e8, a byte each and the first one lowest:
-// first in fours, then in pairs, then each alone. It is the reverse of Eight.
+// Split returns the eight digits of n, which must be below 1e8, a byte each and the first
+// one lowest. It takes n apart into fours, then pairs, then single digits, each step on all
+// parts at once: a division is a multiplication and a shift. It is the reverse of Eight.
 func Split(n uint64) uint64 {
 	w := n/1e4 | n%1e4<<32
 	q := w * 10486 >> 20 & 0x0000007f_0000007f // by 100
@@ -41,8 +43,9 @@ func Split(n uint64) uint64 {
 	return q | (w-q*10)<<8
 }
 
-// Eight reads the eight digits that b begins with: first in pairs, then in fours, then
-// all. It reports false if they are not all digits.
+// Eight reads the eight digits that b begins with: it puts them together in pairs, then in
+// fours, then all. It reports false if they are not all digits: a byte below '0' borrows in
+// the first subtraction and so has its high bit set, one above '9' gets it from the sum.
 func Eight(b []byte) (n int64, ok bool) {
 	const highs = 0x80 * everyByte
 	w := binary.LittleEndian.Uint64(b) - Zeros

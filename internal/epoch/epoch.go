@@ -1,4 +1,4 @@
-// Package epoch makes epochs, the names of the lives of a session's numbering, and ids
+// Package epoch makes ids, and epochs, which name the lives of a session's numbering
 // (rule 2 of PROTOCOL.md).
 package epoch
 
@@ -17,13 +17,14 @@ var encoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPaddin
 
 const length = 26
 
-// MaxLead is how far ahead of a hub's clock an epoch may be that the hub takes.
+// MaxLead is how far ahead of a hub's clock an epoch may be for the hub to take it. A clock
+// that was wrong once would otherwise make epochs that nothing later gets past.
 const MaxLead = 24 * time.Hour
 
 // Process is the Source of this process: one clock that never goes back.
 var Process = NewSource(rand.Reader)
 
-// A Source makes epochs, each greater than those it made before, and ids that nobody
+// A Source makes epochs, each greater than those that it made before, and ids that nobody
 // can guess. All methods are safe for concurrent use; none blocks.
 type Source struct {
 	random io.Reader
@@ -32,13 +33,14 @@ type Source struct {
 	last uint64     // milliseconds of the newest epoch
 }
 
-// NewSource returns a Source that takes its random bits from random, which is read by
-// one call at a time. Its methods panic if that fails, which crypto/rand never does.
+// NewSource returns a Source that takes its random bits from random, which it reads from
+// one goroutine at a time. Its methods panic if that fails, which crypto/rand never does.
 func NewSource(random io.Reader) *Source { return &Source{random: random} }
 
-// Next makes an epoch of now, or of the first millisecond after all that were made
-// before. A clock that goes back by more than MaxLead is followed: in tests, bubbles
-// with clocks of their own share the process.
+// Next makes an epoch of now, or of the first millisecond after all those made before. A
+// clock that goes back by more than MaxLead is followed, since no hub would take an epoch
+// that far ahead: the clock was set, or, in tests, synctest bubbles with clocks of their own
+// share the process.
 func (s *Source) Next(now time.Time) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +53,7 @@ func (s *Source) Next(now time.Time) string {
 }
 
 // Past makes an epoch that is greater than other. It reports false if there is none
-// that a hub would take: other is too far ahead, or not of this kind.
+// that a hub would take: other is too far ahead, or greater and not of this form.
 func (s *Source) Past(now time.Time, other string) (string, bool) {
 	if at, ok := Time(other); ok && at.UnixMilli() >= now.UnixMilli() {
 		if at.After(now.Add(MaxLead)) {
@@ -63,13 +65,14 @@ func (s *Source) Past(now time.Time, other string) (string, bool) {
 	return e, e > other
 }
 
-// ID returns 128 random bits as text.
+// ID returns 128 random bits as text of 26 characters.
 func (s *Source) ID() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.encode(s.bits() >> 16)
 }
 
+// bits returns 64 random bits. The lock is held, as random need not allow two reads at a time.
 func (s *Source) bits() uint64 {
 	var b [8]byte
 	if _, err := io.ReadFull(s.random, b[:]); err != nil {
@@ -78,6 +81,7 @@ func (s *Source) bits() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
+// encode returns the text of 48 bits and 80 random ones after them.
 func (s *Source) encode(head uint64) string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], head<<16|s.bits()>>48)
@@ -85,7 +89,7 @@ func (s *Source) encode(head uint64) string {
 	return encoding.EncodeToString(b[:])
 }
 
-// Time is when an epoch was made. It reports false for one that no Source made.
+// Time returns when an epoch was made. It reports false for one that is not of this form.
 func Time(e string) (time.Time, bool) {
 	b, err := encoding.DecodeString(e)
 	if err != nil || len(e) != length {

@@ -1,12 +1,13 @@
 // Package jsontext reads and writes JSON text in memory: a Scanner that steps through
-// it without making anything, the check of a single value, compaction, and strings both
-// ways. It is stricter than encoding/json in that text is valid UTF-8, a text with half
-// a surrogate pair is none, and values nest at most MaxDepth deep.
+// it without allocating, the check of a single value, compaction, and strings both
+// ways. It is stricter than encoding/json: text must be valid UTF-8, half a surrogate pair
+// is refused, and values nest at most MaxDepth deep.
 package jsontext
 
 import "unicode/utf8"
 
-// MaxDepth is how deep a value may nest.
+// MaxDepth is how deep a value may nest. The scanner calls itself once a level, so a peer
+// must not decide how deep.
 const MaxDepth = 500
 
 // Check reports how many bytes of white space stand between the tokens of src.
@@ -20,13 +21,13 @@ func Check(src []byte) (spaces int, err error) {
 	s.Skip()
 	s.End()
 	if s.Err != nil {
-		return 0, &Error{s.Err.Message} // s.Err itself would have src escape to the heap
+		return 0, &Error{s.Err.Message} // s.Err itself would make src escape to the heap
 	}
 	return s.Spaces, nil
 }
 
-// AppendCompact appends valid JSON without the white space that stands between its
-// tokens, which Check has counted.
+// AppendCompact appends src, which must be valid JSON, without the white space between its
+// tokens, which Check has counted. Without any it is one copy.
 func AppendCompact(dst, src []byte, spaces int) []byte {
 	if spaces == 0 {
 		return append(dst, src...)

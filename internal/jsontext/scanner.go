@@ -8,9 +8,10 @@ type Error struct{ Message string }
 func (e *Error) Error() string { return e.Message }
 
 // A Scanner steps through JSON whose UTF-8 was checked before. Its methods pass over
-// white space before a token. The first failure stays in Err and moves Pos to the end,
-// so that every loop over the text comes to its end. The zero Scanner is at the end of
-// an empty text.
+// white space before a token. The first failure stays in Err and moves Pos to the end, so
+// that every loop over the text ends and callers need to look at Err only once, at the end
+// too. What it returns are parts of Src, which must not change meanwhile. The zero Scanner
+// is at the end of an empty text.
 type Scanner struct {
 	Src     []byte
 	Pos     int    // index in Src of what comes next
@@ -27,7 +28,8 @@ func (s *Scanner) Fail(what string) {
 	s.Pos = len(s.Src)
 }
 
-// Peek returns the first byte of the next token, or 0, which begins none.
+// Peek moves Pos to the next token and returns its first byte, or 0, which begins no token,
+// at the end.
 func (s *Scanner) Peek() byte {
 	if s.Pos < len(s.Src) && s.Src[s.Pos] > ' ' {
 		return s.Src[s.Pos]
@@ -35,6 +37,7 @@ func (s *Scanner) Peek() byte {
 	return s.peekSpace()
 }
 
+// peekSpace is Peek where white space may come first, or the end.
 func (s *Scanner) peekSpace() byte {
 	for ; s.Pos < len(s.Src); s.Pos++ {
 		switch c := s.Src[s.Pos]; c {
@@ -57,7 +60,7 @@ func (s *Scanner) End() {
 // Skip passes over one value.
 func (s *Scanner) Skip() { s.skip(0) }
 
-// skip is Skip for a value that is inside of depth others.
+// skip is Skip for a value that is inside depth others.
 func (s *Scanner) skip(depth int) {
 	c := s.Peek()
 	if (c == '{' || c == '[') && depth == MaxDepth {
@@ -94,7 +97,8 @@ func (s *Scanner) FirstKey() []byte {
 	return s.keyColon()
 }
 
-// NextKey returns the object's next key, or nil behind its end.
+// NextKey returns the object's next key, or nil after its end. The value before it must have
+// been passed.
 func (s *Scanner) NextKey() []byte {
 	if !s.more('}', "want a comma or the end of an object") {
 		return nil
@@ -115,7 +119,7 @@ func (s *Scanner) keyColon() []byte {
 // FirstItem enters an array and reports whether an item follows.
 func (s *Scanner) FirstItem() bool { return s.enter('[', ']', "want an array") }
 
-// NextItem is FirstItem behind an item.
+// NextItem is FirstItem after an item.
 func (s *Scanner) NextItem() bool { return s.more(']', "want a comma or the end of an array") }
 
 func (s *Scanner) enter(open, shut byte, want string) bool {
@@ -144,7 +148,7 @@ func (s *Scanner) more(shut byte, want string) bool {
 	return false
 }
 
-// Literal passes over a word, which begins where Peek is, or fails.
+// Literal passes over a word that begins at Pos, where Peek has moved it, or fails.
 func (s *Scanner) Literal(word string) {
 	if n := s.Pos + len(word); n <= len(s.Src) && string(s.Src[s.Pos:n]) == word {
 		s.Pos = n
@@ -153,7 +157,8 @@ func (s *Scanner) Literal(word string) {
 	s.Fail("want " + word)
 }
 
-// SkipText passes over a text if exactly that comes next, and reports whether it did.
+// SkipText passes over a text if exactly that is at Pos, without white space before it, and
+// reports whether it did. It never fails.
 func (s *Scanner) SkipText(text string) bool {
 	if n := s.Pos + len(text); n <= len(s.Src) && string(s.Src[s.Pos:n]) == text {
 		s.Pos = n
@@ -223,7 +228,7 @@ func (s *Scanner) Quoted() []byte {
 	}
 }
 
-// failString says what is wrong with a string at s.Pos.
+// failString fails with what is wrong in a string at s.Pos.
 func (s *Scanner) failString() {
 	switch {
 	case s.Pos == len(s.Src):

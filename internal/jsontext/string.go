@@ -43,8 +43,8 @@ func AppendString(dst []byte, s string) []byte {
 }
 
 // Unquote replaces the escapes in what a Scanner found between two quotes; without
-// escapes it returns s itself. It reports false for half a surrogate pair, with which
-// different texts could become the same.
+// escapes it returns s itself. It reports false for half a surrogate pair: it has no
+// UTF-8, and a replacement could make one text of two different ones.
 func Unquote(s []byte) ([]byte, bool) {
 	i := bytes.IndexByte(s, '\\')
 	if i < 0 {
@@ -82,7 +82,7 @@ func Unquote(s []byte) ([]byte, bool) {
 	return out, true
 }
 
-// hex4 is the value of the four hex digits that s begins with, or -1.
+// hex4 returns the value of the four hex digits that s begins with, or -1.
 func hex4(s []byte) (r rune) {
 	if len(s) < 4 {
 		return -1
@@ -100,7 +100,7 @@ func hex4(s []byte) (r rune) {
 	return r
 }
 
-// stringEnd returns the index behind the string that b[i] is in, which is valid.
+// stringEnd returns the index after the string that b[i] is in, which must be valid.
 func stringEnd(b []byte, i int) int {
 	for {
 		i += plainLen(b[i:])
@@ -111,7 +111,7 @@ func stringEnd(b []byte, i int) int {
 	}
 }
 
-// escapeLen is the length of the escape that b begins with, or 0 if it is none.
+// escapeLen returns the length of the escape that b begins with, or 0 if it begins with none.
 func escapeLen(b []byte) int {
 	if len(b) < 2 || b[0] != '\\' {
 		return 0
@@ -128,8 +128,8 @@ var escapeLens = [256]uint8{
 	'"': 2, '\\': 2, '/': 2, 'b': 2, 'f': 2, 'n': 2, 'r': 2, 't': 2, 'u': 6,
 }
 
-// plainLen is the number of bytes before the first quote, backslash or control
-// character.
+// plainLen returns the number of bytes before the first quote, backslash or control
+// character, or all. It looks at sixteen bytes at a time, then at eight, then at each.
 func plainLen(b []byte) int {
 	le, rest := binary.LittleEndian, b
 	for ; len(rest) >= 16; rest = rest[16:] {
@@ -148,11 +148,11 @@ func plainLen(b []byte) int {
 	return len(b) - len(rest)
 }
 
-// stops sets the high bit of the first byte of eight that is a quote, a backslash or a
-// control character, and perhaps of some behind it; it is 0 if there is none. Of a
-// byte below 128, c^2 is below 33 if it is a quote or a control character, c^'\\' is
-// below 1 if it is a backslash; and what is below n gets its high bit set by taking n
-// away.
+// stops sets the high bit of the first of eight bytes that is a quote, a backslash or a
+// control character, and perhaps of some after it; it is 0 if there is none. For a byte c
+// below 128, c^2 is below 33 if and only if c is a quote or a control character, and c^'\\'
+// is below 1 if and only if c is a backslash; subtracting n from a byte below n borrows, and
+// so sets its high bit. The borrow is why bytes after the first may be set wrongly.
 func stops(w uint64) uint64 {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	return (((w ^ 2*ones) - 33*ones) | ((w ^ '\\'*ones) - ones)) &^ w & highs

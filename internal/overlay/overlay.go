@@ -1,5 +1,5 @@
-// Package overlay builds the root package's tests from changed sources, by go test's
-// -overlay, so that the sources themselves hold nothing for the tests' sake.
+// Package overlay builds the root package's tests from changed sources, with the -overlay
+// flag of go test, so that the sources themselves hold nothing for the tests' sake.
 package overlay
 
 import (
@@ -50,7 +50,8 @@ func (s Sources) Add(dir string, files ...string) error {
 }
 
 // Build builds the tests of the package in a directory from these sources in place of
-// its own, with all it needs in an empty directory temp, and returns the binary.
+// its own, and returns the binary. All files that it makes are in temp, an empty directory
+// that the caller removes.
 func (s Sources) Build(dir, temp string) (binary string, err error) {
 	replace := make(map[string]string)
 	for name, text := range s {

@@ -1,11 +1,11 @@
-// Package scene is the stage of tests that look at agents, a hub and viewers together,
-// by their public methods alone. Tests of one machine, which look inside, have no use
-// for it.
+// Package scene is the stage for tests that look at agents, a hub and viewers together,
+// through their public methods alone. Tests of one machine, which look inside it, have no
+// use for it.
 //
-// A [Scene] is a hub and connections to it, of two kinds. A [Wire] is carried by the
-// test, payload by payload, so that the test says what passes, in which order, and what
-// is lost. A connection made by [Scene.Join] runs by itself. One scene may have both.
-// Scenes belong in testing/synctest bubbles: hours pass in no time.
+// A [Scene] is a hub and connections to it, of two kinds. Over a [Wire] the test carries
+// each payload itself, so that it decides what passes, in which order, and what is lost. A
+// connection made by [Scene.Join] runs by itself. One scene may have both. Scenes belong in
+// testing/synctest bubbles, where hours pass in no time.
 package scene
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/vibetools/gvstream/streamtest"
 )
 
-// Ended is a context that has ended. With it, Next and Items give what is ready, and
-// nothing waits.
+// Ended is a context that has ended. With it, Next and Items return what is ready and never
+// wait.
 var Ended = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -43,7 +43,7 @@ func Ready(l *gvstream.Link) (out []gvstream.Payload) {
 	return out
 }
 
-// Recode returns what becomes of a payload on its way as JSON.
+// Recode returns a payload as it arrives when it is sent as JSON.
 func Recode(t *testing.T, p gvstream.Payload) gvstream.Payload {
 	t.Helper()
 	line, err := gvstream.Marshal(p)
@@ -71,8 +71,8 @@ type Scene struct {
 // New makes a scene, which the end of the test closes.
 func New(t *testing.T, cfg *gvstream.HubConfig) *Scene {
 	sc := &Scene{Hub: gvstream.NewHub(cfg), t: t}
-	// A test that waits for what never comes is to end: in a bubble, signs of life
-	// would go on for ever.
+	// A test that waits for what never comes has to end: in a bubble, signs of life would
+	// go on forever, and so would the time.
 	sc.ctx, sc.stop = context.WithTimeout(context.Background(), time.Hour)
 	t.Cleanup(sc.Close)
 	return sc
@@ -81,7 +81,8 @@ func New(t *testing.T, cfg *gvstream.HubConfig) *Scene {
 // Context ends when the scene is closed, or after an hour.
 func (sc *Scene) Context() context.Context { return sc.ctx }
 
-// Go runs f, which has to return when the scene's context ends.
+// Go runs f in a goroutine that Close waits for. f has to return when the scene's context
+// ends.
 func (sc *Scene) Go(f func()) { sc.tasks.Go(f) }
 
 // Join runs a connection between two links until either breaks or the scene is closed.
@@ -121,7 +122,7 @@ func (sc *Scene) wire(near, far *gvstream.Link) *Wire {
 	return w
 }
 
-// Flow carries payloads on all wires until nobody has any more to say.
+// Flow carries payloads on all wires until no link has any more to send.
 func (sc *Scene) Flow() {
 	sc.t.Helper()
 	for n := 0; sc.Step(); n++ {
@@ -132,7 +133,7 @@ func (sc *Scene) Flow() {
 }
 
 // Step carries at most one payload each way on every wire, and reports whether there
-// was any. Asking one link can give another something to say, so it asks twice.
+// was any. Asking one link can give an earlier one something to send, so it asks twice.
 func (sc *Scene) Step() (moved bool) {
 	for range 2 {
 		for _, w := range sc.wires {
@@ -145,7 +146,7 @@ func (sc *Scene) Step() (moved bool) {
 	return false
 }
 
-// Later lets time pass, and carries on all wires what becomes due meanwhile.
+// Later lets time pass, and carries what becomes due meanwhile on all wires.
 func (sc *Scene) Later(d time.Duration) {
 	sc.t.Helper()
 	for d > 0 {
@@ -157,7 +158,8 @@ func (sc *Scene) Later(d time.Duration) {
 	sc.Flow()
 }
 
-// Acked lets time pass until the hub has acknowledged what it holds.
+// Acked lets time pass until the hub has acknowledged what it holds: it may hold an ack back
+// for 250 ms (rule 6).
 func (sc *Scene) Acked() {
 	sc.t.Helper()
 	sc.Later(time.Second)
@@ -169,8 +171,8 @@ type Wire struct {
 	Up, Down  []gvstream.Payload // what has passed, to the hub and from it
 	Errs      []error            // of Handle, at either end
 
-	// Shared has payloads pass as they are, as inside of one process. Otherwise they
-	// pass as JSON.
+	// Shared makes payloads pass as they are, as within one process. Otherwise they pass as
+	// JSON.
 	Shared bool
 
 	// See, if not nil, is called with each payload that passes, instead of keeping it
@@ -192,12 +194,13 @@ func (w *Wire) StepUp() bool { return w.pass(w.Near, w.Far, &w.Up) }
 // StepDown carries at most one payload from the hub, and reports whether there was one.
 func (w *Wire) StepDown() bool { return w.pass(w.Far, w.Near, &w.Down) }
 
-// Flow carries payloads until neither end has any more to say.
+// Flow carries payloads until neither end has any more to send.
 func (w *Wire) Flow() {
 	for w.Step() {
 	}
 }
 
+// pass carries one payload from a link to the other, if there is one.
 func (w *Wire) pass(from, to *gvstream.Link, passed *[]gvstream.Payload) bool {
 	p := Next(from)
 	if p == nil {

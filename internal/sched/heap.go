@@ -9,7 +9,8 @@ import (
 type Heap[T any] struct{ entries entries[T] }
 
 // An Entry is the place of a value in a heap: a field of what waits. The zero Entry is
-// in no heap.
+// in no heap. It is in the heap that it was set in until that pops it, removes it or is
+// cleared, and is zero again then, so that it keeps nothing alive.
 type Entry[T any] struct {
 	at    time.Time
 	value T
@@ -25,8 +26,8 @@ func (e *Entry[T]) At() time.Time { return e.at }
 // Len returns the number of values in the heap.
 func (h *Heap[T]) Len() int { return len(h.entries) }
 
-// Set puts v into the heap under a time, with e for its place. If e is in the heap
-// already, it moves to that time.
+// Set puts v into the heap under a time, with e as its place. If e is in the heap
+// already, it moves to that time and keeps its value.
 func (h *Heap[T]) Set(e *Entry[T], v T, at time.Time) {
 	if e.place == 0 {
 		e.at, e.value = at, v
@@ -38,7 +39,7 @@ func (h *Heap[T]) Set(e *Entry[T], v T, at time.Time) {
 }
 
 // SetEarlier is Set, unless e is in the heap under that time or an earlier one already.
-// It reports whether it changed anything.
+// It reports whether it did anything.
 func (h *Heap[T]) SetEarlier(e *Entry[T], v T, at time.Time) bool {
 	if e.place > 0 && !at.Before(e.at) {
 		return false
@@ -92,7 +93,7 @@ func (h *Heap[T]) Clear() {
 	h.entries = nil
 }
 
-// entries implements heap.Interface.
+// entries implements heap.Interface, and keeps each entry's place right as it moves.
 type entries[T any] []*Entry[T]
 
 func (s entries[T]) Len() int           { return len(s) }

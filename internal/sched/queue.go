@@ -20,7 +20,7 @@ type Element[T any] struct {
 // Len returns the number of values in the queue.
 func (q *Queue[T]) Len() int { return q.n }
 
-// Push puts v at the end, with e for its place. If e is in a queue already, it stays
+// Push puts v at the end, with e as its place. If e is in a queue already, it stays
 // where it is.
 func (q *Queue[T]) Push(e *Element[T], v T) {
 	if e.queue != nil {
@@ -61,7 +61,7 @@ func (q *Queue[T]) Pop() (v T) {
 	return v
 }
 
-// All yields the values from the first to the last. The queue must not change meanwhile.
+// All yields the values from the first to the last. The queue must not change while it runs.
 func (q *Queue[T]) All() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for e := q.first; e != nil && yield(e.value); e = e.next {
@@ -72,8 +72,8 @@ func (q *Queue[T]) All() iter.Seq[T] {
 // Queued reports whether e is in a queue.
 func (e *Element[T]) Queued() bool { return e.queue != nil }
 
-// Remove takes e out of the queue that it is in, if any, at the same cost wherever it
-// stands.
+// Remove takes e out of the queue that it is in, if any. It costs the same wherever in the
+// queue e is.
 func (e *Element[T]) Remove() {
 	q := e.queue
 	if q == nil {

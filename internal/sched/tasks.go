@@ -3,14 +3,15 @@ package sched
 import "time"
 
 // A Task is something on a connection that may have a message M to send: a session, a
-// replay, a heartbeat. Asking it in vain costs nothing else, so whoever changes what it
-// depends on just calls Ready. Source and Control are set once, before the task is used.
+// replay, a heartbeat. It is idle, queued (to be asked now), timed (to be asked later), or
+// queued and timed. A task that is asked in vain does no harm, so code that changes what
+// it depends on just calls Ready. Source and Control are set once, before the task is used.
 type Task[M any] struct {
 	// Source returns the task's next message, or a zero M if it has none. It is called
 	// without the lock that protects the Tasks.
 	Source func(now time.Time) M
-	// Control has the task asked before all others without it: its messages are small
-	// and others wait for them.
+	// Control makes the task be asked before all tasks without it: its messages are small,
+	// and the peer waits for them (rule 7 of PROTOCOL.md).
 	Control bool
 
 	place Element[*Task[M]] // in a queue: it is to be asked
@@ -28,7 +29,8 @@ type Tasks[M any] struct {
 	timers  Heap[*Task[M]]
 }
 
-// Ready has t asked, in turn.
+// Ready queues t, after the tasks of its kind that are queued already. If t is one of them,
+// it keeps its turn.
 func (s *Tasks[M]) Ready(t *Task[M]) {
 	if t.Control {
 		s.control.Push(&t.place, t)
@@ -37,14 +39,14 @@ func (s *Tasks[M]) Ready(t *Task[M]) {
 	}
 }
 
-// ReadyAt has t asked at a time, or earlier, and reports whether that is earlier than
-// was known. A task that is asked too early calls ReadyAt again, so moving a deadline
-// back costs nothing.
+// ReadyAt makes t be asked at a time, or earlier, and reports whether that is earlier than
+// before. A later deadline need not be set: a task that is asked too early calls ReadyAt
+// again, so that moving a deadline back costs nothing.
 func (s *Tasks[M]) ReadyAt(t *Task[M], at time.Time) (earlier bool) {
 	return s.timers.SetEarlier(&t.timer, t, at)
 }
 
-// Remove takes t out: it is asked no more, and nothing holds it.
+// Remove takes t out: it is not asked again, and nothing here refers to it.
 func (s *Tasks[M]) Remove(t *Task[M]) {
 	s.timers.Remove(&t.timer)
 	t.place.Remove()
@@ -62,8 +64,9 @@ func (s *Tasks[M]) Clear() {
 	s.timers.Clear()
 }
 
-// Next takes out the task that is to be asked next, or nil, and then returns when one
-// will be, or the zero time if that depends on Ready and ReadyAt alone.
+// Next takes out and returns the task to be asked next. If there is none it returns nil and
+// the time at which the first one is due, or the zero time if there is none of those either.
+// Before that it queues the tasks that are due, after those that wait already.
 func (s *Tasks[M]) Next(now time.Time) (t *Task[M], at time.Time) {
 	for {
 		t, _, ok := s.timers.PopDue(now)

@@ -1,6 +1,7 @@
 // Package testenv is what the tests of all packages of this module share about the
-// process that they run in. It imports none of them, so that the tests of each can
-// import it.
+// process that they run in: that no goroutine is left, how much memory is in use, and
+// whether the race detector slows them down. It imports none of the packages, so that the
+// tests of each can import it.
 package testenv
 
 import (
@@ -12,9 +13,8 @@ import (
 	"time"
 )
 
-// Main is the body of a TestMain. It runs the tests, and fails the run if a goroutine
-// of this module outlives them, or if one of checks returns an error after them. It
-// exits.
+// Main is the body of a TestMain. It runs the tests, fails the run if a goroutine of this
+// module outlives them or one of checks returns an error afterwards, and exits.
 func Main(m *testing.M, checks ...func() error) {
 	code := m.Run()
 	for _, check := range append(checks, allGoroutinesEnd) {
@@ -29,8 +29,8 @@ func Main(m *testing.M, checks ...func() error) {
 	os.Exit(code)
 }
 
-// Fewer is n, or a tenth of it under the race detector, which makes everything several
-// times as slow: the numbers of the tests are reached without it.
+// Fewer returns n, or a tenth of it under the race detector, which makes everything several
+// times as slow: the full numbers are tested without it.
 func Fewer(n int) int {
 	if RaceEnabled {
 		return n / 10
@@ -38,16 +38,18 @@ func Fewer(n int) int {
 	return n
 }
 
-// HeapInUse is the bytes of all that can be reached.
+// HeapInUse returns the bytes of all that can be reached. It blocks for two garbage
+// collections.
 func HeapInUse() int64 {
 	runtime.GC()
-	runtime.GC() // pools give up what they hold at the second
+	runtime.GC() // a sync.Pool gives up what it holds at the second
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
 
-// allGoroutinesEnd gives goroutines that have been told to end a few seconds for it.
+// allGoroutinesEnd returns an error if goroutines are left that do not end within a few
+// seconds: what they wait for has happened, but they may not have run since.
 func allGoroutinesEnd() error {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		left := goroutines()

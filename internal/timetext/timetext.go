@@ -1,6 +1,7 @@
-// Package timetext writes and reads times as RFC 3339 has them, in UTC and with as many
+// Package timetext writes and reads times in the form of RFC 3339, in UTC and with as many
 // digits of the second as they need: the text that encoding/json makes of such a time.
-// It remembers the last second, since times that follow each other mostly share it.
+// It remembers the last second, since times that follow each other mostly share it, and
+// the date is what takes long to write and to read.
 package timetext
 
 import (
@@ -15,7 +16,7 @@ import (
 // Max is the longest text of a time, in bytes.
 const Max = len("2006-01-02T15:04:05.999999999Z")
 
-// A Text has room for a time and the quote behind it.
+// A Text has room for a time and the quote after it.
 type Text [Max + len(`"`)]byte
 
 // Put writes a time of the years 0 to 9999 and a quote. It returns the length of the
@@ -29,12 +30,13 @@ func (b *Text) Put(t time.Time) int {
 	return b.fraction(uint64(t.Nanosecond()))
 }
 
-// Now is Put for time.Now, which reads two clocks: the one that counts on, and the one
-// that may be set. The latter is read here once a second.
+// Now is Put for the time now. time.Now reads two clocks, the monotonic one and the wall
+// clock; Now reads the former each time and the latter once a second, so that a wall clock
+// that is set shows here up to a second later.
 func (b *Text) Now() int {
 	s := thisSecond.Load()
 	d := time.Since(s.at)
-	if d < 0 || d >= s.left { // it may be that of another bubble
+	if d < 0 || d >= s.left { // below 0: it was read by the clock of another synctest bubble
 		s, d = readClock(), 0
 	}
 	*(*secondText)(b[:]) = s.text
@@ -57,8 +59,9 @@ func (b *Text) fraction(nsec uint64) int {
 	return n + 1
 }
 
-// thisSecond is the second that the clock showed last: most events have it in their
-// time.
+// thisSecond is the second that the wall clock showed when it was last read: most events
+// have it in their time. It is shared by all goroutines; its value never changes once it is
+// stored.
 var thisSecond atomic.Pointer[second]
 
 func init() { readClock() }
@@ -72,7 +75,7 @@ type second struct {
 
 type secondText [len("2006-01-02T15:04:05")]byte
 
-// readClock brings thisSecond up to date.
+// readClock replaces thisSecond by the present one, and returns it.
 func readClock() *second {
 	now := time.Now()
 	s := &second{unix: now.Unix(), at: now, left: time.Second - time.Duration(now.Nanosecond())}
@@ -81,6 +84,7 @@ func readClock() *second {
 	return s
 }
 
+// appendSecond appends 2006-01-02T15:04:05.
 func appendSecond(dst []byte, t time.Time) []byte {
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()
@@ -105,10 +109,11 @@ var twoDigits = func() (t [100][2]byte) {
 	return t
 }()
 
-// A Reader reads times. The zero Reader remembers no second yet.
+// A Reader reads times, and remembers the last second that it read. The zero Reader
+// remembers none. It is for one goroutine at a time.
 type Reader struct {
-	second secondText
-	unix   int64 // what second says, unless it is NULs
+	second secondText // all zero bytes before the first
+	unix   int64      // the time of second
 }
 
 // Read reads a time as Put writes it, and reports false for any other text.
@@ -154,7 +159,8 @@ func readSecond(b []byte) (unix int64, ok bool) {
 	return t.Unix(), true
 }
 
-// readFraction reads .999999999, or nothing. Its last digit is no zero.
+// readFraction reads a fraction such as .25, or nothing. Its last digit must not be 0: Put
+// writes none, and two texts of one time would be two encodings of one event.
 func readFraction(b []byte) (nsec int64, ok bool) {
 	switch {
 	case len(b) == 0:
@@ -178,5 +184,5 @@ func readFraction(b []byte) (nsec int64, ok bool) {
 	return nsec * tens[len(b)-1], true
 }
 
-// tens are what a fraction of so many digits is to be multiplied by.
+// tens has, for each number of digits in a fraction, what makes nanoseconds of it.
 var tens = [...]int64{1e9, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1}

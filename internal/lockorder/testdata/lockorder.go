@@ -6,7 +6,8 @@ import (
 	"unsafe"
 )
 
-// A lockLevel is where a lock stands in the order.
+// A lockLevel is a lock's place in the order: it may be taken while locks of lower levels are
+// held, and no others.
 type lockLevel interface{ level() int }
 
 type (
@@ -27,7 +28,7 @@ type orderedMutex[L lockLevel] struct{ mu sync.Mutex }
 func (m *orderedMutex[L]) Lock()   { acquire[L](unsafe.Pointer(m)); m.mu.Lock() }
 func (m *orderedMutex[L]) Unlock() { release(unsafe.Pointer(m)); m.mu.Unlock() }
 
-// An orderedRWMutex is the same of a sync.RWMutex.
+// An orderedRWMutex is the same for a sync.RWMutex.
 type orderedRWMutex[L lockLevel] struct{ mu sync.RWMutex }
 
 func (m *orderedRWMutex[L]) Lock()    { acquire[L](unsafe.Pointer(m)); m.mu.Lock() }
@@ -41,12 +42,16 @@ type heldLock struct {
 	level int
 }
 
-// heldLocks are the locks that goroutines hold, in shards by goroutine.
+// heldLocks are the locks that each goroutine holds, in the order in which it took them. They
+// are in shards by goroutine, so that the tests still run in parallel.
 var heldLocks [64]struct {
 	sync.Mutex
 	by map[uintptr][]heldLock
 }
 
+// acquire records that the goroutine takes a lock, and panics if it holds one of that level or
+// a higher one. It is called before the lock is taken: a wrong order shows even if it happens
+// not to deadlock.
 func acquire[L lockLevel](lock unsafe.Pointer) {
 	var l L
 	id := goroutine()
@@ -63,6 +68,7 @@ func acquire[L lockLevel](lock unsafe.Pointer) {
 	shard.by[id] = append(held, heldLock{lock, l.level()})
 }
 
+// release records that the goroutine gives a lock up, in whatever order.
 func release(lock unsafe.Pointer) {
 	id := goroutine()
 	shard := &heldLocks[(id>>8)%uintptr(len(heldLocks))]
@@ -94,6 +100,6 @@ func mustHold(lock unsafe.Pointer, method string) {
 	panic("lock order: " + method + " is called without the lock")
 }
 
-// goroutine tells the calling goroutine from all others that run. It is the address of
-// the runtime's descriptor: the number in a stack trace takes a thousand times as long.
+// goroutine returns what identifies the calling goroutine among all that run: the address of
+// the runtime's descriptor. The number in a stack trace takes a thousand times as long to get.
 func goroutine() uintptr
