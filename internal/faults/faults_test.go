@@ -15,7 +15,7 @@ import (
 type fault struct {
 	rule, name string
 	breaks     string // the invariant that has to be seen broken
-	within     string // schedules. At the share of 200 that see it, so many miss it once in ten thousand times
+	within     string // schedules. enough that, at the share of 200 that see it, they would miss it once in ten thousand times
 }
 
 // A planting is a text of the root package that is replaced, for the faults it names.
