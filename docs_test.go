@@ -143,3 +143,28 @@ func declarations(t *testing.T) map[string]bool {
 	}
 	return names
 }
+
+// CONTRIBUTING.md shows which file is for what: each file that it names is there, and
+// each source file of the package but doc.go is named.
+func TestContributingFiles(t *testing.T) {
+	page, err := os.ReadFile("CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := make(map[string]bool)
+	for _, m := range regexp.MustCompile("`([a-z0-9_/]+\\.go)`").FindAllStringSubmatch(string(page), -1) {
+		named[m[1]] = true
+		if _, err := os.Stat(m[1]); err != nil {
+			t.Error(err)
+		}
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") && file != "doc.go" && !named[file] {
+			t.Errorf("CONTRIBUTING.md does not say what %s is for", file)
+		}
+	}
+}
