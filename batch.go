@@ -59,10 +59,10 @@ func newBatch(typ string) Payload {
 	return newPayload(typ)
 }
 
-// batch returns a caller's payload as machines take it. The result shares the lists of p:
+// toBatch returns a caller's payload as machines take it. The result shares the lists of p:
 // machines change nothing that p points to, and keep only copies, since p still belongs to
 // the caller of Handle.
-func batch(p Payload) Payload {
+func toBatch(p Payload) Payload {
 	switch p := p.(type) {
 	case *EventBatchPayload:
 		b := newEventBatch()
@@ -76,37 +76,37 @@ func batch(p Payload) Payload {
 	return p
 }
 
-// open returns a payload as callers see it. If p is a batch, that is ended; the payload's
+// toPayload returns a payload as callers see it. If p is a batch, that is ended; the payload's
 // events refer to bytes that stay.
-func open(p Payload) Payload {
+func toPayload(p Payload) Payload {
 	switch p := p.(type) {
 	case *eventBatch:
 		out := p.EventBatchPayload
 		if len(p.slots) > 0 {
 			out.Events = p.open()
 		}
-		end(p)
+		releaseBatch(p)
 		return &out
 	case *replayBatch:
 		out := p.ReplayBatchPayload
 		if len(p.slots) > 0 {
 			out.Events = p.open()
 		}
-		end(p)
+		releaseBatch(p)
 		return &out
 	}
 	return p
 }
 
-// end ends p, if it is a batch: its page first, then the batch itself goes back to its pool.
-func end(p Payload) {
+// releaseBatch ends p, if it is a batch: its page first, then the batch itself goes back to its pool.
+func releaseBatch(p Payload) {
 	switch p := p.(type) {
 	case *eventBatch:
-		p.page.end()
+		p.page.release()
 		*p = eventBatch{}
 		eventBatches.Put(p)
 	case *replayBatch:
-		p.page.end()
+		p.page.release()
 		*p = replayBatch{}
 		replayBatches.Put(p)
 	}

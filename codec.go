@@ -65,7 +65,7 @@ func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
 	defer d.release()
 	p, err := d.decode(data)
-	return open(p), asError(err)
+	return toPayload(p), asError(err)
 }
 
 // A fieldCodec writes or reads one object, field by field. Each type has one list of its
@@ -92,7 +92,7 @@ type fieldCodec struct {
 	seen uint32 // bits of the fields that were read, to refuse one that is given twice
 }
 
-// fields walks the list of p, a payload or a part of one. A type switch, unlike a method of
+// fields goes through the list of p, a payload or a part of one. A type switch, unlike a method of
 // an interface, keeps the codec on the stack: escape analysis can see where it goes.
 func (w *fieldCodec) fields(p any) {
 	switch p := p.(type) {
@@ -183,7 +183,7 @@ func (w *fieldCodec) batch(p any) {
 	}
 }
 
-// eventBatch walks an event batch. Its events are in pg or in p itself; when reading, pg
+// eventBatch goes through the fields of an event batch. Its events are in pg or in p itself; when reading, pg
 // gets them if they are written as we write them. A payload of a caller's comes with an
 // empty page, and is written alone: the decoder always makes batches with pages.
 func (w *fieldCodec) eventBatch(p *EventBatchPayload, pg *page) {
@@ -209,14 +209,14 @@ func (w *fieldCodec) replayBatch(p *ReplayBatchPayload, pg *page) {
 	w.seq("until_seq", &p.UntilSeq)
 	w.first("available_from", &p.AvailableFrom)
 	w.flag("done", &p.Done)
-	w.events(&p.Events, p.trusted, pg, maxReplayPage)
+	w.events(&p.Events, p.trusted, pg, maxReplayBatchEvents)
 	listField(w, "gaps", &p.Gaps, maxBatchGaps)
 }
 
-// at reports whether the named field's value is to be written, or read, now. When writing
+// wants reports whether the named field's value is to be written, or read, now. When writing
 // it has appended the name; when reading, a null has been read and counts as absent, and a
 // field that is given twice has failed the decoder.
-func (w *fieldCodec) at(name string) bool {
+func (w *fieldCodec) wants(name string) bool {
 	if w.d == nil {
 		if w.out[len(w.out)-1] != '{' {
 			w.out = append(w.out, ',')
@@ -235,7 +235,7 @@ func (w *fieldCodec) at(name string) bool {
 
 func (w *fieldCodec) text(name string, p *string) {
 	switch {
-	case !w.at(name):
+	case !w.wants(name):
 	case w.d != nil:
 		*p = w.d.text()
 	default:
@@ -251,7 +251,7 @@ func (w *fieldCodec) first(name string, p *uint64) { w.number(name, p, MaxSeq+1)
 
 func (w *fieldCodec) number(name string, p *uint64, most uint64) {
 	switch {
-	case !w.at(name):
+	case !w.wants(name):
 	case w.d != nil:
 		*p = w.d.number(most)
 	default:
@@ -262,7 +262,7 @@ func (w *fieldCodec) number(name string, p *uint64, most uint64) {
 // int is a count or the version. What an int of 32 bits can't hold is refused.
 func (w *fieldCodec) int(name string, p *int) {
 	switch {
-	case !w.at(name):
+	case !w.wants(name):
 	case w.d != nil:
 		*p = int(w.d.number(min(MaxSeq, math.MaxInt)))
 	default:
@@ -287,7 +287,7 @@ func (w *fieldCodec) optSeq(name string, p *uint64) {
 
 func (w *fieldCodec) flag(name string, p *bool) {
 	switch {
-	case w.d == nil && !*p, !w.at(name):
+	case w.d == nil && !*p, !w.wants(name):
 	case w.d != nil:
 		*p = w.d.boolean()
 	default:
@@ -299,7 +299,7 @@ func (w *fieldCodec) flag(name string, p *bool) {
 // have no type parameters.
 func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	switch {
-	case w.d == nil && len(*p) == 0, !w.at(name):
+	case w.d == nil && len(*p) == 0, !w.wants(name):
 		return
 	case w.d != nil:
 		*p = decodeList[T](w.d, limit)
@@ -315,11 +315,11 @@ func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	w.out = append(w.out, ']')
 }
 
-// events walks the events of a batch. They are written from whichever of list and pg has
+// events writes or reads the events of a batch. They are written from whichever of list and pg has
 // any. They are read into pg if they are written as we write them, and otherwise into list.
 func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
 	switch {
-	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.at("events"):
+	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.wants("events"):
 		return
 	case w.d != nil:
 		*list = w.d.events(pg, limit)

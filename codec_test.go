@@ -609,7 +609,7 @@ func checkBorrowed(t *testing.T, frame []byte, want Payload, wantErr error) {
 	}
 	clear(frame)
 	clear(d.slots)
-	if p = open(p); again != nil || !equalWire(p, want) {
+	if p = toPayload(p); again != nil || !equalWire(p, want) {
 		t.Fatalf("kept: %v\n%s", again, cmp.Diff(want, p, sameWire))
 	}
 }

@@ -28,7 +28,7 @@ import (
 type cohort struct {
 	s       *hubSession
 	place   sched.Element[*cohort] // in one of the session's queues
-	at      uint64                 // where its cursors are
+	seq     uint64                 // where its cursors are
 	cursors []*cursor
 
 	sending bool // its cursors' links are claimed, and the worker reads cursors without the lock
@@ -45,8 +45,8 @@ type cohort struct {
 // worker never sends for long, and several can share the work of one session.
 func (s *hubSession) joinLocked(c *cursor) {
 	co := s.atHead.Back()
-	if co == nil || co.at != c.seq || len(co.cursors) >= s.h.sizes.cohort {
-		co = &cohort{s: s, at: c.seq}
+	if co == nil || co.seq != c.seq || len(co.cursors) >= s.h.sizes.cohort {
+		co = &cohort{s: s, seq: c.seq}
 		s.atHead.Push(&co.place, co)
 	}
 	co.cursors = append(co.cursors, c)
@@ -131,7 +131,7 @@ func (s *hubSession) callWorkersLocked() {
 // everything the last time come before those that were sent something since: they have waited
 // longer.
 func (s *hubSession) nextBehindLocked() *cohort {
-	if co := s.atHead.Front(); co != nil && co.at < s.log.head {
+	if co := s.atHead.Front(); co != nil && co.seq < s.log.head {
 		return co
 	}
 	return s.lagging.Front()
@@ -149,7 +149,7 @@ func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 	co.place.Remove()
 	s.callWorkersLocked()
 	s.parked -= len(co.cursors)
-	held := co.at+1 >= s.log.first()
+	held := co.seq+1 >= s.log.first()
 	co.keepLocked(func(c *cursor) bool {
 		if held && !c.statusPending && c.claimLocked() {
 			return true
@@ -165,20 +165,20 @@ func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 // claimLocked makes the caller the one that may send to the viewer, if its link is pushed
 // and has nothing else to send. The latter keeps the order of rule 7: no batch overtakes an
 // answer or a status that waits.
-func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.claim() }
+func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.tryClaim() }
 
 // loadLocked reads the next page for the cursors, if there is one and anybody to get it. They
 // count as having it from here on, while the lock is still held: a watch that moves a cursor
 // during the sending sets a new position, which must not be overwritten after it.
 func (co *cohort) loadLocked() bool {
 	s := co.s
-	if len(co.cursors) == 0 || co.at >= s.log.head {
+	if len(co.cursors) == 0 || co.seq >= s.log.head {
 		return false
 	}
-	co.page, co.epoch, co.head = s.readLocked(&s.log, co.at), s.epoch, s.log.head
-	co.at = co.page.last
+	co.page, co.epoch, co.head = s.readLocked(&s.log, co.seq), s.epoch, s.log.head
+	co.seq = co.page.last
 	for _, c := range co.cursors {
-		c.seq = co.at
+		c.seq = co.seq
 	}
 	return true
 }
@@ -234,9 +234,9 @@ func (co *cohort) endSendLocked() {
 func (s *hubSession) putLocked(co *cohort) {
 	last := s.atHead.Back()
 	switch {
-	case co.at < s.log.head:
+	case co.seq < s.log.head:
 		s.lagging.Push(&co.place, co)
-	case last == nil || last.at != co.at || len(last.cursors)+len(co.cursors) > s.h.sizes.cohort:
+	case last == nil || last.seq != co.seq || len(last.cursors)+len(co.cursors) > s.h.sizes.cohort:
 		s.atHead.Push(&co.place, co)
 	default: // into the last one, which has room
 		for _, c := range co.cursors {

@@ -407,20 +407,20 @@ func cohortFault(s *hubSession) string {
 	n, at := 0, uint64(0)
 	var fans []*cohort
 	for f := range s.atHead.All() {
-		if f.at < at {
-			return fmt.Sprintf("a fan rests at %d, after one at %d", f.at, at)
+		if f.seq < at {
+			return fmt.Sprintf("a fan rests at %d, after one at %d", f.seq, at)
 		}
-		at = f.at
+		at = f.seq
 		fans = append(fans, f)
 	}
 	fans = slices.AppendSeq(fans, s.lagging.All())
 	for _, f := range fans {
-		if f.sending || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.cohort || f.at > s.log.head {
-			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.at)
+		if f.sending || len(f.cursors) == 0 || len(f.cursors) > s.h.sizes.cohort || f.seq > s.log.head {
+			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.seq)
 		}
 		for _, c := range f.cursors {
-			if c.cohort != f || c.seq != f.at || c.gone || c.epoch != s.epoch || s.cursors[c.at] != c || c.idle.Queued() {
-				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.at, s.epoch)
+			if c.cohort != f || c.seq != f.seq || c.gone || c.epoch != s.epoch || s.cursors[c.index] != c || c.idle.Queued() {
+				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.seq, s.epoch)
 			}
 		}
 		n += len(f.cursors)

@@ -22,10 +22,10 @@ type StreamerConfig struct {
 	// MaxSessions is the number of sessions at a time. If zero, 10,000.
 	// If negative, none.
 	MaxSessions int
-	// MaxPendingEvents is the number of unacknowledged events a session. If
+	// MaxPendingEvents is the number of unacknowledged events per session. If
 	// zero, 8,192. If negative, none.
 	MaxPendingEvents int
-	// MaxPendingBytes is the bytes of unacknowledged events' JSON a session.
+	// MaxPendingBytes is the bytes of unacknowledged events' JSON per session.
 	// If zero, 8 MiB. If negative, none.
 	MaxPendingBytes int
 	// ReplayEvents is how many of the most recent events a session keeps for
@@ -129,7 +129,7 @@ type HubConfig struct {
 	// LogEvents is how many of the most recent events of a session the hub
 	// keeps for its viewers. If zero, 1,000. If negative, none.
 	LogEvents int
-	// LogBytes is the bytes of those events' JSON, a session. If zero, 8 MiB. If
+	// LogBytes is the bytes of those events' JSON, per session. If zero, 8 MiB. If
 	// negative, none.
 	LogBytes int
 	// MaxEventBytes is the bytes of an event's JSON; a larger one is refused and

@@ -34,9 +34,9 @@ type decoder struct {
 	// The events of a batch are in one of two forms. Written as we write them, they stay in
 	// the frame: slots are theirs, and chunk is the part of the frame that they point into.
 	// Otherwise they are read one by one; arena is the most memory that their data needs.
-	slots []slot
-	chunk chunk
-	arena int
+	slots     []slot
+	chunk     chunk
+	arenaSize int
 }
 
 // decode returns the checked payload in a frame. A batch comes in the form that machines
@@ -56,7 +56,7 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	case d.Err != nil:
 		err = malformed("%s", d.Err.Message)
 	case p == nil:
-		err = &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", cut(typ))}
+		err = &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", shorten(typ))}
 	default:
 		err = p.check()
 	}
@@ -71,7 +71,7 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 // decoded. The slots are cleared: they point to chunk, and chunk to the caller's frame.
 func (d *decoder) release() {
 	clear(d.slots)
-	d.Scanner, d.arena, d.slots, d.chunk = jsontext.Scanner{}, 0, d.slots[:0], chunk{}
+	d.Scanner, d.arenaSize, d.slots, d.chunk = jsontext.Scanner{}, 0, d.slots[:0], chunk{}
 	decoders.Put(d)
 }
 

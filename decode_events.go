@@ -33,7 +33,7 @@ func (d *decoder) events(pg *page, limit int) []Event {
 // too: it is not kept, so such bytes can't be passed on as they are.
 func (d *decoder) plainEvents(pg *page, limit int) bool {
 	spaces := d.Spaces
-	if !d.SkipText("[") || len(d.Src)-d.Pos < len(headSeq) {
+	if !d.SkipText("[") || len(d.Src)-d.Pos < len(seqPrefix) {
 		return false
 	}
 	start, typ, slots := d.Pos, "", d.slots[:0]
@@ -62,21 +62,21 @@ func (d *decoder) plainEvents(pg *page, limit int) bool {
 // begins within the first few hundred bytes, so 16 bits hold its offset.
 func (d *decoder) plainEvent(s *slot, typ *string) bool {
 	start := d.Pos
-	if !d.SkipText(headSeq) || d.Pos == len(d.Src) || d.Src[d.Pos]-'0' > 9 {
+	if !d.SkipText(seqPrefix) || d.Pos == len(d.Src) || d.Src[d.Pos]-'0' > 9 {
 		return false
 	}
 	d.field = "seq"
 	s.to, s.kind = d.number(MaxSeq), isJSON
-	if d.SkipText(headTime) && !d.plainTime(s) {
+	if d.SkipText(timePrefix) && !d.plainTime(s) {
 		return false
 	}
-	if d.SkipText(headType) && !d.plainType(typ) {
+	if d.SkipText(typePrefix) && !d.plainType(typ) {
 		return false
 	}
 	if !d.plainData(s, start) {
 		return false
 	}
-	if d.SkipText(tailEnd) {
+	if d.SkipText(endSuffix) {
 		s.kind |= isEnd
 	}
 	s.size = uint32(d.Pos + 1 - start)
@@ -117,10 +117,10 @@ func (d *decoder) plainType(typ *string) bool {
 // have any form that is valid; plainEvents looks at its white space.
 func (d *decoder) plainData(s *slot, start int) bool {
 	switch {
-	case d.SkipText(headData):
+	case d.SkipText(dataPrefix):
 		s.data = uint16(d.Pos - start)
 		d.Skip()
-	case d.SkipText(head64):
+	case d.SkipText(base64Prefix):
 		s.kind, s.data = isBytes, uint16(d.Pos-start)
 		return d.plainBytes()
 	}
@@ -234,10 +234,10 @@ func (d *decoder) eventValue(field uint32, e *Event) {
 		start, spaces := d.Pos, d.Spaces
 		d.Skip()
 		e.Data = d.Src[start:d.Pos]
-		d.arena += len(e.Data) - (d.Spaces - spaces)
+		d.arenaSize += len(e.Data) - (d.Spaces - spaces)
 	case fieldBase64:
 		e.Bytes = d.Quoted()
-		d.arena += base64.StdEncoding.DecodedLen(len(e.Bytes))
+		d.arenaSize += base64.StdEncoding.DecodedLen(len(e.Bytes))
 	case fieldEnd:
 		e.End = d.boolean()
 	}
@@ -248,7 +248,7 @@ func (d *decoder) eventValue(field uint32, e *Event) {
 // never moves while events refer to it; each event's slice is capped, so that appending to
 // it can't write to its neighbour.
 func (d *decoder) own(events []Event) {
-	arena := make([]byte, 0, d.arena)
+	arena := make([]byte, 0, d.arenaSize)
 	for i := range events {
 		e, from := &events[i], len(arena)
 		if e.Data != nil {

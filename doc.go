@@ -147,18 +147,18 @@
 // All are fields of [StreamerConfig], [HubConfig] and [ViewerConfig]. The
 // defaults:
 //
-//	agent   pending, a session                        8,192 events, 8 MiB
-//	        kept for replay, a session                1,000 events, 8 MiB
+//	agent   pending, per session                      8,192 events, 8 MiB
+//	        kept for replay, per session              1,000 events, 8 MiB
 //	        one event's JSON                          1 MiB
 //	        all sessions together                     no limit
 //	        sessions                                  10,000
-//	        replays at a time, a session              8
-//	hub     kept for viewers, a session               1,000 events, 8 MiB
+//	        replays at a time, per session            8
+//	hub     kept for viewers, per session             1,000 events, 8 MiB
 //	        one event's JSON                          1 MiB
 //	        sessions; sessions of one agent           100,000; 10,000
 //	        watches of one viewer                     100
-//	        window, a session                         1,024 events
-//	        replays at a time, a session; a viewer    8; 4
+//	        window, per session                       1,024 events
+//	        replays at a time, per session; viewer    8; 4
 //	        session without agent and viewers         1 hour
 //	        wait for an agent that is away            10 seconds
 //	viewer  items that wait for Items                 256, 1 MiB

@@ -11,18 +11,19 @@ import (
 // Errors that a caller may want to decide on. All are returned as they are or
 // wrapped: compare with errors.Is.
 var (
-	// ErrPendingFull: the session holds as many unacknowledged events as it may,
-	// and its overflow policy is Reject. No number was used.
+	// ErrPendingFull: the session holds as many unacknowledged events as it may, and
+	// its overflow policy is Reject, or DropOldest where dropping is not enough. No
+	// number was used.
 	ErrPendingFull = errors.New("gvstream: pending is full")
 	// ErrClosed: the Streamer, Hub, Viewer or Link was closed, or the Session
 	// was forgotten.
 	ErrClosed = errors.New("gvstream: closed")
 	// ErrEnded: the session's last event was published already.
 	ErrEnded = errors.New("gvstream: session has ended")
-	// ErrTooLarge: the event's JSON is longer than an event may be. No number
-	// was used.
+	// ErrTooLarge: the event's JSON is longer than an event may be, and no number was
+	// used; or, from Lines and RunLines, a payload is longer than a line may be.
 	ErrTooLarge = errors.New("gvstream: event too large")
-	// ErrInvalidData: the event's data is not JSON, its type is no valid id or its time
+	// ErrInvalidData: the event's data is not JSON, its type is not a valid id or its time
 	// has no JSON form, or it has both Data and Bytes. No number was used.
 	ErrInvalidData = errors.New("gvstream: invalid event")
 	// ErrInvalidID: an id is not 1 to 128 bytes of UTF-8 without control

@@ -30,13 +30,23 @@ func (e *eventError) Unwrap() error { return e.err }
 // What stands between the values of an event, in this order. All but the first are left out
 // with their value.
 const (
-	headSeq  = `{"seq":`
-	headTime = `,"time":"`
-	headType = `,"type":"`
-	headData = `,"data":`
-	head64   = `,"data_base64":"`
-	tailEnd  = `,"end":true`
+	seqPrefix    = `{"seq":`
+	timePrefix   = `,"time":"`
+	typePrefix   = `,"type":"`
+	dataPrefix   = `,"data":`
+	base64Prefix = `,"data_base64":"`
+	endSuffix    = `,"end":true`
 )
+
+// compact reports whether the data of an event is JSON without white space. It is, unless
+// it was published unchecked (StreamerConfig.TrustData).
+func (s *slot) compact() bool {
+	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
+		return true
+	}
+	spaces, err := jsontext.Check(s.value())
+	return err == nil && spaces == 0
+}
 
 // value returns the data in an event's JSON, or the base64 text of its bytes, or nil. It
 // begins at s.data and ends before what kind says must follow. The result is part of the
@@ -48,7 +58,7 @@ func (s *slot) value() []byte {
 	json := s.bytes()
 	end := len(json) - len(`}`)
 	if s.end() {
-		end -= len(tailEnd)
+		end -= len(endSuffix)
 	}
 	if s.kind&kindMask == isBytes {
 		end -= len(`"`)
@@ -56,31 +66,31 @@ func (s *slot) value() []byte {
 	return json[s.data:end:end]
 }
 
-// head returns the time and the type in an event's JSON. The type is still with its escapes,
+// timeAndType returns the time and the type in an event's JSON. The type is still with its escapes,
 // and part of the slot's bytes: its length is what is left between the time and headEnd.
-func (s *slot) head(known *internTable) (at time.Time, typ []byte) {
-	json, i := s.bytes(), len(headSeq)+decimal.Len(s.to)
+func (s *slot) timeAndType(known *internTable) (at time.Time, typ []byte) {
+	json, i := s.bytes(), len(seqPrefix)+decimal.Len(s.to)
 	if s.timed > 0 {
-		from := i + len(headTime)
+		from := i + len(timePrefix)
 		i = from + int(s.timed) + len(`"`)
 		at, _ = known.times.Read(json[from : i-len(`"`)])
 	}
-	if end := s.headEnd(); end > i {
-		typ = json[i+len(headType) : end-len(`"`)]
+	if end := s.prefixEnd(); end > i {
+		typ = json[i+len(typePrefix) : end-len(`"`)]
 	}
 	return at, typ
 }
 
-// headEnd is where in an event's JSON its time and type end: where the next part begins, or
+// prefixEnd is where in an event's JSON its time and type end: where the next part begins, or
 // else the closing brace.
-func (s *slot) headEnd() int {
+func (s *slot) prefixEnd() int {
 	switch {
 	case s.data > 0 && s.kind&kindMask == isBytes:
-		return int(s.data) - len(head64)
+		return int(s.data) - len(base64Prefix)
 	case s.data > 0:
-		return int(s.data) - len(headData)
+		return int(s.data) - len(dataPrefix)
 	case s.end():
-		return int(s.size) - len(`}`) - len(tailEnd)
+		return int(s.size) - len(`}`) - len(endSuffix)
 	}
 	return int(s.size) - len(`}`)
 }
@@ -114,13 +124,13 @@ func (d *preparedEvent) check(trust bool) error {
 		d.timed = d.time.Put(ev.Time)
 	}
 	if d.timed > 0 {
-		d.tail += len(headTime) + d.timed + len(`"`)
+		d.tail += len(timePrefix) + d.timed + len(`"`)
 	}
 	if ev.Type != "" {
-		d.tail += len(headType) + len(ev.Type) + d.escapes + len(`"`)
+		d.tail += len(typePrefix) + len(ev.Type) + d.escapes + len(`"`)
 	}
 	if ev.End {
-		d.tail += len(tailEnd)
+		d.tail += len(endSuffix)
 	}
 	return d.checkData(trust)
 }
@@ -130,7 +140,7 @@ func (d *preparedEvent) checkData(trust bool) (err error) {
 	data, raw := d.ev.Data, d.ev.Bytes
 	switch {
 	case len(raw) > 0:
-		d.tail += len(head64) + base64.StdEncoding.EncodedLen(len(raw)) + len(`"`)
+		d.tail += len(base64Prefix) + base64.StdEncoding.EncodedLen(len(raw)) + len(`"`)
 		return nil
 	case len(data) == 0:
 		return nil
@@ -141,7 +151,7 @@ func (d *preparedEvent) checkData(trust bool) (err error) {
 	case bytes.IndexByte(data, '\n') >= 0:
 		return fmt.Errorf("%w: data: newline", ErrInvalidData)
 	}
-	d.tail += len(headData) + len(data) - d.spaces
+	d.tail += len(dataPrefix) + len(data) - d.spaces
 	return nil
 }
 
@@ -165,28 +175,28 @@ func (d *preparedEvent) note(s *slot, seq uint64, data int) {
 // in it the data or its base64 text begins; 0 if there is neither.
 func (d *preparedEvent) appendTo(dst []byte, seq uint64) (out []byte, data int) {
 	start := len(dst)
-	out = decimal.Append(append(dst, headSeq...), seq)
+	out = decimal.Append(append(dst, seqPrefix...), seq)
 	if d.timed > 0 {
-		out = append(append(out, headTime...), d.time[:d.timed+len(`"`)]...)
+		out = append(append(out, timePrefix...), d.time[:d.timed+len(`"`)]...)
 	}
 	switch {
 	case d.escapes > 0:
-		out = jsontext.AppendString(append(out, headType[:len(headType)-1]...), d.ev.Type)
+		out = jsontext.AppendString(append(out, typePrefix[:len(typePrefix)-1]...), d.ev.Type)
 	case d.ev.Type != "":
-		out = append(append(append(out, headType...), d.ev.Type...), '"')
+		out = append(append(append(out, typePrefix...), d.ev.Type...), '"')
 	}
 	switch {
 	case len(d.ev.Data) > 0:
-		out = append(out, headData...)
+		out = append(out, dataPrefix...)
 		data = len(out) - start
 		out = jsontext.AppendCompact(out, d.ev.Data, d.spaces)
 	case len(d.ev.Bytes) > 0:
-		out = append(out, head64...)
+		out = append(out, base64Prefix...)
 		data = len(out) - start
 		out = append(base64.StdEncoding.AppendEncode(out, d.ev.Bytes), '"')
 	}
 	if d.ev.End {
-		out = append(out, tailEnd...)
+		out = append(out, endSuffix...)
 	}
 	return append(out, '}'), data
 }
@@ -212,7 +222,7 @@ func decodeEvents(slots []slot, copied *chunk) []Event {
 			s.chunk, s.off = copied, off
 			off += s.size + 1
 		}
-		at, text := s.head(&known)
+		at, text := s.timeAndType(&known)
 		if string(text) != string(typ) {
 			typ, word = text, known.typeOf(text)
 		}

@@ -50,7 +50,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	}
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
-	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayPage, replay: one(c, []int{500, 3}), cohort: maxCohort}
+	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
@@ -466,7 +466,7 @@ func (w *hubAgentTest) pools() {
 	}
 	slices.Sort(g.requests)
 	for _, s := range w.h.all() {
-		g.numbers = append(g.numbers, s.log.head, s.log.first(), s.head, s.endSeq)
+		g.numbers = append(g.numbers, s.log.head, s.log.first(), s.agentHead, s.endSeq)
 	}
 	slices.Sort(g.numbers)
 }
@@ -516,7 +516,7 @@ type hubPrint struct {
 func (w *hubTest) print() (out [3]hubPrint) {
 	for i, id := range hubSessions {
 		if s := w.h.sessions[id]; s != nil {
-			out[i] = hubPrint{s.owner, s.epoch, s.log.head, s.head, uint64(s.log.bytes), s.ended, s.receiver != nil}
+			out[i] = hubPrint{s.owner, s.epoch, s.log.head, s.agentHead, uint64(s.log.bytes), s.ended, s.receiver != nil}
 		}
 	}
 	return out
@@ -638,7 +638,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
 	w.st.epochs = w.h.ids
-	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplay, cohort: maxCohort}
+	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w
@@ -748,7 +748,7 @@ func (w *hubViewerTest) pools() {
 		g.links = append(g.links, w.links[i].id)
 	}
 	for _, s := range w.h.all() {
-		g.numbers = append(g.numbers, s.log.head, s.log.first(), s.head)
+		g.numbers = append(g.numbers, s.log.head, s.log.first(), s.agentHead)
 		if s.epoch != "" {
 			g.epochs = append(g.epochs, s.epoch)
 		}
@@ -765,9 +765,9 @@ func (w *hubViewerTest) hears(hv *hubViewerLink, p Payload) {
 	}
 	w.g.remember(p)
 	w.h.expire(w.now) // as any call does
-	before, sessions := w.h.known.Load(), w.print()
+	before, sessions := w.h.knownSessions.Load(), w.print()
 	w.takes(hv.Link, p)
-	if before != w.h.known.Load() || sessions != w.print() {
+	if before != w.h.knownSessions.Load() || sessions != w.print() {
 		w.Fatalf("rule 4: a viewer has changed a session: %v", p)
 	}
 	watch, ok := p.(*WatchPayload)

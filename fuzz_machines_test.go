@@ -337,7 +337,7 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 	before := errorsIn(l.replies)
 	dead := l.failure()
 	ctx := context.Background()
-	if _, ok := l.m.(*viewerLink); ok {
+	if _, ok := l.endpoint.(*viewerLink); ok {
 		ctx = endedContext // it does not wait for room
 	}
 	err := l.handle(ctx, m.now, p)
@@ -618,7 +618,7 @@ func (w *viewerTest) pools() {
 	for i := len(w.links) - 1; i >= max(0, len(w.links)-3); i-- {
 		g.links = append(g.links, w.links[i].id)
 	}
-	for _, x := range w.v.sorted() {
+	for _, x := range w.v.sortedLocked() {
 		g.epochs = append(g.epochs, x.epoch)
 		g.numbers = append(g.numbers, x.received, x.received+1, x.handled.Seq)
 	}

@@ -223,7 +223,7 @@ func FuzzLines(f *testing.F) {
 		}
 		m := newScript()
 		m.handled = func(_ context.Context, p Payload) error {
-			if p = open(p); len(all) == 0 || !equalWire(p, all[0]) {
+			if p = toPayload(p); len(all) == 0 || !equalWire(p, all[0]) {
 				t.Errorf("RunLines handles %v", p)
 				return nil
 			}
@@ -402,7 +402,7 @@ func jsonDecodeUTC(line []byte) (Payload, error) {
 // the events themselves, and decodes to the same payload.
 func agreeEncoded(t *testing.T, p Payload, line []byte) {
 	t.Helper()
-	b := batch(p)
+	b := toBatch(p)
 	var err error
 	switch b := b.(type) {
 	case *eventBatch:
@@ -418,7 +418,7 @@ func agreeEncoded(t *testing.T, p Payload, line []byte) {
 	if got, err := Marshal(b); err != nil || !bytes.Equal(got, line) {
 		t.Fatalf("as machines have it: %v\n%s\nbefore:\n%s", err, got, line)
 	}
-	if got, err := Marshal(open(b)); err != nil || !bytes.Equal(got, line) {
+	if got, err := Marshal(toPayload(b)); err != nil || !bytes.Equal(got, line) {
 		t.Fatalf("opened: %v\n%s\nbefore:\n%s", err, got, line)
 	}
 }

@@ -220,7 +220,7 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 		case *EventBatchPayload:
 			list, gaps = p.Events, p.Gaps
 		case *ReplayBatchPayload:
-			list, gaps, limit = p.Events, p.Gaps, maxReplayPage
+			list, gaps, limit = p.Events, p.Gaps, maxReplayBatchEvents
 		default:
 			if size > 2<<10 {
 				t.Errorf("a %s of %d bytes", p.payloadType(), size)
@@ -237,7 +237,7 @@ func answersKeepLimits(t *testing.T, e Event, most int) {
 			within(p)
 			if r, ok := p.(*ReplayBatchPayload); ok {
 				answered += checked(t, p)
-				if events += len(r.Events); events > maxReplay || answered > most+maxBatchBytes+2*len(e.Data)+2*len(e.Bytes) {
+				if events += len(r.Events); events > maxReplayRequestEvents || answered > most+maxBatchBytes+2*len(e.Data)+2*len(e.Bytes) {
 					t.Errorf("%d events, %d bytes for one request", events, answered)
 				}
 			}
@@ -322,7 +322,7 @@ func TestErrorsKeepLimits(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			v := startVictim(t, say.kind)
 			if r, ok := say.p.(*ReplayBatchPayload); ok { // one that is open, answered wrongly
-				v.link.m.(*hubAgentLink).requests[r.RequestID] = v.link.m.(*hubAgentLink).requests[v.request.RequestID]
+				v.link.endpoint.(*hubAgentLink).requests[r.RequestID] = v.link.endpoint.(*hubAgentLink).requests[v.request.RequestID]
 			}
 			if err := v.link.Handle(t.Context(), say.p); err == nil || !printable(err.Error()) {
 				t.Errorf("%s: error %q", payloadText(say.p), err)

@@ -112,7 +112,7 @@ func TestHostileNeighbours(t *testing.T) {
 		l := s.h.ConnectAgent(agentID)
 		c := s.villain(l, true)
 		write(c, hello("agent"))
-		return c, l.m.(*hubAgentLink).id
+		return c, l.endpoint.(*hubAgentLink).id
 	}
 	batch := func(link, id string, first, last uint64, data string) string {
 		var events []string

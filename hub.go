@@ -36,7 +36,7 @@ type Hub struct {
 
 	// Counters are atomic: most are changed under a session's or a link's lock, where the
 	// hub's can't be taken.
-	known           atomic.Int64 // sessions with an epoch
+	knownSessions   atomic.Int64 // sessions with an epoch
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
 
@@ -188,7 +188,7 @@ func (h *Hub) Stats() HubStats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return HubStats{
-		Sessions: int(h.known.Load()), Agents: agents, Viewers: len(h.viewers),
+		Sessions: int(h.knownSessions.Load()), Agents: agents, Viewers: len(h.viewers),
 		StalePayloads: h.stalePayloads.Load(), RefusedPayloads: h.refusedPayloads.Load(),
 	}
 }

@@ -102,7 +102,7 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	}
 	ha.h.agentsMu.Unlock()
 	ha.mu.Lock()
-	sessions, fetches := ha.sessions, ha.requests
+	sessions, requests := ha.sessions, ha.requests
 	ha.sessions, ha.requests = nil, nil
 	ha.mu.Unlock()
 	for s, rc := range sessions {
@@ -115,7 +115,7 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		}
 		s.mu.Unlock()
 	}
-	for _, rq := range fetches {
+	for _, rq := range requests {
 		s := rq.c.s
 		s.mu.Lock()
 		if rq.c.request == rq {

@@ -1200,8 +1200,8 @@ func TestHubEndStays(t *testing.T) {
 		claim.Ended = true
 		a.send(a.status(claim))
 		a.want(a.ack("s", "e1", 3))
-		if s := h.lookup("s"); !s.ended || s.endSeq != 3 || s.head != 3 {
-			t.Errorf("ended %v at %d, head %d", s.ended, s.endSeq, s.head)
+		if s := h.lookup("s"); !s.ended || s.endSeq != 3 || s.agentHead != 3 {
+			t.Errorf("ended %v at %d, head %d", s.ended, s.endSeq, s.agentHead)
 		}
 		v.send(v.watch("s", "e1", 4)) // it would wait for ever
 		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})

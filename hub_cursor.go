@@ -25,10 +25,10 @@ import (
 // its watch ends or its link dies. It does not outlive the link or the session, and is the
 // counterpart of the viewer's subscription. The session's lock protects it.
 type cursor struct {
-	task // hands out the session's events and gaps
-	hv   *hubViewerLink
-	s    *hubSession
-	at   int // its index in the session's cursors
+	task  // hands out the session's events and gaps
+	hv    *hubViewerLink
+	s     *hubSession
+	index int // its index in the session's cursors
 
 	// The position. seq is in epoch, and is what the link was handed, whether or not it
 	// arrived. The statuses that are owed come before anything after it.
@@ -74,7 +74,7 @@ func (c *cursor) endLocked() {
 	s, hv := c.s, c.hv
 	c.restartLocked("", 0)
 	c.gone = true
-	s.dropLocked(c)
+	s.removeCursorLocked(c)
 	s.watchClockLocked()
 	hv.mu.Lock()
 	if hv.cursors[s.id] == c {
@@ -123,13 +123,13 @@ func (c *cursor) queueStatusLocked() {
 	c.hv.mu.Unlock()
 }
 
-// describe returns the session's entry in a status to this viewer, unless there is nothing to
+// takeStatus returns the session's entry in a status to this viewer, unless there is nothing to
 // say. Its AckSeq is what was handed to the viewer's link: if less than that arrived, something
 // was lost. A cursor that can't stay where it is moves here, so that the status says where it
 // goes on; one that is ahead of the agent ends, with an error in the status's place.
 //
 // With this the status is no longer pending, and the cursor may hand out what follows it.
-func (c *cursor) describe() (SessionStatus, bool) {
+func (c *cursor) takeStatus() (SessionStatus, bool) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +141,7 @@ func (c *cursor) describe() (SessionStatus, bool) {
 	if s.epoch == "" {
 		return SessionStatus{SessionID: s.id}, true
 	}
-	if ahead := c.aheadLocked(); ahead != nil {
+	if ahead := c.checkAheadLocked(); ahead != nil {
 		c.refuseLocked(ahead)
 		return SessionStatus{}, false
 	}
@@ -166,12 +166,12 @@ func (c *cursor) standingLocked() SessionStatus {
 	return st
 }
 
-// aheadLocked returns the refusal of a position that the agent has not reached, or nil (rule
+// checkAheadLocked returns the refusal of a position that the agent has not reached, or nil (rule
 // 13). One that is only beyond what is accepted waits there: a hub that lost its last minute
 // is sent that again.
-func (c *cursor) aheadLocked() *ProtocolError {
+func (c *cursor) checkAheadLocked() *ProtocolError {
 	s := c.s
-	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.head {
+	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.agentHead {
 		return nil
 	}
 	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
@@ -212,7 +212,7 @@ func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
 	c.leaveLocked()
-	l := c.readableLocked()
+	l := c.resolveLogLocked()
 	var p *page
 	var replayed bool
 	if l != nil {
@@ -246,14 +246,14 @@ func (c *cursor) next(now time.Time) Payload {
 	return b
 }
 
-// readableLocked returns the log that the cursor reads, or nil if there is nothing to read
+// resolveLogLocked returns the log that the cursor reads, or nil if there is nothing to read
 // now: a status comes first, or the watch is over.
-func (c *cursor) readableLocked() *log {
+func (c *cursor) resolveLogLocked() *log {
 	s := c.s
 	if c.gone || c.statusPending || s.epoch == "" {
 		return nil
 	}
-	if ahead := c.aheadLocked(); ahead != nil {
+	if ahead := c.checkAheadLocked(); ahead != nil {
 		c.refuseLocked(ahead)
 		return nil
 	}
@@ -289,7 +289,7 @@ func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) 
 		p, replayed = &c.pages[0], true
 		c.pages = c.pages[1:]
 	default:
-		p = c.fetchHistoryLocked(now, l)
+		p = c.fetchOlderLocked(now, l)
 	}
 	if p != nil {
 		c.seq = p.last
@@ -311,12 +311,12 @@ func (c *cursor) parkLocked() {
 	s.dropSharedPageLocked()
 }
 
-// dropLocked takes a cursor out of the session, in whose list the last one takes its index.
-func (s *hubSession) dropLocked(c *cursor) {
+// removeCursorLocked takes a cursor out of the session, in whose list the last one takes its index.
+func (s *hubSession) removeCursorLocked(c *cursor) {
 	c.leaveLocked()
 	last := len(s.cursors) - 1
-	s.cursors[c.at] = s.cursors[last]
-	s.cursors[c.at].at = c.at
+	s.cursors[c.index] = s.cursors[last]
+	s.cursors[c.index].index = c.index
 	s.cursors[last] = nil
 	s.cursors = s.cursors[:last]
 	s.dropSharedPageLocked()
@@ -337,7 +337,7 @@ func (s *hubSession) readLocked(l *log, after uint64) *page {
 	if p := s.page; p != nil && p.of == l && p.first == after+1 {
 		return p
 	}
-	p := l.read(span{after, l.head, l.head, s.h.sizes.batch, pageBytes, 0})
+	p := l.read(span{after: after, until: l.head, eventsUntil: l.head, events: s.h.sizes.batch, bytes: pageBytes})
 	if len(s.cursors) > 1 {
 		p.of, p.shared, p.memory = l, new(sharedEvents), nil
 		s.page = &p

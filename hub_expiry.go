@@ -124,13 +124,13 @@ func (h *Hub) expire(now time.Time) {
 func (h *Hub) removeLocked(s *hubSession) {
 	s.forgetEpochsLocked()
 	if len(s.cursors) == 0 && s.busy == nil {
-		h.dropLocked(s)
+		h.deleteLocked(s)
 	}
 }
 
-// dropLocked takes the session out of the hub and off its clock, which is its end: there is
+// deleteLocked takes the session out of the hub and off its clock, which is its end: there is
 // no receiver, cursor or callback left. The hub's lock and the session's are held.
-func (h *Hub) dropLocked(s *hubSession) {
+func (h *Hub) deleteLocked(s *hubSession) {
 	s.gone = true
 	delete(h.sessions, s.id)
 	h.expiryMu.Lock()

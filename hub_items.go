@@ -97,7 +97,7 @@ func carry(ctx context.Context, now time.Time, from, to *Link) (bool, time.Time,
 	if err != nil || p == nil {
 		return false, at, err
 	}
-	defer end(p)
+	defer releaseBatch(p)
 	return true, at, to.handle(ctx, now, p)
 }
 

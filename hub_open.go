@@ -32,7 +32,7 @@ func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus
 	}
 	defer s.mu.Unlock()
 	if !s.ended { // nothing follows the end
-		s.head = max(s.head, e.HeadSeq)
+		s.agentHead = max(s.agentHead, e.HeadSeq)
 		if e.Ended {
 			s.endSeq = e.HeadSeq
 			s.noteEndLocked()
@@ -79,7 +79,7 @@ func ofEpoch(err error, epoch string) error {
 
 // authorizeOpenLocked opens a locked session on this link, if the agent may have it. The lock
 // is free while a callback runs. It is free in the end as well, unless the session is open:
-// also after a callback's panic, which would otherwise lock the session for good.
+// even after a callback's panic, which would otherwise lock the session for good.
 func (ha *hubAgentLink) authorizeOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
 	open := false
 	defer func() {
@@ -110,7 +110,7 @@ func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hub
 	if err := ha.failure(); err != nil {
 		return err
 	}
-	if err := ha.claimLocked(ctx, s); err != nil {
+	if err := ha.checkClaimLocked(ctx, s); err != nil {
 		return err
 	}
 	if s.gone {
@@ -138,8 +138,8 @@ func (ha *hubAgentLink) beginLocked(ctx context.Context, now time.Time, s *hubSe
 	if err := ha.failure(); err != nil {
 		return err
 	}
-	if s.epoch == "" && ha.h.known.Add(1) > int64(ha.h.cfg.MaxSessions) {
-		ha.h.known.Add(-1) // others were faster
+	if s.epoch == "" && ha.h.knownSessions.Add(1) > int64(ha.h.cfg.MaxSessions) {
+		ha.h.knownSessions.Add(-1) // others were faster
 		return overloaded(s.id)
 	}
 	s.beginEpochLocked(now, e.Epoch, start)
@@ -156,11 +156,11 @@ func (s *hubSession) checkEpochLocked(epoch string) error {
 	return err
 }
 
-// claimLocked refuses a session of another agent's, unless this one may take it over (rule 4).
+// checkClaimLocked refuses a session of another agent's, unless this one may take it over (rule 4).
 // The lock is free meanwhile, and no Resume or Commit runs when it is held again. What was
 // allowed is to take the session from the owner that Claim was asked about. So the answer does
 // not hold if a third agent was faster; it does if the session belongs to nobody any more.
-func (ha *hubAgentLink) claimLocked(ctx context.Context, s *hubSession) error {
+func (ha *hubAgentLink) checkClaimLocked(ctx context.Context, s *hubSession) error {
 	if s.owner == "" || s.owner == ha.agentID {
 		return nil
 	}
@@ -203,7 +203,7 @@ func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
 	ha.h.agentsMu.Lock()
 	n := ha.h.owned[ha.agentID]
 	ha.h.agentsMu.Unlock()
-	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.known.Load() < int64(ha.h.cfg.MaxSessions)) {
+	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.knownSessions.Load() < int64(ha.h.cfg.MaxSessions)) {
 		return nil
 	}
 	return overloaded(s.id)
@@ -218,7 +218,7 @@ func overloaded(sessionID string) error {
 }
 
 // startLocked returns the number up to which an epoch that is new to the hub counts as
-// accepted. With a store only its answer counts, also if that is zero: what some hub has
+// accepted. With a store only its answer counts, even if that is zero: what some hub has
 // acknowledged need not be in it. Without one the agent's number does, since to start lower
 // would ask for events that it has freed. If the store does not answer, the agent has to try
 // again: any number made up here would lose events or repeat them. The lock is free while

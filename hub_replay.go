@@ -22,12 +22,12 @@ import (
 // looked at from both sides, and a free permit of the session, for which other viewers wait, is
 // used by whichever goroutine frees it.
 
-// fetchHistoryLocked deals with what is older than the hub's log: it asks the agent, waits, or
+// fetchOlderLocked deals with what is older than the hub's log: it asks the agent, waits, or
 // declares a gap, which it returns. The order: what can't be had is declared before anything
 // is waited for, a request that is open or put off keeps its time, and only then the agent is
 // asked. If it returns nil, the cursor is in a queue or has set a time, so that something
 // wakes it.
-func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
+func (c *cursor) fetchOlderLocked(now time.Time, l *log) *page {
 	s := c.s
 	until := l.first() - 1
 	switch {
@@ -35,7 +35,7 @@ func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 		return c.gapLocked(until, ReasonEvicted)
 	case c.unavailableTo > c.seq:
 		return c.gapLocked(min(c.unavailableTo, until), ReasonUnavailable)
-	case c.awaitsLocked(now):
+	case c.tickRequestLocked(now):
 		return nil
 	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // there are no permits
 		return c.gapLocked(until, ReasonUnavailable)
@@ -44,20 +44,20 @@ func (c *cursor) fetchHistoryLocked(now time.Time, l *log) *page {
 	if greeted {
 		c.waitingSince = time.Time{}
 		c.requestReplayLocked(ha, until)
-		c.awaitsLocked(now) // starts the clock of a request that it made
+		c.tickRequestLocked(now) // starts the clock of a request that it made
 		return nil
 	}
-	if !c.patientLocked(now, ha != nil) {
+	if !c.waitForAgentLocked(now, ha != nil) {
 		return c.gapLocked(until, ReasonUnavailable)
 	}
 	return nil
 }
 
-// patientLocked reports whether the cursor still waits for an agent that can't be asked. It is
+// waitForAgentLocked reports whether the cursor still waits for an agent that can't be asked. It is
 // called again within a second, since a hello, which may precede the session's opening by far,
 // wakes no cursors. The wait counts from when the cursor first needed the agent, over all
 // links that come and go meanwhile.
-func (c *cursor) patientLocked(now time.Time, connected bool) bool {
+func (c *cursor) waitForAgentLocked(now time.Time, connected bool) bool {
 	if c.waitingSince.IsZero() {
 		c.waitingSince = now
 	}
@@ -79,14 +79,14 @@ func (c *cursor) gapLocked(to uint64, reason Reason) *page {
 	return &p
 }
 
-// awaitsLocked reports whether the cursor waits for an answer, or for the time to ask again.
+// tickRequestLocked reports whether the cursor waits for an answer, or for the time to ask again.
 // A request's time counts from when it was made, and anew from when it is sent: an agent's
 // link that is stuck must not keep the permits.
-func (c *cursor) awaitsLocked(now time.Time) bool {
+func (c *cursor) tickRequestLocked(now time.Time) bool {
 	if c.request != nil && !c.retry.running() {
 		c.retry.start(now)
 	}
-	c.unansweredLocked(now)
+	c.retryUnansweredLocked(now)
 	if !c.retry.running() || c.retry.expired(now) {
 		return false
 	}
@@ -94,11 +94,11 @@ func (c *cursor) awaitsLocked(now time.Time) bool {
 	return true
 }
 
-// unansweredLocked ends a request to which nothing came for a timer period, and reports
+// retryUnansweredLocked ends a request to which nothing came for a timer period, and reports
 // whether it did. The agent is asked again under a new id, so that the two answers can't be
 // confused, and in turn: the permits go to the cursors that wait, so that an agent that
 // answers some requests and not others does not hold up all of them.
-func (c *cursor) unansweredLocked(now time.Time) bool {
+func (c *cursor) retryUnansweredLocked(now time.Time) bool {
 	if c.request == nil || !c.retry.expired(now) {
 		return false
 	}
@@ -266,7 +266,7 @@ func (rq *replayRequest) next(now time.Time) Payload {
 	switch {
 	case c.request != rq:
 		return nil
-	case rq.sent && c.unansweredLocked(now):
+	case rq.sent && c.retryUnansweredLocked(now):
 		c.hv.ready(&c.task)
 		return nil
 	case rq.sent:
@@ -294,10 +294,10 @@ func (rq *replayRequest) withdrawLocked() {
 // refusedLocked ends a request that the agent refuses. If that may change, the cursor asks again
 // on the timer; else what it asked for can't be had, and becomes a gap. The wait is doubled
 // for the next time only after this one has started.
-func (rq *replayRequest) refusedLocked(now time.Time, retry bool) {
+func (rq *replayRequest) refusedLocked(now time.Time, retryable bool) {
 	c := rq.c
 	c.releaseLocked()
-	if retry {
+	if retryable {
 		c.retry.start(now)
 		c.hv.schedule(&c.task, c.retry.at)
 		c.retry.backOff()
@@ -325,15 +325,15 @@ func (rq *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *
 	case p.LastSeq > rq.until || len(answer.slots) > rq.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
-	rq.acceptLocked(now, p, answer)
+	rq.acceptAnswerLocked(now, p, answer)
 	return nil
 }
 
-// acceptLocked keeps what is new in an answer for the cursor to hand out, in bytes of its own and
+// acceptAnswerLocked keeps what is new in an answer for the cursor to hand out, in bytes of its own and
 // in pages that fit a payload. A request that is complete, or as much as the hub holds at a
 // time, gives its permits back now, before the viewer has taken anything: the cursor asks on
 // when its pages are handed out.
-func (rq *replayRequest) acceptLocked(now time.Time, p *replayBatch, answer *page) {
+func (rq *replayRequest) acceptAnswerLocked(now time.Time, p *replayBatch, answer *page) {
 	c := rq.c
 	if p.FirstSeq > rq.expected { // a part was lost: ask again, at most once a second
 		c.releaseLocked()
@@ -384,7 +384,7 @@ func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
 	if err := p.load(); err != nil {
 		return malformed("replay_batch: %v", err)
 	}
-	for i := pg.larger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.larger(ha.h.cfg.MaxEventBytes) {
+	for i := pg.firstLarger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.firstLarger(ha.h.cfg.MaxEventBytes) {
 		pg.lose(i, ReasonRejected)
 	}
 	return rq.answered(now, p, pg)

@@ -873,7 +873,7 @@ func TestHubReplayGivenUp(t *testing.T) {
 		if p := f.next(time.Now()); p != nil {
 			t.Errorf("made: %s", payloadText(p))
 		}
-		if err := f.answered(time.Now(), batch(answerTo(r, 1, 15, true)).(*replayBatch), nil); err != nil {
+		if err := f.answered(time.Now(), toBatch(answerTo(r, 1, 15, true)).(*replayBatch), nil); err != nil {
 			t.Error(err)
 		}
 		if n := h.Stats().StalePayloads; n != 1 {

@@ -49,7 +49,7 @@ func (s *hubSession) lock(ctx context.Context, ha *hubAgentLink) error {
 }
 
 // waitIdleLocked waits until no callback runs for the session. The lock is free meanwhile,
-// and held again in the end, also after an error. Anything may have changed: the session
+// and held again in the end, even after an error. Anything may have changed: the session
 // may have another owner, another epoch or none, or be gone.
 func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err error) {
 	for s.busy != nil && err == nil {
@@ -61,7 +61,7 @@ func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err 
 	return err
 }
 
-// callLocked runs a callback without the lock, which it takes again, also when the callback
+// callLocked runs a callback without the lock, which it takes again, even when the callback
 // panics. As long as it runs, busy keeps all links' batches and statuses and the clock away
 // from the session (rule 8), but not Forget, Close or the end of ha: the caller looks again
 // at the epoch and the receiver.
@@ -83,7 +83,7 @@ func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ct
 // (rules 5 and 15). The caller has counted a session that had none. The log before is kept
 // for a while, so that cursors in it can read it to its end.
 func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
-	next := history{epoch: epoch, log: log{head: start}, head: start}
+	next := history{epoch: epoch, log: log{head: start}, agentHead: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
 		next.prevID, next.prevSeq = s.epoch, s.log.head
@@ -100,10 +100,10 @@ func (s *hubSession) acceptLocked(p *page) {
 	s.log.accept(p, func() {
 		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
 	})
-	if p.ends() {
+	if p.hasEnd() {
 		s.endSeq = p.last
 	}
-	s.head = max(s.head, s.log.head)
+	s.agentHead = max(s.agentHead, s.log.head)
 	s.noteEndLocked()
 	s.page = nil // it may end before the new head
 	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
@@ -118,7 +118,7 @@ func (s *hubSession) acceptLocked(p *page) {
 func (s *hubSession) noteEndLocked() {
 	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
 		s.ended = true
-		s.endSeq, s.head = s.log.head, s.log.head // what the agent named beyond that was wrong
+		s.endSeq, s.agentHead = s.log.head, s.log.head // what the agent named beyond that was wrong
 		s.wakeAllLocked()
 	}
 }
@@ -139,7 +139,7 @@ func (s *hubSession) wakeAllLocked() {
 // without an epoch, which is no news to them (rule 15).
 func (s *hubSession) forgetEpochsLocked() {
 	if s.epoch != "" {
-		s.h.known.Add(-1)
+		s.h.knownSessions.Add(-1)
 	}
 	if s.receiver != nil {
 		s.receiver.closeLocked()
@@ -186,7 +186,7 @@ func (s *hubSession) stats() (SessionStats, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionStats{
-		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.head, Acked: s.log.head,
+		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.agentHead, Acked: s.log.head,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.ended, Connected: s.receiver != nil,
 		AgentID: s.owner, Viewers: len(s.cursors),
 	}, s.epoch != ""
@@ -210,11 +210,11 @@ type ownership struct {
 // In an epoch log.head only grows, and it is never above head. Once the session has ended, it
 // is endSeq, and does not change any more.
 type history struct {
-	epoch  string
-	log    log    // its head is what is accepted
-	head   uint64 // last number the agent is known to have
-	endSeq uint64 // the number of the end, once the agent said so, or 0
-	ended  bool   // the end was accepted
+	epoch     string
+	log       log    // its head is what is accepted
+	agentHead uint64 // last number the agent is known to have
+	endSeq    uint64 // the number of the end, once the agent said so, or 0
+	ended     bool   // the end was accepted
 
 	// What outlives a change of the epoch. The position is for statuses, so that a viewer can
 	// say what it missed; it stays when the log has expired.
@@ -277,14 +277,14 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = h.newSessionLocked(id)
+		s = h.newSession(id)
 		h.sessions[id] = s
 	}
 	return s
 }
 
-// newSessionLocked returns a session that is not in the hub's map yet.
-func (h *Hub) newSessionLocked(id string) *hubSession {
+// newSession returns a session that is not in the hub's map yet.
+func (h *Hub) newSession(id string) *hubSession {
 	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
 }
 
@@ -304,6 +304,6 @@ func (h *Hub) release(s *hubSession) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch == "" && len(s.cursors) == 0 && s.busy == nil && !s.gone {
-		h.dropLocked(s)
+		h.deleteLocked(s)
 	}
 }

@@ -283,7 +283,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	defer h.mu.Unlock()
 	s := h.sessions[sessionID]
 	if s == nil {
-		s = h.newSessionLocked(sessionID)
+		s = h.newSession(sessionID)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,7 +297,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
 		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
-	c := &cursor{hv: hv, s: s, at: len(s.cursors)}
+	c := &cursor{hv: hv, s: s, index: len(s.cursors)}
 	c.task.Source = c.next
 	h.sessions[sessionID] = s
 	hv.cursors[sessionID] = c
@@ -330,7 +330,7 @@ func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 		if c == nil {
 			break
 		}
-		if st, ok := c.describe(); ok {
+		if st, ok := c.takeStatus(); ok {
 			p.Sessions = append(p.Sessions, st)
 		}
 	}

@@ -791,7 +791,7 @@ func TestHubWatchEndsTwice(t *testing.T) {
 		v.send(v.watch("s", "", 0))
 		c := h.viewers["tab"].cursors["s"]
 		v.send(v.stop("s"))
-		if st, ok := c.describe(); ok {
+		if st, ok := c.takeStatus(); ok {
 			t.Errorf("a watch that is over is described as %+v", st)
 		}
 		c.remove()

@@ -6,7 +6,7 @@ import "slices"
 // Gap and Reset is non-nil, or End is true. Code that reads only Event meets nil
 // where something is missing: a gap can't be overlooked.
 //
-// An item and its bytes belong to the caller that received it. Its identity, also after
+// An item and its bytes belong to the caller that received it. Its identity, even after
 // a restart of agent, hub or viewer, is (SessionID, Epoch, number): the same
 // event has it again whenever it is replayed.
 type Item struct {

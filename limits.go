@@ -16,16 +16,16 @@ const (
 	// it exact. A session that used it publishes no more (ErrSeqExhausted).
 	MaxSeq = 1<<53 - 1
 
-	version        = 1
-	maxID          = 128       // bytes of a session, viewer, agent, link or request id, and of an event's type
-	maxEpoch       = 64        // bytes
-	maxBatchEvents = 256       // events of an event batch
-	maxReplayPage  = 100       // events of a replay batch
-	maxReplay      = 500       // events that the hub asks for at a time
-	maxBatchBytes  = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
-	maxBatchGaps   = 512       // gaps of a batch: more than fit between its events
-	maxStatus      = 256       // sessions of a status
-	maxCohort      = 64        // viewers that one worker serves in one turn
+	version                = 1
+	maxID                  = 128       // bytes of a session, viewer, agent, link or request id, and of an event's type
+	maxEpoch               = 64        // bytes
+	maxBatchEvents         = 256       // events of an event batch
+	maxReplayBatchEvents   = 100       // events of a replay batch
+	maxReplayRequestEvents = 500       // events that the hub asks for at a time
+	maxBatchBytes          = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
+	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
+	maxStatus              = 256       // sessions of a status
+	maxCohort              = 64        // viewers that one worker serves in one turn
 )
 
 // sizes are how much a machine puts into one payload, or asks for at a time. They are a
@@ -39,4 +39,4 @@ type sizes struct {
 }
 
 // fullSizes are those of every machine outside of tests.
-var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayPage, replay: maxReplay, cohort: maxCohort}
+var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}

@@ -78,7 +78,7 @@ type closer struct {
 
 // watch registers end with ctx. It is cheap for the same ctx again, as nearly all calls
 // are. What it registers is taken back by release and, since ctx may outlive a connection
-// whose functions are called no more, also when those are garbage.
+// whose functions are called no more, even when those are garbage.
 func (c *closer) watch(ctx context.Context) {
 	if ctx.Done() == c.done {
 		return
@@ -98,9 +98,9 @@ func (c *closer) release() {
 	c.done, c.stop = nil, nil
 }
 
-// errorOf returns what a call reports for err. Once ctx has ended, rw is closed and its
+// finish returns what a call reports for err. Once ctx has ended, rw is closed and its
 // errors say no more than that, so ctx's own is reported.
-func (c *closer) errorOf(ctx context.Context, err error) error {
+func (c *closer) finish(ctx context.Context, err error) error {
 	c.release()
 	if ctx.Err() != nil {
 		c.end()
@@ -125,7 +125,7 @@ var lineBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func (s *lineSender) send(ctx context.Context, p Payload) error {
 	if ctx.Err() != nil || s.err != nil {
-		return s.errorOf(ctx, s.err)
+		return s.finish(ctx, s.err)
 	}
 	buf := lineBuffers.Get().(*[]byte)
 	defer lineBuffers.Put(buf)
@@ -176,7 +176,7 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 // write is one Write, which ctx ends by closing the stream.
 func (s *lineSender) write(ctx context.Context, lines []byte) error {
 	if ctx.Err() != nil {
-		return s.errorOf(ctx, nil)
+		return s.finish(ctx, nil)
 	}
 	s.watch(ctx)
 	n, err := s.w.Write(lines)
@@ -185,7 +185,7 @@ func (s *lineSender) write(ctx context.Context, lines []byte) error {
 	}
 	if err != nil {
 		s.err = err
-		return s.errorOf(ctx, err)
+		return s.finish(ctx, err)
 	}
 	return nil
 }
@@ -240,7 +240,7 @@ func (r *lineReceiver) next(ctx context.Context) ([]byte, error) {
 			r.lo, r.hi, r.seen = 0, 0, 0
 		}
 		if r.err != nil || ctx.Err() != nil {
-			return nil, r.errorOf(ctx, r.err)
+			return nil, r.finish(ctx, r.err)
 		}
 		r.watch(ctx)
 		r.fill()

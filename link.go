@@ -24,20 +24,20 @@ import (
 // peer's silence, or a fatal error of the protocol, the transport or a Commit callback.
 // Then it is dead for good. It may still have a last payload, which says to the peer why:
 // Next returns that before the error.
-//
-// Locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2 that
-// of a session, 3 that of a link, which also protects the fields of the half that embeds
-// it, 4 the leaves, under which nothing else is locked. No goroutine holds two locks of
-// one level. A method that wants a lock held ends in Locked.
 type Link struct {
-	m       machine
-	refused *atomic.Uint64 // counts the payloads answered by an error
-	workers *workerPool    // that Push shares with other links, or nil
-	started atomic.Bool    // Run or Push was called
-	pusher  atomic.Pointer[pushWriter]
-	wake    chan struct{} // one slot: Next has something to look at
-	done    chan struct{} // closed when the link is dead and its last payload is sent
+	endpoint endpoint
+	refused  *atomic.Uint64 // counts the payloads answered by an error
+	workers  *workerPool    // that Push shares with other links, or nil
+	started  atomic.Bool    // Run or Push was called: a second call gets ErrBusy
+	pusher   atomic.Pointer[pushWriter]
+	wake     chan struct{} // one slot: Next has something to look at
+	done     chan struct{} // closed when the link is dead and its last payload is sent
 
+	// All locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2
+	// that of a session, 3 that of a link, which also protects the fields of the half that
+	// embeds it, 4 the leaves, under which nothing else is locked. No goroutine holds two
+	// locks of one level. A method that wants a lock held ends in Locked, and holds it again
+	// when it returns, if it had to give it up.
 	mu sync.Mutex // level 3; protects the fields below, and those of the half that embeds the Link
 	// What there is to send, in the order of rule 7: all replies, then control tasks (acks,
 	// statuses, requests), then data tasks (sessions, cursors, replays) in turn. A reply is
@@ -47,15 +47,14 @@ type Link struct {
 	tasks   sched.Tasks[Payload]
 	// err is why the link is dead, or nil. A dead link has no tasks and takes none, which
 	// lets go of the sessions and cursors that they belong to.
-	err     error
-	running bool // Run or Push was called: a second call gets ErrBusy
-	over    bool // done is closed
+	err  error
+	over bool // done is closed
 }
 
-// A machine is what a link belongs to: a Streamer's, Hub's or Viewer's half of
+// An endpoint is what a link belongs to: a Streamer's, Hub's or Viewer's half of
 // one connection. Batches come and go as eventBatch and replayBatch. The link calls it
 // with no lock held, so that it may take locks of any level.
-type machine interface {
+type endpoint interface {
 	// handle applies a payload that arrived at now, and keeps nothing of it. A
 	// *ProtocolError is answered to the peer; any other error but ctx's own ends the
 	// link. If it has to wait, it waits no longer than ctx.
@@ -69,7 +68,7 @@ type machine interface {
 // viewer's. A hub's is none, since agents and viewers connect again by themselves, and the
 // new link supersedes the one that is stuck.
 type listener interface {
-	silent(now time.Time) bool
+	checkSilence(now time.Time) bool
 }
 
 // A task is something on a link that may have a payload to send: a session, a cursor, a
@@ -78,8 +77,8 @@ type listener interface {
 // schedules itself, or the code that changes what it waits for makes it ready.
 type task = sched.Task[Payload]
 
-func newLink(m machine, refused *atomic.Uint64) *Link {
-	return &Link{m: m, refused: refused, wake: make(chan struct{}, 1), done: make(chan struct{})}
+func newLink(m endpoint, refused *atomic.Uint64) *Link {
+	return &Link{endpoint: m, refused: refused, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // ready asks t for its next payload, in turn.
@@ -188,7 +187,7 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 	if p := l.pusher.Load(); p != nil {
 		p.failed()
 	}
-	l.m.detach(now)
+	l.endpoint.detach(now)
 }
 
 // finishLocked closes done once the link is dead and no reply is left. It is not called
@@ -228,7 +227,7 @@ func (l *Link) failure() error {
 // time if only a wake can bring one. A dead link first yields the replies that are left.
 func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 	p, at, err := l.take(now)
-	return open(p), at, err
+	return toPayload(p), at, err
 }
 
 // take is like next, for callers that only encode the payload: batches stay in the form
@@ -286,7 +285,7 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 		l.refuseFrame(now, err)
 		return err
 	}
-	defer end(p)
+	defer releaseBatch(p)
 	return l.handle(ctx, now, p)
 }
 
@@ -337,11 +336,11 @@ func (l *Link) apply(ctx context.Context, now time.Time, p Payload) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	b := batch(p)
+	b := toBatch(p)
 	if b != p {
-		defer end(b)
+		defer releaseBatch(b)
 	}
-	return l.m.handle(ctx, now, b)
+	return l.endpoint.handle(ctx, now, b)
 }
 
 // refuseFrame answers a frame that could not be decoded, unless it is an error payload

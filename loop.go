@@ -38,7 +38,7 @@ func (l *Link) Next(ctx context.Context) (Payload, error) {
 	var t reusableTimer
 	defer t.stop()
 	p, err := l.await(ctx, &t)
-	return open(p), err
+	return toPayload(p), err
 }
 
 // NextFrame is Next and Append in one, for callers whose transport carries messages:
@@ -59,7 +59,7 @@ func (l *Link) NextFrame(ctx context.Context, dst []byte) ([]byte, error) {
 // appendOnce appends the envelope of a payload that a machine made, and ends its use.
 func appendOnce(dst []byte, p Payload) []byte {
 	out, _ := Append(dst, p) // a machine makes nothing that can't be encoded
-	end(p)
+	releaseBatch(p)
 	return out
 }
 
@@ -133,17 +133,21 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 		if err != nil {
 			return err
 		}
-		return send(ctx, open(p))
+		return send(ctx, toPayload(p))
 	}
 	return run(ctx, l, next, receive, l.Handle)
 }
+
+// start reports whether the caller is the first to serve the link, by Run or Push. From
+// then on a cursor of the link may join a cohort.
+func (l *Link) start() bool { return !l.started.Swap(true) }
 
 // run is Run for payloads or frames. send sends what the link has to send next. The first
 // of the three goroutines that returns ends the ctx of the other two. The link is closed
 // last, since Close drops what is not sent yet.
 func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 	receive func(context.Context) (M, error), handle func(context.Context, M) error) error {
-	if !l.claim() {
+	if !l.start() {
 		return ErrBusy
 	}
 	defer l.Close()
@@ -169,7 +173,7 @@ func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 // outlive it. Silence is otherwise found by the heartbeat's task, when the sender asks
 // it; while send is stuck nobody does, so the link dies of the peer's silence here.
 func (l *Link) watch(ctx context.Context) error {
-	m, listens := l.m.(listener)
+	m, listens := l.endpoint.(listener)
 	var tick <-chan time.Time
 	if listens {
 		ticker := time.NewTicker(heartbeatEvery)
@@ -183,7 +187,7 @@ func (l *Link) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case now := <-tick:
-			if m.silent(now) {
+			if m.checkSilence(now) {
 				l.fail(now, ErrSilent)
 			}
 		}

@@ -24,7 +24,7 @@ type sharedEvents struct {
 }
 
 // A pageMemory is the memory that log.read makes a page of: the slots, and the bytes if
-// they were copied. It is in the pool or with exactly one page. page.end returns it to the
+// they were copied. It is in the pool or with exactly one page. page.release returns it to the
 // pool for the next page to overwrite; a page that is never ended leaves it to the garbage
 // collector, which is always safe.
 type pageMemory struct {
@@ -111,15 +111,15 @@ func (p *page) open() (events []Event) {
 	} else {
 		events = decodeEvents(p.slots, nil)
 	}
-	p.end()
+	p.release()
 	return events
 }
 
-// end ends the page: its memory may be another page's from here on, so nothing that was
+// release ends the page: its memory may be another page's from here on, so nothing that was
 // made of its slots, or of pooled bytes, may be read any more. Only one of the values that
 // a page was copied to may be ended, or two pages would share a memory. Ending one that has
 // no memory only drops its slots.
-func (p *page) end() {
+func (p *page) release() {
 	p.memory.release()
 	p.slots, p.memory = nil, nil
 }
@@ -140,21 +140,21 @@ func (p *page) ownEvents() []Event {
 // slot ever points into memory that append has moved.
 func (p *page) encode(events []Event) error {
 	size := 0
-	drafts := make([]preparedEvent, len(events))
+	prepared := make([]preparedEvent, len(events))
 	for i := range events {
-		drafts[i].ev = &events[i]
-		if err := drafts[i].check(false); err != nil {
+		prepared[i].ev = &events[i]
+		if err := prepared[i].check(false); err != nil {
 			return &eventError{events[i].Seq, err}
 		}
-		size += drafts[i].size() + 1
+		size += prepared[i].size() + 1
 	}
 	if size > maxFrame {
 		return &eventError{events[0].Seq, ErrTooLarge}
 	}
 	p.slots, p.held = make([]slot, len(events)), heldOwn
 	out, c := make([]byte, 0, size), new(chunk)
-	for i := range drafts {
-		d, s, off := &drafts[i], &p.slots[i], len(out)
+	for i := range prepared {
+		d, s, off := &prepared[i], &p.slots[i], len(out)
 		var data int
 		out, data = d.appendTo(out, events[i].Seq)
 		d.note(s, events[i].Seq, data)
@@ -280,13 +280,13 @@ func (p *page) pack() {
 	}
 }
 
-// larger returns the index of the first event whose JSON has more bytes than that, or -1.
-func (p *page) larger(bytes int) int {
+// firstLarger returns the index of the first event whose JSON has more bytes than that, or -1.
+func (p *page) firstLarger(bytes int) int {
 	return slices.IndexFunc(p.slots, func(s slot) bool { return int(s.size) > bytes })
 }
 
-// ends reports whether the page's last event is its session's.
-func (p *page) ends() bool {
+// hasEnd reports whether the page's last event is its session's.
+func (p *page) hasEnd() bool {
 	n := len(p.slots)
 	return n > 0 && p.slots[n-1].end()
 }

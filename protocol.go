@@ -167,7 +167,7 @@ func (p *HelloPayload) check() *ProtocolError {
 	case !optionalID(p.ViewerID):
 		return malformed("hello: bad viewer_id")
 	case p.Role != roleAgent && p.Role != roleViewer:
-		return malformed("hello: unknown role %q", cut(p.Role))
+		return malformed("hello: unknown role %q", shorten(p.Role))
 	}
 	return nil
 }
@@ -317,8 +317,8 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 		return malformed("replay_batch: bad request_id")
 	case !validEpoch(p.Epoch):
 		return malformed("replay_batch: bad epoch")
-	case len(p.Events)+len(slots) > maxReplayPage:
-		return malformed("replay_batch: more than %d events", maxReplayPage)
+	case len(p.Events)+len(slots) > maxReplayBatchEvents:
+		return malformed("replay_batch: more than %d events", maxReplayBatchEvents)
 	case !p.ordered():
 		return malformed("replay_batch: numbers out of order")
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
@@ -423,9 +423,9 @@ func checkGapTile(next, last uint64, gaps []Gap) *ProtocolError {
 	return nil
 }
 
-// cut shortens a word of the peer's for an error message, so that the peer can't make this
+// shorten shortens a word of the peer's for an error message, so that the peer can't make this
 // side send, or log, a long one.
-func cut(s string) string { return s[:min(len(s), 32)] }
+func shorten(s string) string { return s[:min(len(s), 32)] }
 
 // Payload returns the error payload that says the same to the peer. It is for callers that
 // decode frames themselves and drive a Link by Handle and Next: Run and Handle

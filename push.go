@@ -30,7 +30,7 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	if err := l.failure(); err != nil {
 		return err
 	}
-	if !l.claim() {
+	if !l.start() {
 		return ErrBusy
 	}
 	p := &pushWriter{l: l, workers: l.workers, send: send}
@@ -45,17 +45,6 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	l.pusher.Store(p)
 	p.wake() // what became ready before the Store woke nobody
 	return nil
-}
-
-// claim reports whether the caller is the one that serves the link: Run or Push, and once.
-// From then on a cursor of the link may join a cohort.
-func (l *Link) claim() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	was := l.running
-	l.running = true
-	l.started.Store(true)
-	return !was
 }
 
 // A pushWriter sends what its link has to send, when a worker comes round. Push makes it,
@@ -111,9 +100,9 @@ func (p *pushWriter) wake() {
 	}
 }
 
-// claim makes the caller the one that may send, if there is nothing else to be sent: what
+// tryClaim makes the caller the one that may send, if there is nothing else to be sent: what
 // a cohort sends can't overtake what the link itself has to send.
-func (p *pushWriter) claim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
+func (p *pushWriter) tryClaim() bool { return p.state.CompareAndSwap(pushIdle, pushBusy) }
 
 // unclaim ends a claim. If the link was woken meanwhile, the workers serve it.
 func (p *pushWriter) unclaim() {
@@ -181,12 +170,12 @@ func (p *pushWriter) resetTimer(d time.Duration) {
 // stuck, nothing else looks at the clock (rule 9), and the drainTimeout of a dead link is
 // over.
 func (p *pushWriter) tick() {
-	m, listens := p.l.m.(listener)
+	m, listens := p.l.endpoint.(listener)
 	now := time.Now()
 	switch {
 	case p.l.failure() != nil:
 		p.cancel()
-	case listens && m.silent(now):
+	case listens && m.checkSilence(now):
 		p.l.fail(now, ErrSilent)
 	case listens:
 		p.resetTimer(heartbeatEvery)

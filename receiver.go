@@ -100,12 +100,12 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	if err != nil {
 		return err
 	}
-	defer s.leaveLocked()
+	defer s.unlockAndRelease()
 	rc, accepted := s.receiver, s.log.head
 	if s.ended && p.LastSeq > accepted {
 		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
 	}
-	s.head = max(s.head, p.HeadSeq)
+	s.agentHead = max(s.agentHead, p.HeadSeq)
 	s.listed = now
 	switch {
 	case p.FirstSeq > accepted+1:
@@ -116,10 +116,10 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 		return nil
 	}
 	p.clip(accepted)
-	return ha.acceptLocked(ctx, now, s, &p.page)
+	return ha.acceptPageLocked(ctx, now, s, &p.page)
 }
 
-// acceptLocked accepts a page, up to the first event that is too large, once it is stored
+// acceptPageLocked accepts a page, up to the first event that is too large, once it is stored
 // (rule 8). The lock is free while Commit runs. Meanwhile the session may have been forgotten,
 // and then what Commit says does not count; or the link may have died, and then it does, as
 // the next link finds: a receiver whose link is dead just sends no ack. Nobody else can have
@@ -127,7 +127,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 //
 // The page is packed first: it may go into the log, and would keep the whole payload in memory
 // for the sake of the few events that are new.
-func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
+func (ha *hubAgentLink) acceptPageLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
 	rc, epoch := s.receiver, s.epoch // when Commit is done, they may be others
 	tooLarge := ha.cutOversizedLocked(s, pg)
 	if pg.last >= pg.first {
@@ -148,9 +148,9 @@ func (ha *hubAgentLink) acceptLocked(ctx context.Context, now time.Time, s *hubS
 	return tooLarge
 }
 
-// leaveLocked unlocks the session, and releases it if it was forgotten while Commit ran: until
+// unlockAndRelease unlocks the session, and releases it if it was forgotten while Commit ran: until
 // the callback's end it had to stay in the hub's map.
-func (s *hubSession) leaveLocked() {
+func (s *hubSession) unlockAndRelease() {
 	forgotten := s.epoch == ""
 	s.mu.Unlock()
 	if forgotten {
@@ -169,7 +169,7 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 		if s.receiver != nil && s.receiver.ha == ha && s.epoch == p.Epoch {
 			return s, nil
 		}
-		err := ha.barredLocked(s, p.Epoch)
+		err := ha.checkOwnerLocked(s, p.Epoch)
 		s.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -183,10 +183,10 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 	return ha.openSession(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
 }
 
-// barredLocked refuses a session that the agent can't open in that epoch in any way, neither
+// checkOwnerLocked refuses a session that the agent can't open in that epoch in any way, neither
 // by this batch nor by a status. Otherwise the batch would be answered by unknown_session, and
 // the agent would learn that it has to stop only from the answer to its status.
-func (ha *hubAgentLink) barredLocked(s *hubSession, epoch string) error {
+func (ha *hubAgentLink) checkOwnerLocked(s *hubSession, epoch string) error {
 	switch {
 	case s.owner == "" || s.owner == ha.agentID:
 		return s.checkEpochLocked(epoch)
@@ -200,7 +200,7 @@ func (ha *hubAgentLink) barredLocked(s *hubSession, epoch string) error {
 // refusal of that one (rule 11). The agent sends a gap in its place, and what follows again:
 // to accept that now would leave a hole.
 func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
-	i := p.larger(ha.h.cfg.MaxEventBytes)
+	i := p.firstLarger(ha.h.cfg.MaxEventBytes)
 	if i < 0 {
 		return nil
 	}

@@ -4,8 +4,6 @@ import (
 	"slices"
 	"sort"
 	"time"
-
-	"github.com/vibetools/gvstream/internal/jsontext"
 )
 
 // This file is the log, the one place where events are kept, for agents and hubs alike: an
@@ -62,16 +60,6 @@ func (l *log) from(i int) uint64 {
 	return l.ring.at(i-1).to + 1
 }
 
-// compact reports whether the data of an event is JSON without white space. It is, unless
-// it was published unchecked (StreamerConfig.TrustData).
-func (l *log) compact(s *slot) bool {
-	if s.data == 0 || s.kind&kindMask == isBytes { // nothing, or our own encoding
-		return true
-	}
-	spaces, err := jsontext.Check(s.value())
-	return err == nil && spaces == 0
-}
-
 // publish gives a prepared event the number head+1 and writes its JSON into the log's last
 // chunk, both in one step (rule 1) and the only time that it is encoded. It returns the
 // length of the JSON. The caller has checked that there is room and a number.
@@ -81,23 +69,23 @@ func (l *log) publish(d *preparedEvent) int {
 	}
 	c := l.store.room(d.size()+1, l.bytes)
 	b, data := d.appendTo(c.b[:c.used], l.head+1)
-	e := l.next()
+	e := l.addSlot()
 	d.note(e, l.head+1, data)
 	l.store.put(e, c, len(b)-c.used)
-	l.count(e)
+	l.noteAdded(e)
 	return int(e.size)
 }
 
-// next adds a free slot after the last. In an empty log it begins at head+1.
-func (l *log) next() *slot {
+// addSlot adds a free slot after the last. In an empty log it begins at head+1.
+func (l *log) addSlot() *slot {
 	if l.ring.n == 0 {
 		l.low = l.head
 	}
 	return l.ring.add()
 }
 
-// count makes the slot that was filled in the last of the log.
-func (l *log) count(e *slot) {
+// noteAdded makes the slot that was filled in the last of the log.
+func (l *log) noteAdded(e *slot) {
 	l.head = e.to
 	if !e.gap() {
 		l.events++
@@ -107,8 +95,8 @@ func (l *log) count(e *slot) {
 
 // push appends a slot that has its bytes already.
 func (l *log) push(s slot) {
-	*l.next() = s
-	l.count(&s)
+	*l.addSlot() = s
+	l.noteAdded(&s)
 }
 
 // gapSlot makes the slot of a gap up to a number. Its chunk has the reason and no store;
@@ -133,9 +121,9 @@ var reasons = func() map[Reason]*chunk {
 // reason is the reason of a gap.
 func (s *slot) reason() Reason { return Reason(s.bytes()) }
 
-// lost appends a gap from head+1 to a number. It merges with a gap before it that has the
+// appendGap appends a gap from head+1 to a number. It merges with a gap before it that has the
 // same reason.
-func (l *log) lost(to uint64, reason Reason) {
+func (l *log) appendGap(to uint64, reason Reason) {
 	if n := l.ring.n; n > 0 && l.ring.at(n-1).gap() && l.ring.at(n-1).reason() == reason {
 		l.ring.at(n-1).to, l.head = to, to
 		return
@@ -260,7 +248,7 @@ func (l *log) unreadable(after, upTo uint64) (seq uint64, found bool) {
 		if s.to > upTo {
 			break
 		}
-		if !l.compact(s) {
+		if !s.compact() {
 			return s.to, true
 		}
 	}
@@ -274,7 +262,7 @@ func (l *log) loseOldest(after uint64, reason Reason) int {
 	for l.ring.at(i).gap() {
 		i++
 	}
-	return l.lose(i, reason)
+	return l.loseAt(i, reason)
 }
 
 // loseSeq turns the event under a number that the log holds into a gap, and returns the
@@ -284,13 +272,13 @@ func (l *log) loseSeq(seq uint64, reason Reason) (bytes int, ok bool) {
 	if l.ring.at(i).gap() {
 		return 0, false
 	}
-	return l.lose(i, reason), true
+	return l.loseAt(i, reason), true
 }
 
-// lose turns the event at index i into a gap and returns the bytes that this frees. Pages
+// loseAt turns the event at index i into a gap and returns the bytes that this frees. Pages
 // that were read before still have the event: the receiver may get either, and an ack
 // settles which (rule 10).
-func (l *log) lose(i int, reason Reason) int {
+func (l *log) loseAt(i int, reason Reason) int {
 	s := l.ring.at(i)
 	n := l.free(s)
 	*s = gapSlot(s.to, reason)
@@ -336,7 +324,7 @@ func (l *log) accept(p *page, trim func()) {
 	gaps := p.gaps
 	for i, s := range p.slots {
 		for ; len(gaps) > 0 && gaps[0].To < s.to; gaps = gaps[1:] {
-			l.lost(gaps[0].To, gaps[0].Reason)
+			l.appendGap(gaps[0].To, gaps[0].Reason)
 		}
 		if p.held == heldByFrame {
 			l.keep(&s)
@@ -346,7 +334,7 @@ func (l *log) accept(p *page, trim func()) {
 		}
 	}
 	for _, g := range gaps {
-		l.lost(g.To, g.Reason)
+		l.appendGap(g.To, g.Reason)
 	}
 	trim()
 }
@@ -358,7 +346,7 @@ func (l *log) oldest(acked uint64) (time.Time, bool) {
 		if s := l.ring.at(i); s.to > acked {
 			break
 		} else if !s.gap() {
-			at, _ := s.head(new(internTable))
+			at, _ := s.timeAndType(new(internTable))
 			return at, true
 		}
 	}

@@ -36,7 +36,7 @@ func newReplayCursor(p *ReplayRequestPayload, head uint64) replayCursor {
 
 // span is the span of the next page, of at most that many events.
 func (c *replayCursor) span(events int) span {
-	return span{c.after, c.until, c.until, min(events, c.events), pageBytes, 0}
+	return span{after: c.after, until: c.until, eventsUntil: c.until, events: min(events, c.events), bytes: pageBytes}
 }
 
 // advance notes that a page was sent, and reports whether it was the last. A page that

@@ -219,7 +219,7 @@ func TestLogTrim(t *testing.T) {
 func TestLogTrimGaps(t *testing.T) {
 	l := &log{}
 	for seq := range uint64(40) {
-		l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
+		l.appendGap(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
 	}
 	if l.ring.n != 40 || l.events != 0 || l.bytes != 0 {
 		t.Fatalf("%d entries, %d events, %d bytes", l.ring.n, l.events, l.bytes)
@@ -259,7 +259,7 @@ func TestLogLose(t *testing.T) {
 					}
 					if c := pattern >> (2 * i) & 3; c >= 2 {
 						want := testSize(uint64(i + 1))
-						if n := l.lose(l.find(uint64(i+1)), reasons[c-2]); n != want {
+						if n := l.loseAt(l.find(uint64(i+1)), reasons[c-2]); n != want {
 							t.Fatalf("lose(%d) frees %d bytes, want %d", i+1, n, want)
 						}
 						m.at[i] = string(reasons[c-2])
@@ -285,7 +285,7 @@ func TestLogAfter(t *testing.T) {
 			l := testLog(count)
 			for seq := uint64(1); seq <= count; seq++ {
 				if isLost(seq) {
-					l.lose(l.find(seq), ReasonDropped)
+					l.loseAt(l.find(seq), ReasonDropped)
 				}
 			}
 			return l
@@ -326,7 +326,7 @@ func TestLogMaxGaps(t *testing.T) {
 	} {
 		l := testLog(uint64(test.lost + test.events))
 		for i := range test.lost {
-			l.lose(l.find(uint64(i+1)), Reason(fmt.Sprint("r", i%2)))
+			l.loseAt(l.find(uint64(i+1)), Reason(fmt.Sprint("r", i%2)))
 		}
 		if l.ring.n != test.left || l.events != test.events {
 			t.Errorf("%d of %d lost: %d slots with %d events, want %d", test.lost, test.lost+test.events, l.ring.n, l.events, test.left)
@@ -347,7 +347,7 @@ func TestLogDeclare(t *testing.T) {
 					}
 					m := &logModel{first: evicted + 1, at: make([]string, count-evicted)}
 					if lost && evicted < count {
-						l.lose(0, ReasonEvicted)
+						l.loseAt(0, ReasonEvicted)
 						m.at[0] = string(ReasonEvicted)
 					}
 					l.declare(after, ReasonEvicted)
@@ -365,11 +365,11 @@ func TestLogDeclare(t *testing.T) {
 // TestLogAppend: a gap joins the gap before it if the reasons are the same.
 func TestLogAppend(t *testing.T) {
 	l := testLog(1)
-	l.lost(3, ReasonDropped)
-	l.lost(4, ReasonDropped)
-	l.lost(9, ReasonRejected)
+	l.appendGap(3, ReasonDropped)
+	l.appendGap(4, ReasonDropped)
+	l.appendGap(9, ReasonRejected)
 	l.add()
-	l.lost(11, ReasonRejected)
+	l.appendGap(11, ReasonRejected)
 	_, gaps := l.pageOf(t)
 	want := []Gap{{2, 4, ReasonDropped}, {5, 9, ReasonRejected}, {11, 11, ReasonRejected}}
 	if diff := cmp.Diff(want, gaps); diff != "" || l.events != 2 {
@@ -398,13 +398,13 @@ func TestLogSteps(t *testing.T) {
 				m.at = append(m.at, "")
 			case 3:
 				to := l.head + 1 + rnd.Uint64N(3)
-				l.lost(to, ReasonUnavailable)
+				l.appendGap(to, ReasonUnavailable)
 				for m.head() < to {
 					m.at = append(m.at, string(ReasonUnavailable))
 				}
 			case 4:
 				if i := rnd.IntN(len(m.at) + 1); i < len(m.at) && m.at[i] == "" {
-					l.lose(l.find(m.first+uint64(i)), ReasonDropped)
+					l.loseAt(l.find(m.first+uint64(i)), ReasonDropped)
 					m.at[i] = string(ReasonDropped)
 				}
 			case 5:
@@ -469,7 +469,7 @@ func TestReadBounds(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			l := testLog(9)
 			for _, seq := range test.lose {
-				l.lose(l.find(seq), ReasonDropped)
+				l.loseAt(l.find(seq), ReasonDropped)
 			}
 			if p := l.read(test.span); p.last != test.last {
 				t.Errorf("page of %d to %d, want %d", p.first, p.last, test.last)
@@ -482,7 +482,7 @@ func TestReadBounds(t *testing.T) {
 func TestReadGaps(t *testing.T) {
 	l := &log{}
 	for seq := range uint64(2 * maxBatchGaps) {
-		l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
+		l.appendGap(seq+1, []Reason{ReasonDropped, ReasonRejected}[seq%2])
 	}
 	for range 10 {
 		l.evict()
@@ -496,7 +496,7 @@ func TestReadGaps(t *testing.T) {
 // A gap after an event is included if it fits, to the byte; one in front always is.
 func TestReadGapBytes(t *testing.T) {
 	l := testLog(1)
-	l.lost(2, ReasonDropped)
+	l.appendGap(2, ReasonDropped)
 	fits := testSize(1) + 1 + gapBytes
 	for bytes, last := range map[int]uint64{fits - 1: 1, fits: 2, fits + 1: 2} {
 		if p := l.read(span{until: 2, eventsUntil: 2, events: 10, bytes: bytes}); p.last != last {
@@ -504,7 +504,7 @@ func TestReadGapBytes(t *testing.T) {
 		}
 	}
 	l = new(log)
-	l.lost(1, ReasonDropped)
+	l.appendGap(1, ReasonDropped)
 	if p := l.read(span{until: 1, eventsUntil: 1, events: 10, bytes: gapBytes - 1}); p.last != 1 {
 		t.Errorf("a gap in front: up to %d", p.last)
 	}
@@ -519,7 +519,7 @@ func TestReadBytes(t *testing.T) {
 		l := &log{}
 		for seq := range uint64(300) {
 			if rnd.IntN(5) == 0 {
-				l.lost(seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)])
+				l.appendGap(seq+1, []Reason{ReasonDropped, ReasonRejected}[rnd.IntN(2)])
 				continue
 			}
 			d := preparedEvent{ev: &Event{Type: "out", Bytes: make([]byte, 1+rnd.IntN(most))}}
@@ -560,7 +560,7 @@ func TestPageStays(t *testing.T) {
 			l.add()
 			l.trim(l.head, 20, 1<<20)
 		}
-		l.lose(l.find(l.head), ReasonDropped)
+		l.loseAt(l.find(l.head), ReasonDropped)
 		for i := range events {
 			_ = append(events[i].Data, "spoilt"...) // no room after it either
 		}
@@ -833,23 +833,23 @@ func TestLogMemory(t *testing.T) {
 		"the oldest is dropped": func(l *log, _ int) {
 			l.publishBytes(t, 100)
 			if l.events > 4 {
-				l.lose(l.find(l.first())+min(1, l.ring.n-l.events), ReasonDropped)
+				l.loseAt(l.find(l.first())+min(1, l.ring.n-l.events), ReasonDropped)
 			}
 		},
 		// An event that stays kept its neighbours' memory.
 		"few of many are not refused": func(l *log, i int) {
 			if seq := l.publishBytes(t, 100); i%100 > 0 {
-				l.lose(l.find(seq), ReasonRejected)
+				l.loseAt(l.find(seq), ReasonRejected)
 			}
 		},
 		"all but the first are refused": func(l *log, i int) {
 			if seq := l.publishBytes(t, 100); i > 0 {
-				l.lose(l.find(seq), ReasonRejected)
+				l.loseAt(l.find(seq), ReasonRejected)
 			}
 		},
 		"refused and dropped in turn": func(l *log, i int) {
 			seq := l.publishBytes(t, 100)
-			l.lose(l.find(seq), []Reason{ReasonRejected, ReasonDropped}[i%2])
+			l.loseAt(l.find(seq), []Reason{ReasonRejected, ReasonDropped}[i%2])
 		},
 		// Each large event began a chunk, and so did the small one after it.
 		"small and large in turn": func(l *log, i int) {

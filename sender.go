@@ -22,8 +22,8 @@ type sender struct {
 	checkedTo uint64 // the data of what was sent up to it has been checked
 
 	// Each says that the sender is in that list of the link, so that none names it twice.
-	inStatus bool // toAnnounce, for the next status
-	unacked  bool // unacked, for the next sign of life
+	inToAnnounce bool // toAnnounce, for the next status
+	inUnacked    bool // unacked, for the next sign of life
 
 	replays []*replayAnswer // those that are not done, in the order of their requests
 }
@@ -31,10 +31,10 @@ type sender struct {
 // noteUnackedLocked makes the next sign of life name the session, if it still has something
 // unacknowledged by then (rule 9). The session's lock is held.
 func (sd *sender) noteUnackedLocked() {
-	if sd.unacked || sd.s.acked >= sd.s.log.head {
+	if sd.inUnacked || sd.s.acked >= sd.s.log.head {
 		return
 	}
-	sd.unacked = true
+	sd.inUnacked = true
 	sd.link.mu.Lock()
 	sd.link.unacked = append(sd.link.unacked, sd)
 	sd.link.mu.Unlock()
@@ -66,24 +66,24 @@ func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 // announceLocked lists the session for the next status, once. The entry is made when the
 // status is, so it says where the session stands by then.
 func (sd *sender) announceLocked() {
-	if sd.inStatus {
+	if sd.inToAnnounce {
 		return
 	}
-	sd.inStatus = true
+	sd.inToAnnounce = true
 	sd.link.mu.Lock()
 	sd.link.toAnnounce = append(sd.link.toAnnounce, sd)
 	sd.link.readyLocked(&sd.link.status)
 	sd.link.mu.Unlock()
 }
 
-// describe returns the session's entry in a status, unless the sender is dead or the session
+// takeStatus returns the session's entry in a status, unless the sender is dead or the session
 // is stopped. If the session is not open, the timer runs from then on, and announces it again
 // until the hub answers (rule 5).
-func (sd *sender) describe(now time.Time) (SessionStatus, bool) {
+func (sd *sender) takeStatus(now time.Time) (SessionStatus, bool) {
 	s := sd.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sd.inStatus = false
+	sd.inToAnnounce = false
 	if s.sender != sd || s.stopped != nil {
 		return SessionStatus{}, false
 	}
@@ -134,7 +134,10 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	limit := sd.eventsUntil(s.acked)
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
-	p := s.log.read(span{sd.sent, s.log.head, limit, s.st.sizes.batch, pageBytes, pageBytes})
+	p := s.log.read(span{
+		after: sd.sent, until: s.log.head, eventsUntil: limit,
+		events: s.st.sizes.batch, bytes: pageBytes, copied: pageBytes,
+	})
 	if p.last == sd.sent {
 		return nil
 	}

@@ -207,7 +207,7 @@ func (s *Session) loseLocked(seq uint64, reason Reason) bool {
 func (s *Session) noteLostLocked(bytes int) {
 	s.pendingEvents--
 	s.pendingBytes -= bytes
-	s.lost++
+	s.lostCount++
 	s.st.budget.release(bytes)
 }
 
@@ -278,7 +278,7 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) {
 // again must not be forgotten, so overAt is cleared.
 func (s *Session) moveBackLocked(to uint64) {
 	if first := s.log.first(); first > to+1 {
-		s.lost += min(first-1, s.acked) - to
+		s.lostCount += min(first-1, s.acked) - to
 		s.log.declare(to, ReasonEvicted)
 	}
 	events, bytes := s.log.tally(to, s.acked)
@@ -287,10 +287,10 @@ func (s *Session) moveBackLocked(to uint64) {
 	s.acked, s.overAt = to, nil
 }
 
-// dropLocked gives up everything the session holds, for Forget, Renew or expire: its
+// clearLocked gives up everything the session holds, for Forget, Renew or expire: its
 // events with their share of the budget, its place there, and its sender. Calls that wait
 // look again and find the session gone or in another epoch.
-func (s *Session) dropLocked() {
+func (s *Session) clearLocked() {
 	s.st.budget.release(s.log.bytes)
 	s.life, s.stopped = &emptyLife, nil
 	if s.aged {
@@ -337,7 +337,7 @@ func (s *Session) Stats() SessionStats {
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
 		Connected:     s.sender != nil && s.sender.opened,
-		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lost,
+		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
 	out.Progress = maps.Clone(s.progress)
 	return out
@@ -358,9 +358,9 @@ type life struct {
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
 
-	overAt   *time.Time        // when to forget the session; nil: its end is not acknowledged
-	lost     uint64            // events that became gaps while they were pending
-	progress map[string]uint64 // viewers' positions, if the hub relays them; for show only
+	overAt    *time.Time        // when to forget the session; nil: its end is not acknowledged
+	lostCount uint64            // events that became gaps while they were pending
+	progress  map[string]uint64 // viewers' positions, if the hub relays them; for show only
 }
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many

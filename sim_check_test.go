@@ -178,7 +178,7 @@ func (w *simWorld) checkHub() {
 			}
 		}
 	}
-	if n := int(w.hub.known.Load()); n != known || known > w.hub.cfg.MaxSessions {
+	if n := int(w.hub.knownSessions.Load()); n != known || known > w.hub.cfg.MaxSessions {
 		w.fail("S10: the hub counts %d sessions, and knows %d", n, known)
 	}
 	for _, a := range w.agents {
@@ -301,7 +301,7 @@ func (w *simWorld) checkViewer(v *simViewer) {
 	if v.wire == nil || v.wire.hub.dead {
 		return
 	}
-	hv := v.wire.hub.link.m.(*hubViewerLink)
+	hv := v.wire.hub.link.endpoint.(*hubViewerLink)
 	if n := hv.requests(); n < 0 || n > w.hub.cfg.MaxViewerReplays { // S10
 		w.fail("S10: %s has %d requests open", v.id, n)
 	}
@@ -382,7 +382,7 @@ func (w *simWorld) checkContent(k simKey, it Item) {
 
 // checkSent looks at a payload that a link sends.
 func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
-	switch m := from.link.m.(type) {
+	switch m := from.link.endpoint.(type) {
 	case *streamerLink:
 		switch p := p.(type) {
 		case *EventBatchPayload:
@@ -553,9 +553,9 @@ type handling struct {
 func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
 	h := handling{stale: x.old || w.stale(to, p)}
 	if h.stale {
-		h.digest = w.digestOf(to.link.m)
+		h.digest = w.digestOf(to.link.endpoint)
 	}
-	if _, h.hub = to.link.m.(*hubAgentLink); h.hub {
+	if _, h.hub = to.link.endpoint.(*hubAgentLink); h.hub {
 		h.owners, h.epochs = w.owners()
 	}
 	return h
@@ -572,10 +572,10 @@ func (w *simWorld) owners() (owners, epochs [4]string) {
 
 // afterHandling: S6.
 func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
-	if h.stale && h.digest != w.digestOf(to.link.m) { // S6
+	if h.stale && h.digest != w.digestOf(to.link.endpoint) { // S6
 		w.fail("S6: %s: a payload of another link or epoch changed something: %s", to.name, brief(p))
 	}
-	if al, ok := to.link.m.(*streamerLink); ok {
+	if al, ok := to.link.endpoint.(*streamerLink); ok {
 		w.noteError(al, p)
 	}
 	if !h.hub {
@@ -605,7 +605,7 @@ func (w *simWorld) noteError(al *streamerLink, p Payload) {
 
 // stale reports whether a payload is of another link or epoch than its receiver's.
 func (w *simWorld) stale(to *simEnd, p Payload) bool {
-	switch m := to.link.m.(type) {
+	switch m := to.link.endpoint.(type) {
 	case *streamerLink:
 		switch p := p.(type) {
 		case *WelcomePayload:
@@ -668,7 +668,7 @@ func (d *digest) flag(b bool) {
 	}
 }
 
-func (w *simWorld) digestOf(m machine) digest {
+func (w *simWorld) digestOf(m endpoint) digest {
 	d := digest(14695981039346656037)
 	switch m := m.(type) {
 	case *streamerLink:
@@ -687,7 +687,7 @@ func (w *simWorld) digestOf(m machine) digest {
 			d.text(s.id)
 			d.text(s.epoch)
 			d.text(s.owner)
-			d.add(s.log.first(), s.log.head, s.head, uint64(s.requests()))
+			d.add(s.log.first(), s.log.head, s.agentHead, uint64(s.requests()))
 			d.flag(s.receiver != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {
@@ -704,7 +704,7 @@ func (w *simWorld) digestOf(m machine) digest {
 			}
 		}
 	case *viewerLink:
-		for _, x := range m.v.sorted() {
+		for _, x := range m.v.sortedLocked() {
 			d.text(x.id)
 			d.text(x.epoch)
 			d.add(x.received)
@@ -838,8 +838,8 @@ func hubFault(h *Hub) string {
 			return id + ": kept for nobody"
 		}
 	}
-	if int64(known) != h.known.Load() || known > h.cfg.MaxSessions {
-		return fmt.Sprintf("S10: %d sessions count as %d of %d", known, h.known.Load(), h.cfg.MaxSessions)
+	if int64(known) != h.knownSessions.Load() || known > h.cfg.MaxSessions {
+		return fmt.Sprintf("S10: %d sessions count as %d of %d", known, h.knownSessions.Load(), h.cfg.MaxSessions)
 	}
 	for _, ha := range h.agents {
 		if f := hubAgentFault(ha); f != "" {
@@ -862,8 +862,8 @@ func hubSessionFault(s *hubSession) string {
 	if s.log.events > cfg.LogEvents || s.log.bytes > cfg.LogBytes || s.log.ring.n > 2*cfg.LogEvents+1 {
 		return fmt.Sprintf("S10: the log holds %d events, %d bytes, %d entries", s.log.events, s.log.bytes, s.log.ring.n)
 	}
-	if s.gone || s.busy != nil || s.log.head > s.head || s.ended && s.log.head < s.endSeq {
-		return fmt.Sprintf("accepted %d of %d, the end is %d, ended %v", s.log.head, s.head, s.endSeq, s.ended)
+	if s.gone || s.busy != nil || s.log.head > s.agentHead || s.ended && s.log.head < s.endSeq {
+		return fmt.Sprintf("accepted %d of %d, the end is %d, ended %v", s.log.head, s.agentHead, s.endSeq, s.ended)
 	}
 	if o := s.receiver; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
 		return "open on a link that is not its owner's"

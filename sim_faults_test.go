@@ -81,7 +81,7 @@ func (w *simWorld) disturb() {
 // forge turns an ack into a viewer's progress, and into an ack of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
-	al, agent := to.link.m.(*streamerLink)
+	al, agent := to.link.endpoint.(*streamerLink)
 	if !ok || !agent {
 		return
 	}
@@ -501,7 +501,7 @@ func (w *simWorld) unrest() string {
 		if l := v.v.link; l == nil || l.id == "" || l.hello.awaiting { // rule 3
 			return fmt.Sprintf("L2: %s is not welcomed", v.id)
 		}
-		if v.v.link.id != v.wire.hub.link.m.(*hubViewerLink).id { // a late welcome: silence ends it
+		if v.v.link.id != v.wire.hub.link.endpoint.(*hubViewerLink).id { // a late welcome: silence ends it
 			return fmt.Sprintf("L2: %s is on another link than the hub", v.id)
 		}
 		for _, id := range simIDs {

@@ -714,7 +714,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 
 func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	ctx, now := context.Background(), w.at(to)
-	switch m := to.link.m.(type) {
+	switch m := to.link.endpoint.(type) {
 	case *viewerLink:
 		ctx = w.ended
 	case *hubAgentLink:
@@ -795,7 +795,7 @@ func (w *simWorld) carry(v *simViewer) bool {
 	}
 	x := v.wire
 	v.v.mu.Lock()
-	x.peer.link.m.(*viewerLink).held = true
+	x.peer.link.endpoint.(*viewerLink).held = true
 	v.v.mu.Unlock()
 	moved := false
 	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {

@@ -225,7 +225,7 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 		return
 	}
 	delete(st.sessions, s.id)
-	s.dropLocked()
+	s.clearLocked()
 	s.gone = true
 }
 
@@ -272,7 +272,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	fresh, ok := st.epochs.Past(now, known)
 	if ok {
-		s.dropLocked()
+		s.clearLocked()
 		s.epoch = fresh
 	}
 	s.mu.Unlock()
@@ -298,14 +298,14 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 		for after := uint64(0); ; {
 			s.mu.Lock()
 			after = max(after, s.acked)
-			p := s.log.read(span{after, s.log.head, s.log.head, maxBatchEvents, pageBytes, 0})
+			p := s.log.read(span{after: after, until: s.log.head, eventsUntil: s.log.head, events: maxBatchEvents, bytes: pageBytes})
 			s.mu.Unlock()
 			if p.last <= after {
 				return
 			}
 			after = p.last
 			events := p.ownEvents()
-			p.end()
+			p.release()
 			for _, ev := range events {
 				if !yield(ev) {
 					return

@@ -34,7 +34,7 @@ type streamerLink struct {
 	window      uint64    // from the welcome, as is id
 	heartbeatAt time.Time // when to give the next sign of life
 	heardAt     time.Time // when the hub last said something; zero: nobody has waited yet
-	toAnnounce  []*sender // to be named in the next status: those with inStatus
+	toAnnounce  []*sender // to be named in the next status: those with inToAnnounce
 	unacked     []*sender // that may have something unacknowledged: those with unacked
 }
 
@@ -109,7 +109,7 @@ func (sl *streamerLink) nextStatus(now time.Time) Payload {
 		p := &StatusPayload{Link: sl.id, More: len(sl.toAnnounce) > 0}
 		sl.mu.Unlock()
 		for _, sd := range batch {
-			if s, ok := sd.describe(now); ok {
+			if s, ok := sd.takeStatus(now); ok {
 				p.Sessions = append(p.Sessions, s)
 			}
 		}
@@ -137,7 +137,7 @@ func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 	if !due {
 		return nil
 	}
-	if sl.silent(now) {
+	if sl.checkSilence(now) {
 		sl.fail(now, ErrSilent)
 		return nil
 	}
@@ -165,10 +165,10 @@ func (sl *streamerLink) announceUnacked() bool {
 		s := sd.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if sd.unacked = s.sender == sd && s.acked < s.log.head && s.stopped == nil; sd.unacked {
+		if sd.inUnacked = s.sender == sd && s.acked < s.log.head && s.stopped == nil; sd.inUnacked {
 			sd.announceLocked()
 		}
-		return !sd.unacked
+		return !sd.inUnacked
 	})
 	sl.mu.Lock()
 	sl.unacked = append(as, sl.unacked...)
@@ -176,9 +176,9 @@ func (sl *streamerLink) announceUnacked() bool {
 	return len(as) > 0
 }
 
-// silent reports whether the hub has said nothing for so long that it must be gone. The
+// checkSilence reports whether the hub has said nothing for so long that it must be gone. The
 // heartbeat asks, and so does Run, which still can while send is stuck.
-func (sl *streamerLink) silent(now time.Time) bool {
+func (sl *streamerLink) checkSilence(now time.Time) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if sl.heardAt.IsZero() { // the silence counts from the first hello

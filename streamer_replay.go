@@ -38,7 +38,7 @@ func (r *replayAnswer) next(time.Time) Payload {
 	p := s.log.read(r.span(s.st.sizes.page))
 	done := r.advance(p.last, len(p.slots), p.bytes)
 	if done {
-		r.sender.dropLocked(r)
+		r.sender.dropReplayLocked(r)
 	}
 	b := newReplayBatch()
 	b.ReplayBatchPayload = ReplayBatchPayload{
@@ -90,7 +90,7 @@ func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
 		err.Epoch, err.Seq = s.epoch, s.log.head
 		return err
-	case sd.repeatsLocked(p):
+	case sd.dedupeLocked(p):
 		return nil
 	}
 	if n := len(sd.replays); n >= s.st.cfg.MaxReplays {
@@ -105,24 +105,24 @@ func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// repeatsLocked reports whether a request is being answered already: a transport may repeat
+// dedupeLocked reports whether a request is being answered already: a transport may repeat
 // payloads. If not, it ends the answer to the one that its viewer has open: the viewer has
 // moved on. Requests of the hub itself, without a viewer, replace none.
-func (sd *sender) repeatsLocked(p *ReplayRequestPayload) bool {
+func (sd *sender) dedupeLocked(p *ReplayRequestPayload) bool {
 	for _, r := range sd.replays {
 		if r.req.RequestID == p.RequestID {
 			return true
 		}
 		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID {
-			sd.dropLocked(r)
+			sd.dropReplayLocked(r)
 			return false
 		}
 	}
 	return false
 }
 
-// dropLocked ends a replay and frees its place among MaxReplays.
-func (sd *sender) dropLocked(r *replayAnswer) {
+// dropReplayLocked ends a replay and frees its place among MaxReplays.
+func (sd *sender) dropReplayLocked(r *replayAnswer) {
 	r.done = true
 	sd.link.forget(&r.task)
 	i := slices.Index(sd.replays, r)

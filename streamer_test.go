@@ -270,7 +270,7 @@ func TestStreamerMaxReplayBuffer(t *testing.T) {
 					if first > 1 {
 						gaps = []Gap{{1, first - 1, ReasonEvicted}}
 					}
-					last := min(first+maxReplayPage-1, uint64(n))
+					last := min(first+maxReplayBatchEvents-1, uint64(n))
 					hub.want(agentPage(req, 1, last, uint64(n), first, last == uint64(n), gaps...))
 				})
 			})

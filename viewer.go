@@ -51,13 +51,13 @@ type Viewer struct {
 // to go on from, on any link. What the caller has dealt with lags by what waits in the
 // queue. The Viewer's lock protects it.
 type watch struct {
-	id       string
-	epoch    string // with received: the last number that was queued
-	received uint64
-	fresh    bool
-	handled  Position // after the last item that the body of the loop over Items has finished
-	ended    bool
-	missed   string // the new epoch at which the rest of the old one was asked for once more
+	id            string
+	epoch         string // with received: the last number that was queued
+	received      uint64
+	fresh         bool
+	handled       Position // after the last item that the body of the loop over Items has finished
+	ended         bool
+	askedAgainFor string // the new epoch at which the rest of the old one was asked for once more
 
 	subscription *subscription // on the Viewer's link; nil: none, or not welcomed, or ended
 }
@@ -78,7 +78,7 @@ func NewViewer(cfg *ViewerConfig) *Viewer {
 }
 
 // Watch begins to watch a session after a position: the zero Position for its
-// first event, or what Position or Item.Position returned, also in another process.
+// first event, or what Position or Item.Position returned, even in another process.
 // The session need not exist yet: its events come when it does (rule 13). Watch does
 // not block and needs no connection.
 // Errors: ErrInvalidID, ErrTooMany, ErrClosed, and ErrBusy if the session is
@@ -269,9 +269,9 @@ func (v *Viewer) pushLocked(q *queued) {
 	v.more.Broadcast()
 }
 
-// sorted returns the watches in the order of their ids, so that a schedule of the simulation
+// sortedLocked returns the watches in the order of their ids, so that a schedule of the simulation
 // runs the same way each time.
-func (v *Viewer) sorted() []*watch {
+func (v *Viewer) sortedLocked() []*watch {
 	out := make([]*watch, 0, len(v.watches))
 	for _, w := range v.watches {
 		out = append(out, w)

@@ -59,7 +59,7 @@ func (vl *viewerLink) detach(time.Time) {
 // the hub, which sends a status every 15 s (rule 13), has been silent for 45 s. A viewer
 // need not give a sign of life itself.
 func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
-	if vl.silent(now) {
+	if vl.checkSilence(now) {
 		vl.fail(now, ErrSilent)
 		return nil
 	}
@@ -69,9 +69,9 @@ func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
 	return nil
 }
 
-// silent reports whether the hub has been silent for so long that it must be gone. Time in
+// checkSilence reports whether the hub has been silent for so long that it must be gone. Time in
 // which this side read nothing is forgiven.
-func (vl *viewerLink) silent(now time.Time) bool {
+func (vl *viewerLink) checkSilence(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
@@ -81,7 +81,7 @@ func (vl *viewerLink) silent(now time.Time) bool {
 }
 
 // handle applies a payload of the hub's. One of a link that is no longer the Viewer's
-// changes nothing, also if its call began before and only now gets the lock (rule 3). Any
+// changes nothing, even if its call began before and only now gets the lock (rule 3). Any
 // of the calls below may wait for room and give up the lock meanwhile, see awaitRoomLocked.
 //
 // A batch's events are copied before, since they may lie in the frame, while items are the
@@ -152,7 +152,7 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
 	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
-	for _, w := range vl.v.sorted() {
+	for _, w := range vl.v.sortedLocked() {
 		vl.attachLocked(w)
 	}
 	return nil
@@ -351,8 +351,8 @@ func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus)
 		w.subscription.againLocked()
 		return false, nil
 	case s.Epoch > w.epoch && !w.fresh:
-		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.missed != s.Epoch {
-			w.missed = s.Epoch
+		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.askedAgainFor != s.Epoch {
+			w.askedAgainFor = s.Epoch
 			w.subscription.againLocked()
 			return false, nil
 		}
