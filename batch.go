@@ -83,19 +83,29 @@ func toPayload(p Payload) Payload {
 	case *eventBatch:
 		out := p.EventBatchPayload
 		if len(p.slots) > 0 {
-			out.Events = p.open()
+			out.Events, out.trusted = p.page.payloadEvents()
 		}
 		releaseBatch(p)
 		return &out
 	case *replayBatch:
 		out := p.ReplayBatchPayload
 		if len(p.slots) > 0 {
-			out.Events = p.open()
+			out.Events, out.trusted = p.page.payloadEvents()
 		}
 		releaseBatch(p)
 		return &out
 	}
 	return p
+}
+
+// payloadEvents are the events of a payload that is made of the page, of which there are
+// some, and the first of them if Append is to take their data on trust.
+func (p *page) payloadEvents() (events []Event, trusted *Event) {
+	unchecked := p.unchecked
+	if events = p.open(); unchecked {
+		trusted = &events[0]
+	}
+	return events, trusted
 }
 
 // releaseBatch ends p, if it is a batch: its page first, then the batch itself goes back to its pool.

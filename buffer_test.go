@@ -532,10 +532,16 @@ func TestHandleKeepsNothing(t *testing.T) {
 				t.Errorf("%s: %q, want %q", what, got, want)
 			}
 		}
+		handle := func(to *peer, p Payload) { // as it is: send would hand over a copy
+			t.Helper()
+			if err := to.link.Handle(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+		}
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		b, line := given(a.id)
-		a.send(b)
+		handle(a, b)
 		spoiled(b, line)
 		shown("the hub", h.Items(endedContext, "s", Position{}))
 		shown("the hub again", h.Items(endedContext, "s", Position{}))
@@ -547,7 +553,7 @@ func TestHandleKeepsNothing(t *testing.T) {
 		r := a.asked("s", "tab", "e1", 0, 15)
 		answer := answerTo(r, 1, 15, true)
 		answer.Events, answer.Gaps = nil, []Gap{{1, 15, ReasonEvicted}}
-		a.send(answer)
+		handle(a, answer)
 		answer.Gaps[0].Reason = ReasonDropped
 		if p := tab.next().(*ReplayBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
 			t.Errorf("replayed: %v", p.Gaps)
@@ -559,7 +565,7 @@ func TestHandleKeepsNothing(t *testing.T) {
 		hub.drain()
 		hub.send(&StatusPayload{ViewerID: hub.viewer, Link: hub.id, Sessions: []SessionStatus{{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 4}}})
 		b, line = given(hub.id)
-		hub.send(b)
+		handle(hub, b)
 		spoiled(b, line)
 		shown("the viewer", v.Items(endedContext))
 	})

@@ -317,7 +317,7 @@ func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 
 // events writes or reads the events of a batch. They are written from whichever of list and pg has
 // any. They are read into pg if they are written as we write them, and otherwise into list.
-func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
+func (w *fieldCodec) events(list *[]Event, trusted *Event, pg *page, limit int) {
 	switch {
 	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.wants("events"):
 		return
@@ -329,7 +329,7 @@ func (w *fieldCodec) events(list *[]Event, trusted bool, pg *page, limit int) {
 	if len(pg.slots) > 0 {
 		w.out = pg.appendTo(w.out)
 	} else {
-		w.eachEvent(*list, trusted)
+		w.eachEvent(*list, trusted == &(*list)[0])
 	}
 	w.out = append(w.out, ']')
 }

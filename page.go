@@ -66,6 +66,8 @@ type page struct {
 	shared *sharedEvents // of a page that several readers are given; nil: there is one reader
 	of     *log          // of a shared page: the log that it was read from, for others to find it
 
+	unchecked bool // at an agent: the events' data was published unread (StreamerConfig.TrustData)
+
 	// At a hub, of a page that answers a replay request and waits in its cursor (rule 12).
 	request   string // the id of the request, or empty
 	available uint64 // the first number that the agent still held, as it said
@@ -211,6 +213,8 @@ func (p *page) load(first, last uint64, events []Event, gaps []Gap) error {
 		if err := p.encode(events); err != nil {
 			return err
 		}
+	}
+	if p.held != heldByFrame { // they are the caller's of Handle, who may change them
 		gaps = slices.Clone(gaps)
 	}
 	p.first, p.last, p.gaps = first, last, gaps

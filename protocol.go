@@ -72,7 +72,10 @@ type EventBatchPayload struct {
 	Events    []Event `json:"events,omitempty"`
 	Gaps      []Gap   `json:"gaps,omitempty"`
 
-	trusted bool // Append takes the Data as it is: StreamerConfig.TrustData
+	// trusted is the first of Events if their data was published unread, and Append writes
+	// it unread too (StreamerConfig.TrustData). Other Events that a caller puts into a copy
+	// of the payload are checked like any.
+	trusted *Event
 }
 
 // AckBatchPayload acknowledges all events of a session up to a number: the hub
@@ -126,7 +129,10 @@ type ReplayBatchPayload struct {
 	Events        []Event `json:"events,omitempty"`
 	Gaps          []Gap   `json:"gaps,omitempty"`
 
-	trusted bool // Append takes the Data as it is: StreamerConfig.TrustData
+	// trusted is the first of Events if their data was published unread, and Append writes
+	// it unread too (StreamerConfig.TrustData). Other Events that a caller puts into a copy
+	// of the payload are checked like any.
+	trusted *Event
 }
 
 // ErrorPayload refuses something (rule 11). It is never answered by another error, or two

@@ -151,7 +151,8 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 		SessionID: s.id, Epoch: s.epoch, Link: sd.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
 		Gaps: p.gaps,
 	}
-	b.page, b.trusted = p, s.st.cfg.TrustData
+	p.unchecked = s.st.cfg.TrustData
+	b.page = p
 	return b
 }
 

@@ -46,7 +46,8 @@ func (r *replayAnswer) next(time.Time) Payload {
 		FirstSeq: p.first, LastSeq: p.last, UntilSeq: r.until, AvailableFrom: s.log.first(), Done: done,
 		Gaps: p.gaps,
 	}
-	b.page, b.trusted = p, s.st.cfg.TrustData
+	p.unchecked = s.st.cfg.TrustData
+	b.page = p
 	return b
 }
 
