@@ -618,7 +618,7 @@ func (w *viewerTest) pools() {
 	for i := len(w.links) - 1; i >= max(0, len(w.links)-3); i-- {
 		g.links = append(g.links, w.links[i].id)
 	}
-	for _, x := range w.v.sortedLocked() {
+	for _, x := range sortedWatches(w.v) {
 		g.epochs = append(g.epochs, x.epoch)
 		g.numbers = append(g.numbers, x.received, x.received+1, x.handled.Seq)
 	}

@@ -704,7 +704,7 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			}
 		}
 	case *viewerLink:
-		for _, x := range m.v.sortedLocked() {
+		for _, x := range sortedWatches(m.v) {
 			d.text(x.id)
 			d.text(x.epoch)
 			d.add(x.received)
@@ -1000,4 +1000,11 @@ func (r *shown) fault(it Item) string {
 		return fmt.Sprintf("S7: %s at %v", briefItem(it), was)
 	}
 	return ""
+}
+
+// sortedWatches are a viewer's watches in the order of their sessions' ids.
+func sortedWatches(v *Viewer) []*watch {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.sortedLocked()
 }

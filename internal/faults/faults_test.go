@@ -140,8 +140,8 @@ func TestSimulationCatches(t *testing.T) {
 			cmd.Dir, cmd.Env = root, append(os.Environ(), env...)
 			out, err := cmd.CombinedOutput()
 			t.Logf("%s", out)
-			if err != nil {
-				t.Error(err)
+			if err != nil || !strings.Contains(string(out), "--- PASS: "+test+" ") {
+				t.Errorf("%s did not pass: %v", test, err)
 			}
 		})
 	}

@@ -36,13 +36,14 @@ var levelComment = regexp.MustCompile(`\blevel ([1-4])\b`)
 
 // A rewriter makes the locks of a package check their order.
 type rewriter struct {
-	t       *testing.T
-	fset    *token.FileSet
-	files   map[string]*ast.File
-	edits   map[string][]edit
-	lockers map[string]bool // types with a lock called mu, their own or an embedded type's
-	locks   int
-	methods int
+	t         *testing.T
+	fset      *token.FileSet
+	files     map[string]*ast.File
+	edits     map[string][]edit
+	lockers   map[string]bool // types with a lock called mu, their own or an embedded type's
+	locks     int
+	methods   int
+	callbacks int
 }
 
 func newRewriter(t *testing.T, sources overlay.Sources) *rewriter {
@@ -138,6 +139,9 @@ var lockOf = map[string]string{
 	"subscription":  "vl.v.mu",
 }
 
+// both are the types whose lock a method wants besides that of the session it is given.
+var both = map[string]bool{"Hub": true}
+
 // sessions are the types whose lock a method wants that is given one of them.
 var sessions = map[string]bool{"Session": true, "hubSession": true}
 
@@ -151,35 +155,68 @@ func (r *rewriter) checkLocked() {
 				continue
 			}
 			typ := baseName(f.Recv.List[0].Type)
-			lock := r.wanted(f, typ)
-			if lock == "" {
+			locks := r.wanted(f, typ)
+			if len(locks) == 0 {
 				r.t.Errorf("%s: %s.%s: which lock does it want?", r.fset.Position(f.Pos()), typ, f.Name.Name)
 				continue
 			}
-			text := fmt.Sprintf(" mustHold(unsafe.Pointer(&%s), %q); ", lock, typ+"."+f.Name.Name)
-			r.replace(name, f.Body.Lbrace+1, f.Body.Lbrace+1, text)
+			for _, lock := range locks {
+				text := fmt.Sprintf(" mustHold(unsafe.Pointer(&%s), %q); ", lock, typ+"."+f.Name.Name)
+				r.replace(name, f.Body.Lbrace+1, f.Body.Lbrace+1, text)
+			}
 			r.methods++
 		}
 	}
 }
 
-// wanted returns the lock that a method wants held, or nothing if that is not known.
-func (r *rewriter) wanted(f *ast.FuncDecl, typ string) string {
+// wanted returns the locks that a method wants held, or none if that is not known.
+func (r *rewriter) wanted(f *ast.FuncDecl, typ string) (locks []string) {
 	for _, param := range f.Type.Params.List {
 		if sessions[baseName(param.Type)] && len(param.Names) == 1 {
-			return param.Names[0].Name + ".mu"
+			locks = append(locks, param.Names[0].Name+".mu")
 		}
 	}
 	receiver := f.Recv.List[0].Names
 	switch {
-	case len(receiver) == 0:
-		return ""
+	case len(receiver) == 0, len(locks) > 0 && !both[typ]:
 	case lockOf[typ] != "":
-		return receiver[0].Name + "." + lockOf[typ]
+		locks = append(locks, receiver[0].Name+"."+lockOf[typ])
 	case r.lockers[typ]:
-		return receiver[0].Name + ".mu"
+		locks = append(locks, receiver[0].Name+".mu")
 	}
-	return ""
+	return locks
+}
+
+// callbacks are the fields of configurations that callers set.
+var callbacks = map[string]bool{"Authorize": true, "Commit": true, "Resume": true, "Claim": true}
+
+// checkCallbacks has the calls of what callers plug in look that no lock is held: the
+// callbacks of a configuration, and functions that send and receive.
+func (r *rewriter) checkCallbacks() {
+	for name, file := range r.files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if ok && isCallback(call.Fun) {
+				r.replace(name, call.Fun.Pos(), call.Fun.Pos(), "unlocked(")
+				r.replace(name, call.Fun.End(), call.Fun.End(), ")")
+				r.callbacks++
+			}
+			return true
+		})
+	}
+}
+
+func isCallback(fun ast.Expr) bool {
+	switch fun := fun.(type) {
+	case *ast.Ident:
+		return fun.Name == "send" || fun.Name == "receive"
+	case *ast.SelectorExpr:
+		if x, ok := fun.X.(*ast.SelectorExpr); ok && x.Sel.Name == "cfg" {
+			return callbacks[fun.Sel.Name]
+		}
+		return fun.Sel.Name == "send" && fmt.Sprint(fun.X) == "p"
+	}
+	return false
 }
 
 // rewrite returns the sources with locks that check their order.
@@ -211,24 +248,30 @@ func TestLockOrder(t *testing.T) {
 	r.replaceLocks()
 	r.findEmbedded()
 	r.checkLocked()
+	r.checkCallbacks()
 	if t.Failed() {
 		t.FailNow()
 	}
-	if r.locks < 10 || r.methods < 100 {
-		t.Fatalf("found %d locks and %d methods that want one: the search is wrong", r.locks, r.methods)
+	if r.locks < 10 || r.methods < 100 || r.callbacks < 7 {
+		t.Fatalf("found %d locks, %d methods that want one and %d callbacks: the search is wrong", r.locks, r.methods, r.callbacks)
 	}
 	r.rewrite(sources)
-	if err := sources.Add(root, "testdata/lockorder.go", "testdata/goroutine_"+runtime.GOARCH+".s"); err != nil {
+	if err := sources.Add(root, "testdata/lockorder.go", "testdata/lockorder_test.go", "testdata/goroutine_"+runtime.GOARCH+".s"); err != nil {
 		t.Fatal(err)
 	}
 	binary, err := sources.Build(root, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
+	control := exec.Command(binary, "-test.run=^TestLockChecks$", "-test.v")
+	control.Dir = root
+	if out, err := control.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestLockChecks ") {
+		t.Fatalf("the checks see nothing: %v\n%s", err, out)
+	}
 	cmd := exec.Command(binary, "-test.skip=Alloc|TestGrowth|VetOnce", "-test.timeout=5m")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "GVSTREAM_SIM_RUNS=100")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	t.Logf("%d locks, %d methods that want one", r.locks, r.methods)
+	t.Logf("%d locks, %d methods that want one, %d calls of callbacks", r.locks, r.methods, r.callbacks)
 }

@@ -103,3 +103,16 @@ func mustHold(lock unsafe.Pointer, method string) {
 // goroutine returns what identifies the calling goroutine among all that run: the address of
 // the runtime's descriptor. The number in a stack trace takes a thousand times as long to get.
 func goroutine() uintptr
+
+// unlocked returns f, which is about to be called, and panics if the calling goroutine
+// holds a lock.
+func unlocked[F any](f F) F {
+	id := goroutine()
+	shard := &heldLocks[(id>>8)%uintptr(len(heldLocks))]
+	shard.Lock()
+	defer shard.Unlock()
+	if len(shard.by[id]) > 0 {
+		panic("lock order: a callback is called under a lock")
+	}
+	return f
+}
