@@ -29,8 +29,7 @@ const (
 )
 
 // sizes are how much a machine puts into one payload, or asks for at a time. They are a
-// field of each machine, set when it is made, so that the simulation can make them small
-// and meet every border with few events.
+// field of each machine and no constants: smaller ones are as right, with more payloads.
 type sizes struct {
 	batch  int // events of an event batch
 	page   int // events of a replay batch

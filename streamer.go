@@ -132,7 +132,7 @@ func (st *Streamer) all() []*Session {
 }
 
 // sortSessions puts sessions into the order of their ids, so that what is done for all of
-// them does not depend on the order of a map: the simulation repeats its schedules.
+// them does not depend on the order of a map, and happens the same way each time.
 func sortSessions(ss []*Session) {
 	slices.SortFunc(ss, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
 }

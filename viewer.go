@@ -269,8 +269,8 @@ func (v *Viewer) pushLocked(q *queued) {
 	v.more.Broadcast()
 }
 
-// sortedLocked returns the watches in the order of their ids, so that a schedule of the simulation
-// runs the same way each time.
+// sortedLocked returns the watches in the order of their ids, so that what is done for all
+// of them happens the same way each time.
 func (v *Viewer) sortedLocked() []*watch {
 	out := make([]*watch, 0, len(v.watches))
 	for _, w := range v.watches {
