@@ -183,9 +183,10 @@ func (w *fieldCodec) batch(p any) {
 	}
 }
 
-// eventBatch goes through the fields of an event batch. Its events are in pg or in p itself; when reading, pg
-// gets them if they are written as we write them. A payload of a caller's comes with an
-// empty page, and is written alone: the decoder always makes batches with pages.
+// eventBatch goes through the fields of an event batch. Its events are in pg or in p
+// itself; when reading, pg gets them if they are written as we write them. A payload of a
+// caller's comes with an empty page, and is only ever written: the decoder always makes
+// batches with pages.
 func (w *fieldCodec) eventBatch(p *EventBatchPayload, pg *page) {
 	w.text("session_id", &p.SessionID)
 	w.text("viewer_id", &p.ViewerID)
@@ -315,8 +316,9 @@ func listField[T any](w *fieldCodec, name string, p *[]T, limit int) {
 	w.out = append(w.out, ']')
 }
 
-// events writes or reads the events of a batch. They are written from whichever of list and pg has
-// any. They are read into pg if they are written as we write them, and otherwise into list.
+// events writes or reads the events of a batch. They are written from whichever of list
+// and pg has any. They are read into pg if they are written as we write them, and
+// otherwise into list.
 func (w *fieldCodec) events(list *[]Event, trusted *Event, pg *page, limit int) {
 	switch {
 	case w.d == nil && len(*list)+len(pg.slots) == 0, !w.wants("events"):

@@ -469,25 +469,6 @@ func TestPreparedEventAppend(t *testing.T) {
 	}
 }
 
-// jsonDepth is how deep a valid JSON value nests.
-func jsonDepth(src []byte) (deepest int) {
-	depth, dec := 0, json.NewDecoder(bytes.NewReader(src))
-	dec.UseNumber()
-	for {
-		token, err := dec.Token()
-		if err != nil {
-			return deepest
-		}
-		switch token {
-		case json.Delim('['), json.Delim('{'):
-			depth++
-		case json.Delim(']'), json.Delim('}'):
-			depth--
-		}
-		deepest = max(deepest, depth)
-	}
-}
-
 func benchBatch(n int) *EventBatchPayload {
 	p := &EventBatchPayload{SessionID: "build-42", Epoch: wireEpoch, Link: "l7", FirstSeq: 1, LastSeq: uint64(n), HeadSeq: uint64(n)}
 	for i := range n {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vibetools/gvstream/internal/jsontext"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // The fuzz targets of the codec and of Lines. Those of the machines are in
@@ -93,7 +94,7 @@ func checkRefusal(t *testing.T, p Payload, err error) {
 func loose(frame []byte, p Payload) bool {
 	names := namesOf(frame)
 	return !utf8.Valid(frame) || names.folded || names.twice || names.half || names.minus || names.list ||
-		jsonDepth(frame) > jsontext.MaxDepth || !wholeNumbers(p) || !tellable(p)
+		testenv.JSONDepth(frame) > jsontext.MaxDepth || !wholeNumbers(p) || !tellable(p)
 }
 
 // odd records what is unusual about the names and values of a frame.
@@ -175,7 +176,7 @@ func tellable(p Payload) bool {
 		if e.checkFields() != nil || y < 0 || y > 9999 {
 			return false
 		}
-		if len(e.Data) > 0 && (!json.Valid(e.Data) || !utf8.Valid(e.Data) || jsonDepth(e.Data) > jsontext.MaxDepth) {
+		if len(e.Data) > 0 && (!json.Valid(e.Data) || !utf8.Valid(e.Data) || testenv.JSONDepth(e.Data) > jsontext.MaxDepth) {
 			return false
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // jsonTexts are seeds of what Check takes and refuses; encoding/json is the judge.
@@ -33,13 +35,13 @@ func checkCompact(t *testing.T, src []byte) {
 	spaces, err := Check(src)
 	got := AppendCompact([]byte("before"), src, spaces)
 	if err != nil {
-		if json.Valid(src) && utf8.Valid(src) && jsonDepth(src) <= MaxDepth {
+		if json.Valid(src) && utf8.Valid(src) && testenv.JSONDepth(src) <= MaxDepth {
 			t.Errorf("refused %.200q: %v", src, err)
 		}
 		return
 	}
 	var want bytes.Buffer
-	if err := json.Compact(&want, src); err != nil || !utf8.Valid(src) || jsonDepth(src) > MaxDepth {
+	if err := json.Compact(&want, src); err != nil || !utf8.Valid(src) || testenv.JSONDepth(src) > MaxDepth {
 		t.Errorf("accepted %.200q", src)
 		return
 	}
@@ -57,25 +59,6 @@ func FuzzCheck(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, src []byte) { checkCompact(t, src) })
-}
-
-// jsonDepth is how deep a valid JSON value nests.
-func jsonDepth(src []byte) (deepest int) {
-	depth, dec := 0, json.NewDecoder(bytes.NewReader(src))
-	dec.UseNumber()
-	for {
-		token, err := dec.Token()
-		if err != nil {
-			return deepest
-		}
-		switch token {
-		case json.Delim('['), json.Delim('{'):
-			depth++
-		case json.Delim(']'), json.Delim('}'):
-			depth--
-		}
-		deepest = max(deepest, depth)
-	}
 }
 
 // deep is an array nested n deep.

@@ -1,10 +1,12 @@
 // Package testenv is what the tests of all packages of this module share about the
 // process that they run in: that no goroutine is left, how much memory is in use, and
-// whether the race detector slows them down. It imports none of the packages, so that the
-// tests of each can import it.
+// whether the race detector slows them down. JSONDepth says how deep a JSON value nests.
+// It imports none of the packages, so that the tests of each can import it.
 package testenv
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"runtime"
@@ -81,4 +83,23 @@ func goroutines() (stacks []string) {
 		}
 	}
 	return stacks
+}
+
+// JSONDepth is how deep a valid JSON value nests.
+func JSONDepth(src []byte) (deepest int) {
+	depth, dec := 0, json.NewDecoder(bytes.NewReader(src))
+	dec.UseNumber()
+	for {
+		token, err := dec.Token()
+		if err != nil {
+			return deepest
+		}
+		switch token {
+		case json.Delim('['), json.Delim('{'):
+			depth++
+		case json.Delim(']'), json.Delim('}'):
+			depth--
+		}
+		deepest = max(deepest, depth)
+	}
 }
