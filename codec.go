@@ -104,7 +104,8 @@ func (w *fieldCodec) fields(p any) {
 		w.text("viewer_id", &p.ViewerID)
 		w.int("v", &p.V)
 		w.text("link", &p.Link)
-		w.int("window", &p.Window)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
 	case *StatusPayload:
 		w.text("viewer_id", &p.ViewerID)
 		w.text("link", &p.Link)
@@ -117,12 +118,19 @@ func (w *fieldCodec) fields(p any) {
 		w.text("link", &p.Link)
 		w.seq("up_to_seq", &p.UpToSeq)
 		w.flag("nack", &p.Nack)
+		w.flag("full", &p.Full)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
+		w.optSeq("read_seq", &p.ReadSeq)
+		listField(w, "acks", &p.Acks, maxAcks)
 	case *WatchPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
 		w.text("epoch", &p.Epoch)
 		w.seq("after_seq", &p.AfterSeq)
 		w.flag("stop", &p.Stop)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
 	case *ReplayRequestPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -142,7 +150,7 @@ func (w *fieldCodec) fields(p any) {
 		w.optSeq("seq", &p.Seq)
 	case *EventBatchPayload, *eventBatch, *ReplayBatchPayload, *replayBatch:
 		w.batch(p)
-	case *SessionStatus, *Gap:
+	case *SessionStatus, *SessionAck, *Gap:
 		w.entry(p)
 	default:
 		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
@@ -161,6 +169,15 @@ func (w *fieldCodec) entry(p any) {
 		w.flag("ended", &p.Ended)
 		w.optText("prev_epoch", &p.PrevEpoch)
 		w.optSeq("prev_seq", &p.PrevSeq)
+	case *SessionAck:
+		w.text("session_id", &p.SessionID)
+		w.text("epoch", &p.Epoch)
+		w.seq("up_to_seq", &p.UpToSeq)
+		w.flag("nack", &p.Nack)
+		w.flag("full", &p.Full)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
+		w.optSeq("read_seq", &p.ReadSeq)
 	case *Gap:
 		w.seq("from", &p.From)
 		w.seq("to", &p.To)
@@ -277,6 +294,12 @@ func (w *fieldCodec) int(name string, p *int) {
 func (w *fieldCodec) optText(name string, p *string) {
 	if w.d != nil || *p != "" {
 		w.text(name, p)
+	}
+}
+
+func (w *fieldCodec) optInt(name string, p *int) {
+	if w.d != nil || *p != 0 {
+		w.int(name, p)
 	}
 }
 

@@ -42,7 +42,7 @@ func wireSamples() []Payload {
 	}
 	return []Payload{
 		&HelloPayload{ViewerID: "tab-1", V: 1, Role: "viewer"},
-		&WelcomePayload{ViewerID: "tab-1", V: 1, Link: "l7", Window: 256},
+		&WelcomePayload{ViewerID: "tab-1", V: 1, Link: "l7", WindowEvents: 256, WindowBytes: 1 << 20},
 		&StatusPayload{Link: "l7", More: true, Sessions: []SessionStatus{
 			{SessionID: "build-42", Epoch: wireEpoch, FirstSeq: 12, HeadSeq: 64, AckSeq: 60, Ended: true, PrevEpoch: "01jdq", PrevSeq: 99},
 			{SessionID: "gebäude"},
@@ -51,8 +51,12 @@ func wireSamples() []Payload {
 			SessionID: "build-42", Epoch: wireEpoch, Link: "l7", FirstSeq: 61, LastSeq: 64, HeadSeq: 70,
 			Events: events, Gaps: []Gap{{61, 62, ReasonDropped}},
 		},
-		&AckBatchPayload{SessionID: "build-42", Epoch: wireEpoch, Link: "l7", UpToSeq: 64, Nack: true},
-		&WatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: wireEpoch, AfterSeq: 40, Stop: true},
+		&AckBatchPayload{SessionID: "build-42", Epoch: wireEpoch, Link: "l7", UpToSeq: 64, Nack: true, Full: true,
+			WindowEvents: 256, WindowBytes: 1 << 20, ReadSeq: 63, Acks: []SessionAck{{
+				SessionID: "build-43", Epoch: "01jdqz7c3k9w5v8x2m4n6p0rsv", UpToSeq: 12, Nack: true, Full: true,
+				WindowEvents: 1024, WindowBytes: 256 << 10, ReadSeq: 11,
+			}}},
+		&WatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: wireEpoch, AfterSeq: 40, Stop: true, WindowEvents: 256, WindowBytes: 1 << 20},
 		&ReplayRequestPayload{SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, AfterSeq: 40, UntilSeq: 91, Limit: 500},
 		&ReplayBatchPayload{
 			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, FirstSeq: 41, LastSeq: 91,
@@ -160,7 +164,7 @@ func TestAgreesWithEncodingJSON(t *testing.T) {
 	odd := "\x00\x1f\"\\/<>&\u2028\U0001f600\x7f\xff\xc3"
 	payloads = append(payloads,
 		&ErrorPayload{SessionID: odd, Code: odd, Message: odd},
-		&WelcomePayload{V: -3, Window: -1},
+		&WelcomePayload{V: -3, WindowEvents: -1},
 		&EventBatchPayload{FirstSeq: 1<<64 - 1, Events: []Event{{Time: wireTime.In(time.FixedZone("", -5*3600))}, {Bytes: []byte{}}}},
 	)
 	for _, p := range payloads {

@@ -1005,9 +1005,9 @@ func ExampleSendFunc() {
 			return ctx.Err()
 		}
 	}
-	err := send(context.Background(), &gvstream.WelcomePayload{V: 1, Link: "l7", Window: 256})
+	err := send(context.Background(), &gvstream.WelcomePayload{V: 1, Link: "l7", WindowEvents: 256})
 	fmt.Println(string(<-messages), err)
-	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window":256}} <nil>
+	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window_events":256}} <nil>
 }
 
 // A message that is not a payload costs only that message. Unmarshal's error goes to
@@ -1169,9 +1169,9 @@ func ExampleHelloPayload() {
 }
 
 func ExampleWelcomePayload() {
-	text, _ := gvstream.Marshal(&gvstream.WelcomePayload{V: 1, Link: "l7", Window: 256})
+	text, _ := gvstream.Marshal(&gvstream.WelcomePayload{V: 1, Link: "l7", WindowEvents: 256})
 	fmt.Println(string(text))
-	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window":256}}
+	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window_events":256}}
 }
 
 func ExampleStatusPayload() {

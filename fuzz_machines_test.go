@@ -138,6 +138,15 @@ func (g *forger) number() uint64 {
 	return n
 }
 
+// window makes a window, of events or of bytes.
+func (g *forger) window() int { return one(g.c, []int{256, 4, 1, 0, -1, 1 << 30}) }
+
+// ack makes the ack of one session.
+func (g *forger) ack() SessionAck {
+	n := g.number()
+	return SessionAck{g.session(), g.epoch(), n, g.flag(), g.flag(), g.window(), g.window(), n / 2}
+}
+
 // payload makes a payload of any type.
 func (g *forger) payload() Payload {
 	c := g.c
@@ -145,7 +154,7 @@ func (g *forger) payload() Payload {
 	case 0:
 		return &HelloPayload{g.viewer(), one(c, []int{1, 1, 2, 0, -1}), one(c, []string{roleAgent, roleViewer, "", "boss"})}
 	case 1:
-		return &WelcomePayload{g.viewer(), one(c, []int{1, 1, 1, 2, 0}), g.link(), one(c, []int{256, 4, 1, 0, -1, 1 << 30})}
+		return &WelcomePayload{g.viewer(), one(c, []int{1, 1, 1, 2, 0}), g.link(), g.window(), g.window()}
 	case 2:
 		p := &StatusPayload{ViewerID: g.viewer(), Link: g.link(), More: g.flag()}
 		for range c.of(4) {
@@ -160,9 +169,14 @@ func (g *forger) payload() Payload {
 			FirstSeq: first, LastSeq: last, HeadSeq: max(last, g.number()), Events: events, Gaps: gaps,
 		}
 	case 5:
-		return &AckBatchPayload{g.session(), g.viewer(), g.epoch(), g.link(), g.number(), g.flag()}
+		a := g.ack()
+		p := &AckBatchPayload{a.SessionID, g.viewer(), a.Epoch, g.link(), a.UpToSeq, a.Nack, a.Full, a.WindowEvents, a.WindowBytes, a.ReadSeq, nil}
+		for range c.of(3) {
+			p.Acks = append(p.Acks, g.ack())
+		}
+		return p
 	case 6:
-		return &WatchPayload{g.session(), g.viewer(), g.epoch(), g.number(), g.flag()}
+		return &WatchPayload{g.session(), g.viewer(), g.epoch(), g.number(), g.flag(), g.window(), g.window()}
 	case 7:
 		return &ReplayRequestPayload{g.session(), g.viewer(), g.request(), g.epoch(), g.number(), g.number(), one(c, []int{0, 1, 5, 500, -1})}
 	case 8:

@@ -135,7 +135,7 @@ func (w *agentTest) step() {
 			w.says()
 		}
 	case agentIsWelcomed:
-		w.given(&WelcomePayload{V: version, Link: fmt.Sprint("l", len(w.links)), Window: one(c, []int{256, 1, 4, 0})})
+		w.given(&WelcomePayload{V: version, Link: fmt.Sprint("l", len(w.links)), WindowEvents: one(c, []int{256, 1, 4, 0})})
 	case agentIsAcked:
 		w.isAcked()
 	case agentIsAsked:

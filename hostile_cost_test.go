@@ -30,7 +30,7 @@ func TestFloodLeavesNothing(t *testing.T) {
 		w.Watch("s", Position{})
 		hub := &peer{t: t, link: st.Connect(), id: "l1"} // a hostile one
 		hub.drain()
-		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+		hub.send(&WelcomePayload{V: 1, Link: "l1", WindowEvents: 256})
 		hub2 := playHub(t, w)
 		agent := playAgent(t, h, "agent")
 		agent.feed("s", "e1", 1, 20)
@@ -114,7 +114,7 @@ func TestFloodUnread(t *testing.T) {
 		w.Watch("s", Position{})
 		hub := &peer{t: t, link: st.Connect(), id: "l1"}
 		hub.drain()
-		hub.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+		hub.send(&WelcomePayload{V: 1, Link: "l1", WindowEvents: 256})
 		hub2, agent, viewer := playHub(t, w), playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		for i := range 5000 {
 			id := fmt.Sprint("none", i)

@@ -489,7 +489,7 @@ func victimAgent(t *testing.T) *victim {
 	epoch := stats(t, st, "s").Epoch
 	v := &victim{peer: &peer{t: t, link: st.Connect(), id: "l1"}}
 	v.want(&HelloPayload{V: 1, Role: roleAgent})
-	v.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+	v.send(&WelcomePayload{V: 1, Link: "l1", WindowEvents: 256})
 	v.drain()
 	v.send(v.ack("s", epoch, 1))
 	v.fill = strings.NewReplacer("$link", "l1", "$epoch", epoch, "$cut", epoch[:len(epoch)-1])

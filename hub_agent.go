@@ -176,7 +176,7 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 	ha.mu.Lock()
 	ha.greeted = true
 	ha.mu.Unlock()
-	ha.reply(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
+	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window})
 	return nil
 }
 

@@ -864,7 +864,7 @@ func TestRunLinesBeforeTooLarge(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got = append(got, p.payloadType()); len(got) == 1 {
-				go far.Write([]byte(`{"type":"welcome","payload":{"v":1,"link":"l","window":9}}` + "\n"))
+				go far.Write([]byte(`{"type":"welcome","payload":{"v":1,"link":"l","window_events":9}}` + "\n"))
 			}
 		}
 		slices.Sort(got) // in whatever order, and however often

@@ -639,7 +639,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	}
 	al := st.connect(time.Now())
 	for i := range 1000 { // two small frames each; the agent's send is blocked meanwhile
-		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), Window: 1})
+		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), WindowEvents: 1})
 		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
 	}
 	if n := readyTasks(al.Link); n > 100 {
@@ -697,7 +697,7 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 					})
 				})
 				synctest.Wait() // hello is said
-				far <- &WelcomePayload{V: 1, Link: "l1", Window: 256}
+				far <- &WelcomePayload{V: 1, Link: "l1", WindowEvents: 256}
 				for range 5 { // to be answered, if anything could be sent
 					far <- &HelloPayload{V: 1, Role: role}
 				}
@@ -839,7 +839,7 @@ func TestNextFrame(t *testing.T) {
 			links[i] = st.Connect()
 			s := newPeer(t, links[i])
 			s.want(&HelloPayload{V: 1, Role: roleAgent})
-			s.send(&WelcomePayload{V: 1, Link: "l", Window: 1000})
+			s.send(&WelcomePayload{V: 1, Link: "l", WindowEvents: 1000})
 			for n := range 400 {
 				st.Publish(t.Context(), "s", Event{Type: "out", Data: fmt.Appendf(nil, `"%0*d"`, n, n)})
 			}

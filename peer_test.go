@@ -114,7 +114,7 @@ func (p *peer) hearsHello() {
 func (p *peer) welcome(id string) {
 	p.t.Helper()
 	p.id = id
-	p.send(&WelcomePayload{ViewerID: p.viewer, V: 1, Link: id, Window: p.window})
+	p.send(&WelcomePayload{ViewerID: p.viewer, V: 1, Link: id, WindowEvents: p.window})
 }
 
 // playAgent connects an agent to a hub, and says hello.
@@ -122,7 +122,7 @@ func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	t.Helper()
 	a := newPeer(t, h.ConnectAgent(agentID))
 	w := a.hello(roleAgent)
-	if w.V != 1 || w.Window != h.cfg.Window || !validID(w.Link) {
+	if w.V != 1 || w.WindowEvents != h.cfg.Window || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
 	}
 	return a

@@ -31,7 +31,11 @@ type WelcomePayload struct {
 	ViewerID string `json:"viewer_id"` // the viewer as the hub knows it; empty for an agent
 	V        int    `json:"v"`         // version of the protocol: 1
 	Link     string `json:"link"`      // stands in every later frame that has the field
-	Window   int    `json:"window"`    // events that an agent may number beyond the hub's ack
+
+	// What an agent may send of a session before the hub has acknowledged anything of it on
+	// this link. If zero, the defaults of PROTOCOL.md.
+	WindowEvents int `json:"window_events,omitempty"`
+	WindowBytes  int `json:"window_bytes,omitempty"`
 }
 
 // StatusPayload says where sessions stand. An agent sends it when a link opens, and as a
@@ -65,7 +69,7 @@ type EventBatchPayload struct {
 	SessionID string  `json:"session_id"`
 	ViewerID  string  `json:"viewer_id"` // the viewer it is for; empty to the hub
 	Epoch     string  `json:"epoch"`
-	Link      string  `json:"link"`
+	Link      string  `json:"link"` // empty from a hub, if the batch is true for every viewer
 	FirstSeq  uint64  `json:"first_seq"`
 	LastSeq   uint64  `json:"last_seq"`
 	HeadSeq   uint64  `json:"head_seq"` // last number the sender has
@@ -78,16 +82,42 @@ type EventBatchPayload struct {
 	trusted *Event
 }
 
-// AckBatchPayload acknowledges all events of a session up to a number: the hub
-// has accepted each of them, or its gap (rule 6). It is cumulative, so a lost one does no
-// harm: the next one says more.
+// AckBatchPayload says how far the receiver of a session is, and how much more it takes: the
+// hub to an agent, a viewer to the hub. Everything up to UpToSeq is accepted, as an event or
+// in a gap (rule 6). It is cumulative, so a lost one does no harm: the next one says more.
 type AckBatchPayload struct {
-	SessionID string `json:"session_id"`
-	ViewerID  string `json:"viewer_id"` // empty: the hub. Else that viewer's progress, which frees nothing
-	Epoch     string `json:"epoch"`
-	Link      string `json:"link"`
-	UpToSeq   uint64 `json:"up_to_seq"`      // inclusive; 0: nothing yet
-	Nack      bool   `json:"nack,omitempty"` // what follows UpToSeq did not arrive: send again from there
+	SessionID    string `json:"session_id"`
+	ViewerID     string `json:"viewer_id"` // empty: the hub
+	Epoch        string `json:"epoch"`
+	Link         string `json:"link"`
+	UpToSeq      uint64 `json:"up_to_seq"`               // inclusive; 0: nothing yet
+	Nack         bool   `json:"nack,omitempty"`          // what follows UpToSeq did not arrive: send again from there
+	Full         bool   `json:"full,omitempty"`          // there is no room beyond UpToSeq now
+	WindowEvents int    `json:"window_events,omitempty"` // events and gaps beyond UpToSeq that there is room for; 0: as said before
+	WindowBytes  int    `json:"window_bytes,omitempty"`  // bytes of their JSON; 0: as said before
+	ReadSeq      uint64 `json:"read_seq,omitempty"`      // a viewer's reader has dealt with what is up to here
+
+	Acks []SessionAck `json:"acks,omitempty"` // the same of further sessions
+}
+
+// SessionAck is one more session in an AckBatchPayload. Its fields mean the same.
+type SessionAck struct {
+	SessionID    string `json:"session_id"`
+	Epoch        string `json:"epoch"`
+	UpToSeq      uint64 `json:"up_to_seq"`
+	Nack         bool   `json:"nack,omitempty"`
+	Full         bool   `json:"full,omitempty"`
+	WindowEvents int    `json:"window_events,omitempty"`
+	WindowBytes  int    `json:"window_bytes,omitempty"`
+	ReadSeq      uint64 `json:"read_seq,omitempty"`
+}
+
+// first is the ack of the session that the payload itself names.
+func (p *AckBatchPayload) first() SessionAck {
+	return SessionAck{
+		SessionID: p.SessionID, Epoch: p.Epoch, UpToSeq: p.UpToSeq, Nack: p.Nack, Full: p.Full,
+		WindowEvents: p.WindowEvents, WindowBytes: p.WindowBytes, ReadSeq: p.ReadSeq,
+	}
 }
 
 // WatchPayload asks the hub for a session from a position on, or to stop
@@ -98,6 +128,10 @@ type WatchPayload struct {
 	Epoch     string `json:"epoch"`     // empty with AfterSeq 0: from the first event
 	AfterSeq  uint64 `json:"after_seq"` // exclusive
 	Stop      bool   `json:"stop,omitempty"`
+
+	// How much the viewer takes beyond AfterSeq. If zero, the defaults of PROTOCOL.md.
+	WindowEvents int `json:"window_events,omitempty"`
+	WindowBytes  int `json:"window_bytes,omitempty"`
 }
 
 // ReplayRequestPayload asks an agent for older events on behalf of one viewer
@@ -191,7 +225,7 @@ func (p *WelcomePayload) check() *ProtocolError {
 		return malformed("welcome: bad viewer_id")
 	case !validID(p.Link):
 		return malformed("welcome: bad link")
-	case p.Window < 0:
+	case p.WindowEvents < 0 || p.WindowBytes < 0:
 		return malformed("welcome: negative window")
 	}
 	return nil
@@ -250,7 +284,7 @@ func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 		return malformed("event_batch: bad viewer_id")
 	case !validEpoch(p.Epoch):
 		return malformed("event_batch: bad epoch")
-	case !validID(p.Link):
+	case !optionalID(p.Link):
 		return malformed("event_batch: bad link")
 	case len(p.Events)+len(slots) > maxBatchEvents:
 		return malformed("event_batch: more than %d events", maxBatchEvents)
@@ -264,16 +298,37 @@ func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 
 func (p *AckBatchPayload) check() *ProtocolError {
 	switch {
-	case !validID(p.SessionID):
-		return malformed("ack_batch: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("ack_batch: bad viewer_id")
-	case !validEpoch(p.Epoch):
-		return malformed("ack_batch: bad epoch")
 	case !validID(p.Link):
 		return malformed("ack_batch: bad link")
-	case p.UpToSeq > MaxSeq:
+	case len(p.Acks) > maxAcks:
+		return malformed("ack_batch: %d further sessions, at most %d", len(p.Acks), maxAcks)
+	}
+	first := p.first()
+	if err := first.check(); err != nil {
+		return err
+	}
+	for i := range p.Acks {
+		if err := p.Acks[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *SessionAck) check() *ProtocolError {
+	switch {
+	case !validID(a.SessionID):
+		return malformed("ack_batch: bad session_id")
+	case !validEpoch(a.Epoch):
+		return malformed("ack_batch: bad epoch")
+	case a.UpToSeq > MaxSeq:
 		return malformed("ack_batch: up_to_seq too large")
+	case a.ReadSeq > a.UpToSeq:
+		return malformed("ack_batch: read_seq %d above up_to_seq %d", a.ReadSeq, a.UpToSeq)
+	case a.WindowEvents < 0 || a.WindowBytes < 0:
+		return malformed("ack_batch: negative window")
 	}
 	return nil
 }
@@ -286,6 +341,8 @@ func (p *WatchPayload) check() *ProtocolError {
 		return malformed("watch: bad viewer_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
 		return malformed("watch: bad position")
+	case p.WindowEvents < 0 || p.WindowBytes < 0:
+		return malformed("watch: negative window")
 	}
 	return nil
 }

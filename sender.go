@@ -169,7 +169,7 @@ func (sd *sender) scheduleTickLocked() {
 // and only then the session moves: back if the hub has lost something, and forward
 // otherwise. An ack beyond what was sent ends the link. To believe it would free events that
 // no hub can have.
-func (sd *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
+func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 	s := sd.s
 	switch sd.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:

@@ -2,7 +2,6 @@ package gvstream
 
 import (
 	"context"
-	"maps"
 	"sync"
 	"time"
 
@@ -339,7 +338,6 @@ func (s *Session) Stats() SessionStats {
 		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
-	out.Progress = maps.Clone(s.progress)
 	return out
 }
 
@@ -358,30 +356,12 @@ type life struct {
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
 
-	overAt    *time.Time        // when to forget the session; nil: its end is not acknowledged
-	lostCount uint64            // events that became gaps while they were pending
-	progress  map[string]uint64 // viewers' positions, if the hub relays them; for show only
+	overAt    *time.Time // when to forget the session; nil: its end is not acknowledged
+	lostCount uint64     // events that became gaps while they were pending
 }
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many
 // sessions most are idle, and nearly half the memory of an idle one would be its life. Only
-// an event or a viewer's progress gives a session a life of its own. Everything else that
-// changes a life is about an event that was published before.
+// an event gives a session a life of its own. Everything else that changes a life is about an
+// event that was published before.
 var emptyLife life
-
-// noteProgressLocked records how far a viewer is, as relayed by the hub. It frees nothing
-// (rule 6), and a number that was never published is ignored.
-func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
-	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
-		return
-	}
-	s.ownLifeLocked()
-	if s.progress == nil {
-		s.progress = make(map[string]uint64)
-	}
-	s.progress[viewerID] = seq
-}
-
-// maxProgress bounds the viewers whose progress a session records, so that a hub that names
-// ever new ones does not fill the agent's memory.
-const maxProgress = 100

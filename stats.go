@@ -29,10 +29,9 @@ type SessionStats struct {
 	Ended     bool   // the last event was published; hub: accepted
 	Connected bool   // it is open on a link between agent and hub
 
-	PendingEvents int               // agent: unacknowledged
-	PendingBytes  int               // agent: of their JSON
-	Lost          uint64            // agent: events that became gaps before they were acknowledged
-	Progress      map[string]uint64 // agent: viewers' progress, if the hub relays it (rule 6)
+	PendingEvents int    // agent: unacknowledged
+	PendingBytes  int    // agent: of their JSON
+	Lost          uint64 // agent: events that became gaps before they were acknowledged
 
 	AgentID string // hub: the agent the session belongs to
 	Viewers int    // hub: watches on it

@@ -199,7 +199,7 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 		sl.heard(now, p.Link)
 	case *AckBatchPayload:
 		if sl.heard(now, p.Link) {
-			err = sl.ack(now, p)
+			err = sl.acks(now, p)
 		}
 	case *ReplayRequestPayload:
 		if sl.heard(now, "") {
@@ -252,7 +252,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		return nil
 	}
 	sl.tasks.Clear() // nothing goes on under another link id
-	sl.id, sl.window = p.Link, uint64(p.Window)
+	sl.id, sl.window = p.Link, uint64(p.WindowEvents)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.unacked = nil, nil
@@ -289,9 +289,29 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	return sd
 }
 
+// acks applies an ack, and those of further sessions that came with it. One that is refused
+// does not keep the others from being applied. Of the refusals the last is returned, which
+// Link.handle answers, and the others are answered here.
+func (sl *streamerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
+	if p.ViewerID != "" { // a viewer's, which frees nothing
+		sl.st.stalePayloads.Add(1)
+		return nil
+	}
+	last := sl.ack(now, p.first())
+	for _, a := range p.Acks {
+		if err := sl.ack(now, a); err != nil {
+			if last != nil {
+				sl.refuse(now, last)
+			}
+			last = err
+		}
+	}
+	return last
+}
+
 // ack hands an ack to the session's sender. One of another epoch or for a session that is
-// not on this link is stale, and one with a viewer's id is that viewer's progress (rule 6).
-func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+// not on this link is stale (rule 6).
+func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 	s := sl.st.lookup(p.SessionID)
 	if s == nil {
 		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
@@ -299,12 +319,8 @@ func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sd := s.sender
-	switch {
-	case sd == nil || sd.link != sl || p.Epoch != s.epoch:
+	if sd == nil || sd.link != sl || p.Epoch != s.epoch {
 		sl.st.stalePayloads.Add(1)
-		return nil
-	case p.ViewerID != "":
-		s.noteProgressLocked(p.ViewerID, p.UpToSeq)
 		return nil
 	}
 	return sd.applyAckLocked(now, p)

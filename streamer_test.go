@@ -632,7 +632,7 @@ func TestStreamerManyLosses(t *testing.T) {
 		return out
 	}
 	says()
-	al.handle(t.Context(), now, &WelcomePayload{V: version, Link: "l", Window: 1 << 30})
+	al.handle(t.Context(), now, &WelcomePayload{V: version, Link: "l", WindowEvents: 1 << 30})
 	most := 0
 	for range published {
 		s, seq, err := offer(now, st, "s", Event{})
@@ -775,7 +775,7 @@ func TestGrowthEnded(t *testing.T) {
 		al := st.connect(now)
 		for _, p := range []Payload{
 			nil,
-			&WelcomePayload{V: version, Link: "l", Window: 256},
+			&WelcomePayload{V: version, Link: "l", WindowEvents: 256},
 			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 0},
 			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 1},
 		} {

@@ -117,7 +117,7 @@ func everyPayload() []gvstream.Payload {
 	return []gvstream.Payload{
 		&gvstream.HelloPayload{ViewerID: "tab 1", V: 1, Role: "viewer"},
 		&gvstream.HelloPayload{V: 1, Role: "agent"},
-		&gvstream.WelcomePayload{ViewerID: "tab 1", V: 1, Link: sampleLink, Window: 256},
+		&gvstream.WelcomePayload{ViewerID: "tab 1", V: 1, Link: sampleLink, WindowEvents: 256, WindowBytes: 1 << 20},
 		&gvstream.StatusPayload{Link: sampleLink},
 		&gvstream.StatusPayload{ViewerID: "tab 1", Link: sampleLink, More: true, Sessions: []gvstream.SessionStatus{
 			{SessionID: sampleSession, Epoch: sampleEpoch, FirstSeq: 2, HeadSeq: gvstream.MaxSeq, AckSeq: 5,

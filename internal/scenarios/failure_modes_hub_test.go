@@ -511,7 +511,7 @@ func hostileNumbers(t *testing.T) {
 		`{"type":"event_batch","payload":{"session_id":"s","epoch":"EPOCH","link":"LINK","first_seq":1,"last_seq":N,"head_seq":N,"gaps":[{"from":1,"to":N,"reason":"evicted"}]}}`,
 		`{"type":"status","payload":{"link":"LINK","sessions":[{"session_id":"s","epoch":"EPOCH","head_seq":N,"ack_seq":N}]}}`,
 		`{"type":"replay_batch","payload":{"session_id":"s","request_id":"r","epoch":"EPOCH","first_seq":N,"last_seq":N,"until_seq":N,"available_from":N,"events":[{"seq":N}]}}`,
-		`{"type":"welcome","payload":{"v":1,"link":"LINK","window":N}}`,
+		`{"type":"welcome","payload":{"v":1,"link":"LINK","window_events":N}}`,
 	}
 	var before, after runtime.MemStats
 	for _, template := range templates {

@@ -460,7 +460,7 @@ func callsDuringSend(t *testing.T) {
 	st := gvstream.NewStreamer(nil)
 	link := st.Connect()
 	equal(t, "first payload", say(scene.Next(link)), "hello")
-	noError(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
+	noError(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", WindowEvents: 8}))
 	publish(t, st, "s", 2)
 	var run sync.WaitGroup
 	var runErr, sendErr error
@@ -886,7 +886,7 @@ func oneWinner(t *testing.T) {
 		close(winner)
 		var said []string
 		for link := range winner {
-			noMoreThanDead(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", Window: 8}))
+			noMoreThanDead(t, link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: "l", WindowEvents: 8}))
 			noMoreThanDead(t, link.Handle(t.Context(), &gvstream.AckBatchPayload{SessionID: "s", Epoch: stats(t, st, "s").Epoch, Link: "l"}))
 			if all := say(scene.Ready(link)...); all != "" {
 				said = append(said, all)
