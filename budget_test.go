@@ -88,7 +88,7 @@ func TestBudgetBlock(t *testing.T) {
 		{"Forget of another session", func(st *Streamer, _ *peer) { st.Forget("a") }},
 		{"Renew of another session", func(st *Streamer, _ *peer) { st.Renew("a") }},
 		{"rejected in another session", func(_ *Streamer, hub *peer) {
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "a", Seq: 2})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "a", Seq: 2})
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

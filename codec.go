@@ -59,7 +59,7 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 // Unknown fields are ignored, null is an absent field, and the order of fields
 // does not matter. It never spends memory on more entries than a payload may have.
 //
-// Every error is a *ProtocolError with code "malformed", or "unknown_type" for a
+// Every error is a *ProtocolError with CodeMalformed, or CodeUnknownType for a
 // type that this version does not know: answer it, and go on (rule 11).
 func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
@@ -142,7 +142,7 @@ func (w *fieldCodec) fields(p any) {
 	case *ErrorPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
-		w.text("code", &p.Code)
+		w.text("code", (*string)(&p.Code))
 		w.optText("message", &p.Message)
 		w.flag("retryable", &p.Retryable)
 		w.optText("request_id", &p.RequestID)

@@ -63,7 +63,7 @@ func wireSamples() []Payload {
 			UntilSeq: 91, AvailableFrom: 90, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
 		},
 		&ErrorPayload{
-			SessionID: "build-42", ViewerID: "tab-1", Code: codeReplayAhead, Message: "after 99 of \"build-42\"",
+			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayAhead, Message: "after 99 of \"build-42\"",
 			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99,
 		},
 	}
@@ -163,7 +163,7 @@ func TestAgreesWithEncodingJSON(t *testing.T) {
 	}
 	odd := "\x00\x1f\"\\/<>&\u2028\U0001f600\x7f\xff\xc3"
 	payloads = append(payloads,
-		&ErrorPayload{SessionID: odd, Code: odd, Message: odd},
+		&ErrorPayload{SessionID: odd, Code: Code(odd), Message: odd},
 		&WelcomePayload{V: -3, WindowEvents: -1},
 		&EventBatchPayload{FirstSeq: 1<<64 - 1, Events: []Event{{Time: wireTime.In(time.FixedZone("", -5*3600))}, {Bytes: []byte{}}}},
 	)

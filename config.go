@@ -110,8 +110,8 @@ type HubConfig struct {
 	// an error, none of them is accepted and the agent's link ends; the agent's
 	// reconnect is the retry. So the same items may come again: in one
 	// transaction, store only what is above the last number stored in that epoch,
-	// where a gap counts up to its last number. A *ProtocolError with Code
-	// "event_rejected" and Seq instead refuses that one event for good. The items
+	// where a gap counts up to its last number. A *ProtocolError with
+	// CodeEventRejected and Seq instead refuses that one event for good. The items
 	// and their bytes are Commit's to keep. While it runs, the agent hears
 	// nothing, and after 45 s of silence it takes the hub for gone, connects again
 	// and sends the same batch: a store that needs longer never gets past it. If

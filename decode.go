@@ -56,7 +56,7 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	case d.Err != nil:
 		err = malformed("%s", d.Err.Message)
 	case p == nil:
-		err = &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", shorten(typ))}
+		err = &ProtocolError{Code: CodeUnknownType, Message: fmt.Sprintf("unknown type %q", shorten(typ))}
 	default:
 		err = p.check()
 	}

@@ -46,25 +46,52 @@ var (
 	ErrBusy = errors.New("gvstream: already in use")
 )
 
-// The codes of an error payload. They are part of the protocol: PROTOCOL.md
-// says what each asks of the peer. A peer may send others, too.
+// A Code says what is wrong, in an ErrorPayload and in a ProtocolError. PROTOCOL.md says for
+// each who sends it when, and what its receiver does. A peer may send others than these.
+type Code string
+
 const (
-	codeMalformed      = "malformed"
-	codeUnknownType    = "unknown_type"
-	codeUnexpected     = "unexpected"
-	codeStaleLink      = "stale_link"
-	codeStaleEpoch     = "stale_epoch"
-	codeForbidden      = "forbidden"
-	codeUnknownSession = "unknown_session"
-	codeAckBeyondSent  = "ack_beyond_sent"
-	codeReplayAhead    = "replay_ahead"
-	codeReplayBusy     = "replay_busy"
-	codeEventRejected  = "event_rejected"
-	codeEventTooLarge  = "event_too_large"
-	codeEnded          = "session_ended"
-	codeOverloaded     = "overloaded"
-	codeLimit          = "limit_exceeded"
-	codeVersion        = "version_unsupported"
+	// CodeMalformed: the payload can't be decoded, or breaks a limit or a table of the
+	// protocol.
+	CodeMalformed Code = "malformed"
+	// CodeUnknownType: the receiver knows no payload of that type.
+	CodeUnknownType Code = "unknown_type"
+	// CodeUnexpected: a payload of that type doesn't go in this direction.
+	CodeUnexpected Code = "unexpected"
+	// CodeStaleLink: the payload is of another link, or came before the hello (rule 3).
+	CodeStaleLink Code = "stale_link"
+	// CodeStaleEpoch: the session has a greater epoch: it was begun again elsewhere
+	// (rule 2). Session.Renew gets past it.
+	CodeStaleEpoch Code = "stale_epoch"
+	// CodeForbidden: the session is another agent's, its epoch is too far ahead of the hub's
+	// clock, or the viewer may not watch it (rules 2, 4 and 13).
+	CodeForbidden Code = "forbidden"
+	// CodeUnknownSession: the session isn't open on the link, or isn't the agent's (rule 5).
+	CodeUnknownSession Code = "unknown_session"
+	// CodeAckBeyondSent: an ack is above all that was sent (rule 6).
+	CodeAckBeyondSent Code = "ack_beyond_sent"
+	// CodeReplayAhead: a viewer's position is one that the agent has not reached (rules 12
+	// and 13).
+	CodeReplayAhead Code = "replay_ahead"
+	// CodeReplayBusy: the agent answers as many replays of the session as it may (rule 12).
+	CodeReplayBusy Code = "replay_busy"
+	// CodeEventRejected: the hub refuses the event for good, and the agent turns it into a
+	// gap (rule 11). Commit may return it.
+	CodeEventRejected Code = "event_rejected"
+	// CodeEventTooLarge: the event is larger than the hub takes, and becomes a gap (rule 11).
+	CodeEventTooLarge Code = "event_too_large"
+	// CodeSessionEnded: the session goes on after the end that the hub has accepted
+	// (rule 16).
+	CodeSessionEnded Code = "session_ended"
+	// CodeOverloaded: the hub has too many sessions, or its store can't answer, for now
+	// (rule 5).
+	CodeOverloaded Code = "overloaded"
+	// CodeLimitExceeded: the viewer watches as many sessions as it may over one link.
+	CodeLimitExceeded Code = "limit_exceeded"
+	// CodeVersionUnsupported: the peer speaks another version of the protocol (rule 17).
+	CodeVersionUnsupported Code = "version_unsupported"
+	// CodeSuperseded: a newer link of the same agent or viewer has taken over (rule 3).
+	CodeSuperseded Code = "superseded"
 )
 
 // A ProtocolError is what a peer did wrong, or what a peer says that this side did
@@ -72,10 +99,10 @@ const (
 // by itself; Items yields one for a watch that the hub ended; Publish returns one for
 // a session that the hub stopped.
 //
-// A Commit callback may return one with Code "event_rejected" and Seq set: the
+// A Commit callback may return one with CodeEventRejected and Seq set: the
 // agent then turns that event into a gap instead of sending it again (rule 11).
 type ProtocolError struct {
-	Code      string // one of the codes in PROTOCOL.md
+	Code      Code   // what is wrong; a peer may send others than the constants
 	Message   string // for people, at most 256 bytes; may be a peer's own words: Error quotes them
 	Retryable bool   // the same may succeed later
 	SessionID string // empty if it is not about one session
@@ -91,7 +118,7 @@ type ProtocolError struct {
 // Error names the code, the session, epoch and number as far as they are known. It
 // is one line: a peer's text with characters that don't print is quoted, Message too.
 func (e *ProtocolError) Error() string {
-	s := "gvstream: " + quoted(e.Code)
+	s := "gvstream: " + quoted(string(e.Code))
 	if e.SessionID != "" {
 		s += fmt.Sprintf(" session=%q", e.SessionID)
 	}
@@ -119,11 +146,11 @@ func quoted(s string) string {
 // malformed is the answer to a frame that breaks the protocol. It names no session,
 // since a frame like that can't be trusted to say which.
 func malformed(format string, args ...any) *ProtocolError {
-	return &ProtocolError{Code: codeMalformed, Message: clip(fmt.Sprintf(format, args...))}
+	return &ProtocolError{Code: CodeMalformed, Message: clip(fmt.Sprintf(format, args...))}
 }
 
 // refusal is an answer about one session.
-func refusal(code, sessionID, format string, args ...any) *ProtocolError {
+func refusal(code Code, sessionID, format string, args ...any) *ProtocolError {
 	return &ProtocolError{Code: code, SessionID: sessionID, Message: clip(fmt.Sprintf(format, args...))}
 }
 

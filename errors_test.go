@@ -56,7 +56,7 @@ func TestErrorsQuotePeers(t *testing.T) {
 	for _, text := range bad {
 		for name, err := range map[string]error{
 			"message": &ProtocolError{Code: "x", Message: text},
-			"code":    &ProtocolError{Code: text},
+			"code":    &ProtocolError{Code: Code(text)},
 			"session": &ProtocolError{Code: "x", SessionID: text},
 			"epoch":   &ProtocolError{Code: "x", Epoch: text},
 			"payload": (&ErrorPayload{Code: "x", Message: text}).protocolError(),
@@ -81,7 +81,7 @@ func printable(s string) bool {
 // the agent considered it malformed: the event was resent for ever.
 func TestErrorMessageOfAnyBytes(t *testing.T) {
 	for _, text := range []string{strings.Repeat("\xff", 300), strings.Repeat("é\x80", 100), strings.Repeat("\x80", 300)} {
-		p := refusal(codeEventRejected, "s", "%s", text).Payload()
+		p := refusal(CodeEventRejected, "s", "%s", text).Payload()
 		line, err := Marshal(p)
 		if err != nil {
 			t.Fatal(err)

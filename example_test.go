@@ -141,7 +141,7 @@ func ExampleStreamer_Renew() {
 	connect(ctx, hub.ConnectAgent("agent-1"), older.Connect())
 	err := older.Flush(ctx)
 	var refused *gvstream.ProtocolError
-	if errors.As(err, &refused) && refused.Code == "stale_epoch" {
+	if errors.As(err, &refused) && refused.Code == gvstream.CodeStaleEpoch {
 		fmt.Println("the hub says:", refused.Code, refused.SessionID)
 		var left []gvstream.Event
 		for event := range older.Unacked("build-42") {
@@ -880,6 +880,28 @@ func ExampleReset() {
 	// 4
 }
 
+// A refusal's code says what a program can do about it.
+func ExampleCode() {
+	what := func(err error) string {
+		var refused *gvstream.ProtocolError
+		if !errors.As(err, &refused) {
+			return "not refused"
+		}
+		switch refused.Code {
+		case gvstream.CodeStaleEpoch:
+			return "renew the session"
+		case gvstream.CodeForbidden:
+			return "ask for access"
+		}
+		return "log " + string(refused.Code)
+	}
+	fmt.Println(what(&gvstream.ProtocolError{Code: gvstream.CodeForbidden, SessionID: "build-42"}))
+	fmt.Println(what(&gvstream.ProtocolError{Code: "of a later version", SessionID: "build-42"}))
+	// Output:
+	// ask for access
+	// log of a later version
+}
+
 // The hub's Commit refuses one event permanently. Readers get a gap in its place.
 func ExampleProtocolError() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -888,7 +910,7 @@ func ExampleProtocolError() {
 		Commit: func(ctx context.Context, sessionID, epoch string, items []gvstream.Item) error {
 			for _, item := range items { // before any of them is stored
 				if item.Event != nil && strings.Contains(string(item.Event.Bytes), "password") {
-					return &gvstream.ProtocolError{Code: "event_rejected", Seq: item.Event.Seq, Message: "a secret"}
+					return &gvstream.ProtocolError{Code: gvstream.CodeEventRejected, Seq: item.Event.Seq, Message: "a secret"}
 				}
 			}
 			return nil
@@ -1238,7 +1260,7 @@ func ExampleReplayBatchPayload() {
 }
 
 func ExampleErrorPayload() {
-	refused := &gvstream.ProtocolError{Code: "forbidden", SessionID: "build-42", Message: "not allowed"}
+	refused := &gvstream.ProtocolError{Code: gvstream.CodeForbidden, SessionID: "build-42", Message: "not allowed"}
 	text, _ := gvstream.Marshal(refused.Payload())
 	fmt.Println(string(text))
 	// Output: {"type":"error","payload":{"session_id":"build-42","viewer_id":"","code":"forbidden","message":"not allowed"}}

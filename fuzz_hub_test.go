@@ -79,7 +79,7 @@ func (w *hubTest) commit(_ context.Context, session, epoch string, items []Item)
 	case 1:
 		return errors.New("disk full")
 	case 2:
-		return &ProtocolError{Code: codeEventRejected, Seq: items[len(items)-1].seq, Message: "no"}
+		return &ProtocolError{Code: CodeEventRejected, Seq: items[len(items)-1].seq, Message: "no"}
 	}
 	s := w.h.sessions[session]
 	r := shown{pos: Position{epoch, s.log.head}}
@@ -448,7 +448,7 @@ func (w *hubAgentTest) heardReplay() {
 func (w *hubAgentTest) heardNo() {
 	f, retry := w.open(w.link()), w.c.of(2) == 1
 	if f != nil {
-		w.hears(f.ha, &ErrorPayload{SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Code: codeReplayBusy, Retryable: retry})
+		w.hears(f.ha, &ErrorPayload{SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Code: CodeReplayBusy, Retryable: retry})
 	}
 }
 

@@ -104,10 +104,10 @@ var (
 	oddIDs     = []string{"", "\x00", "unknown", "\xff", strings.Repeat("i", maxID), strings.Repeat("i", maxID+1)}
 	oddEpochs  = []string{"", "0", "zz", "e\x00", strings.Repeat("z", maxEpoch), strings.Repeat("z", maxEpoch+1)}
 	oddNumbers = []uint64{0, 1, 2, 3, MaxSeq - 1, MaxSeq, MaxSeq + 1, MaxSeq + 2, 1 << 62, 1<<64 - 1}
-	fuzzCodes  = []string{
-		codeMalformed, codeUnknownType, codeUnexpected, codeStaleLink, codeStaleEpoch, codeForbidden, codeUnknownSession,
-		codeAckBeyondSent, codeReplayAhead, codeReplayBusy, codeEventRejected, codeEventTooLarge, codeEnded, codeOverloaded,
-		codeLimit, "later", "", "\n", codeVersion,
+	fuzzCodes  = []Code{
+		CodeMalformed, CodeUnknownType, CodeUnexpected, CodeStaleLink, CodeStaleEpoch, CodeForbidden, CodeUnknownSession,
+		CodeAckBeyondSent, CodeReplayAhead, CodeReplayBusy, CodeEventRejected, CodeEventTooLarge, CodeSessionEnded, CodeOverloaded,
+		CodeLimitExceeded, CodeSuperseded, "later", "", "\n", CodeVersionUnsupported,
 	}
 )
 
@@ -365,7 +365,7 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 		m.Fatalf("the link died of %v", err)
 	case ok && refused.Payload().check() != nil:
 		m.Fatalf("refused in a way that nobody may say: %v", err)
-	case ok && refused.fatal && refused.Code != codeVersion && refused.Code != codeAckBeyondSent:
+	case ok && refused.fatal && refused.Code != CodeVersionUnsupported && refused.Code != CodeAckBeyondSent:
 		m.Fatalf("fatal: %v", err)
 	}
 	return err
@@ -419,7 +419,7 @@ func (m *machineTest) carry(read func(), pairs ...[2]*Link) {
 
 func isMalformed(err error) bool {
 	refused, ok := err.(*ProtocolError)
-	return ok && refused.Code == codeMalformed
+	return ok && refused.Code == CodeMalformed
 }
 
 // offer publishes without waiting.
@@ -531,7 +531,7 @@ func (w *viewerTest) step() {
 		w.isServed()
 	case viewerIsRefused:
 		id, retry := one(c, hubSessions), c.of(4) == 1
-		w.given(&ErrorPayload{SessionID: id, Code: codeForbidden, Retryable: retry})
+		w.given(&ErrorPayload{SessionID: id, Code: CodeForbidden, Retryable: retry})
 	case viewerReads:
 		w.reads(1 + c.of(32))
 	case viewerWatches:

@@ -230,8 +230,8 @@ func (w *agentTest) hears(al *streamerLink, p Payload) {
 	case *ReplayRequestPayload:
 		w.asked[p.RequestID+" "+p.ViewerID] = true
 	case *ErrorPayload:
-		w.rejected = w.rejected || p.Code == codeEventRejected || p.Code == codeEventTooLarge
-		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == codeUnknownSession) {
+		w.rejected = w.rejected || p.Code == CodeEventRejected || p.Code == CodeEventTooLarge
+		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == CodeUnknownSession) {
 			delete(w.acks, s.sender) // its next ack counts as a first ack
 		}
 	}
@@ -289,19 +289,19 @@ func (w *agentTest) isRefused() {
 	p := &ErrorPayload{SessionID: s.id, Epoch: s.epoch}
 	switch kind {
 	case 0, 1:
-		p.Code = codeEventRejected
+		p.Code = CodeEventRejected
 		p.Seq = s.sender.maxSentOnLink - min(back, s.sender.maxSentOnLink)
 	case 2:
-		p.Code = codeUnknownSession
+		p.Code = CodeUnknownSession
 	case 3:
-		p.Code, p.Retryable = codeOverloaded, true
+		p.Code, p.Retryable = CodeOverloaded, true
 	case 4:
-		p.Code = codeForbidden
+		p.Code = CodeForbidden
 	case 5:
-		p.Code = codeStaleEpoch
+		p.Code = CodeStaleEpoch
 		p.Epoch, _ = countingSource().Past(w.now, s.epoch)
 	case 6:
-		p = &ErrorPayload{Code: codeStaleLink, Retryable: true}
+		p = &ErrorPayload{Code: CodeStaleLink, Retryable: true}
 	}
 	w.given(p)
 }

@@ -224,7 +224,7 @@ func (v *victim) suffer(c *badCase) {
 	if want != nil {
 		wantErr = want.protocolError().Error()
 	}
-	later := want != nil && c.to == "hub from viewer" && want.Code == codeReplayAhead // the watch is accepted, and then ends
+	later := want != nil && c.to == "hub from viewer" && want.Code == CodeReplayAhead // the watch is accepted, and then ends
 	if v.wire == nil && !later && errorText(err) != wantErr {
 		t.Errorf("%s:\n got %s\nwant %s", c.name, errorText(err), wantErr)
 	}
@@ -321,7 +321,7 @@ func TestHostileFrames(t *testing.T) {
 						v.suffer(&badCase{
 							name:  "a line of more than 2 MiB",
 							frame: `{"type":"status","payload":{"link":"l","x":"` + strings.Repeat("x", maxLine) + `"}}`,
-							want:  &ErrorPayload{Code: codeMalformed, Message: "frame: a line of more than 2097152 bytes"},
+							want:  &ErrorPayload{Code: CodeMalformed, Message: "frame: a line of more than 2097152 bytes"},
 						})
 					}
 					v.goesOn()

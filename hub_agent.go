@@ -162,7 +162,7 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 		ha.refused(now, p)
 		return nil
 	}
-	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
+	return &ProtocolError{Code: CodeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3).
@@ -183,7 +183,7 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 // badVersion refuses a hello, and names the version that would do. The hub's link stays as it
 // is: it is the peer's that fails (rule 17).
 func badVersion(v int) *ProtocolError {
-	return &ProtocolError{Code: codeVersion, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
+	return &ProtocolError{Code: CodeVersionUnsupported, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
 }
 
 // current returns errStale for a payload of another link, or one before hello: it changes
@@ -204,7 +204,7 @@ func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= staleEvery {
 		*last = now
-		l.replyLocked(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
+		l.replyLocked(&ErrorPayload{Code: CodeStaleLink, Message: "say hello", Retryable: true})
 	}
 	return errStale
 }

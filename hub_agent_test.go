@@ -45,7 +45,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
-		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		if n := len(h.sessions); n != 0 {
 			t.Errorf("%d sessions stay", n)
 		}
@@ -55,7 +55,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 
 		a = playAgent(t, h, "agent") // another link: the session has to be opened again
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.send(a.status(entryOf("s", "e1", 1, 0, 4)))
 		a.want(a.ack("s", "e1", 3))
 		a.send(a.batch("s", "e1", 4, 4))
@@ -69,7 +69,7 @@ func TestHubEmptyStatus(t *testing.T) {
 	a := playAgent(t, NewHub(nil), "agent")
 	a.send(a.status())
 	a.want(&StatusPayload{Link: a.id})
-	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: codeMalformed})
+	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: CodeMalformed})
 }
 
 // Each refused session of a status gets an answer of its own.
@@ -84,7 +84,7 @@ func TestHubStatusOfManyKinds(t *testing.T) {
 		t.Error("no error")
 	}
 	a.want(
-		&ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}, &ErrorPayload{Code: codeForbidden, SessionID: "too", Epoch: "e1"},
+		&ErrorPayload{Code: CodeForbidden, SessionID: "theirs", Epoch: "e1"}, &ErrorPayload{Code: CodeForbidden, SessionID: "too", Epoch: "e1"},
 		a.ack("mine", "e1", 0),
 	)
 }
@@ -330,7 +330,7 @@ func TestHubCommitErrorAs(t *testing.T) {
 }
 
 func TestHubCommitReturnsForeignProtocolError(t *testing.T) {
-	for _, foreign := range []*ProtocolError{{Code: codeForbidden}, {Code: codeEventRejected, Seq: 9}, {Code: codeEventRejected}} {
+	for _, foreign := range []*ProtocolError{{Code: CodeForbidden}, {Code: CodeEventRejected, Seq: 9}, {Code: CodeEventRejected}} {
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return foreign }})
 		a := playAgent(t, h, "agent")
 		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
@@ -348,13 +348,13 @@ func TestHubCommitRejectsEvent(t *testing.T) {
 		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
 			for _, it := range items {
 				if it.Event != nil && it.Event.Seq == 2 {
-					return fmt.Errorf("bad: %w", &ProtocolError{Code: codeEventRejected, Seq: 2, Message: "rude"})
+					return fmt.Errorf("bad: %w", &ProtocolError{Code: CodeEventRejected, Seq: 2, Message: "rude"})
 				}
 			}
 			return nil
 		}})
 		a := playAgent(t, h, "agent")
-		a.refused(a.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2})
+		a.refused(a.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2})
 		if st := statOf(t, h, "s"); st.Acked != 0 {
 			t.Errorf("accepted %d", st.Acked)
 		}
@@ -373,7 +373,7 @@ func TestHubManyRejected(t *testing.T) {
 		h := NewHub(&HubConfig{Commit: func(ctx context.Context, id, epoch string, items []Item) error {
 			for _, it := range items {
 				if it.Event != nil && it.Event.Type == "bad" {
-					return &ProtocolError{Code: "event_rejected", Seq: it.Event.Seq}
+					return &ProtocolError{Code: CodeEventRejected, Seq: it.Event.Seq}
 				}
 			}
 			return nil
@@ -409,7 +409,7 @@ func TestHubRejectsGap(t *testing.T) {
 				a.Close()
 				b.Close()
 			}
-			return &ProtocolError{Code: "event_rejected", Seq: 1}
+			return &ProtocolError{Code: CodeEventRejected, Seq: 1}
 		}})
 		st := NewStreamer(nil)
 		st.Publish(t.Context(), "s", Event{})
@@ -764,9 +764,9 @@ func TestHubResume(t *testing.T) {
 		a.send(a.status(entryOf("zero", "e1", 1, 3, 9)))
 		a.want(a.ack("zero", "e1", 0))
 		fail = errors.New("store is down")
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		fail, position = nil, MaxSeq+1
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		if h.lookup("r") != nil || h.Stats().Sessions != 2 {
 			t.Error("a session that was refused stays")
 		}
@@ -844,7 +844,7 @@ func TestHubOwner(t *testing.T) {
 		h := NewHub(nil)
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
-		forbidden := &ErrorPayload{Code: codeForbidden, SessionID: "s"}
+		forbidden := &ErrorPayload{Code: CodeForbidden, SessionID: "s"}
 		for _, epoch := range []string{"e0", "e1", "e2"} {
 			forbidden.Epoch = epoch
 			b.refused(b.status(entryOf("s", epoch, 1, 0, 9)), forbidden)
@@ -870,16 +870,16 @@ func TestHubClaim(t *testing.T) {
 		}})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
-		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e2"})
+		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e2"})
 		a.feed("s", "e1", 4, 4)
 		allow = true
 		b.send(b.status(entryOf("s", "e1", 1, 0, 5)))
 		b.want(b.ack("s", "e1", 4))
 		allow = false
-		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 		b.feed("s", "e1", 5, 5)
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 5)...)
 		if want := []string{"b s a", "b s a", "b s a", "a s b"}; !slices.Equal(want, asked) {
@@ -900,9 +900,9 @@ func TestBatchTellsNoEpochOfOthers(t *testing.T) {
 	h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { asked++; return false }})
 	owner, thief := playAgent(t, h, "owner"), playAgent(t, h, "thief")
 	owner.send(owner.batch("s", "e5", 1, 3))
-	thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
-	thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-	thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+	thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+	thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+	thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 	if asked != 2 {
 		t.Errorf("Claim was asked %d times, want 2", asked)
 	}
@@ -931,7 +931,7 @@ func TestHubClaimHoldsUpNobody(t *testing.T) {
 		if err := <-claimed; err == nil {
 			t.Error("not refused")
 		}
-		b.want(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		b.want(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 
 		claimed = claim() // allowed, but meanwhile the session is gone and another's
 		synctest.Wait()
@@ -961,7 +961,7 @@ func TestHubRefusesOneLife(t *testing.T) {
 		var answers []Payload
 		refusals := func(p Payload) bool {
 			e, ok := p.(*ErrorPayload)
-			if ok = ok && e.Code == codeForbidden; ok {
+			if ok = ok && e.Code == CodeForbidden; ok {
 				answers = append(answers, p)
 			}
 			return ok
@@ -1044,7 +1044,7 @@ func TestHubStaleEpoch(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		a.feed("s", "e2", 1, 3)
-		stale := &ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "e2"}
+		stale := &ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: "e2"}
 		a.refused(a.status(entryOf("s", "e1", 1, 0, 9)), stale)
 		a.refused(a.batch("s", "e1", 1, 9), stale)
 		a.refused(a.batch("s", "e1", 4, 9), stale)
@@ -1065,9 +1065,9 @@ func TestHubEpochAhead(t *testing.T) {
 		}
 		first, last, beyond := epoch(0), epoch(24*time.Hour), epoch(24*time.Hour+time.Millisecond)
 		a.send(a.batch("s", first, 1, 1))
-		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: beyond})
-		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: beyond})
-		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: codeForbidden, SessionID: "r", Epoch: beyond})
+		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: beyond})
+		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: beyond})
+		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: CodeForbidden, SessionID: "r", Epoch: beyond})
 		if h.lookup("r") != nil || statOf(t, h, "s").Epoch != first {
 			t.Error("a refused epoch left something")
 		}
@@ -1091,7 +1091,7 @@ func TestHubEventTooLarge(t *testing.T) {
 		a := playAgent(t, h, "agent")
 		b := a.batch("s", "e1", 1, 5)
 		b.Events[2].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
-		tooLarge := &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 3}
+		tooLarge := &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 3}
 		a.refused(b, tooLarge)
 		if st := statOf(t, h, "s"); st.Acked != 2 {
 			t.Errorf("accepted %d, want 2", st.Acked)
@@ -1124,7 +1124,7 @@ func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
 		for first := uint64(1); first <= 2; first++ { // as the second of its batch, and as the first
 			b := a.batch("s", "e1", first, 2)
 			b.Events[len(b.Events)-1].Data = json.RawMessage(`"` + strings.Repeat("x", 100) + `"`)
-			a.refused(b, &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 2})
+			a.refused(b, &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 2})
 			a.want(a.ack("s", "e1", 1))
 		}
 		if diff := cmp.Diff([]string{"s e1 1"}, stored); diff != "" {
@@ -1156,7 +1156,7 @@ func TestHubEnd(t *testing.T) {
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeEnded, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeSessionEnded, SessionID: "s", Epoch: "e1"})
 		a.send(a.last("s", "e1", 3)) // a duplicate does not follow the end
 		a.want(a.ack("s", "e1", 3))
 		if !statOf(t, h, "s").Ended {
@@ -1204,7 +1204,7 @@ func TestHubEndStays(t *testing.T) {
 			t.Errorf("ended %v at %d, head %d", s.ended, s.endSeq, s.agentHead)
 		}
 		v.send(v.watch("s", "e1", 4)) // it would wait for ever
-		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
+		v.want(&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
 	})
 }
 
@@ -1214,7 +1214,7 @@ func TestHubStaleLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x"}
-		stale := &ErrorPayload{Code: codeStaleLink, Retryable: true}
+		stale := &ErrorPayload{Code: CodeStaleLink, Retryable: true}
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
 		a.send(a.status(), &ReplayBatchPayload{SessionID: "s", RequestID: "r1", Epoch: "e1", FirstSeq: 1})
@@ -1248,21 +1248,21 @@ func TestHubRefusesFrames(t *testing.T) {
 	long := strings.Repeat("x", 129)
 	for name, test := range map[string]struct {
 		p    Payload
-		code string
+		code Code
 	}{
-		"version":              {&HelloPayload{V: 2, Role: roleAgent}, codeVersion},
-		"version 0":            {&HelloPayload{Role: roleAgent}, codeVersion},
-		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, codeMalformed},
-		"no role":              {&HelloPayload{V: 1, Role: "hub"}, codeMalformed},
-		"watch":                {&WatchPayload{SessionID: "s"}, codeUnexpected},
-		"welcome":              {&WelcomePayload{V: 1, Link: "x"}, codeUnexpected},
-		"ack":                  {a.ack("s", "e1", 1), codeUnexpected},
-		"session id too long":  {a.batch(long, "e1", 1, 1), codeMalformed},
-		"session id empty":     {a.batch("", "e1", 1, 1), codeMalformed},
-		"session id controls":  {a.status(entryOf("a\x00", "e1", 1, 0, 0)), codeMalformed},
-		"session id not UTF-8": {a.status(entryOf("\xff", "e1", 1, 0, 0)), codeMalformed},
-		"epoch":                {a.batch("s", "E1", 1, 1), codeMalformed},
-		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, codeMalformed},
+		"version":              {&HelloPayload{V: 2, Role: roleAgent}, CodeVersionUnsupported},
+		"version 0":            {&HelloPayload{Role: roleAgent}, CodeVersionUnsupported},
+		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, CodeMalformed},
+		"no role":              {&HelloPayload{V: 1, Role: "hub"}, CodeMalformed},
+		"watch":                {&WatchPayload{SessionID: "s"}, CodeUnexpected},
+		"welcome":              {&WelcomePayload{V: 1, Link: "x"}, CodeUnexpected},
+		"ack":                  {a.ack("s", "e1", 1), CodeUnexpected},
+		"session id too long":  {a.batch(long, "e1", 1, 1), CodeMalformed},
+		"session id empty":     {a.batch("", "e1", 1, 1), CodeMalformed},
+		"session id controls":  {a.status(entryOf("a\x00", "e1", 1, 0, 0)), CodeMalformed},
+		"session id not UTF-8": {a.status(entryOf("\xff", "e1", 1, 0, 0)), CodeMalformed},
+		"epoch":                {a.batch("s", "E1", 1, 1), CodeMalformed},
+		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, CodeMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			newPeer(t, a.link).refused(test.p, &ErrorPayload{Code: test.code})
@@ -1270,7 +1270,7 @@ func TestHubRefusesFrames(t *testing.T) {
 	}
 	bad := a.batch("s", "e1", 1, 2)
 	bad.Events[1].Data = []byte("{")
-	a.refused(bad, &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // from another codec
+	a.refused(bad, &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // from another codec
 	a.send(&ErrorPayload{Code: "whatever"}, &ErrorPayload{Code: "x", RequestID: "r9"})
 	if len(h.sessions) != 0 {
 		t.Error("a refused frame left a session")
@@ -1283,7 +1283,7 @@ func TestHubRefusesFrames(t *testing.T) {
 func TestHubCountsRefusedFrames(t *testing.T) {
 	h := NewHub(nil)
 	a := playAgent(t, h, "agent")
-	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: codeMalformed})
+	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: CodeMalformed})
 	if n := h.Stats().RefusedPayloads; n != 1 {
 		t.Errorf("%d refused frames, want 1", n)
 	}

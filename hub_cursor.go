@@ -174,7 +174,7 @@ func (c *cursor) checkAheadLocked() *ProtocolError {
 	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.agentHead {
 		return nil
 	}
-	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
+	err := refusal(CodeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
 	err.Epoch, err.Seq = s.epoch, s.log.head
 	return err
 }

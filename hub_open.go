@@ -120,7 +120,7 @@ func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hub
 		return err
 	}
 	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
-		return refusal(codeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
+		return refusal(CodeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
 	}
 	return ha.checkQuotaLocked(s)
 }
@@ -151,7 +151,7 @@ func (s *hubSession) checkEpochLocked(epoch string) error {
 	if epoch >= s.epoch {
 		return nil
 	}
-	err := refusal(codeStaleEpoch, s.id, "the session has a later epoch")
+	err := refusal(CodeStaleEpoch, s.id, "the session has a later epoch")
 	err.Epoch = s.epoch
 	return err
 }
@@ -189,7 +189,7 @@ func (ha *hubAgentLink) askClaimLocked(ctx context.Context, s *hubSession) bool 
 }
 
 func notYours(sessionID string) error {
-	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
+	return refusal(CodeForbidden, sessionID, "the session belongs to another agent")
 }
 
 // checkQuotaLocked refuses a session beyond the limits: that of the agent, unless the session
@@ -212,7 +212,7 @@ func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
 // overloaded is the answer past a limit. It is retryable: the agent says again later where the
 // session stands, and there may be room then.
 func overloaded(sessionID string) error {
-	err := refusal(codeOverloaded, sessionID, "too many sessions")
+	err := refusal(CodeOverloaded, sessionID, "too many sessions")
 	err.Retryable = true
 	return err
 }
@@ -236,7 +236,7 @@ func (ha *hubAgentLink) startLocked(ctx context.Context, s *hubSession, e Sessio
 		return 0, context.Cause(ctx)
 	}
 	if err != nil || start > MaxSeq {
-		refused := refusal(codeOverloaded, s.id, "the hub's store does not answer")
+		refused := refusal(CodeOverloaded, s.id, "the hub's store does not answer")
 		refused.Retryable = true
 		return 0, refused
 	}

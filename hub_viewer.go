@@ -117,7 +117,7 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
-	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
+	return &ProtocolError{Code: CodeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3). The
@@ -155,7 +155,7 @@ func (hv *hubViewerLink) current(now time.Time) error {
 // same but for the number in it, and the cursor waits for the session to appear.
 func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
-		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
+		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
 		hv.stop(now, p.SessionID)
@@ -171,7 +171,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 			return nil
 		}
 	}
-	return refusal(codeForbidden, p.SessionID, "revoked")
+	return refusal(CodeForbidden, p.SessionID, "revoked")
 }
 
 // stop ends a watch because the viewer says so. The permit of a request that is open stays
@@ -251,7 +251,7 @@ func (hv *hubViewerLink) revoke(sessionID string) {
 	}
 	hv.mu.Unlock()
 	if c := hv.unwatch(sessionID); c != nil {
-		hv.reply(refusal(codeForbidden, sessionID, "revoked").Payload())
+		hv.reply(refusal(CodeForbidden, sessionID, "revoked").Payload())
 	}
 }
 
@@ -270,7 +270,7 @@ func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error 
 		return context.Cause(ctx)
 	}
 	hv.unwatch(sessionID)
-	return refusal(codeForbidden, sessionID, "not allowed")
+	return refusal(CodeForbidden, sessionID, "not allowed")
 }
 
 // cursor returns the link's cursor on a session, and makes one if there is none. It holds
@@ -295,7 +295,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	case c != nil:
 		return c, nil
 	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
-		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
+		return nil, refusal(CodeLimitExceeded, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, index: len(s.cursors)}
 	c.task.Source = c.next

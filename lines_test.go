@@ -214,7 +214,7 @@ func TestLinesLongLineIsNotStored(t *testing.T) {
 		t.Errorf("%d bytes allocated for a line of 64 MiB", cost)
 	}
 	var perr *ProtocolError
-	if !errors.As(err, &perr) || perr.Code != codeMalformed {
+	if !errors.As(err, &perr) || perr.Code != CodeMalformed {
 		t.Errorf("error %v", err)
 	}
 	if _, err := receive(t.Context()); err != io.EOF {
@@ -772,7 +772,7 @@ func TestRunLinesSilence(t *testing.T) {
 // A link that fails sends the reason, after everything that it had to send before.
 func TestRunLinesLastWords(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
-		fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
+		fatal := &ProtocolError{Code: CodeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 		near, far := net.Pipe()
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return fatal }

@@ -91,7 +91,7 @@ func (e *diskError) Error() string { return fmt.Sprintf("sector %d is gone", e.s
 func TestLinkRunReturnsFirstCause(t *testing.T) {
 	errLine := errors.New("line is down")
 	errWhy := errors.New("user went home")
-	fatal := &ProtocolError{Code: codeAckBeyondSent, fatal: true}
+	fatal := &ProtocolError{Code: CodeAckBeyondSent, fatal: true}
 	hello := func(context.Context) (Payload, error) { return &HelloPayload{V: 1, Role: roleAgent}, nil }
 	tests := []struct {
 		name    string
@@ -233,7 +233,7 @@ func TestLinkAnswersProtocolErrorOfReceive(t *testing.T) {
 		l := NewHub(nil).ConnectAgent("agent")
 		done := make(chan error)
 		go func() { done <- l.Run(t.Context(), near.send, receive) }()
-		if p, _ := far.receive(t.Context()); p.(*ErrorPayload).Code != codeMalformed {
+		if p, _ := far.receive(t.Context()); p.(*ErrorPayload).Code != CodeMalformed {
 			t.Errorf("got %s, want an error", payloadText(p))
 		}
 		far.send(t.Context(), &HelloPayload{V: 1, Role: roleAgent})
@@ -250,17 +250,17 @@ func TestLinkAnswersProtocolErrorOfReceive(t *testing.T) {
 // Rule 11: an error is never answered with an error.
 func TestLinkNeverAnswersErrorByError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refuse := &ProtocolError{Code: codeUnexpected}
+		refuse := &ProtocolError{Code: CodeUnexpected}
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return refuse }
 		s := newPeer(t, m.Link)
-		for _, p := range []*ErrorPayload{{Code: "overloaded"}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
+		for _, p := range []*ErrorPayload{{Code: CodeOverloaded}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
 			if err := m.Handle(t.Context(), p); err == nil {
 				t.Errorf("%+v: no error", p)
 			}
 			s.wantIdle("an error is not answered")
 		}
-		s.refused(note("x"), &ErrorPayload{Code: codeUnexpected})
+		s.refused(note("x"), &ErrorPayload{Code: CodeUnexpected})
 		refuse.fatal = true
 		if err := m.Handle(t.Context(), &ErrorPayload{Code: "x"}); !errors.Is(err, refuse) {
 			t.Error(err)
@@ -300,7 +300,7 @@ func TestLinkStuckSendIsCancelled(t *testing.T) {
 
 // A link that fails sends the reason before it is gone, but does not try for ever.
 func TestLinkFatalErrorTellsThePeer(t *testing.T) {
-	fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
+	fatal := &ProtocolError{Code: CodeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 	t.Run("by Run", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := newScript()
@@ -312,7 +312,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 			pass(drainTimeout / 2)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != codeAckBeyondSent {
+			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != CodeAckBeyondSent {
 				t.Errorf("the peer heard %s, %v", payloadText(p), err)
 			}
 			if err := <-done; !errors.Is(err, fatal) {
@@ -429,7 +429,7 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 
 func TestLinkBoundsAnswers(t *testing.T) {
 	m := newScript()
-	m.handled = func(context.Context, Payload) error { return &ProtocolError{Code: codeUnexpected} }
+	m.handled = func(context.Context, Payload) error { return &ProtocolError{Code: CodeUnexpected} }
 	for range 3 * maxReplies {
 		m.Handle(t.Context(), note("x"))
 	}
@@ -437,7 +437,7 @@ func TestLinkBoundsAnswers(t *testing.T) {
 	if n := len(s.drain()); n != maxReplies {
 		t.Errorf("%d answers, want %d", n, maxReplies)
 	}
-	s.refused(note("x"), &ErrorPayload{Code: codeUnexpected}) // there is room again
+	s.refused(note("x"), &ErrorPayload{Code: CodeUnexpected}) // there is room again
 }
 
 // Rule 7: sessions take turns; acks, errors and statuses go before events.
@@ -490,7 +490,7 @@ func TestLinkConcurrentNext(t *testing.T) {
 
 func TestLinkHandleNoPayload(t *testing.T) {
 	s := newPeer(t, newScript().Link)
-	s.refused(nil, &ErrorPayload{Code: codeMalformed})
+	s.refused(nil, &ErrorPayload{Code: CodeMalformed})
 }
 
 // A ctx that ends a call does not end the link: the payload counts as lost.
@@ -640,7 +640,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	al := st.connect(time.Now())
 	for i := range 1000 { // two small frames each; the agent's send is blocked meanwhile
 		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), WindowEvents: 1})
-		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+		al.Handle(t.Context(), &ErrorPayload{Code: CodeStaleLink})
 	}
 	if n := readyTasks(al.Link); n > 100 {
 		t.Errorf("agent: %d tasks in the queue of 100 sessions", n)
@@ -652,7 +652,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	vl := v.connect(time.Now())
 	for i := range 1000 {
 		vl.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
-		vl.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+		vl.Handle(t.Context(), &ErrorPayload{Code: CodeStaleLink})
 	}
 	if n := readyTasks(vl.Link); n > 101 {
 		t.Errorf("viewer: %d tasks in the queue of 100 watches", n)

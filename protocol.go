@@ -175,7 +175,7 @@ type ReplayBatchPayload struct {
 type ErrorPayload struct {
 	SessionID string `json:"session_id"`           // empty: not about one session
 	ViewerID  string `json:"viewer_id"`            // empty: not about one viewer
-	Code      string `json:"code"`                 // one of those in PROTOCOL.md
+	Code      Code   `json:"code"`                 // what is wrong; may be one that is no constant here
 	Message   string `json:"message,omitempty"`    // for people, at most 256 bytes
 	Retryable bool   `json:"retryable,omitempty"`  // the same may succeed later
 	RequestID string `json:"request_id,omitempty"` // the replay request it answers
@@ -403,7 +403,7 @@ func (p *ErrorPayload) check() *ProtocolError {
 		return malformed("error: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("error: bad viewer_id")
-	case !validID(p.Code):
+	case !validID(string(p.Code)):
 		return malformed("error: bad code")
 	case len(p.Message) > maxMessage || !utf8.ValidString(p.Message):
 		return malformed("error: bad message")

@@ -30,7 +30,7 @@ func TestPayloadBounds(t *testing.T) {
 	}
 	for _, c := range foreignPayloads(t) {
 		var refused *ProtocolError
-		if err := l.Handle(t.Context(), c.say(nil)); !errors.As(err, &refused) || refused.Code != codeMalformed {
+		if err := l.Handle(t.Context(), c.say(nil)); !errors.As(err, &refused) || refused.Code != CodeMalformed {
 			t.Errorf("%s: %v, want malformed", c.name, err)
 		}
 	}

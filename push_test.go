@@ -128,7 +128,7 @@ func TestPushLastWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newPeer(t, NewHub(nil).ConnectViewer("tab"))
 		v.push()
-		v.refused(&HelloPayload{V: 7, Role: roleViewer}, &ErrorPayload{Code: codeVersion})
+		v.refused(&HelloPayload{V: 7, Role: roleViewer}, &ErrorPayload{Code: CodeVersionUnsupported})
 	})
 }
 

@@ -92,7 +92,7 @@ func (rc *receiver) next(now time.Time) Payload {
 // accepted has no holes, and the agent goes back and sends the events in it again anyway.
 func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
-		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
+		refused := refusal(CodeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
@@ -103,7 +103,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 	defer s.unlockAndRelease()
 	rc, accepted := s.receiver, s.log.head
 	if s.ended && p.LastSeq > accepted {
-		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", accepted), s.epoch)
+		return ofEpoch(refusal(CodeSessionEnded, s.id, "the session ended at %d", accepted), s.epoch)
 	}
 	s.agentHead = max(s.agentHead, p.HeadSeq)
 	s.listed = now
@@ -176,7 +176,7 @@ func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *event
 		}
 	}
 	if p.FirstSeq != 1 {
-		err := refusal(codeUnknownSession, p.SessionID, "not open on this link")
+		err := refusal(CodeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
 	if i < 0 {
 		return nil
 	}
-	err := refusal(codeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
+	err := refusal(CodeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
 	err.Epoch, err.Seq = s.epoch, p.slots[i].to
 	p.cut(err.Seq - 1)
 	return err
@@ -222,8 +222,8 @@ func (ha *hubAgentLink) commitLocked(ctx context.Context, s *hubSession, epoch s
 		return ha.h.cfg.Commit(ctx, s.id, epoch, p.items(s.id, epoch))
 	})
 	var refused *ProtocolError
-	if errors.As(err, &refused) && refused.Code == codeEventRejected && p.has(refused.Seq) {
-		out := refusal(codeEventRejected, s.id, "%s", refused.Message)
+	if errors.As(err, &refused) && refused.Code == CodeEventRejected && p.has(refused.Seq) {
+		out := refusal(CodeEventRejected, s.id, "%s", refused.Message)
 		out.Epoch, out.Seq = epoch, refused.Seq
 		return out
 	}

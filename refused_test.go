@@ -192,7 +192,7 @@ func readRefusal(s string) (*ErrorPayload, bool, error) {
 		}
 		rest = rest[d.InputOffset():]
 	}
-	p.Code = code
+	p.Code = Code(code)
 	if rest == "" {
 		return p, true, nil
 	}

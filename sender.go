@@ -46,9 +46,9 @@ func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := sd.s
 	sd.heard()
 	switch {
-	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
+	case p.Code == CodeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
-	case p.Code == codeUnknownSession:
+	case p.Code == CodeUnknownSession:
 		if sd.reopen() {
 			sd.announceLocked()
 		}
@@ -174,7 +174,7 @@ func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 	switch sd.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
 		return &ProtocolError{
-			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: sd.limit(s.maxSentInEpoch),
+			Code: CodeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: sd.limit(s.maxSentInEpoch),
 			Message: "ack beyond what was sent", fatal: true,
 		}
 	case ackStale:

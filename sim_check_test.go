@@ -496,10 +496,10 @@ func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
 	}
 	r.stopped = err.Code
 	switch {
-	case err.Code == codeReplayAhead && w.backward:
-	case err.Code == codeForbidden && w.everForbidden && !v.local:
-	case err.Code == codeLimit && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
-	case err.Code == codeLimit && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
+	case err.Code == CodeReplayAhead && w.backward:
+	case err.Code == CodeForbidden && w.everForbidden && !v.local:
+	case err.Code == CodeLimitExceeded && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
+	case err.Code == CodeLimitExceeded && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
 	default:
 		w.fail("honest: %s: unexpected error %v", v.id, q.err)
 	}

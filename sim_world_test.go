@@ -68,7 +68,7 @@ type simViewer struct {
 type simReader struct {
 	pos     Position
 	ended   bool
-	stopped string // the code of the error that ended the watch
+	stopped Code // the code of the error that ended the watch
 }
 
 type simKey struct{ session, epoch string }
@@ -706,7 +706,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	if w.verbose {
 		w.say("%s refuses %s: %v", to.name, brief(p), err)
 	}
-	if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
+	if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == CodeMalformed {
 		w.fail("honest: %s refuses what an honest peer said: %v: %s", to.name, err, brief(p))
 	}
 	return true
@@ -881,7 +881,7 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 	for _, it := range items {
 		if it.Event != nil && poisoned(string(it.Event.Data)) {
 			w.say("hub: commit rejects %d", it.seq)
-			return &ProtocolError{Code: codeEventRejected, Seq: it.seq}
+			return &ProtocolError{Code: CodeEventRejected, Seq: it.seq}
 		}
 	}
 	last := items[len(items)-1].seq

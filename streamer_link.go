@@ -208,7 +208,7 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 	case *ErrorPayload:
 		err = sl.refused(now, p)
 	default:
-		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
+		err = &ProtocolError{Code: CodeUnexpected, Message: "an agent takes no " + p.payloadType()}
 	}
 	return asError(err)
 }
@@ -236,7 +236,7 @@ func (sl *streamerLink) heard(now time.Time, link string) bool {
 // waits, and is then attached by its creator: see create.
 func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
-		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+		return &ProtocolError{Code: CodeVersionUnsupported, Message: "welcome of another version", fatal: true}
 	}
 	sl.st.mu.Lock()
 	defer sl.st.mu.Unlock()
@@ -314,7 +314,7 @@ func (sl *streamerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
 func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 	s := sl.st.lookup(p.SessionID)
 	if s == nil {
-		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
+		return refusal(CodeUnknownSession, p.SessionID, "ack of an unknown session")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -332,14 +332,14 @@ func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 // not ask whether the link is welcomed: they are what a hub says to a link that is not.
 func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
-	case p.Code == codeStaleLink:
+	case p.Code == CodeStaleLink:
 		sl.hello.start()
-	case p.Code == codeVersion:
+	case p.Code == CodeVersionUnsupported:
 		err := p.protocolError()
 		err.fatal = true
 		return err
 	case !sl.heard(now, ""):
-	case p.Code == codeMalformed && sl.st.cfg.TrustData:
+	case p.Code == CodeMalformed && sl.st.cfg.TrustData:
 		sl.recheckData()
 	case p.SessionID != "" && p.RequestID == "":
 		if s := sl.st.lookup(p.SessionID); s != nil {
@@ -356,7 +356,7 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sd := s.sender
-	if sd == nil || sd.link != sl || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
+	if sd == nil || sd.link != sl || p.Code != CodeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
 		s.st.stalePayloads.Add(1)
 		return
 	}
@@ -365,7 +365,7 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 
 // refusesEvent reports whether an error is about one event of its session.
 func (p *ErrorPayload) refusesEvent() bool {
-	return p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge)
+	return p.Seq != 0 && (p.Code == CodeEventRejected || p.Code == CodeEventTooLarge)
 }
 
 // recheckData checks the data that was sent unchecked, since the hub could not read a frame.

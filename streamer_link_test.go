@@ -32,14 +32,14 @@ func TestStreamerHello(t *testing.T) {
 		publishN(t, st, "s", 3)
 		hub.want(agentBatch("s", 1, 3, 3))
 
-		hub.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
-		hub.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+		hub.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
+		hub.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 		hub.want(hello)
 		hub.welcome(hub.id) // the same once more
 		hub.wantIdle("nothing was lost")
 		hub.acks("s", 1)
 
-		hub.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+		hub.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 		hub.want(hello)
 		hub.window = 2
 		hub.welcome("other") // a new link id: everything of the link starts afresh
@@ -60,14 +60,14 @@ func TestStreamerVersion(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			hub := meetHub(t, NewStreamer(nil))
 			hub.hearsHello()
-			hub.wantDead(hub.refused(&WelcomePayload{V: 2, Link: "l", WindowEvents: 1}, &ErrorPayload{Code: codeVersion}))
+			hub.wantDead(hub.refused(&WelcomePayload{V: 2, Link: "l", WindowEvents: 1}, &ErrorPayload{Code: CodeVersionUnsupported}))
 		})
 	})
 	t.Run("error", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			hub := meetHub(t, NewStreamer(nil))
 			hub.hearsHello()
-			err := hub.refused(&ErrorPayload{Code: codeVersion}, &ErrorPayload{Code: codeVersion})
+			err := hub.refused(&ErrorPayload{Code: CodeVersionUnsupported}, &ErrorPayload{Code: CodeVersionUnsupported})
 			hub.wantDead(err) // an error is not answered with an error
 		})
 	})
@@ -115,7 +115,7 @@ func TestStreamerHandlesNothingOnOlderLink(t *testing.T) {
 	for i, p := range []Payload{
 		&AckBatchPayload{SessionID: "s", Epoch: epoch, Link: hub.id, UpToSeq: 4},
 		&ReplayRequestPayload{SessionID: "s", RequestID: "r", Epoch: epoch},
-		&ErrorPayload{SessionID: "s", Code: codeForbidden, Epoch: epoch},
+		&ErrorPayload{SessionID: "s", Code: CodeForbidden, Epoch: epoch},
 		&WelcomePayload{V: version, Link: "new"},
 	} {
 		if err := al.handle(t.Context(), time.Now(), p); err != nil {
@@ -167,7 +167,7 @@ func TestStreamerRun(t *testing.T) {
 			t.Errorf("Run twice: %v", err)
 		}
 		toAgent <- nil // could not be decoded: answered, and the link lives
-		if p, ok := (<-toHub).(*ErrorPayload); !ok || p.Code != codeMalformed {
+		if p, ok := (<-toHub).(*ErrorPayload); !ok || p.Code != CodeMalformed {
 			t.Errorf("answer: %+v", p)
 		}
 		toAgent <- &WelcomePayload{V: 1, Link: "l", WindowEvents: 8}
@@ -277,10 +277,10 @@ func TestStreamerManySessionsForgotten(t *testing.T) {
 // (rule 5).
 func TestStreamerStatusOnce(t *testing.T) {
 	unknown := func(hub *peer) {
-		hub.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: stats(hub.t, hub.st, "s").Epoch, Retryable: true})
+		hub.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: stats(hub.t, hub.st, "s").Epoch, Retryable: true})
 	}
 	for name, do := range map[string]func(st *Streamer, hub *peer){
-		"stopped":   func(_ *Streamer, hub *peer) { hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s"}) },
+		"stopped":   func(_ *Streamer, hub *peer) { hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s"}) },
 		"renewed":   func(st *Streamer, _ *peer) { st.Renew("s") },
 		"forgotten": func(st *Streamer, _ *peer) { st.Forget("s") },
 	} {
@@ -317,7 +317,7 @@ func TestStreamerUnknownSession(t *testing.T) {
 				publishN(t, st, "s", 5)
 				hub.want(agentBatch("s", 1, 5, 5))
 				hub.acks("s", 3)
-				unknown := &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: stats(t, st, "s").Epoch}
+				unknown := &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: stats(t, st, "s").Epoch}
 				hub.send(unknown, unknown)
 				publishN(t, st, "s", 1)
 				hub.wantStatus("s")
@@ -331,8 +331,8 @@ func TestStreamerUnknownSession(t *testing.T) {
 	t.Run("of another life", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			_, hub := ackedStreamer(t, nil, 1)
-			hub.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "other"})
-			hub.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "t"})
+			hub.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "other"})
+			hub.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "t"})
 			hub.wantIdle("it is about another life")
 		})
 	})
@@ -404,7 +404,7 @@ func TestStreamerFirstAck(t *testing.T) {
 					if i < len(test.acks)-1 || test.refuse == 0 {
 						hub.acks("s", seq)
 					} else {
-						hub.wantDead(hub.refused(&AckBatchPayload{SessionID: "s", UpToSeq: seq}, &ErrorPayload{Code: codeAckBeyondSent, SessionID: "s", Epoch: stats(t, st, "s").Epoch, Seq: test.refuse}))
+						hub.wantDead(hub.refused(&AckBatchPayload{SessionID: "s", UpToSeq: seq}, &ErrorPayload{Code: CodeAckBeyondSent, SessionID: "s", Epoch: stats(t, st, "s").Epoch, Seq: test.refuse}))
 					}
 					if i == 0 && len(test.acks) > 1 {
 						head := min(10, seq+4)
@@ -508,7 +508,7 @@ func TestStreamerStaleAcks(t *testing.T) {
 			t.Errorf("acked %d, %d stale frames", s.Acked, n)
 		}
 		hub.wantIdle("stale payloads change nothing")
-		hub.refused(&AckBatchPayload{SessionID: "t", Epoch: "e", UpToSeq: 1}, &ErrorPayload{Code: codeUnknownSession, SessionID: "t"})
+		hub.refused(&AckBatchPayload{SessionID: "t", Epoch: "e", UpToSeq: 1}, &ErrorPayload{Code: CodeUnknownSession, SessionID: "t"})
 	})
 }
 
@@ -899,11 +899,12 @@ func TestStreamerHeartbeatList(t *testing.T) {
 // for it learn of it (rule 11).
 func TestStreamerStops(t *testing.T) {
 	for _, test := range []struct {
-		code, epoch string
+		code  Code
+		epoch string
 	}{
-		{codeStaleEpoch, "zz"}, {codeForbidden, ""}, {codeEnded, ""}, {"some_later_code", ""},
+		{CodeStaleEpoch, "zz"}, {CodeForbidden, ""}, {CodeSessionEnded, ""}, {"some_later_code", ""},
 	} {
-		t.Run(test.code, func(t *testing.T) {
+		t.Run(string(test.code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				st := NewStreamer(&StreamerConfig{MaxPendingEvents: 2})
 				hub := playHub(t, st)
@@ -951,7 +952,7 @@ func TestStreamerStoppedSendsNothing(t *testing.T) {
 		hub := playHub(t, st)
 		publishN(t, st, "s", 2)
 		hub.want(agentBatch("s", 1, 2, 2))
-		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s"})
 		for range 2 {
 			hub.wantAfter(heartbeatEvery, &StatusPayload{})
 			hub.wantIdle("a stopped session says nothing")
@@ -965,7 +966,7 @@ func TestStreamerStoppedSendsNothing(t *testing.T) {
 // 11).
 func TestStreamerRefusalWithNumber(t *testing.T) {
 	for _, p := range []ErrorPayload{
-		{Code: codeForbidden, Seq: 2}, {Code: codeEventRejected}, {Code: codeEventTooLarge},
+		{Code: CodeForbidden, Seq: 2}, {Code: CodeEventRejected}, {Code: CodeEventTooLarge},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			st, hub := ackedStreamer(t, nil, 1)
@@ -996,7 +997,7 @@ func TestStreamerOverloaded(t *testing.T) {
 		hub.wantStatus("s")
 		hub.want(agentBatch("s", 1, 2, 2))
 		pass(time.Second)
-		hub.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
+		hub.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
 		publishN(t, st, "s", 1)
 		hub.wantAfter(14*time.Second, hub.statusOf("s")) // the heartbeat
 		hub.wantAfter(time.Second, hub.statusOf("s"))
@@ -1026,7 +1027,7 @@ func TestStreamerOverloadedAgain(t *testing.T) {
 			}
 			if status, ok := p.(*StatusPayload); ok && len(status.Sessions) > 0 {
 				said = append(said, time.Since(begin)/time.Second)
-				hub.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
+				hub.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
 			}
 			hub.send(&StatusPayload{})
 		}
@@ -1062,7 +1063,7 @@ func TestStreamerAckEndsWait(t *testing.T) {
 		hub := playHubWindow(t, st, 1)
 		hub.wantStatus("s")
 		hub.want(agentBatch("s", 1, 1, 2))
-		overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true}
+		overloaded := &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true}
 		hub.send(overloaded)
 		hub.send(overloaded) // the timer is at 30 s now
 		hub.acks("s", 1)     // of a status that the hub accepted after all
@@ -1076,8 +1077,8 @@ func TestStreamerAckEndsWait(t *testing.T) {
 // TestStreamerRejected: an event that the hub refuses becomes a gap, and sending
 // continues from there (rule 11).
 func TestStreamerRejected(t *testing.T) {
-	for _, code := range []string{codeEventRejected, codeEventTooLarge} {
-		t.Run(code, func(t *testing.T) {
+	for _, code := range []Code{CodeEventRejected, CodeEventTooLarge} {
+		t.Run(string(code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				st := NewStreamer(&StreamerConfig{Overflow: Reject, MaxPendingEvents: 5})
 				hub := playHubWindow(t, st, 4)
@@ -1114,7 +1115,7 @@ func TestStreamerRejected(t *testing.T) {
 				t.Fatal(err)
 			}
 			hub.want(&EventBatchPayload{SessionID: "s", FirstSeq: 1, LastSeq: 1, HeadSeq: 1, Events: []Event{{Seq: 1, End: true}}})
-			hub.send(&ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Seq: 1})
+			hub.send(&ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Seq: 1})
 			hub.want(&StatusPayload{Sessions: []SessionStatus{{SessionID: "s", FirstSeq: 1, HeadSeq: 1, Ended: true}}})
 			hub.want(agentBatch("s", 1, 1, 1, Gap{1, 1, ReasonRejected}))
 			hub.acks("s", 1)
@@ -1133,21 +1134,21 @@ func TestStreamerRefusedFrames(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := playHub(t, st)
 		ctx := t.Context()
-		hub.refused(&HelloPayload{V: 1, Role: "agent"}, &ErrorPayload{Code: codeUnexpected})
-		hub.refused(&WatchPayload{SessionID: "s"}, &ErrorPayload{Code: codeUnexpected})
+		hub.refused(&HelloPayload{V: 1, Role: "agent"}, &ErrorPayload{Code: CodeUnexpected})
+		hub.refused(&WatchPayload{SessionID: "s"}, &ErrorPayload{Code: CodeUnexpected})
 		if err := hub.link.Handle(ctx, nil); err == nil {
 			t.Error("no payload is no error")
 		}
-		hub.want(&ErrorPayload{Code: codeMalformed})
+		hub.want(&ErrorPayload{Code: CodeMalformed})
 		if err := hub.link.Handle(ctx, &AckBatchPayload{SessionID: "s"}); err == nil {
 			t.Error("an ack without epoch is no error")
 		}
-		hub.want(&ErrorPayload{Code: codeMalformed})
+		hub.want(&ErrorPayload{Code: CodeMalformed})
 		if err := hub.link.Handle(ctx, &ErrorPayload{}); err == nil {
 			t.Error("an error without code is no error")
 		}
 		hub.wantIdle("an error is not answered")
-		hub.send(&ErrorPayload{Code: codeMalformed}, &ErrorPayload{Code: "news", SessionID: "s"}, &ErrorPayload{Code: "news", RequestID: "r"})
+		hub.send(&ErrorPayload{Code: CodeMalformed}, &ErrorPayload{Code: "news", SessionID: "s"}, &ErrorPayload{Code: "news", RequestID: "r"})
 		hub.wantIdle("an error is not answered")
 		if n := st.Stats().RefusedPayloads; n != 4 {
 			t.Errorf("%d payloads were answered by an error, want 4", n)
@@ -1158,7 +1159,7 @@ func TestStreamerRefusedFrames(t *testing.T) {
 			}
 		}
 		for range maxReplies {
-			hub.want(&ErrorPayload{Code: codeUnexpected})
+			hub.want(&ErrorPayload{Code: CodeUnexpected})
 		}
 		hub.wantIdle("no more answers are kept")
 	})

@@ -291,7 +291,7 @@ func TestStreamerRenew(t *testing.T) {
 		if !ok {
 			t.Fatal("no greater epoch")
 		}
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known})
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: known})
 		var again []Event
 		for ev := range st.Unacked("s") {
 			again = append(again, ev)
@@ -307,8 +307,8 @@ func TestStreamerRenew(t *testing.T) {
 		}
 		publishN(t, st, "s", 2)
 		hub.want(agentBatch("s", 1, 2, 2))
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known}) // an error about the life before
-		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: old})
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: known}) // an error about the life before
+		hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: old})
 		hub.send(&AckBatchPayload{SessionID: "s", Epoch: old, UpToSeq: 2})
 		publishN(t, st, "s", 1)
 		hub.want(agentBatch("s", 3, 3, 3))
@@ -317,7 +317,7 @@ func TestStreamerRenew(t *testing.T) {
 		if err := st.Renew("t"); err != ErrUnknownSession {
 			t.Errorf("Renew of an unknown session: %v", err)
 		}
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "zzz"})
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: "zzz"})
 		if err := st.Renew("s"); err != ErrInvalidID {
 			t.Errorf("Renew past the greatest epoch: %v", err)
 		}
@@ -344,7 +344,7 @@ func TestStreamerBlock(t *testing.T) {
 		{"ack", func(_ *Streamer, hub *peer, _ func(error)) { hub.acks("s", 1) }, nil, 3},
 		{"ack of everything", func(_ *Streamer, hub *peer, _ func(error)) { hub.acks("s", 2) }, nil, 3},
 		{"rejected", func(_ *Streamer, hub *peer, _ func(error)) {
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 2})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 2})
 		}, nil, 3},
 		{"ctx", func(_ *Streamer, _ *peer, cancel func(error)) { cancel(cause) }, cause, 0},
 		{"Close", func(st *Streamer, _ *peer, _ func(error)) { go st.Close(context.Background()) }, ErrClosed, 0},
@@ -641,7 +641,7 @@ func TestStreamerManyLosses(t *testing.T) {
 		}
 		says()
 		if seq%2 == 0 {
-			al.handle(t.Context(), now, &ErrorPayload{SessionID: "s", Code: codeEventRejected, Seq: seq})
+			al.handle(t.Context(), now, &ErrorPayload{SessionID: "s", Code: CodeEventRejected, Seq: seq})
 		}
 		most = max(most, s.log.ring.n)
 	}
@@ -934,7 +934,7 @@ func TestStreamerClose(t *testing.T) {
 			hub := playHub(t, st)
 			publishN(t, st, "s", 1)
 			hub.want(agentBatch("s", 1, 1, 1))
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 1})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 1})
 			hub.link.Close()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancel(cause)
@@ -986,7 +986,7 @@ func TestStreamerUnacked(t *testing.T) {
 		}
 		hub.want(agentBatch("s", 1, 256, 600))
 		hub.acks("s", 200)
-		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 202})
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 202})
 		want := append(numbered(201, 201), numbered(203, 600)...)
 		got := unacked("s")
 		if diff := cmp.Diff(want, got, anyTime); diff != "" {
@@ -1042,7 +1042,7 @@ func TestStreamerForget(t *testing.T) {
 		if got := st.Stats(); got.Sessions+got.Bytes+got.PendingEvents+got.PendingBytes != 0 {
 			t.Errorf("Stats() = %+v", got)
 		}
-		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: old.Epoch, UpToSeq: 3}, &ErrorPayload{Code: codeUnknownSession, SessionID: "s"})
+		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: old.Epoch, UpToSeq: 3}, &ErrorPayload{Code: CodeUnknownSession, SessionID: "s"})
 		publishN(t, st, "s", 1)
 		if now := stats(t, st, "s"); now.Epoch <= old.Epoch {
 			t.Errorf("epoch %q after %q", now.Epoch, old.Epoch)
@@ -1369,11 +1369,11 @@ func TestTrustDataVet(t *testing.T) {
 			hub.wantIdle("all is sent")
 		}
 		sent()
-		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 3})
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 3})
 		sent(Gap{3, 3, ReasonRejected})
-		hub.send(&ErrorPayload{Code: codeMalformed})
+		hub.send(&ErrorPayload{Code: CodeMalformed})
 		sent(Gap{3, 4, ReasonRejected})
-		hub.send(&ErrorPayload{Code: codeMalformed})
+		hub.send(&ErrorPayload{Code: CodeMalformed})
 		hub.wantIdle("each is looked at once")
 		old := st.link
 		hub.link.Close()
@@ -1400,7 +1400,7 @@ func TestTrustDataVetOnce(t *testing.T) {
 				break
 			}
 		}
-		complain := func() { hub.send(&ErrorPayload{Code: codeMalformed}) }
+		complain := func() { hub.send(&ErrorPayload{Code: CodeMalformed}) }
 		complain()
 		if n := testing.AllocsPerRun(100, complain); n > 10 {
 			t.Errorf("%v allocations an error, of an agent with 500 sessions", n)

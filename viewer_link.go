@@ -112,7 +112,7 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	case *ErrorPayload:
 		return vl.refusedLocked(ctx, now, p)
 	default:
-		return &ProtocolError{Code: codeUnexpected, Message: "a viewer takes no " + p.payloadType()}
+		return &ProtocolError{Code: CodeUnexpected, Message: "a viewer takes no " + p.payloadType()}
 	}
 	return nil
 }
@@ -139,7 +139,7 @@ func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
 // was asked before (rule 3).
 func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
-		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+		return &ProtocolError{Code: CodeVersionUnsupported, Message: "welcome of another version", fatal: true}
 	}
 	if !vl.hello.acceptWelcome() {
 		vl.v.stalePayloads.Add(1)
@@ -370,10 +370,10 @@ func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus)
 // without a wait for room: there is at most one for each watch.
 func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *ErrorPayload) error {
 	switch {
-	case p.Code == codeStaleLink:
+	case p.Code == CodeStaleLink:
 		vl.hello.start()
 		return nil
-	case p.Code == codeVersion:
+	case p.Code == CodeVersionUnsupported:
 		err := p.protocolError()
 		err.fatal = true
 		return err

@@ -81,12 +81,12 @@ func TestViewerHello(t *testing.T) {
 		h.wantIdle("a welcome is obeyed while one is awaited")
 		v.Watch("c", Position{})
 		h.want(h.watch("c", "", 0))
-		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true}, &ErrorPayload{Code: codeStaleLink})
+		h.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true}, &ErrorPayload{Code: CodeStaleLink})
 		h.want(hello)
 		h.wantIdle("said")
 		h.welcome("x") // nothing was lost
 		h.wantIdle("the watches stand")
-		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+		h.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 		h.want(hello)
 		h.welcome("z") // a new link
 		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7), h.watch("c", "", 0))
@@ -97,17 +97,17 @@ func TestViewerHello(t *testing.T) {
 func TestViewerVersion(t *testing.T) {
 	for name, p := range map[string]Payload{
 		"welcome": &WelcomePayload{V: 2, Link: "x"},
-		"error":   &ErrorPayload{Code: codeVersion},
+		"error":   &ErrorPayload{Code: CodeVersionUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newPeer(t, NewViewer(nil).Connect())
 			err := s.link.Handle(t.Context(), p)
 			var refused *ProtocolError
-			if !errors.As(err, &refused) || refused.Code != codeVersion {
+			if !errors.As(err, &refused) || refused.Code != CodeVersionUnsupported {
 				t.Fatalf("Handle: %v", err)
 			}
 			if name == "welcome" {
-				s.want(&ErrorPayload{Code: codeVersion})
+				s.want(&ErrorPayload{Code: CodeVersionUnsupported})
 			}
 			s.wantDead(refused)
 		})
@@ -694,14 +694,14 @@ func TestViewerForbidden(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s", "r")
 		h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
-		no := &ErrorPayload{Code: codeForbidden, SessionID: "s", Message: "not allowed"}
+		no := &ErrorPayload{Code: CodeForbidden, SessionID: "s", Message: "not allowed"}
 		h.send(no, no, h.batch("s", "e1", 2, 2), h.batch("r", "e1", 1, 1))
 		h.want(h.stop("s"), h.stop("s"))
 		n := 0
 		for it, err := range v.Items(endedContext) {
 			var refused *ProtocolError
 			if errors.As(err, &refused) {
-				if n++; refused.Code != codeForbidden || refused.SessionID != "s" || refused.Message != "not allowed" {
+				if n++; refused.Code != CodeForbidden || refused.SessionID != "s" || refused.Message != "not allowed" {
 					t.Errorf("%+v", refused)
 				}
 				isAt(t, v, "s", "e1", 1)
@@ -724,8 +724,8 @@ func TestViewerForbidden(t *testing.T) {
 func TestViewerRetryableError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
-		h.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
-		h.send(&ErrorPayload{Code: codeOverloaded}, &ErrorPayload{Code: codeOverloaded, SessionID: "other"})
+		h.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
+		h.send(&ErrorPayload{Code: CodeOverloaded}, &ErrorPayload{Code: CodeOverloaded, SessionID: "other"})
 		h.wantAfter(timerFirst, h.watch("s", "", 0))
 		has(t, v)
 	})
@@ -756,7 +756,7 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 			t.Errorf("%d stale frames, want 8", n)
 		}
 		for _, p := range []Payload{h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1)} {
-			h.refused(p, &ErrorPayload{Code: codeUnexpected})
+			h.refused(p, &ErrorPayload{Code: CodeUnexpected})
 		}
 	})
 }
@@ -765,7 +765,7 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 func TestViewerIgnoresForeignError(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(stands("s", "e1", 1, 3, 0)))
-	h.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", ViewerID: "other"})
+	h.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", ViewerID: "other"})
 	h.send(h.batch("s", "e1", 1, 1))
 	has(t, v, "s e1 1")
 }
@@ -776,7 +776,7 @@ func TestViewerBeforeWelcome(t *testing.T) {
 	v.Watch("s", Position{})
 	h := meetHub(t, v)
 	h.hearsHello()
-	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s"})
 	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
 	h.welcome(h.id)
@@ -823,7 +823,7 @@ func TestViewerSupersedes(t *testing.T) {
 	h.want(h.watch("s", "e1", 1))
 	stale := v.stalePayloads.Load()
 	old.wantDead(ErrSuperseded)
-	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: codeForbidden, SessionID: "s"}} {
+	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: CodeForbidden, SessionID: "s"}} {
 		if err := old.link.Handle(t.Context(), p); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
@@ -1041,7 +1041,7 @@ func TestViewerStats(t *testing.T) {
 		h.send(h.batch("s", "e0", 4, 4), &WelcomePayload{V: 1, Link: "l2"})
 		want.StalePayloads = 2
 		is("of others")
-		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: codeUnexpected})
+		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: CodeUnexpected})
 		want.RefusedPayloads = 1
 		is("refused")
 		for range v.Items(endedContext) {
@@ -1056,7 +1056,7 @@ func TestViewerStats(t *testing.T) {
 		}
 		want.Items, want.Bytes = 2, 2*itemBytes+len(`out"event 1"`)
 		is("one is dealt with")
-		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: codeForbidden, SessionID: "r"})
+		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: CodeForbidden, SessionID: "r"})
 		h.want(h.stop("s"), h.stop("r"))
 		want.Items, want.Bytes = 5, 5*itemBytes+2*len(`out"event 1"`)
 		is("both have ended")

@@ -134,7 +134,7 @@ func everyPayload() []gvstream.Payload {
 		&gvstream.ReplayBatchPayload{SessionID: sampleSession, ViewerID: "tab 1", RequestID: "r1", Epoch: sampleEpoch,
 			FirstSeq: 1, LastSeq: 10, UntilSeq: 10, AvailableFrom: 1, Done: true, Events: events, Gaps: gaps},
 		&gvstream.ReplayBatchPayload{SessionID: sampleSession, RequestID: "r1", Epoch: sampleEpoch, FirstSeq: 4, LastSeq: 3, UntilSeq: 3},
-		&gvstream.ErrorPayload{SessionID: sampleSession, ViewerID: "tab 1", Code: "event_rejected", Message: "no \"tabs\"\n",
+		&gvstream.ErrorPayload{SessionID: sampleSession, ViewerID: "tab 1", Code: gvstream.CodeEventRejected, Message: "no \"tabs\"\n",
 			Retryable: true, RequestID: "r1", Epoch: sampleEpoch, Seq: 6},
 	}
 }

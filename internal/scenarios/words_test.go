@@ -37,7 +37,7 @@ func code(err error) string {
 	case p.Seq != 0:
 		return fmt.Sprintf("%s %d", p.Code, p.Seq)
 	}
-	return p.Code
+	return string(p.Code)
 }
 
 // codes is what several errors say.
@@ -138,7 +138,7 @@ func say(payloads ...gvstream.Payload) string {
 				s = strings.TrimSpace(s) + " done"
 			}
 		case *gvstream.ErrorPayload:
-			s = "error " + p.Code
+			s = "error " + string(p.Code)
 		}
 		out = append(out, s)
 	}
