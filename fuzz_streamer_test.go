@@ -61,7 +61,7 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*sender]uint64),
 	}
 	w.st.epochs = countingSource()
-	w.st.sizes = sizes{batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"v1", "v2"}, []string{"r1", "r2", "r3"}
 	return w
 }
@@ -324,8 +324,8 @@ func (w *agentTest) says() {
 		if s == nil || s.epoch != p.Epoch || p.Link != al.id || p.LastSeq > s.maxSentInEpoch {
 			w.Fatalf("a batch of another life or link: %s", brief(p))
 		}
-		if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window {
-			w.Fatalf("rule 7: %s beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
+		if f := windowFault(s, p); f != "" {
+			w.Fatalf("%s", f)
 		}
 		w.truthful(p.SessionID, p.Epoch, p.Events, p.Gaps)
 		k := simKey{p.SessionID, p.Epoch}

@@ -656,7 +656,7 @@ func TestAmplificationOfHub(t *testing.T) {
 		for _, p := range h.drain() {
 			out += size(t, p)
 		}
-		if out > 150*sessions || out < 50*sessions {
+		if out > 400*sessions || out < 50*sessions {
 			t.Errorf("welcome %d: %d bytes in, %d out for %d sessions", i, in, out, sessions)
 		}
 	}

@@ -23,6 +23,10 @@ const (
 	maxReplayBatchEvents   = 100       // events of a replay batch
 	maxReplayRequestEvents = 500       // events that the hub asks for at a time
 	maxBatchBytes          = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
+	firstBatchBytes        = 1 << 10   // of a leg's first batch, and of the first that is sent again
+	quickBatchBytes        = 16 << 10  // up to here batches grow without waiting for acks
+	defaultWindow          = 1024      // events that a receiver takes which says nothing else
+	defaultWindowBytes     = 256 << 10 // bytes of their JSON
 	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
 	maxStatus              = 256       // sessions of a status
 	maxAcks                = 255       // further sessions of an ack
@@ -33,10 +37,11 @@ const (
 // field of each machine and no constants: smaller ones are as right, with more payloads.
 type sizes struct {
 	batch  int // events of an event batch
+	first  int // bytes of a leg's first batch
 	page   int // events of a replay batch
 	replay int // events of the hub's replay requests
 	cohort int // viewers that are served in one turn
 }
 
 // fullSizes are those of every machine outside of tests.
-var fullSizes = sizes{batch: maxBatchEvents, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}
+var fullSizes = sizes{batch: maxBatchEvents, first: firstBatchBytes, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}

@@ -131,12 +131,15 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if !sd.maySend() {
 		return nil
 	}
-	limit := sd.eventsUntil(s.acked)
+	events, bytes, first := sd.allowed(pageBytes)
+	if sd.window.full {
+		return nil
+	}
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
-		after: sd.sent, until: s.log.head, eventsUntil: limit,
-		events: s.st.sizes.batch, bytes: pageBytes, copied: pageBytes,
+		after: sd.sent, until: s.log.head, events: min(events, s.st.sizes.batch),
+		bytes: bytes, first: first, copied: pageBytes,
 	})
 	if p.last == sd.sent {
 		return nil
@@ -144,7 +147,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if p.last > sd.maxSentOnLink {
 		sd.link.hasUnchecked.Store(true)
 	}
-	sd.advance(now, p.last, s.acked)
+	sd.advance(now, p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{
@@ -167,16 +170,22 @@ func (sd *sender) scheduleTickLocked() {
 
 // applyAckLocked applies the hub's ack (rule 6). The cursor judges it by acked as it was,
 // and only then the session moves: back if the hub has lost something, and forward
-// otherwise. An ack beyond what was sent ends the link. To believe it would free events that
-// no hub can have.
+// otherwise. To believe an ack beyond what was sent would free events that no hub can have. If
+// it is the first of the link, the hub has numbers under which this agent never sent anything:
+// the agent's state is an old copy, and the session can't go on in this epoch.
 func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 	s := sd.s
-	switch sd.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
+	first := !sd.opened
+	switch sd.ack(now, p, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
-		return &ProtocolError{
-			Code: CodeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: sd.limit(s.maxSentInEpoch),
-			Message: "ack beyond what was sent", fatal: true,
+		limit := sd.limit(s.maxSentInEpoch)
+		err := refusal(CodeAckBeyondSent, s.id, "an ack of %d, but %d is the last that was sent", p.UpToSeq, limit)
+		err.Epoch, err.Seq = s.epoch, limit
+		if first && s.stopped == nil {
+			s.stopped = err
+			s.changed.Broadcast()
 		}
+		return err
 	case ackStale:
 		s.st.stalePayloads.Add(1)
 		return nil
@@ -184,7 +193,7 @@ func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 	if p.UpToSeq < s.acked {
 		s.moveBackLocked(p.UpToSeq)
 	}
-	s.freeLocked(now, p.UpToSeq)
+	sd.landed(s.freeLocked(now, p.UpToSeq))
 	sd.link.ready(&sd.task)
 	return nil
 }

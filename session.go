@@ -252,23 +252,26 @@ func (s *Session) wakeSenderLocked() {
 	}
 }
 
-// freeLocked records that the hub has everything up to a number, which is not below acked.
-// That makes room for publishers, and the acknowledgement of its end starts the time after
-// which the session is forgotten (rule 16).
-func (s *Session) freeLocked(now time.Time, upTo uint64) {
-	if upTo > s.acked {
-		events, bytes := s.log.tally(s.acked, upTo)
-		s.pendingEvents -= events
-		s.pendingBytes -= bytes
-		s.acked = upTo
-		s.trimLocked()
-		s.changed.Broadcast()
-		if s.hasEnded && s.acked == s.log.head {
-			at := now.Add(endedTTL)
-			s.overAt = &at
-			s.st.forgetLaterLocked(s)
-		}
+// freeLocked records that the hub has everything up to a number, which is not below acked. It
+// returns the events that this takes off pending, and their bytes. That makes room for
+// publishers, and the acknowledgement of its end starts the time after which the session is
+// forgotten (rule 16).
+func (s *Session) freeLocked(now time.Time, upTo uint64) (events, bytes int) {
+	if upTo <= s.acked {
+		return 0, 0
 	}
+	events, bytes = s.log.tally(s.acked, upTo)
+	s.pendingEvents -= events
+	s.pendingBytes -= bytes
+	s.acked = upTo
+	s.trimLocked()
+	s.changed.Broadcast()
+	if s.hasEnded && s.acked == s.log.head {
+		at := now.Add(endedTTL)
+		s.overAt = &at
+		s.st.forgetLaterLocked(s)
+	}
+	return events, bytes
 }
 
 // moveBackLocked makes everything after a number pending again, because the hub has lost

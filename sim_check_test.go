@@ -413,8 +413,8 @@ func (w *simWorld) checkBatch(al *streamerLink, p *EventBatchPayload) {
 	if !s.sender.maySend() { // rule 5
 		w.fail("rule 5: %s before the hub's ack", brief(p))
 	}
-	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window { // rule 7
-		w.fail("S10: %s is beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
+	if f := windowFault(s, p); f != "" {
+		w.fail("%s", f)
 	}
 }
 
@@ -734,6 +734,16 @@ func logFault(l *log) string {
 	}
 	if next != l.head+1 || events != l.events || bytes != l.bytes || l.head > MaxSeq {
 		return fmt.Sprintf("log: ends at %d of %d, %d of %d events, %d of %d bytes", next-1, l.head, events, l.events, bytes, l.bytes)
+	}
+	return ""
+}
+
+// windowFault: S15 of an agent's session, for a batch that it has just sent. One event may go
+// alone, whatever it is.
+func windowFault(s *Session, p *EventBatchPayload) string {
+	events, size := s.log.tally(s.acked, p.LastSeq)
+	if w := s.sender.window; len(p.Events) > 0 && events > 1 && (w.full || events > w.events || size > w.bytes) {
+		return fmt.Sprintf("S15: %s makes %d events and %d bytes beyond ack %d, the window is %+v", brief(p), events, size, s.acked, w)
 	}
 	return ""
 }

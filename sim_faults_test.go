@@ -105,6 +105,9 @@ func (w *simWorld) forge(to *simEnd, i int) {
 	if s.acked > acked { // S3, rule 6
 		w.fail("S3: %s believed a forged ack of %d", to.name, forged.UpToSeq)
 	}
+	if s.stopped != nil { // by this: it can't know that the hub lies
+		w.lied[simKey{s.id, s.epoch}] = true
+	}
 }
 
 // cutSome breaks a connection: noticed by both sides, by one, or by none.
@@ -518,6 +521,9 @@ func (w *simWorld) unrest() string {
 // sessionUnrest: L1, L4 and L6.
 func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 	if s.stopped != nil {
+		if s.stopped.Code == CodeAckBeyondSent && !w.lied[simKey{s.id, s.epoch}] {
+			return fmt.Sprintf("L1: %s %s stopped: %v", a.id, s.id, s.stopped)
+		}
 		return ""
 	}
 	if s.acked != s.log.head { // L1

@@ -146,6 +146,7 @@ type simWorld struct {
 	// What is known from outside.
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
+	lied     map[simKey]bool   // a forged ack has stopped it
 	acks     map[*sender]uint64
 	acked    map[*Session]uint64
 	spoke    map[*Session]bool
@@ -185,8 +186,8 @@ func emptyWorld(src source) *simWorld {
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
-		position: make(map[simKey]uint64),
-		acks:     make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
+		position: make(map[simKey]uint64), lied: make(map[simKey]bool),
+		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 	}
@@ -221,7 +222,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
+	w.sizes = sizes{batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),

@@ -298,7 +298,7 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 		for after := uint64(0); ; {
 			s.mu.Lock()
 			after = max(after, s.acked)
-			p := s.log.read(span{after: after, until: s.log.head, eventsUntil: s.log.head, events: maxBatchEvents, bytes: pageBytes})
+			p := s.log.read(span{after: after, until: s.log.head, events: maxBatchEvents, bytes: pageBytes, first: anySize})
 			s.mu.Unlock()
 			if p.last <= after {
 				return

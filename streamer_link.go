@@ -31,7 +31,7 @@ type streamerLink struct {
 	// Link's lock protects the fields below. A session's lock is taken before it, so a list
 	// is taken out under it, and its senders are looked at without.
 	id          string    // the hub's name for the link; empty before the welcome
-	window      uint64    // from the welcome, as is id
+	window      window    // from the welcome, as is id
 	heartbeatAt time.Time // when to give the next sign of life
 	heardAt     time.Time // when the hub last said something; zero: nobody has waited yet
 	toAnnounce  []*sender // to be named in the next status: those with inToAnnounce
@@ -252,7 +252,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		return nil
 	}
 	sl.tasks.Clear() // nothing goes on under another link id
-	sl.id, sl.window = p.Link, uint64(p.WindowEvents)
+	sl.id, sl.window = p.Link, newWindow(p.WindowEvents, p.WindowBytes)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.unacked = nil, nil
@@ -282,7 +282,9 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
+	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{
+		window: window, firstBytes: sl.st.sizes.first, implicitOpen: s.maxSentInEpoch == 0,
+	}}
 	sd.task.Source = sd.next
 	s.sender = sd
 	s.wakeSenderLocked()
