@@ -43,6 +43,7 @@ type Streamer struct {
 	mu       sync.RWMutex        // level 1; protects the fields below
 	sessions map[string]*Session // by id; those that are not gone
 	link     *streamerLink       // the newest, until it dies, or nil
+	welcomes int                 // of links, to begin each with another session
 
 	// someEnded lets Session skip both the clock and the lock below while there is
 	// nothing to forget, which is nearly always.

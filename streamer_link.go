@@ -257,9 +257,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.unacked = nil, nil
 	sl.mu.Unlock()
-	sessions := slices.Collect(maps.Values(sl.st.sessions))
-	sortSessions(sessions)
-	for _, s := range sessions {
+	for _, s := range sl.rotatedLocked() {
 		if sd := sl.attach(s); sd != nil {
 			s.mu.Lock()
 			sd.announceLocked()
@@ -267,6 +265,20 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		}
 	}
 	return nil
+}
+
+// rotatedLocked returns the sessions in the order of their ids, but each time begins with the
+// next one: a connection may always break before the last of them has had its turn (rule 5).
+// The Streamer's lock is held.
+func (sl *streamerLink) rotatedLocked() []*Session {
+	sessions := slices.Collect(maps.Values(sl.st.sessions))
+	sortSessions(sessions)
+	if len(sessions) == 0 {
+		return nil
+	}
+	first := sl.st.welcomes % len(sessions)
+	sl.st.welcomes++
+	return slices.Concat(sessions[first:], sessions[:first])
 }
 
 // attach puts the session on this link, with a new sender in place of any it had, and

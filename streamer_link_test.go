@@ -1352,3 +1352,17 @@ func BenchmarkReconnect(b *testing.B) {
 		})
 	}
 }
+
+// Each link begins with another session (rule 5). They all began with the same one, so a
+// connection that always broke at what that sent never got to the others.
+func TestStreamerBeginsElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		for _, id := range []string{"a", "b", "c"} {
+			publishN(t, st, id, 1)
+		}
+		for _, want := range [][]string{{"a", "b", "c"}, {"b", "c", "a"}, {"c", "a", "b"}, {"a", "b", "c"}} {
+			playHub(t, st).wantStatus(want...)
+		}
+	})
+}
