@@ -117,8 +117,9 @@
 //
 // Errors that a caller may want to act on are variables, to be compared with
 // [errors.Is]: [ErrPendingFull], [ErrClosed], [ErrEnded], [ErrTooLarge],
-// [ErrInvalidData], [ErrInvalidID], [ErrSuperseded], [ErrSilent],
-// [ErrSeqExhausted], [ErrTooMany], [ErrUnknownSession] and [ErrBusy].
+// [ErrInvalidData], [ErrInvalidID], [ErrInvalidPosition], [ErrSuperseded], [ErrSilent],
+// [ErrSeqExhausted], [ErrTooMany], [ErrUnknownSession], [ErrEpochAhead], [ErrWatched] and
+// [ErrBusy]. Most are wrapped with the facts: what is wrong, how much and at most how much.
 //
 // What a peer did wrong, or says that this side did wrong, is a [*ProtocolError]
 // with a code. Most reject one payload only: Handle returns the error, the peer gets an

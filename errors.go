@@ -26,9 +26,12 @@ var (
 	// ErrInvalidData: the event's data is not JSON, its type is not a valid id or its time
 	// has no JSON form, or it has both Data and Bytes. No number was used.
 	ErrInvalidData = errors.New("gvstream: invalid event")
-	// ErrInvalidID: an id is not 1 to 128 bytes of UTF-8 without control
-	// characters, or an epoch or position is malformed.
+	// ErrInvalidID: the id of a session, agent or viewer is not 1 to 128 bytes of UTF-8
+	// without control characters.
 	ErrInvalidID = errors.New("gvstream: invalid id")
+	// ErrInvalidPosition: a Position is neither zero nor a number, at most MaxSeq, of an
+	// epoch, which is 1 to 64 bytes of [0-9a-z_-]; or a text is not that of a Position.
+	ErrInvalidPosition = errors.New("gvstream: invalid position")
 	// ErrSuperseded: a newer link of the same agent or viewer took over.
 	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
 	// ErrSilent: the peer answered nothing for so long that the connection must
@@ -38,12 +41,17 @@ var (
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
 	// ErrTooMany: there are already as many sessions, or watches, as the
 	// configuration allows.
-	ErrTooMany = errors.New("gvstream: too many sessions or watches")
+	ErrTooMany = errors.New("gvstream: too many")
 	// ErrUnknownSession: there is no session with that id.
 	ErrUnknownSession = errors.New("gvstream: unknown session")
-	// ErrBusy: Items is running already, the link was given to Run or Push before,
-	// or the session is watched already.
-	ErrBusy = errors.New("gvstream: already in use")
+	// ErrBusy: a second call of what runs once at a time, Viewer.Items, or once in a link's
+	// life, Run and Push.
+	ErrBusy = errors.New("gvstream: already running")
+	// ErrWatched: the Viewer watches the session already.
+	ErrWatched = errors.New("gvstream: session is watched already")
+	// ErrEpochAhead: the epoch that the hub knows of the session is so far ahead of the
+	// clock, or of such a form, that the hub would take no greater one (rule 2).
+	ErrEpochAhead = errors.New("gvstream: no later epoch")
 )
 
 // A Code says what is wrong, in an ErrorPayload and in a ProtocolError. PROTOCOL.md says for
@@ -159,12 +167,14 @@ const maxMessage = 256
 
 // clip makes a text valid for an error payload. A caller's or a peer's words may be in
 // it, so it can be of any length and no UTF-8.
-func clip(s string) string {
-	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= maxMessage {
+func clip(s string) string { return clipTo(s, maxMessage) }
+
+// clipTo cuts a text to that many bytes, between characters, and makes it UTF-8.
+func clipTo(s string, n int) string {
+	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= n {
 		return s
 	}
-	n := maxMessage
-	for !utf8.RuneStart(s[n]) { // not inside a character
+	for !utf8.RuneStart(s[n]) {
 		n--
 	}
 	return s[:n]

@@ -524,7 +524,7 @@ func (w *viewerTest) step() {
 		id, at := one(c, hubSessions), one(c, []Position{{}, {}, {fuzzEpochs[1], 3}, {fuzzEpochs[0], MaxSeq}, {"zzz", 0}})
 		if err := w.v.Watch(id, at); err == nil {
 			w.seen[id] = &shown{pos: at}
-		} else if !errors.Is(err, ErrBusy) && !errors.Is(err, ErrTooMany) {
+		} else if !errors.Is(err, ErrWatched) && !errors.Is(err, ErrTooMany) {
 			w.Fatalf("watch: %v", err)
 		}
 	case viewerUnwatches:

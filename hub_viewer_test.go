@@ -662,11 +662,11 @@ func TestHubItems(t *testing.T) {
 			}
 		}
 		for _, session := range []string{"", "\n"} {
-			if got := <-collect(t.Context(), session, Position{}, 9); got.err != ErrInvalidID {
+			if got := <-collect(t.Context(), session, Position{}, 9); !errors.Is(got.err, ErrInvalidID) {
 				t.Errorf("%q: %v", session, got.err)
 			}
 		}
-		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); got.err != ErrInvalidID {
+		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); !errors.Is(got.err, ErrInvalidPosition) {
 			t.Errorf("half a position: %v", got.err)
 		}
 

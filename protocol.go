@@ -106,7 +106,7 @@ type ReplayRequestPayload struct {
 	SessionID string `json:"session_id"`
 	ViewerID  string `json:"viewer_id"`
 	RequestID string `json:"request_id"` // chosen by the hub, returned in every answer
-	Epoch     string `json:"epoch"`      // empty: the current one
+	Epoch     string `json:"epoch"`      // empty, with AfterSeq 0: the current one
 	AfterSeq  uint64 `json:"after_seq"`  // exclusive
 	UntilSeq  uint64 `json:"until_seq"`  // inclusive; 0: up to the last number published
 	Limit     int    `json:"limit"`      // maximum number of events; 0: everything up to UntilSeq
@@ -285,7 +285,7 @@ func (p *WatchPayload) check() *ProtocolError {
 	case !optionalID(p.ViewerID):
 		return malformed("watch: bad viewer_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("watch: bad position")
+		return malformed("watch: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
 	}
 	return nil
 }
@@ -299,7 +299,7 @@ func (p *ReplayRequestPayload) check() *ProtocolError {
 	case !validID(p.RequestID):
 		return malformed("replay_request: bad request_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("replay_request: bad position")
+		return malformed("replay_request: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
 	case p.UntilSeq > MaxSeq || p.UntilSeq != 0 && p.UntilSeq < p.AfterSeq:
 		return malformed("replay_request: until %d before after %d, or too large", p.UntilSeq, p.AfterSeq)
 	case p.Limit < 0:
