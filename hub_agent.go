@@ -45,7 +45,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
 	if !validID(agentID) {
-		ha.fail(now, ErrInvalidID)
+		ha.fail(now, invalidID(agentID))
 		return ha
 	}
 	h.expire(now)

@@ -55,7 +55,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
 	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
-		hv.fail(now, ErrInvalidID)
+		hv.fail(now, invalidID(viewerID))
 		return hv
 	}
 	h.mu.Lock()

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -88,7 +89,7 @@ func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 		return s, nil
 	}
 	if !validID(id) {
-		return nil, ErrInvalidID
+		return nil, invalidID(id)
 	}
 	return st.create(now, id)
 }
@@ -105,7 +106,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 		return nil, ErrClosed
 	}
 	if len(st.sessions) >= st.cfg.MaxSessions {
-		return nil, ErrTooMany
+		return nil, fmt.Errorf("%w: %d sessions, at most %d", ErrTooMany, len(st.sessions), st.cfg.MaxSessions)
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
@@ -245,7 +246,7 @@ func (st *Streamer) Forget(sessionID string) {
 // is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it
 // gives up everything the session holds. To publish that again, take what Unacked
 // yields before the call. Handles of the session stay valid. It does not block.
-// Errors: ErrUnknownSession, ErrClosed; ErrInvalidID if the epoch the hub knows
+// Errors: ErrUnknownSession, ErrClosed; ErrEpochAhead if the epoch the hub knows
 // leaves no greater one.
 func (st *Streamer) Renew(sessionID string) error {
 	return st.renew(time.Now(), sessionID)
@@ -260,7 +261,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	defer st.mu.Unlock()
 	s := st.sessions[id]
 	if s == nil {
-		return ErrUnknownSession
+		return fmt.Errorf("%w: %q", ErrUnknownSession, clip(id))
 	}
 	if st.closed.Load() {
 		return ErrClosed
@@ -277,7 +278,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	s.mu.Unlock()
 	if !ok {
-		return ErrInvalidID
+		return fmt.Errorf("%w: %q", ErrEpochAhead, known)
 	}
 	if st.link != nil {
 		st.link.attach(s)
