@@ -110,6 +110,9 @@ func jsonDecode(line []byte) (Payload, error) {
 	if p == nil {
 		return nil, fmt.Errorf("type %q", env.Type)
 	}
+	if string(env.Payload) == "null" { // as good as absent
+		return nil, errors.New("no payload")
+	}
 	if err := json.Unmarshal(env.Payload, p); err != nil {
 		return nil, err
 	}
@@ -304,10 +307,10 @@ func TestUnmarshalCost(t *testing.T) {
 		"sessions":      `{"type":"status","payload":{"sessions":[` + fill(`{},`) + `{}]}}`,
 		"unknown":       `{"type":"status","payload":{"x":[` + fill(`{},`) + `{}]}}`,
 		"payload first": `{"payload":{"events":[` + fill(`{},`) + `{}]},"type":"event_batch"}`,
-		"escaped keys":  `{"type":"hello","payload":{"x":{` + fill(`"\n":0,`) + `"":0}}}`,
+		"escaped keys":  `{"type":"hello","payload":{"v":1,"x":{` + fill(`"\n":0,`) + `"":0}}}`,
 		"nested":        `{"type":"hello","payload":` + fill(`[`),
 		"white space":   header + `{"seq":1,"data":[` + fill(" ") + `]}]}}`,
-		"long id":       `{"type":"hello","payload":{"viewer_id":"` + fill("x") + `"}}`,
+		"long id":       `{"type":"hello","payload":{"v":1,"viewer_id":"` + fill("x") + `"}}`,
 	} {
 		data := []byte(frame)
 		var before, after runtime.MemStats

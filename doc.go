@@ -134,7 +134,8 @@
 //   - ErrSuperseded or ErrClosed
 //   - at an agent or viewer, ErrSilent when the hub was not heard for 45 seconds
 //   - at a hub, the error of a Commit callback
-//   - a *ProtocolError: version_unsupported or, at an agent, ack_beyond_sent
+//   - a *ProtocolError: version_unsupported, wrong_role, superseded (which is ErrSuperseded
+//     to errors.Is) or, at an agent, ack_beyond_sent
 //   - at once, ErrInvalidID if the link was made with an invalid id, and ErrBusy if it was
 //     given to Run or Push before
 //

@@ -32,7 +32,8 @@ var (
 	// ErrInvalidPosition: a Position is neither zero nor a number, at most MaxSeq, of an
 	// epoch, which is 1 to 64 bytes of [0-9a-z_-]; or a text is not that of a Position.
 	ErrInvalidPosition = errors.New("gvstream: invalid position")
-	// ErrSuperseded: a newer link of the same agent or viewer took over.
+	// ErrSuperseded: a newer link of the same agent or viewer took over. To connect again
+	// would only supersede that one: another process may use the same id.
 	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
 	// ErrSilent: the peer answered nothing for so long that the connection must
 	// be taken for dead.
@@ -98,6 +99,9 @@ const (
 	CodeLimitExceeded Code = "limit_exceeded"
 	// CodeVersionUnsupported: the peer speaks another version of the protocol (rule 17).
 	CodeVersionUnsupported Code = "version_unsupported"
+	// CodeWrongRole: an agent has connected where the hub expects viewers, or the reverse
+	// (rule 3).
+	CodeWrongRole Code = "wrong_role"
 	// CodeSuperseded: a newer link of the same agent or viewer has taken over (rule 3).
 	CodeSuperseded Code = "superseded"
 )
@@ -140,6 +144,11 @@ func (e *ProtocolError) Error() string {
 		s += ": " + quoted(e.Message)
 	}
 	return s
+}
+
+// Is makes errors.Is find ErrSuperseded in a hub's word for it.
+func (e *ProtocolError) Is(target error) bool {
+	return target == ErrSuperseded && e.Code == CodeSuperseded
 }
 
 // quoted is a text in a form that is safe in a log even if a hostile peer wrote it: without

@@ -107,7 +107,7 @@ var (
 	fuzzCodes  = []Code{
 		CodeMalformed, CodeUnknownType, CodeUnexpected, CodeStaleLink, CodeStaleEpoch, CodeForbidden, CodeUnknownSession,
 		CodeAckBeyondSent, CodeReplayAhead, CodeReplayBusy, CodeEventRejected, CodeEventTooLarge, CodeSessionEnded, CodeOverloaded,
-		CodeLimitExceeded, CodeSuperseded, "later", "", "\n", CodeVersionUnsupported,
+		CodeLimitExceeded, CodeSuperseded, CodeWrongRole, "later", "", "\n", CodeVersionUnsupported,
 	}
 )
 
@@ -351,7 +351,7 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 		m.Fatalf("the link died of %v", err)
 	case ok && refused.Payload().check() != nil:
 		m.Fatalf("refused in a way that nobody may say: %v", err)
-	case ok && refused.fatal && refused.Code != CodeVersionUnsupported && refused.Code != CodeAckBeyondSent:
+	case ok && refused.fatal && !refused.Payload().endsLink() && refused.Code != CodeAckBeyondSent:
 		m.Fatalf("fatal: %v", err)
 	}
 	return err

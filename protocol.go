@@ -166,14 +166,16 @@ func (*ErrorPayload) payloadType() string         { return "error" }
 // returns a malformed error or nil, takes no lock and changes nothing. The codec's limits
 // on lists are the same ones, but hold before memory is spent on a list.
 
-// V is not checked here, nor in a welcome: another version is not malformed, and has an
-// answer of its own (rule 17).
+// Another version is not malformed, here or in a welcome, and has an answer of its own (rule
+// 17); what its other fields may be, only that version knows. So has another role (rule 3).
 func (p *HelloPayload) check() *ProtocolError {
 	switch {
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("hello: bad viewer_id")
-	case p.Role != roleAgent && p.Role != roleViewer:
-		return malformed("hello: unknown role %q", shorten(p.Role))
+	case !validID(p.Role):
+		return malformed("hello: bad role")
 	}
 	return nil
 }
@@ -187,12 +189,14 @@ const (
 
 func (p *WelcomePayload) check() *ProtocolError {
 	switch {
+	case p.Window < 0:
+		return malformed("welcome: negative window")
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("welcome: bad viewer_id")
 	case !validID(p.Link):
 		return malformed("welcome: bad link")
-	case p.Window < 0:
-		return malformed("welcome: negative window")
 	}
 	return nil
 }

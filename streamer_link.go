@@ -312,13 +312,13 @@ func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 
 // refused handles an error payload (rule 11). One about a frame needs nothing: what the
 // frame carried is sent again on the timer. The exception is data that was never checked,
-// since the same frame would be refused each time. stale_link and version_unsupported do
-// not ask whether the link is welcomed: they are what a hub says to a link that is not.
+// since the same frame would be refused each time. stale_link and what ends the link do not
+// ask whether it is welcomed: they are what a hub says to a link that is not.
 func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == CodeStaleLink:
 		sl.hello.start()
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
@@ -345,6 +345,11 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 		return
 	}
 	sd.refusedLocked(now, p)
+}
+
+// endsLink reports whether an error says that the hub will never take this link.
+func (p *ErrorPayload) endsLink() bool {
+	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
 // refusesEvent reports whether an error is about one event of its session.

@@ -373,7 +373,7 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 	case p.Code == CodeStaleLink:
 		vl.hello.start()
 		return nil
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
