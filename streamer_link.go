@@ -2,7 +2,6 @@ package gvstream
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -257,7 +256,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.unacked = nil, nil
 	sl.mu.Unlock()
-	for _, s := range sl.rotatedLocked() {
+	for _, s := range sl.st.rotatedLocked() {
 		if sd := sl.attach(s); sd != nil {
 			s.mu.Lock()
 			sd.announceLocked()
@@ -265,20 +264,6 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		}
 	}
 	return nil
-}
-
-// rotatedLocked returns the sessions in the order of their ids, but each time begins with the
-// next one: a connection may always break before the last of them has had its turn (rule 5).
-// The Streamer's lock is held.
-func (sl *streamerLink) rotatedLocked() []*Session {
-	sessions := slices.Collect(maps.Values(sl.st.sessions))
-	sortSessions(sessions)
-	if len(sessions) == 0 {
-		return nil
-	}
-	first := sl.st.welcomes % len(sessions)
-	sl.st.welcomes++
-	return slices.Concat(sessions[first:], sessions[:first])
 }
 
 // attach puts the session on this link, with a new sender in place of any it had, and
@@ -342,13 +327,13 @@ func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 
 // refused handles an error payload (rule 11). One about a frame needs nothing: what the
 // frame carried is sent again on the timer. The exception is data that was never checked,
-// since the same frame would be refused each time. stale_link and version_unsupported do
-// not ask whether the link is welcomed: they are what a hub says to a link that is not.
+// since the same frame would be refused each time. stale_link and what ends the link do not
+// ask whether it is welcomed: they are what a hub says to a link that is not.
 func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == CodeStaleLink:
 		sl.hello.start()
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
@@ -375,6 +360,11 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 		return
 	}
 	sd.refusedLocked(now, p)
+}
+
+// endsLink reports whether an error says that the hub will never take this link.
+func (p *ErrorPayload) endsLink() bool {
+	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
 // refusesEvent reports whether an error is about one event of its session.

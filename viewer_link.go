@@ -220,7 +220,7 @@ func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch 
 		if ok, err := vl.putLocked(ctx, w, it); !ok {
 			return err
 		}
-		w.received = it.seq
+		w.received = it.Seq
 		if it.Event != nil && it.Event.End {
 			return vl.endLocked(ctx, w)
 		}
@@ -287,7 +287,7 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 // endLocked ends a watch whose last number was received (rule 16). If the wait for room is
 // broken off, the watch goes on: the hub's next status says again that the session ended.
 func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
-	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
+	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, Seq: w.received})
 	if ok {
 		w.ended = true
 		vl.v.detachWatchLocked(w)
@@ -373,7 +373,7 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 	case p.Code == CodeStaleLink:
 		vl.hello.start()
 		return nil
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err

@@ -1,0 +1,118 @@
+package scenarios_test
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
+	"github.com/vibetools/gvstream/streamtest"
+)
+
+// An Item that went through JSON, as a Commit that stores its items makes it do, was at
+// number 0. Now the item that is read again is at the position of the first one, whatever
+// it is, and a reader that goes on from there misses nothing and gets nothing twice.
+func TestFoundF24(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc := scene.New(t, nil)
+		v := newViewer(t, "s", gvstream.Position{})
+		sc.Viewer("viewer", v)
+		st := gvstream.NewStreamer(&gvstream.StreamerConfig{Overflow: gvstream.DropOldest, MaxPendingEvents: 3})
+		publish(t, st, "s", 5)
+		w := sc.Agent("agent", st)
+		sc.Acked()
+		w.Cut()
+		st = gvstream.NewStreamer(nil) // the agent restarts
+		sc.Agent("agent", st)
+		publish(t, st, "s", 1)
+		_, err := st.End(sc.Context(), "s", event(2))
+		noError(t, err)
+		sc.Acked()
+
+		items := readItems(t, v)
+		equal(t, "items", tell(items), "gap 1..2 dropped, 3..5, reset from 5 of 5, 1..2, end")
+		for _, it := range items {
+			body, err := json.Marshal(it)
+			noError(t, err)
+			var back gvstream.Item
+			noError(t, json.Unmarshal(body, &back))
+			equal(t, string(body), back.Position(), it.Position())
+		}
+	})
+}
+
+// Two processes that use one id superseded each other 1,715 times in an hour, since each
+// heard only that its connection had ended. The hub says why now, and the loop of the one
+// that came first stops. That goes for agents and for viewers, with Run and by hand.
+func TestFoundF30(t *testing.T) {
+	for what, connect := range map[string]func(h *gvstream.Hub) (near func() *gvstream.Link, far func() *gvstream.Link){
+		"agents": func(h *gvstream.Hub) (near func() *gvstream.Link, far func() *gvstream.Link) {
+			return gvstream.NewStreamer(nil).Connect, func() *gvstream.Link { return h.ConnectAgent("one id") }
+		},
+		"viewers": func(h *gvstream.Hub) (near func() *gvstream.Link, far func() *gvstream.Link) {
+			return gvstream.NewViewer(nil).Connect, func() *gvstream.Link { return h.ConnectViewer("one id") }
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			sc := scene.New(t, nil)
+			connections := 0
+			loop := func() error {
+				near, far := connect(sc.Hub)
+				for sc.Context().Err() == nil {
+					connections++
+					a, b := streamtest.Pipe()
+					sc.Go(func() { far().Run(sc.Context(), b.Send, b.Receive); b.Close() })
+					err := near().Run(sc.Context(), a.Send, a.Receive)
+					a.Close()
+					if errors.Is(err, gvstream.ErrSuperseded) {
+						return err
+					}
+					pass(time.Second)
+				}
+				return nil
+			}
+			var first error
+			sc.Go(func() { first = loop() })
+			pass(10 * time.Second)
+			sc.Go(func() { loop() })
+			pass(50 * time.Minute)
+			equalError(t, "why the first one stopped", first, gvstream.ErrSuperseded)
+			equal(t, what+": connections", connections, 2)
+
+			near, far := connect(sc.Hub) // a third one, by hand
+			w := &scene.Wire{Near: near(), Far: far(), Shared: true}
+			w.Flow()
+			near, far = connect(sc.Hub)
+			far()
+			w.Flow()
+			_, err := w.Near.Next(scene.Ended)
+			equalError(t, "by hand", err, gvstream.ErrSuperseded)
+		})
+	}
+}
+
+// An agent on the port of viewers, or the reverse, was answered "malformed" and then
+// nothing: after 45 s of silence its link ended, and it connected again. A hello of a later
+// version was malformed too, unless its role was one of this version's. Either is told what
+// is wrong, at once, and its link ends with that.
+func TestFoundF29(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := gvstream.NewHub(nil)
+		for _, w := range []*scene.Wire{
+			{Near: gvstream.NewStreamer(nil).Connect(), Far: hub.ConnectViewer("a")},
+			{Near: gvstream.NewViewer(nil).Connect(), Far: hub.ConnectAgent("a")},
+		} {
+			w.Shared = true
+			w.Flow()
+			_, err := w.Near.Next(scene.Ended)
+			equal(t, "the link", code(err), "wrong_role")
+		}
+		for _, l := range []*gvstream.Link{hub.ConnectAgent("b"), hub.ConnectViewer("b")} {
+			err := l.Handle(t.Context(), &gvstream.HelloPayload{V: 2, Role: "observer"})
+			equal(t, "a later version", code(err), "version_unsupported")
+		}
+	})
+}
