@@ -83,7 +83,7 @@ type EventBatchPayload struct {
 // harm: the next one says more.
 type AckBatchPayload struct {
 	SessionID string `json:"session_id"`
-	ViewerID  string `json:"viewer_id"` // empty: the hub. Else that viewer's progress, which frees nothing
+	ViewerID  string `json:"viewer_id"` // empty: an agent ignores others
 	Epoch     string `json:"epoch"`
 	Link      string `json:"link"`
 	UpToSeq   uint64 `json:"up_to_seq"`      // inclusive; 0: nothing yet

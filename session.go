@@ -3,7 +3,6 @@ package gvstream
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -349,14 +348,12 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 func (s *Session) Stats() SessionStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := SessionStats{
+	return SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
 		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
-	out.Progress = maps.Clone(s.progress)
-	return out
 }
 
 // A life is what has become of a session in one epoch. Renew replaces it with the epoch; it
@@ -374,30 +371,12 @@ type life struct {
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
 
-	overAt    *time.Time        // when to forget the session; nil: its end is not acknowledged
-	lostCount uint64            // events that became gaps while they were pending
-	progress  map[string]uint64 // viewers' positions, if the hub relays them; for show only
+	overAt    *time.Time // when to forget the session; nil: its end is not acknowledged
+	lostCount uint64     // events that became gaps while they were pending
 }
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many
 // sessions most are idle, and nearly half the memory of an idle one would be its life. Only
-// an event or a viewer's progress gives a session a life of its own. Everything else that
-// changes a life is about an event that was published before.
+// an event gives a session a life of its own: whatever else changes a life is about one that
+// was published before.
 var emptyLife life
-
-// noteProgressLocked records how far a viewer is, as relayed by the hub. It frees nothing
-// (rule 6), and a number that was never published is ignored.
-func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
-	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
-		return
-	}
-	s.ownLifeLocked()
-	if s.progress == nil {
-		s.progress = make(map[string]uint64)
-	}
-	s.progress[viewerID] = seq
-}
-
-// maxProgress bounds the viewers whose progress a session records, so that a hub that names
-// ever new ones does not fill the agent's memory.
-const maxProgress = 100

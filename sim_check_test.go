@@ -756,8 +756,8 @@ func sessionFault(s *Session) string {
 	if events != s.pendingEvents || bytes != s.pendingBytes {
 		return fmt.Sprintf("S10: %s: counts %d events and %d bytes pending, has %d and %d", s.id, s.pendingEvents, s.pendingBytes, events, bytes)
 	}
-	if cfg := &s.st.cfg; s.log.events > cfg.MaxPendingEvents+cfg.ReplayEvents || len(s.progress) > maxProgress {
-		return fmt.Sprintf("S10: %s: holds %d events, progress of %d", s.id, s.log.events, len(s.progress))
+	if cfg := &s.st.cfg; s.log.events > cfg.MaxPendingEvents+cfg.ReplayEvents {
+		return fmt.Sprintf("S10: %s: holds %d events", s.id, s.log.events)
 	}
 	if n := s.log.ring.n; n > maxGaps+4*(s.st.cfg.MaxPendingEvents+s.st.cfg.ReplayEvents)+4 {
 		return fmt.Sprintf("S10: %s: %d entries for %d events", s.id, n, s.log.events)

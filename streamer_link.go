@@ -289,8 +289,8 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	return sd
 }
 
-// ack hands an ack to the session's sender. One of another epoch or for a session that is
-// not on this link is stale, and one with a viewer's id is that viewer's progress (rule 6).
+// ack hands an ack to the session's sender. One of another epoch, for a session that is not
+// on this link, or of a viewer is stale (rule 6).
 func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	s := sl.st.lookup(p.SessionID)
 	if s == nil {
@@ -300,11 +300,8 @@ func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 	defer s.mu.Unlock()
 	sd := s.sender
 	switch {
-	case sd == nil || sd.link != sl || p.Epoch != s.epoch:
+	case sd == nil || sd.link != sl || p.Epoch != s.epoch || p.ViewerID != "":
 		sl.st.stalePayloads.Add(1)
-		return nil
-	case p.ViewerID != "":
-		s.noteProgressLocked(p.ViewerID, p.UpToSeq)
 		return nil
 	}
 	return sd.applyAckLocked(now, p)
@@ -350,11 +347,6 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 // endsLink reports whether an error says that the hub will never take this link.
 func (p *ErrorPayload) endsLink() bool {
 	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
-}
-
-// refusesEvent reports whether an error is about one event of its session.
-func (p *ErrorPayload) refusesEvent() bool {
-	return p.Seq != 0 && (p.Code == CodeEventRejected || p.Code == CodeEventTooLarge)
 }
 
 // recheckData checks the data that was sent unchecked, since the hub could not read a frame.

@@ -3,6 +3,7 @@ package scenarios_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,5 +115,33 @@ func TestFoundF29(t *testing.T) {
 			err := l.Handle(t.Context(), &gvstream.HelloPayload{V: 2, Role: "observer"})
 			equal(t, "a later version", code(err), "version_unsupported")
 		}
+
+		// A refusal of no event in particular stopped the session.
+		st := gvstream.NewStreamer(nil)
+		h := answer(t, st, 8)
+		publish(t, st, "s", 1)
+		equal(t, "the agent", h.says(), "batch s 1")
+		noError(t, h.link.Handle(t.Context(), &gvstream.ErrorPayload{Code: gvstream.CodeEventRejected, SessionID: "s"}))
+		publish(t, st, "s", 1)
+		// A replay request from a number without an epoch was a "bad position".
+		err := h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r", AfterSeq: 1})
+		equal(t, "a replay", fmt.Sprint(err), "gvstream: malformed: replay_request: position: number 1 without an epoch")
+
+		// A hub counted a reader in its own process among a session's viewers and not among
+		// its own. The zero time and no bytes count as absent, as the documents say now.
+		a := callAgent(t, hub, "c")
+		noError(t, a.link.HandleFrame(t.Context(), fmt.Appendf(nil, `{"type":"event_batch","payload":{"session_id":"s","epoch":"0001","link":"%s",`+
+			`"first_seq":1,"last_seq":2,"head_seq":2,"events":[{"seq":1,"time":"0001-01-01T00:00:00Z","type":"n","data":1},{"seq":2,"data_base64":""}]}}`, a.name)))
+		before := hub.Stats().Viewers
+		for it := range hub.Items(t.Context(), "s", gvstream.Position{}) {
+			equal(t, "viewers of the session", hubStats(hub, "s").Viewers, 1)
+			equal(t, "viewers of the hub", hub.Stats().Viewers, before+1)
+			equal(t, "time", it.Event.Time, time.Time{})
+			if it.Seq == 2 {
+				equal(t, "bytes", it.Event.Bytes == nil && it.Event.Data == nil, true)
+				break
+			}
+		}
+		equal(t, "viewers of the hub, later", hub.Stats().Viewers, before)
 	})
 }
