@@ -1,6 +1,8 @@
 package scenarios_test
 
 import (
+	"encoding/base32"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,4 +146,45 @@ func TestFoundF29(t *testing.T) {
 		}
 		equal(t, "viewers of the hub, later", hub.Stats().Viewers, before)
 	})
+}
+
+// One session that was renewed past an epoch of nearly a day ahead took all later sessions
+// of its process there, and after a restart the hub refused them all for a day. Only the
+// renewed session is ahead.
+func TestFoundF26(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := gvstream.NewStreamer(nil)
+		publish(t, st, "before", 1)
+		bad := laterBy(stats(t, st, "before").Epoch, 23*time.Hour+59*time.Minute)
+		h := answer(t, st, 8)
+		publish(t, st, "s", 1)
+		h.says()
+		noError(t, h.link.Handle(t.Context(), &gvstream.ErrorPayload{Code: gvstream.CodeStaleEpoch, SessionID: "s", Epoch: bad}))
+		noError(t, st.Renew("s"))
+		if renewed := stats(t, st, "s").Epoch; renewed <= bad {
+			t.Errorf("renewed as %s, which is not past %s", renewed, bad)
+		}
+
+		pass(time.Second)
+		publish(t, st, "after", 1)
+		other := gvstream.NewStreamer(nil)
+		publish(t, other, "another", 1)
+		for id, epoch := range map[string]string{"after": stats(t, st, "after").Epoch, "another": stats(t, other, "another").Epoch} {
+			if epoch >= bad {
+				t.Errorf("%s is in epoch %s, as far ahead as %s", id, epoch, bad)
+			}
+		}
+	})
+}
+
+// laterBy is an epoch of a time that much after that of another.
+func laterBy(epoch string, d time.Duration) string {
+	text := base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+	b, err := text.DecodeString(epoch)
+	if err != nil {
+		panic(err)
+	}
+	head := binary.BigEndian.Uint64(b)
+	binary.BigEndian.PutUint64(b, head+uint64(d.Milliseconds())<<16)
+	return text.EncodeToString(b)
 }
