@@ -60,10 +60,10 @@ func wireSamples() []Payload {
 		&ReplayRequestPayload{SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, AfterSeq: 40, UntilSeq: 91, Limit: 500},
 		&ReplayBatchPayload{
 			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, FirstSeq: 41, LastSeq: 91,
-			UntilSeq: 91, AvailableFrom: 90, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
+			UntilSeq: 91, AvailableFrom: 81, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
 		},
 		&ErrorPayload{
-			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayAhead, Message: "after 99 of \"build-42\"",
+			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayBusy, Message: "after 99 of \"build-42\"",
 			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99,
 		},
 	}

@@ -18,7 +18,9 @@ import (
 //
 // Data is any JSON value; Bytes is for what is not JSON, such as raw terminal
 // output, and is base64 on the wire. At most one of the two may be set; an event with
-// neither is one that just happened. White space between JSON tokens is not kept.
+// neither is one that just happened, and empty Bytes are the same as none. White space
+// between JSON tokens is not kept. So with what an agent in another language sends: an empty
+// data_base64 counts as absent, as does the zero time.Time, 0001-01-01T00:00:00Z.
 //
 // Publish copies the bytes, so that the caller may change its own afterwards. Those of an
 // Item belong to its reader. Those in a payload are read-only: other payloads share them.

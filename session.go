@@ -351,13 +351,12 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 func (s *Session) Stats() SessionStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := SessionStats{
+	return SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
 		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
-	return out
 }
 
 // A life is what has become of a session in one epoch. Renew replaces it with the epoch; it
@@ -381,6 +380,6 @@ type life struct {
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many
 // sessions most are idle, and nearly half the memory of an idle one would be its life. Only
-// an event gives a session a life of its own. Everything else that changes a life is about an
-// event that was published before.
+// an event gives a session a life of its own: whatever else changes a life is about one that
+// was published before.
 var emptyLife life

@@ -367,11 +367,6 @@ func (p *ErrorPayload) endsLink() bool {
 	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
-// refusesEvent reports whether an error is about one event of its session.
-func (p *ErrorPayload) refusesEvent() bool {
-	return p.Seq != 0 && (p.Code == CodeEventRejected || p.Code == CodeEventTooLarge)
-}
-
 // recheckData checks the data that was sent unchecked, since the hub could not read a frame.
 // The hub does not say which, so all sessions on the link are checked. However often it
 // says malformed, nothing is checked twice, so that a hub can't keep the agent busy.

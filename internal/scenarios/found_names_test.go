@@ -1,8 +1,11 @@
 package scenarios_test
 
 import (
+	"encoding/base32"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,5 +117,74 @@ func TestFoundF29(t *testing.T) {
 			err := l.Handle(t.Context(), &gvstream.HelloPayload{V: 2, Role: "observer"})
 			equal(t, "a later version", code(err), "version_unsupported")
 		}
+
+		// A refusal of no event in particular stopped the session.
+		st := gvstream.NewStreamer(nil)
+		h := answer(t, st, 8)
+		publish(t, st, "s", 1)
+		equal(t, "the agent", h.says(), "batch s 1")
+		noError(t, h.link.Handle(t.Context(), &gvstream.ErrorPayload{Code: gvstream.CodeEventRejected, SessionID: "s"}))
+		publish(t, st, "s", 1)
+		// A replay request from a number without an epoch was a "bad position".
+		err := h.link.Handle(t.Context(), &gvstream.ReplayRequestPayload{SessionID: "s", RequestID: "r", AfterSeq: 1})
+		equal(t, "a replay", fmt.Sprint(err), "gvstream: malformed: replay_request: position: number 1 without an epoch")
+
+		// A hub counted a reader in its own process among a session's viewers and not among
+		// its own. The zero time and no bytes count as absent, as the documents say now.
+		a := callAgent(t, hub, "c")
+		noError(t, a.link.HandleFrame(t.Context(), fmt.Appendf(nil, `{"type":"event_batch","payload":{"session_id":"s","epoch":"0001","link":"%s",`+
+			`"first_seq":1,"last_seq":2,"head_seq":2,"events":[{"seq":1,"time":"0001-01-01T00:00:00Z","type":"n","data":1},{"seq":2,"data_base64":""}]}}`, a.name)))
+		before := hub.Stats().Viewers
+		for it := range hub.Items(t.Context(), "s", gvstream.Position{}) {
+			equal(t, "viewers of the session", hubStats(hub, "s").Viewers, 1)
+			equal(t, "viewers of the hub", hub.Stats().Viewers, before+1)
+			equal(t, "time", it.Event.Time, time.Time{})
+			if it.Seq == 2 {
+				equal(t, "bytes", it.Event.Bytes == nil && it.Event.Data == nil, true)
+				break
+			}
+		}
+		equal(t, "viewers of the hub, later", hub.Stats().Viewers, before)
 	})
+}
+
+// One session that was renewed past an epoch of nearly a day ahead took all later sessions
+// of its process there, and after a restart the hub refused them all for a day. Only the
+// renewed session is ahead.
+func TestFoundF26(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := gvstream.NewStreamer(nil)
+		publish(t, st, "before", 1)
+		bad := laterBy(stats(t, st, "before").Epoch, 23*time.Hour+59*time.Minute)
+		h := answer(t, st, 8)
+		publish(t, st, "s", 1)
+		h.says()
+		noError(t, h.link.Handle(t.Context(), &gvstream.ErrorPayload{Code: gvstream.CodeStaleEpoch, SessionID: "s", Epoch: bad}))
+		noError(t, st.Renew("s"))
+		if renewed := stats(t, st, "s").Epoch; renewed <= bad {
+			t.Errorf("renewed as %s, which is not past %s", renewed, bad)
+		}
+
+		pass(time.Second)
+		publish(t, st, "after", 1)
+		other := gvstream.NewStreamer(nil)
+		publish(t, other, "another", 1)
+		for id, epoch := range map[string]string{"after": stats(t, st, "after").Epoch, "another": stats(t, other, "another").Epoch} {
+			if epoch >= bad {
+				t.Errorf("%s is in epoch %s, as far ahead as %s", id, epoch, bad)
+			}
+		}
+	})
+}
+
+// laterBy is an epoch of a time that much after that of another.
+func laterBy(epoch string, d time.Duration) string {
+	text := base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+	b, err := text.DecodeString(epoch)
+	if err != nil {
+		panic(err)
+	}
+	head := binary.BigEndian.Uint64(b)
+	binary.BigEndian.PutUint64(b, head+uint64(d.Milliseconds())<<16)
+	return text.EncodeToString(b)
 }
