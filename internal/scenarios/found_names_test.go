@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,4 +189,62 @@ func laterBy(epoch string, d time.Duration) string {
 	head := binary.BigEndian.Uint64(b)
 	binary.BigEndian.PutUint64(b, head+uint64(d.Milliseconds())<<16)
 	return text.EncodeToString(b)
+}
+
+// A SessionTTL of the greatest duration overflowed, and ended sessions were forgotten after
+// ten minutes. Each limit and each time may be as great as its type allows.
+func TestFoundF27(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			agentCfg  gvstream.StreamerConfig
+			hubCfg    gvstream.HubConfig
+			viewerCfg gvstream.ViewerConfig
+		)
+		setGreatest(t, &agentCfg)
+		setGreatest(t, &hubCfg)
+		setGreatest(t, &viewerCfg)
+		sc := scene.New(t, &hubCfg)
+		st, v := gvstream.NewStreamer(&agentCfg), gvstream.NewViewer(&viewerCfg)
+		noError(t, v.Watch("s", gvstream.Position{}))
+		sc.Viewer("viewer", v)
+		w := sc.Agent("agent", st)
+		publish(t, st, "s", 2000)
+		_, err := st.End(t.Context(), "s", event(2001))
+		noError(t, err)
+		publish(t, st, "away", 1)
+		sc.Acked()
+		equal(t, "the viewer gets", read(t, v), "1..2001, end")
+		noError(t, v.Close())
+		w.Cut()
+		epoch := hubStats(sc.Hub, "s").Epoch
+
+		pass(365 * 24 * time.Hour) // nobody is there meanwhile
+		equal(t, "sessions", sc.Hub.Stats().Sessions, 2)
+		equal(t, "what is known of the ended one", hubStats(sc.Hub, "s").Acked, 2001)
+		equal(t, "its epoch", hubStats(sc.Hub, "s").Epoch, epoch)
+		equal(t, "the other one", hubStats(sc.Hub, "away").Acked, 1)
+
+		v = newViewer(t, "away", gvstream.Position{Epoch: hubStats(sc.Hub, "away").Epoch})
+		sc.Viewer("viewer", v)
+		sc.Later(time.Minute)
+		equal(t, "it still has", read(t, v), "1")
+	})
+}
+
+// setGreatest sets each limit and each time of a config to the greatest of its type.
+func setGreatest(t *testing.T, cfg any) {
+	t.Helper()
+	set := 0
+	for _, f := range reflect.ValueOf(cfg).Elem().Fields() {
+		if f.Kind() == reflect.Int && f.Type() == reflect.TypeFor[int]() {
+			f.SetInt(math.MaxInt)
+			set++
+		} else if f.Type() == reflect.TypeFor[time.Duration]() {
+			f.SetInt(math.MaxInt64)
+			set++
+		}
+	}
+	if set < 3 {
+		t.Errorf("%T: %d fields", cfg, set)
+	}
 }
