@@ -910,7 +910,7 @@ func TestStreamerClose(t *testing.T) {
 			if !errors.As(err, &left) || left.Sessions != 2 || left.Events != 301 || !errors.Is(err, cause) {
 				t.Errorf("Close: %v", err)
 			}
-			if want := "gvstream: 301 events of 2 sessions not acknowledged: no more patience"; err.Error() != want {
+			if want := "gvstream: 301 events of 2 sessions not acknowledged, 0 lost: no more patience"; err.Error() != want {
 				t.Errorf("Close: %q", err)
 			}
 			if err := st.Close(t.Context()); !errors.As(err, &left) || !errors.Is(err, ErrClosed) {
