@@ -387,11 +387,28 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 	}
 	w.subscription.heardAt = now
 	if !p.Retryable {
-		w.ended = true
-		vl.v.pushLocked(&queued{w: w, err: p.protocolError(), size: itemBytes})
-		vl.v.detachWatchLocked(w)
+		vl.giveUpLocked(w, p.protocolError())
 	}
 	return nil
+}
+
+// giveUpLocked ends a watch by an error, which its reader gets after all items that came before.
+func (vl *viewerLink) giveUpLocked(w *watch, err *ProtocolError) {
+	w.ended = true
+	vl.v.pushLocked(&queued{w: w, err: err, size: itemBytes})
+	vl.v.detachWatchLocked(w)
+}
+
+// unreadable implements unreader: a hub sends an event that is none. To ask for it again would
+// bring the same frame for ever, so the watch is over, unless it has gone past that number.
+func (vl *viewerLink) unreadable(err *ProtocolError) {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	w := vl.v.watches[err.SessionID]
+	if w == nil || w.subscription == nil || w.subscription.vl != vl || w.epoch != err.Epoch || w.received >= err.Seq {
+		return
+	}
+	vl.giveUpLocked(w, err)
 }
 
 // A subscription is one watch on one link: whether the hub is to be asked for it. It is made
