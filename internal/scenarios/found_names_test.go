@@ -90,7 +90,7 @@ func TestFoundF30(t *testing.T) {
 			near, far := connect(sc.Hub) // a third one, by hand
 			w := &scene.Wire{Near: near(), Far: far(), Shared: true}
 			w.Flow()
-			near, far = connect(sc.Hub)
+			_, far = connect(sc.Hub)
 			far()
 			w.Flow()
 			_, err := w.Near.Next(scene.Ended)
