@@ -270,15 +270,12 @@ func idProblem(s string) string {
 	case len(s) > maxID:
 		return fmt.Sprintf("%d bytes, at most %d", len(s), maxID)
 	}
-	for i, r := range s {
-		if r == utf8.RuneError && !strings.HasPrefix(s[i:], "\ufffd") {
-			return fmt.Sprintf("no UTF-8 at byte %d", i)
-		}
-		if unicode.IsControl(r) {
-			return fmt.Sprintf("control character %U at byte %d", r, i)
-		}
+	if i := validPrefix([]byte(s)); i < len(s) {
+		return fmt.Sprintf("no UTF-8 at byte %d", i)
 	}
-	return ""
+	i := strings.IndexFunc(s, unicode.IsControl)
+	r, _ := utf8.DecodeRuneInString(s[i:])
+	return fmt.Sprintf("control character %U at byte %d", r, i)
 }
 
 func optionalID(s string) bool { return s == "" || validID(s) }

@@ -367,13 +367,13 @@ func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 // payload.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
-	if m, ok := l.endpoint.(unreader); ok && err.Code == CodeEventRejected {
-		m.unreadable(err)
-	}
 	if err.fatal {
 		l.failWith(now, err, err.Payload())
 	} else {
 		l.reply(err.Payload())
+	}
+	if m, ok := l.endpoint.(unreader); ok && err.Code == CodeEventRejected {
+		m.unreadable(err)
 	}
 }
 

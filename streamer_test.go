@@ -1388,6 +1388,26 @@ func TestTrustDataVet(t *testing.T) {
 	})
 }
 
+// TestTrustDataVetSent: what was not sent yet is not what a hub could not read.
+func TestTrustDataVetSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{TrustData: true})
+		hub := playHubWindow(t, st, 1)
+		for _, data := range []string{"1", "{"} {
+			if _, err := st.Publish(t.Context(), "s", Event{Data: []byte(data)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p, err := hub.link.Next(endedContext); err != nil || p.(*EventBatchPayload).LastSeq != 1 {
+			t.Fatal(p, err)
+		}
+		hub.send(&ErrorPayload{Code: CodeMalformed})
+		if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // TestTrustDataVetOnce: a hub that keeps answering malformed makes the agent check its
 // sessions once, and not again for each error of a hundred bytes.
 func TestTrustDataVetOnce(t *testing.T) {

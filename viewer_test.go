@@ -1070,3 +1070,40 @@ func TestViewerStats(t *testing.T) {
 		is("closed")
 	})
 }
+
+// A malformed event of a hub ends the watch that it is for, with the error, after the items
+// that came before it. It ends no other: not one that has gone past that number, nor one in
+// another epoch, nor one that is over.
+func TestViewerUnreadableEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		for _, id := range []string{"bad", "past", "later"} {
+			v.Watch(id, Position{})
+		}
+		h := playHub(t, v)
+		h.drain()
+		h.send(h.status(stands("bad", "e1", 1, 3, 1), stands("past", "e1", 1, 3, 3), stands("later", "e2", 1, 1, 0)))
+		h.send(h.batch("bad", "e1", 1, 1), h.batch("past", "e1", 1, 3))
+		h.drain()
+		for _, id := range []string{"bad", "past", "later", "unknown", "bad"} {
+			p := h.batch(id, "e1", 2, 3)
+			p.Events[0].Type = "a\n"
+			h.refused(p, &ErrorPayload{Code: CodeEventRejected, SessionID: id, Epoch: "e1", Seq: 2})
+			h.drain()
+		}
+		h.send(h.batch("later", "e2", 1, 1))
+		var got []string
+		for it, err := range v.Items(endedContext) {
+			if err != nil {
+				got = append(got, err.Error())
+			} else {
+				got = append(got, it.SessionID+" "+it.Position().String())
+			}
+		}
+		want := []string{"bad e1.1", "past e1.1", "past e1.2", "past e1.3", `gvstream: event_rejected session="bad" epoch="e1" seq=2: ` +
+			"event 2: gvstream: invalid event: type: control character U+000A at byte 1", "later e2.1"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}

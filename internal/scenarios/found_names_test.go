@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,11 +64,11 @@ func TestFoundF30(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			sc := scene.New(t, nil)
-			connections := 0
+			var connections atomic.Int64
 			loop := func() error {
 				near, far := connect(sc.Hub)
 				for sc.Context().Err() == nil {
-					connections++
+					connections.Add(1)
 					a, b := streamtest.Pipe()
 					sc.Go(func() { far().Run(sc.Context(), b.Send, b.Receive); b.Close() })
 					err := near().Run(sc.Context(), a.Send, a.Receive)
@@ -84,13 +85,14 @@ func TestFoundF30(t *testing.T) {
 			pass(10 * time.Second)
 			sc.Go(func() { loop() })
 			pass(50 * time.Minute)
+			synctest.Wait()
 			equalError(t, "why the first one stopped", first, gvstream.ErrSuperseded)
-			equal(t, what+": connections", connections, 2)
+			equal(t, what+": connections", connections.Load(), 2)
 
 			near, far := connect(sc.Hub) // a third one, by hand
 			w := &scene.Wire{Near: near(), Far: far(), Shared: true}
 			w.Flow()
-			near, far = connect(sc.Hub)
+			_, far = connect(sc.Hub)
 			far()
 			w.Flow()
 			_, err := w.Near.Next(scene.Ended)
