@@ -519,7 +519,7 @@ func FuzzSmall(f *testing.F) {
 			&AckBatchPayload{session, viewer, epoch, link, seq, flag},
 			&WatchPayload{session, viewer, epoch, seq, flag},
 			&ReplayRequestPayload{session, viewer, request, epoch, seq, until, n},
-			&ErrorPayload{session, viewer, link, text, flag, request, epoch, seq},
+			&ErrorPayload{session, viewer, link, text, flag, request, epoch, seq, until},
 		}[kind%6])
 	})
 }

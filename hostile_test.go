@@ -522,12 +522,11 @@ func victimAgent(t *testing.T) *victim {
 }
 
 func victimHubOfAgent(t *testing.T) *victim {
-	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 3, Window: 4})
+	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 2, Window: 4})
 	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
 	v := &victim{peer: playAgent(t, h, "agent")}
-	v.send(headed(v.batch("s", "e1", 1, 2), 9))
+	v.send(v.last("ended", "e1", 1), headed(v.batch("s", "e1", 1, 2), 9))
 	v.feed("long", "e1", 1, 20)
-	v.send(v.last("ended", "e1", 1))
 	v.drain()
 	tab := playViewer(t, h, "tab")
 	tab.send(tab.watch("long", "", 0))

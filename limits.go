@@ -25,6 +25,7 @@ const (
 	maxBatchBytes          = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
 	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
 	maxStatus              = 256       // sessions of a status
+	minWindowBytes         = 16 << 10  // bytes that an agent may always send beyond an ack
 	maxCohort              = 64        // viewers that one worker serves in one turn
 )
 

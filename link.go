@@ -359,6 +359,9 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 		l.failWith(now, err, err.Payload())
 	} else {
 		l.reply(err.Payload())
+		if ha, ok := l.endpoint.(*hubAgentLink); ok {
+			ha.refusedBatch(now, err)
+		}
 	}
 }
 

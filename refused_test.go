@@ -368,7 +368,11 @@ func badPayloads(t testing.TB) (out []badCase) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, badCase{name: c.name, to: c.to, say: c.say, want: want, ends: c.ends})
+		bad := badCase{name: c.name, to: c.to, say: c.say, want: want, ends: c.ends}
+		if want.Code == codeEventRejected { // the rest of the batch is asked for
+			bad.says = []string{`{"type":"ack_batch","payload":{"session_id":"s","epoch":"e1","link":"$link","up_to_seq":3,"nack":true}}`}
+		}
+		out = append(out, bad)
 	}
 	return out
 }

@@ -192,15 +192,17 @@ func (s *Session) makeRoomLocked(n int) bool {
 	}
 }
 
-// loseLocked turns the pending event of a number into a gap, and reports whether it was an
-// event until then. If the hub has it all the same, its ack clears the gap; if not, the
-// gap is what is sent.
-func (s *Session) loseLocked(seq uint64, reason Reason) bool {
-	n, ok := s.log.loseSeq(seq, reason)
-	if ok {
-		s.noteLostLocked(n)
+// loseRangeLocked turns the pending events of a range of numbers into gaps, and returns how many
+// there were. If the hub has one all the same, its ack clears the gap; if not, the gap is what is
+// sent.
+func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
+	for seq := from; seq <= to; seq++ {
+		if n, ok := s.log.loseSeq(seq, reason); ok {
+			s.noteLostLocked(n)
+			lost++
+		}
 	}
-	return ok
+	return lost
 }
 
 // noteLostLocked records that a pending event of that many bytes became a gap.

@@ -1370,7 +1370,7 @@ func TestTrustDataVet(t *testing.T) {
 		}
 		sent()
 		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 3})
-		sent(Gap{3, 3, ReasonRejected})
+		hub.want(agentBatch("s", 3, 3, 5, Gap{3, 3, ReasonRejected}))
 		hub.send(&ErrorPayload{Code: codeMalformed})
 		sent(Gap{3, 4, ReasonRejected})
 		hub.send(&ErrorPayload{Code: codeMalformed})
