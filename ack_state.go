@@ -46,7 +46,20 @@ func (a *ackState) accept(now time.Time, events, window int, ended bool) {
 // nackEvery has passed and the nack, or what it asked for, may have been lost.
 func (a *ackState) hole(now time.Time, accepted uint64) {
 	if a.nackedAt.IsZero() || a.nacked != accepted || now.Sub(a.nackedAt) >= nackEvery {
-		a.nacked, a.nackedAt, a.nack, a.now = accepted, now, true, true
+		a.missing(now, accepted)
+	}
+}
+
+// missing makes a nack due: what follows the last number accepted is known to be lost.
+func (a *ackState) missing(now time.Time, accepted uint64) {
+	a.nacked, a.nackedAt, a.nack, a.now = accepted, now, true, true
+}
+
+// full notes that a batch was dropped for want of room. It is asked for in a second, by when
+// there may be some: what follows it until then is a hole that is known.
+func (a *ackState) full(now time.Time, accepted uint64) {
+	if a.nackedAt.IsZero() || a.nacked != accepted || now.Sub(a.nackedAt) >= nackEvery {
+		a.nacked, a.nackedAt, a.nack, a.at = accepted, now, true, now.Add(nackEvery)
 	}
 }
 

@@ -149,6 +149,7 @@ func (w *fieldCodec) fields(p any) {
 		w.optText("request_id", &p.RequestID)
 		w.optText("epoch", &p.Epoch)
 		w.optSeq("seq", &p.Seq)
+		w.optSeq("to_seq", &p.ToSeq)
 	case *EventBatchPayload, *eventBatch, *ReplayBatchPayload, *replayBatch:
 		w.batch(p)
 	case *SessionStatus, *SessionAck, *Gap:

@@ -98,7 +98,12 @@ const (
 // A HubConfig holds the callbacks and limits of a Hub. A nil config is all
 // defaults. Callbacks are called with no lock held and may call any method of the
 // package; they must return when ctx ends. Several may run at once, but for one
-// session only one call of Resume or Commit at a time.
+// session only one call of Resume or Commit at a time. ctx has the values of the one
+// that the caller gave to the link, by Run or Handle. Authorize is called by the
+// goroutine that handles the payload, and its ctx is that very one. The others are
+// called by goroutines of the Hub's own, which exist only while they are needed: a panic
+// in them ends the process. Their ctx ends when the Hub is closed, and that of
+// AuthorizeAgent and Resume also with the link.
 type HubConfig struct {
 	// Authorize says whether a viewer may watch a session, on every watch and
 	// each time one resumes; an error refuses it. It is called whether or not the
@@ -106,25 +111,40 @@ type HubConfig struct {
 	// viewer may watch every session (rule 13).
 	Authorize func(ctx context.Context, viewerID, sessionID string) error
 	// Commit stores events and gaps, in order, before they count as accepted, are
-	// acknowledged or reach a viewer. Only their agent waits for it. If it returns
-	// an error, none of them is accepted and the agent's link ends; the agent's
-	// reconnect is the retry. So the same items may come again: in one
-	// transaction, store only what is above the last number stored in that epoch,
-	// where a gap counts up to its last number. A *ProtocolError with
-	// CodeEventRejected and Seq instead refuses that one event for good. The items
-	// and their bytes are Commit's to keep. While it runs, the agent hears
-	// nothing, and after 45 s of silence it takes the hub for gone, connects again
-	// and sends the same batch: a store that needs longer never gets past it. If
-	// nil, accepted events live in the hub's memory only (rule 8).
+	// acknowledged or reach a viewer. Nothing but their session waits for it: what
+	// arrives meanwhile is stored by the next call, in one piece of about 1,024 items
+	// or 1 MiB, and other sessions are stored at the same time, up to MaxCommits. A
+	// call goes on when the agent's link is lost, and what it stores counts.
+	//
+	// If it returns an error, none of the items is accepted. The agent keeps them,
+	// waits for a second, longer each time up to 2 minutes, and sends them again; its
+	// other sessions go on. So the same items may come again: in one transaction,
+	// store only what is above the last number stored in that epoch, where a gap
+	// counts up to its last number. A *ProtocolError with CodeEventRejected and
+	// Seq, or a range from Seq to ToSeq, instead refuses those events for good: each
+	// becomes a gap with ReasonRejected, at the agent as well, and comes to Commit as
+	// that, with the rest of the items.
+	//
+	// Where no event says that the session has ended, since that was refused or the
+	// Hub has not seen it, the end comes as an Item with End, after everything else,
+	// perhaps alone, and perhaps again. The items and their bytes are Commit's to keep. If nil, accepted events live
+	// in the hub's memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
 	// Resume returns the last number of a session that the caller's store holds
 	// in an epoch that the hub does not know: 0 if none. If it returns an error,
 	// the agent is refused for now and tries again on its timer. If nil, the hub
 	// believes the agent's own count of what was acknowledged (rule 5).
 	Resume func(ctx context.Context, sessionID, epoch string) (uint64, error)
-	// Claim says whether an agent may take over a session that belongs to
-	// another agent, which keeps it while Claim runs. If nil, none may (rule 4).
-	Claim func(ctx context.Context, agentID, sessionID, ownerID string) bool
+	// AuthorizeAgent says whether an agent may open a session: once for each link
+	// and epoch in which it opens one, also after the hub was restarted. ownerID is
+	// the agent that the session belongs to, perhaps the same one, or empty if it
+	// belongs to nobody; another agent's session is taken over, which that agent
+	// keeps while AuthorizeAgent runs. An error refuses the session for good, unless
+	// it is a *ProtocolError that is Retryable, or the error of a context that has
+	// ended: then the agent asks again on its timer. The agent is told no more of
+	// the error than the Message of a *ProtocolError. If nil, any agent may open a
+	// session that belongs to nobody, and none may take another's (rule 4).
+	AuthorizeAgent func(ctx context.Context, agentID, sessionID, ownerID string) error
 
 	// LogEvents is how many of the most recent events of a session the hub
 	// keeps for its viewers. If zero, 1,000. If negative, none.
@@ -154,6 +174,18 @@ type HubConfig struct {
 	// Window is the number of events an agent may send beyond the hub's ack, a
 	// session. If zero, 1,024. If negative, none.
 	Window int
+	// WindowBytes is the bytes of JSON that an agent may send beyond the hub's ack,
+	// a session. If zero, 1 MiB. If negative, 16 KiB, as for all less than that.
+	WindowBytes int
+	// MaxCommits is the number of sessions for which Commit runs at a time, and also
+	// the number that are being opened, by AuthorizeAgent and Resume, at a time. If
+	// zero, 64. If negative, one.
+	MaxCommits int
+	// MaxUncommittedBytes is the bytes of events' JSON that one agent has sent and
+	// that wait for Commit, all its sessions together. What is beyond is dropped, and
+	// the agent sends it again a second later. If zero, 16 MiB. If negative, one
+	// batch.
+	MaxUncommittedBytes int
 	// SessionTTL is how long the hub remembers a session whose agent is away and
 	// that nobody watches, and one that has ended. If zero, 1 hour. If
 	// negative, not at all.
@@ -179,6 +211,9 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
 	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
+	d.WindowBytes = max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20))
+	d.MaxCommits = max(1, defaultTo(d.MaxCommits, 64))
+	d.MaxUncommittedBytes = defaultTo(d.MaxUncommittedBytes, 16<<20)
 	d.SessionTTL = min(defaultTo(d.SessionTTL, time.Hour), forever)
 	d.ReplayWait = min(defaultTo(d.ReplayWait, 10*time.Second), forever)
 	return d

@@ -111,8 +111,9 @@ const (
 // by itself; Items yields one for a watch that the hub ended; Publish returns one for
 // a session that the hub stopped.
 //
-// A Commit callback may return one with CodeEventRejected and Seq set: the
-// agent then turns that event into a gap instead of sending it again (rule 11).
+// A Commit callback may return one with CodeEventRejected and Seq set, and ToSeq for
+// a range: the agent then turns those events into gaps instead of sending them again
+// (rule 11).
 type ProtocolError struct {
 	Code      Code   // what is wrong; a peer may send others than the constants
 	Message   string // for people, at most 256 bytes; may be a peer's own words: Error quotes them
@@ -122,6 +123,7 @@ type ProtocolError struct {
 	RequestID string // the replay request it answers, or empty
 	Epoch     string // the epoch it is about, or the current one
 	Seq       uint64 // the event it is about, or 0
+	ToSeq     uint64 // the last of a range of events that begins at Seq, or 0
 
 	fatal      bool // the link fails (rule 6)
 	unanswered bool // the peer gets no error payload: what it sent was one (rule 11)
@@ -139,6 +141,9 @@ func (e *ProtocolError) Error() string {
 	}
 	if e.Seq != 0 {
 		s += fmt.Sprintf(" seq=%d", e.Seq)
+	}
+	if e.ToSeq > e.Seq {
+		s += fmt.Sprintf("-%d", e.ToSeq)
 	}
 	if e.Message != "" {
 		s += ": " + quoted(e.Message)

@@ -46,17 +46,29 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 		cfg.Resume = w.resume
 	}
 	if c.of(4) == 1 {
-		cfg.Claim = func(context.Context, string, string, string) bool { return w.c.of(2) == 1 }
+		cfg.AuthorizeAgent = func(context.Context, string, string, string) error {
+			return one(w.c, []error{nil, errors.New("no"), &ProtocolError{Retryable: true}})
+		}
 	}
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
 	w.h.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
+	w.h.openings.size, w.h.commits.size = 0, 0
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
 	}
 	w.connectViewer()
 	return w
+}
+
+// works does all jobs of the hub's workers.
+func (w *hubTest) works() {
+	for _, pool := range []*workerPool{&w.h.openings, &w.h.commits} {
+		for j := pool.next(); j != nil; j = pool.next() {
+			j.work(w.now)
+		}
+	}
 }
 
 func (w *hubTest) connectViewer() {
@@ -213,7 +225,8 @@ func (w *hubTest) settle(agentID string) {
 	agent := [2]*Link{st.connect(w.now).Link, w.h.connectAgent(w.now, agentID).Link}
 	w.connectViewer()
 	viewer := [2]*Link{w.up.Link, w.down.Link}
-	w.carry(w.read, agent, viewer)
+	read := func() { w.works(); w.read() }
+	w.carry(read, agent, viewer)
 	w.check()
 	if s := st.lookup(id); s.acked != 5 {
 		w.Fatalf("L1: %s: acked %d of 5, stopped: %v", id, s.acked, s.stopped)
@@ -223,7 +236,7 @@ func (w *hubTest) settle(agentID string) {
 			break
 		}
 		w.now = w.now.Add(timerFirst)
-		w.carry(w.read, agent, viewer)
+		w.carry(read, agent, viewer)
 		w.check()
 	}
 	if r := w.seen[id]; !r.ended || r.pos.Seq != 5 {
@@ -489,6 +502,7 @@ func (w *hubAgentTest) hears(ha *hubAgentLink, p Payload) {
 	w.h.expire(w.now) // as any call does
 	before := w.print()
 	w.takes(ha.Link, p)
+	w.works()
 	after := w.print()
 	if stale && before != after {
 		w.Fatalf("S6: a payload of another link changed something: %v", p)
@@ -496,7 +510,7 @@ func (w *hubAgentTest) hears(ha *hubAgentLink, p Payload) {
 	for i, id := range hubSessions {
 		a, b := before[i], after[i]
 		switch {
-		case a.owner != "" && a.owner != b.owner && (b.owner != ha.agentID || w.h.cfg.Claim == nil):
+		case a.owner != "" && a.owner != b.owner && (b.owner != ha.agentID || w.h.cfg.AuthorizeAgent == nil):
 			w.Fatalf("rule 4: %s belonged to %s, now to %s", id, a.owner, b.owner)
 		case b.epoch < a.epoch, b.epoch == a.epoch && b.accepted < a.accepted:
 			w.Fatalf("rule 2: %s went from %s %d to %s %d", id, a.epoch, a.accepted, b.epoch, b.accepted)
@@ -633,7 +647,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		return nil
 	}
 	c := w.c
-	w.h.cfg.Commit, w.h.cfg.Resume, w.h.cfg.Claim = nil, nil, nil
+	w.h.cfg.Commit, w.h.cfg.Resume, w.h.cfg.AuthorizeAgent = nil, nil, nil
 	w.st = NewStreamer(&StreamerConfig{
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})

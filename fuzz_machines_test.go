@@ -187,7 +187,7 @@ func (g *forger) payload() Payload {
 			FirstSeq: first, LastSeq: last, UntilSeq: max(last, g.number()), AvailableFrom: g.number(), Done: g.flag(), Events: events, Gaps: gaps,
 		}
 	}
-	return &ErrorPayload{g.session(), g.viewer(), one(c, fuzzCodes), "because", g.flag(), g.request(), g.epoch(), g.number()}
+	return &ErrorPayload{g.session(), g.viewer(), one(c, fuzzCodes), "because", g.flag(), g.request(), g.epoch(), g.number(), one(c, []uint64{0, 0, g.number()})}
 }
 
 func (g *forger) entry() SessionStatus {

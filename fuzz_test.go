@@ -523,7 +523,7 @@ func FuzzSmall(f *testing.F) {
 			&AckBatchPayload{session, viewer, epoch, link, seq, flag, !flag, n, n / 2, until, nil},
 			&WatchPayload{session, viewer, epoch, seq, flag, n, n / 2},
 			&ReplayRequestPayload{session, viewer, request, epoch, seq, until, n},
-			&ErrorPayload{session, viewer, Code(link), text, flag, request, epoch, seq},
+			&ErrorPayload{session, viewer, Code(link), text, flag, request, epoch, seq, until},
 		}[kind%6])
 	})
 }

@@ -737,8 +737,8 @@ func TestFramesPinNoMemory(t *testing.T) {
 		a.send(batch(seq-known, seq, seq, bytes))
 	}
 	checkMemory()
-	for seq := uint64(known + 101); seq <= known+200; seq++ {
-		a.refused(batch(seq, seq+1, seq, 50_000), &ErrorPayload{SessionID: "s", Epoch: "e1", Code: CodeEventTooLarge, Seq: seq + 1})
+	for seq := uint64(known + 101); seq <= known+300; seq += 2 {
+		a.send(batch(seq, seq+1, seq, 50_000), a.lost("s", "e1", seq+1, seq+1, ReasonRejected))
 	}
 	checkMemory()
 	v := playViewer(t, h, "tab")
@@ -795,7 +795,7 @@ func TestHeapOfEvents(t *testing.T) {
 				}
 				if i%kept > 0 {
 					s.mu.Lock()
-					s.loseLocked(s.log.head, ReasonRejected) // as refused does
+					s.loseRangeLocked(s.log.head, s.log.head, ReasonRejected) // as refused does
 					s.mu.Unlock()
 				}
 			}

@@ -211,7 +211,12 @@ func (v *victim) suffer(c *badCase) {
 		}
 		said = append(said, p)
 	}
-	if got := v.hear(); !slices.EqualFunc(said, got, sameFrame) {
+	got := v.hear()
+	if want != nil && want.Code == CodeEventRejected && len(c.says) == 0 {
+		// A hub asks an agent for the rest of the batch, once a second.
+		got = slices.DeleteFunc(got, func(p Payload) bool { a, ok := p.(*AckBatchPayload); return ok && a.Nack })
+	}
+	if !slices.EqualFunc(said, got, sameFrame) {
 		t.Errorf("%s: said -want +got\n%s", c.name, cmp.Diff(said, got, sameWire))
 	}
 	if after := v.state(); !reflect.DeepEqual(before, after) {
@@ -522,12 +527,11 @@ func victimAgent(t *testing.T) *victim {
 }
 
 func victimHubOfAgent(t *testing.T) *victim {
-	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 3, Window: 4})
+	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 2, Window: 4})
 	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
 	v := &victim{peer: playAgent(t, h, "agent")}
-	v.send(headed(v.batch("s", "e1", 1, 2), 9))
+	v.send(v.last("ended", "e1", 1), headed(v.batch("s", "e1", 1, 2), 9))
 	v.feed("long", "e1", 1, 20)
-	v.send(v.last("ended", "e1", 1))
 	v.drain()
 	tab := playViewer(t, h, "tab")
 	tab.send(tab.watch("long", "", 0))

@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"cmp"
+	"context"
 	"iter"
 	"maps"
 	"slices"
@@ -34,6 +35,13 @@ type Hub struct {
 	ids     *epoch.Source // of links
 	workers workerPool    // shared by all viewers' links that push
 
+	// Workers of their own call back about agents' sessions, so that neither what stores nor
+	// what decides keeps the other from going on. They wait in the callbacks, and hold no lock.
+	commits  workerPool      // of commitJobs
+	openings workerPool      // of openings
+	open     context.Context // of the callbacks
+	shut     func()          // ends it
+
 	// Counters are atomic: most are changed under a session's or a link's lock, where the
 	// hub's can't be taken.
 	knownSessions   atomic.Int64 // sessions with an epoch
@@ -53,7 +61,9 @@ type Hub struct {
 	// session's lock held: mu could not protect them.
 	agentsMu sync.Mutex // level 4; protects the fields below
 	agents   map[string]*hubAgentLink
-	owned    map[string]int // sessions that count against an agent's limit: those with counted set
+	owned    map[string]int // sessions that count against an agent's limit: those with counted set, and openings
+
+	uncommitted map[string]int // bytes that an agent has sent and that are not stored, by agent
 
 	expiryMu sync.Mutex              // level 4; protects the field below and each session's expiry
 	expiry   sched.Heap[*hubSession] // by their next deadline, or one that has moved back since
@@ -62,14 +72,18 @@ type Hub struct {
 // NewHub returns a Hub without sessions or links. A nil config means the defaults;
 // cfg is copied.
 func NewHub(cfg *HubConfig) *Hub {
-	return &Hub{
+	h := &Hub{
 		cfg: cfg.withDefaults(), sizes: fullSizes, ids: epoch.Process, workers: newWorkerPool(),
-		sessions: make(map[string]*hubSession),
-		agents:   make(map[string]*hubAgentLink),
-		owned:    make(map[string]int),
-		viewers:  make(map[string]*hubViewerLink),
-		locals:   make(map[*hubViewerLink]bool),
+		sessions:    make(map[string]*hubSession),
+		agents:      make(map[string]*hubAgentLink),
+		owned:       make(map[string]int),
+		uncommitted: make(map[string]int),
+		viewers:     make(map[string]*hubViewerLink),
+		locals:      make(map[*hubViewerLink]bool),
 	}
+	h.commits.size, h.openings.size = h.cfg.MaxCommits, h.cfg.MaxCommits
+	h.open, h.shut = context.WithCancel(context.Background())
+	return h
 }
 
 // ConnectAgent makes the link of a new connection from an agent, whose id the
@@ -77,8 +91,7 @@ func NewHub(cfg *HubConfig) *Hub {
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
 // return ErrInvalidID or ErrClosed.
 //
-// The link lives until Run returns, Close is called, a newer one is made, or Commit
-// fails. A hub does not end silent links (rule 9): let the transport do so, by
+// The link lives until Run returns, Close is called or a newer one is made. A hub does not end silent links (rule 9): let the transport do so, by
 // keep-alives or pings.
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
@@ -106,6 +119,10 @@ func (h *Hub) Sessions() iter.Seq[SessionStats] {
 		}
 	}
 }
+
+// dropEnded removes the session that ended, or was forgotten by its agent, the longest time ago,
+// and reports whether there was one. It is called without any lock.
+func (h *Hub) dropEnded() bool { return false }
 
 // all returns the sessions in the order of their ids, those that only watches know of
 // included. Some may be gone by the time the caller locks them.
@@ -146,9 +163,9 @@ func (h *Hub) Revoke(viewerID, sessionID string) {
 }
 
 // Close ends all links, which return ErrClosed, and all Items, and forgets all
-// sessions. It does not wait for callbacks: what a running Commit stores is
-// acknowledged when the agent finds the next hub. It may be called more than once, and
-// always returns nil.
+// sessions. It ends the ctx of callbacks and does not wait for them: what a running Commit
+// stores is acknowledged when the agent finds the next hub. It may be called more than
+// once, and always returns nil.
 func (h *Hub) Close() error {
 	h.mu.Lock()
 	h.closed = true // first: from here on the maps below get no new links
@@ -165,6 +182,7 @@ func (h *Hub) Close() error {
 		links = append(links, hv.Link)
 	}
 	h.mu.Unlock()
+	h.shut()
 	for _, l := range links { // without the lock, which their detach takes
 		l.Close()
 	}

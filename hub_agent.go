@@ -15,7 +15,7 @@ import (
 //
 //	made       in Hub.agents; nothing counts but hello (rule 3)
 //	greeted    after the first hello: everything counts, and replays are asked for here
-//	dead       after detach: sessions and requests are nil, and no more can be added
+//	dead       after detach: sessions, openings and requests are nil, and no more can be added
 //
 // A newer link of the agent makes it dead. Sessions outlive it, receivers and requests don't.
 type hubAgentLink struct {
@@ -23,6 +23,9 @@ type hubAgentLink struct {
 	h       *Hub
 	agentID string
 	id      string // of the link; the agent names it in its payloads
+
+	alive context.Context // of the callbacks of openings
+	die   func()          // ends it
 
 	// Link's lock protects the fields below.
 	greeted bool      // hello came
@@ -32,6 +35,7 @@ type hubAgentLink struct {
 	// replayRequest.withdrawLocked take it out, with the session's lock held as well. Nil once
 	// the link is dead.
 	sessions     map[*hubSession]*receiver // open on this link
+	openings     map[string]*opening       // that are under way, by session
 	requests     map[string]*replayRequest // not over yet, by their id
 	requestCount int                       // made so far, for the next id
 }
@@ -42,8 +46,10 @@ type hubAgentLink struct {
 func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	ha := &hubAgentLink{
 		h: h, agentID: agentID, id: h.ids.ID(),
-		sessions: make(map[*hubSession]*receiver), requests: make(map[string]*replayRequest),
+		sessions: make(map[*hubSession]*receiver), openings: make(map[string]*opening),
+		requests: make(map[string]*replayRequest),
 	}
+	ha.alive, ha.die = context.WithCancel(h.open)
 	ha.Link = newLink(ha, &h.refusedPayloads)
 	if !validID(agentID) {
 		ha.fail(now, invalidID(agentID))
@@ -109,15 +115,22 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		delete(ha.h.agents, ha.agentID)
 	}
 	ha.h.agentsMu.Unlock()
+	ha.die()
 	ha.mu.Lock()
 	sessions, requests := ha.sessions, ha.requests
-	ha.sessions, ha.requests = nil, nil
+	for _, o := range ha.openings {
+		o.dropLocked()
+	}
+	ha.sessions, ha.openings, ha.requests = nil, nil, nil
 	ha.mu.Unlock()
 	for s, rc := range sessions {
 		s.mu.Lock()
 		if s.receiver == rc {
 			s.receiver = nil
 			s.away = now
+			if len(s.refused) > 0 { // it waits for the agent, who may have no more to say of it
+				s.dropIntakeLocked()
+			}
 			s.wakeAllLocked() // cursors that need the agent start to count their wait
 			s.watchClockLocked()
 		}

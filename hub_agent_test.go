@@ -236,7 +236,7 @@ func TestHubWindowNoLimit(t *testing.T) {
 	}
 }
 
-// Rule 8: accepted means committed; before that nobody sees anything.
+// Rule 8: accepted means committed; before that nobody sees anything, and nobody waits.
 func TestHubCommitsBeforeAck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stored []string
@@ -259,17 +259,17 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 		v.want(v.status(SessionStatus{SessionID: "s"}))
 		b := a.batch("s", "e1", 1, 70)
 		b.LastSeq, b.HeadSeq, b.Gaps = 72, 72, []Gap{{71, 72, ReasonDropped}}
-		done := a.handling(b)
+		a.send(b)
 		a.wantIdle("nothing is committed")
 		v.want(v.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1}))
 		v.wantIdle("nothing is committed")
 		if st := statOf(t, h, "s"); st.Acked != 0 {
 			t.Errorf("accepted %d", st.Acked)
 		}
-		other := playAgent(t, h, "other") // nobody else waits
-		other.send(other.batch("r", "e1", 1, 1))
+		a.send(a.batch("r", "e1", 1, 64)) // another session of the same agent
+		a.want(a.ack("r", "e1", 64))
 		release <- true
-		wantReturned(t, done, nil)
+		synctest.Wait()
 		a.want(a.ack("s", "e1", 72))
 		want := append(itemTexts("s", "e1", 1, 70), "s e1 gap 71-72 dropped")
 		if diff := cmp.Diff(want, stored); diff != "" {
@@ -281,90 +281,235 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 	})
 }
 
-// Rule 8: an error accepts nothing and ends the link; the reconnect is the retry.
-func TestHubCommitFails(t *testing.T) {
+// What arrives while Commit runs is stored by the next call, as far as it fits one. The events
+// that wait are known: sent again, they are skipped, and have no answer before their ack.
+func TestHubCommitMerges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := fmt.Errorf("store: %w", &diskError{7})
-		commits := 0
-		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error {
-			commits++
-			return fail
-		}})
-		a := playAgent(t, h, "agent")
-		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
-		if !errors.Is(err, fail) {
-			t.Errorf("Handle: %v", err)
-		}
-		a.wantDead(fail)
-		if st := h.Stats(); st.Agents != 0 || st.Sessions != 1 {
-			t.Errorf("stats: %+v", st)
-		}
-		if st := statOf(t, h, "s"); st.Acked != 0 || st.Connected {
-			t.Errorf("session: %+v", st)
-		}
-		fail = nil
-		a = playAgent(t, h, "agent")
-		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
-		a.want(a.ack("s", "e1", 0))
-		a.feed("s", "e1", 1, 3)
-		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
-		if commits != 2 {
-			t.Errorf("%d commits", commits)
-		}
-	})
-}
-
-// The caller's own error can be found by its type, from Handle and Next alike; a
-// *ProtocolError that a Commit itself returns does not count as the peer's.
-func TestHubCommitErrorAs(t *testing.T) {
-	h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return &diskError{7} }})
-	a := playAgent(t, h, "agent")
-	err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
-	var disk *diskError
-	if !errors.As(err, &disk) || disk.sector != 7 {
-		t.Errorf("errors.As does not find the callback's error in %q", err)
-	}
-	if !strings.Contains(err.Error(), "sector 7") {
-		t.Errorf("error: %v", err)
-	}
-}
-
-func TestHubCommitReturnsForeignProtocolError(t *testing.T) {
-	for _, foreign := range []*ProtocolError{{Code: CodeForbidden}, {Code: CodeEventRejected, Seq: 9}, {Code: CodeEventRejected}} {
-		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { return foreign }})
-		a := playAgent(t, h, "agent")
-		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 3))
-		var refused *ProtocolError
-		if err == nil || errors.As(err, &refused) {
-			t.Errorf("%v: Handle: %v", foreign, err)
-		}
-		a.wantDead(foreign)
-	}
-}
-
-// Rule 11: a Commit refuses one event permanently.
-func TestHubCommitRejectsEvent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		var calls []int
 		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
-			for _, it := range items {
-				if it.Event != nil && it.Event.Seq == 2 {
-					return fmt.Errorf("bad: %w", &ProtocolError{Code: CodeEventRejected, Seq: 2, Message: "rude"})
-				}
-			}
+			<-release
+			calls = append(calls, len(items))
 			return nil
 		}})
 		a := playAgent(t, h, "agent")
-		a.refused(a.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2})
-		if st := statOf(t, h, "s"); st.Acked != 0 {
-			t.Errorf("accepted %d", st.Acked)
+		const batch = 100
+		for first := uint64(1); first <= 20*batch; first += batch {
+			a.send(a.batch("s", "e1", first, first+batch-1))
 		}
-		b := a.batch("s", "e1", 1, 3)
-		b.Events, b.Gaps = slices.Delete(b.Events, 1, 2), []Gap{{2, 2, ReasonRejected}}
-		a.send(b)
+		a.send(a.batch("s", "e1", 101, 200), a.batch("s", "e1", 1901, 2001))
+		a.wantIdle("nothing is accepted, nothing missing")
+		a.send(a.batch("s", "e1", 2003, 2003))
+		a.want(a.nack("s", "e1", 0)) // of what is accepted: that is what an ack says
+		close(release)
 		pass(ackDelay)
-		a.want(a.ack("s", "e1", 3))
-		hubSaw(t, h, "s", "s e1 1", "s e1 gap 2-2 rejected", "s e1 3")
+		a.want(a.ack("s", "e1", 2001))
+		if want := []int{batch, 10 * batch, 9*batch + 1}; !slices.Equal(want, calls) {
+			t.Errorf("calls of %v items, want %v", calls, want)
+		}
+		if n := len(h.uncommitted); n > 0 {
+			t.Errorf("%d agents have something that waits", n)
+		}
 	})
+}
+
+// One call is at most 1 MiB, or one batch.
+func TestHubCommitBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		var calls []int
+		h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
+			<-release
+			calls = append(calls, len(items))
+			return nil
+		}})
+		a := playAgent(t, h, "agent")
+		for seq := uint64(1); seq <= 6; seq++ {
+			b := a.batch("s", "e1", seq, seq)
+			b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 400<<10) + `"`)
+			a.send(b)
+		}
+		close(release)
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 6))
+		if want := []int{1, 2, 2, 1}; !slices.Equal(want, calls) {
+			t.Errorf("calls of %v items, want %v", calls, want)
+		}
+	})
+}
+
+// At most MaxCommits calls run at a time, over all agents, and one for a session.
+func TestHubMaxCommits(t *testing.T) {
+	for limit, want := range map[int]int{3: 3, -1: 1, 0: 20} {
+		synctest.Test(t, func(t *testing.T) {
+			running, most := 0, 0
+			h := NewHub(&HubConfig{MaxCommits: limit, Commit: func(context.Context, string, string, []Item) error {
+				running++
+				most = max(most, running)
+				time.Sleep(time.Second)
+				running--
+				return nil
+			}})
+			for _, id := range []string{"a", "b"} {
+				a := playAgent(t, h, id)
+				for i := range 10 {
+					a.send(a.batch(fmt.Sprint(id, i), "e1", 1, 1), a.batch(fmt.Sprint(id, i), "e1", 2, 2))
+				}
+			}
+			pass(time.Hour)
+			if most != want {
+				t.Errorf("MaxCommits %d: %d at a time, want %d", limit, most, want)
+			}
+			for st := range h.Sessions() {
+				if st.Acked != 2 {
+					t.Errorf("%s: accepted %d", st.SessionID, st.Acked)
+				}
+			}
+		})
+	}
+}
+
+// What one agent has sent and is not stored is bounded. A batch beyond is dropped, and asked for
+// a second later; what follows it until then is a hole that is known. The bound holds over all
+// its links, and one batch fits always.
+func TestHubMaxUncommittedBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		h := NewHub(&HubConfig{MaxUncommittedBytes: 30 << 10, Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
+		a := playAgent(t, h, "agent")
+		large := func(p *peer, id string, seq uint64) *EventBatchPayload {
+			b := p.batch(id, "e1", seq, seq)
+			b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 20<<10) + `"`)
+			return b
+		}
+		a.send(large(a, "s", 1), large(a, "s", 2), large(a, "s", 3))
+		a.wantIdle("no room, for a second")
+		window := func(id string) (events, bytes int) {
+			s := h.lookup(id)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.receiver.windowLocked()
+		}
+		if e, b := window("s"); e != 1024 || b != minWindowBytes {
+			t.Errorf("window of %d events and %d bytes", e, b)
+		}
+		pass(time.Second)
+		a.want(a.nack("s", "e1", 0))
+		a.send(large(a, "r", 1))
+		if e, b := window("r"); e != 1024 || b != minWindowBytes {
+			t.Errorf("window of %d events and %d bytes", e, b)
+		}
+		pass(time.Second)
+		a.want(a.nack("r", "e1", 0))
+		a = playAgent(t, h, "agent") // nothing is gained by a new link
+		a.send(large(a, "q", 1))
+		a.wantIdle("no room")
+		other := playAgent(t, h, "other")
+		other.send(large(other, "p", 1)) // has room of its own
+		release <- true
+		release <- true
+		pass(ackDelay)
+		other.want(other.ack("p", "e1", 1))
+		pass(time.Second)
+		a.want(a.nack("q", "e1", 0))
+		a.send(large(a, "q", 1))
+		release <- true
+		pass(ackDelay)
+		a.want(a.ack("q", "e1", 1))
+		if n := len(h.uncommitted); n > 0 {
+			t.Errorf("%d agents have something that waits", n)
+		}
+		if _, b := window("q"); b != 30<<10 {
+			t.Errorf("window of %d bytes", b)
+		}
+	})
+}
+
+// Rule 8: an error accepts nothing and closes the session on its link, which lives. Another of
+// its sessions goes on, and what was sent of the one after the failure has to be sent again.
+func TestHubCommitFails(t *testing.T) {
+	for _, fail := range []error{
+		&diskError{7}, &ProtocolError{Code: CodeForbidden}, &ProtocolError{Code: CodeEventRejected, Seq: 9}, &ProtocolError{Code: CodeEventRejected},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			commits := 0
+			h := NewHub(&HubConfig{Commit: func(_ context.Context, id, _ string, _ []Item) error {
+				if id == "s" {
+					commits++
+					return fail
+				}
+				return nil
+			}})
+			a := playAgent(t, h, "agent")
+			a.send(a.batch("s", "e1", 1, 3))
+			a.want(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+			if st := statOf(t, h, "s"); st.Acked != 0 || st.Connected || st.AgentID != "agent" {
+				t.Errorf("session: %+v", st)
+			}
+			a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+			a.feed("r", "e1", 1, 3)
+			fail = nil
+			a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+			a.want(a.ack("s", "e1", 0))
+			a.feed("s", "e1", 1, 3)
+			hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
+			if commits != 2 {
+				t.Errorf("%d commits", commits)
+			}
+		})
+	}
+}
+
+// Rule 11: a Commit refuses events permanently. What precedes the first is stored; the rest waits
+// for the agent's gap, and only for that.
+func TestHubCommitRejectsEvent(t *testing.T) {
+	for name, to := range map[string]uint64{"one": 0, "a range": 3} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var stored []string
+				h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
+					for _, it := range items {
+						if it.Event != nil && it.Event.Seq >= 2 && it.Event.Seq <= max(2, to) {
+							return fmt.Errorf("bad: %w", &ProtocolError{Code: CodeEventRejected, Seq: 2, ToSeq: to, Message: "rude"})
+						}
+					}
+					for _, it := range items {
+						stored = append(stored, itemText(it))
+					}
+					return nil
+				}})
+				a := playAgent(t, h, "agent")
+				a.send(a.batch("s", "e1", 1, 5))
+				refused := &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2, ToSeq: to}
+				a.want(refused)
+				pass(ackDelay)
+				a.want(a.ack("s", "e1", 1))
+				a.send(a.batch("s", "e1", 6, 6)) // received, as it was not told
+				a.wantIdle("2 is in the way")
+				pass(time.Second)
+				a.send(a.batch("s", "e1", 2, 6)) // the agent has not heard
+				a.want(refused)
+				a.send(a.batch("s", "e1", 2, 6))
+				a.wantIdle("it was said a moment ago")
+				last := max(2, to)
+				a.send(a.lost("s", "e1", 2, last, ReasonRejected))
+				pass(ackDelay)
+				a.want(a.ack("s", "e1", 6))
+				want := []string{"s e1 1", "s e1 gap 2-2 rejected"}
+				if to > 0 {
+					want = append(want[:1], "s e1 gap 2-3 rejected")
+				}
+				want = append(want, itemTexts("s", "e1", last+1, 6)...)
+				hubSaw(t, h, "s", want...)
+				if to > 0 { // each event of a batch is a gap of its own, until they are in a log
+					want = slices.Concat(want[:1], []string{"s e1 gap 2-2 rejected", "s e1 gap 3-3 rejected"}, want[2:])
+				}
+				if diff := cmp.Diff(want, stored); diff != "" {
+					t.Errorf("stored: -want +got\n%s", diff)
+				}
+			})
+		})
+	}
 }
 
 // TestHubManyRejected: events that Commit rejects cost a round trip, not a timer (rule 11).
@@ -418,6 +563,7 @@ func TestHubRejectsGap(t *testing.T) {
 		for range 2000 {
 			if p, _ := a.Next(endedContext); p != nil {
 				b.Handle(context.Background(), p)
+				synctest.Wait()
 			}
 			if p, _ := b.Next(endedContext); p != nil {
 				a.Handle(context.Background(), p)
@@ -429,165 +575,142 @@ func TestHubRejectsGap(t *testing.T) {
 	})
 }
 
-// Rule 8: one call at a time, across links. A new link cancels the old call, and waits;
-// if that returns nil all the same, it counts.
+// Rule 8: one call at a time, across links. A Commit goes on when its link is lost, and what it
+// stores counts. The next link does not wait: it is told what is accepted, and what it sends again
+// is known.
 func TestHubCommitAcrossLinks(t *testing.T) {
-	for name, counts := range map[string]bool{"it returns nil": true, "it gives up": false} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				running, release := 0, make(chan bool)
-				h := NewHub(&HubConfig{Commit: func(ctx context.Context, _, _ string, items []Item) error {
-					if running++; running > 1 {
-						t.Error("two calls at a time")
-					}
-					defer func() { running-- }()
-					if items[0].Event.Seq > 3 {
-						return nil
-					}
-					<-ctx.Done()
-					<-release
-					if counts {
-						return nil
-					}
-					return ctx.Err()
-				}})
-				old := playAgent(t, h, "agent")
-				oldDone := old.handling(old.batch("s", "e1", 1, 3))
-				a := playAgent(t, h, "agent")
-				newDone := a.handling(a.status(entryOf("s", "e1", 1, 0, 3)))
-				pass(time.Hour)
-				wantWaiting(t, oldDone)
-				wantWaiting(t, newDone)
-				release <- true
-				if err := <-oldDone; (err == nil) != counts {
-					t.Errorf("old link's Handle: %v", err)
-				}
-				wantReturned(t, newDone, nil)
-				if !counts {
-					a.want(a.ack("s", "e1", 0))
-					return
-				}
-				a.want(a.ack("s", "e1", 3))
-				a.feed("s", "e1", 4, 4)
-				hubSaw(t, h, "s", itemTexts("s", "e1", 1, 4)...)
-				old.wantSuperseded()
-			})
-		})
-	}
-}
-
-// Rule 8: only a newer link of the same agent cancels a Commit, not a payload on its
-// own link, nor another agent.
-func TestHubCommitIsNotCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		h := NewHub(&HubConfig{
-			Claim: func(context.Context, string, string, string) bool { return true },
-			Commit: func(ctx context.Context, _, _ string, _ []Item) error {
-				select {
-				case <-release:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			},
-		})
-		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
-		first, second := a.handling(a.batch("s", "e1", 1, 3)), a.handling(a.batch("s", "e1", 1, 3))
+		running, release := 0, make(chan bool)
+		h := NewHub(&HubConfig{Commit: func(ctx context.Context, _, _ string, items []Item) error {
+			if running++; running > 1 {
+				t.Error("two calls at a time")
+			}
+			defer func() { running-- }()
+			<-release
+			return ctx.Err()
+		}})
+		old := playAgent(t, h, "agent")
+		old.send(old.batch("s", "e1", 1, 3), old.batch("s", "e1", 4, 4))
+		a := playAgent(t, h, "agent")
+		old.wantSuperseded()
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+		a.want(a.ack("s", "e1", 0))
+		a.send(a.batch("s", "e1", 1, 5))
+		pass(time.Hour)
+		a.wantIdle("nothing is stored")
 		release <- true
-		wantReturned(t, first, nil)
-		wantReturned(t, second, nil)
-		commit, claim := a.handling(a.batch("s", "e1", 4, 5)), b.handling(b.status(entryOf("s", "e1", 1, 0, 5)))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 3))
 		release <- true
-		wantReturned(t, commit, nil)
-		wantReturned(t, claim, nil)
-		if st := statOf(t, h, "s"); st.AgentID != "b" || st.Acked != 5 {
-			t.Errorf("session: %+v", st)
-		}
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 5))
+		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 5)...)
 	})
 }
 
-// A payload that waits for a Commit to return waits until its ctx ends. Nothing of it
-// counts then, and its link lives.
-func TestHubCommitWaitEndsWithCtx(t *testing.T) {
-	status := func(a *peer) (*peer, Payload) { return a, a.status(entryOf("s", "e1", 1, 0, 3)) }
-	for name, waits := range map[string]func(h *Hub, a *peer) (*peer, Payload){
-		"the next batch":        func(_ *Hub, a *peer) (*peer, Payload) { return a, a.batch("s", "e1", 4, 5) },
-		"the agent's next link": func(h *Hub, a *peer) (*peer, Payload) { return status(playAgent(a.t, h, "agent")) },
-		"another agent's claim": func(h *Hub, a *peer) (*peer, Payload) { return status(playAgent(a.t, h, "other")) },
+// What the owner before has sent and is not stored is not a new owner's to confirm: the running call
+// counts, as far as it was stored, and the rest has to come again. A new epoch waits for the call.
+func TestHubTakeOverDuringCommit(t *testing.T) {
+	for name, test := range map[string]struct {
+		epoch string
+		err   error
+		want  uint64
+	}{
+		"stored": {"e1", nil, 3}, "failed": {"e1", errors.New("no"), 0}, "rejected": {"e1", &ProtocolError{Code: CodeEventRejected, Seq: 1}, 0},
+		"another epoch": {"e2", nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				release := make(chan bool)
 				h := NewHub(&HubConfig{
-					Claim:  func(context.Context, string, string, string) bool { return true },
-					Commit: func(context.Context, string, string, []Item) error { <-release; return nil },
+					AuthorizeAgent: func(context.Context, string, string, string) error { return nil },
+					Commit:         func(context.Context, string, string, []Item) error { <-release; return test.err },
 				})
-				a := playAgent(t, h, "agent")
-				committed := a.handling(a.batch("s", "e1", 1, 3))
-				b, p := waits(h, a)
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				defer cancel()
-				if err := b.link.Handle(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("Handle: %v", err)
+				a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
+				a.send(a.batch("s", "e1", 1, 3), a.batch("s", "e1", 4, 9))
+				b.send(b.status(entryOf("s", test.epoch, 1, 0, 9)))
+				if test.epoch == "e1" {
+					b.want(b.ack("s", "e1", 0))
 				}
+				b.wantIdle("the call runs")
 				release <- true
-				wantReturned(t, committed, nil)
-				if st := statOf(t, h, "s"); st.AgentID != "agent" || st.Acked != 3 {
+				pass(ackDelay)
+				if test.want > 0 || test.epoch == "e2" {
+					b.want(b.ack("s", test.epoch, test.want))
+				}
+				if st := statOf(t, h, "s"); st.AgentID != "b" || st.Acked != test.want || !st.Connected {
 					t.Errorf("session: %+v", st)
 				}
-				b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
-				b.want(b.ack("s", "e1", 3)) // nobody refused anything
+				if n := len(h.uncommitted); n > 0 {
+					t.Errorf("%d agents have something that waits", n)
+				}
 			})
 		})
 	}
 }
 
-// An agent that was granted a session by Claim also waits for a Commit that its owner
-// has caused meanwhile, until its ctx ends.
-func TestHubClaimWaitEndsWithCtx(t *testing.T) {
+// The ctx of a callback has the values of the link's, whichever goroutine calls it. Only Close
+// ends that of Commit, and that of an opening ends with its link as well.
+func TestHubCallbackContexts(t *testing.T) {
+	type key struct{}
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		h := NewHub(&HubConfig{
-			Claim:  func(context.Context, string, string, string) bool { <-release; return true },
-			Commit: func(context.Context, string, string, []Item) error { <-release; return nil },
-		})
-		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
-		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
-		a.want(a.ack("s", "e1", 0))
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		claimed := start(func() error { return b.link.Handle(ctx, b.status(entryOf("s", "e1", 1, 0, 3))) })
-		synctest.Wait()
-		committed := a.handling(a.batch("s", "e1", 1, 3))
-		release <- true // Claim, which came first
-		pass(time.Minute)
-		wantReturned(t, claimed, context.DeadlineExceeded)
-		release <- true
-		wantReturned(t, committed, nil)
-		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Acked != 3 {
-			t.Errorf("session: %+v", st)
+		var ended []string
+		in := func(name string, ctx context.Context) {
+			if ctx.Value(key{}) != "v" || ctx.Err() != nil {
+				t.Errorf("%s: value %v, %v", name, ctx.Value(key{}), ctx.Err())
+			}
+			if name != "Authorize" {
+				<-ctx.Done()
+				ended = append(ended, name)
+				if err := context.Cause(ctx); err != context.Canceled {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
 		}
-		b.wantIdle("nobody refused anything")
-	})
-}
-
-// A session that was forgotten while an agent waited for it is a new one.
-func TestHubForgetsWhileAnotherWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		release := make(chan bool)
-		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
-		old := playAgent(t, h, "agent")
-		go old.link.Handle(context.Background(), old.batch("s", "e1", 1, 3))
+		var h *Hub
+		authorized := false
+		h = NewHub(&HubConfig{
+			Authorize: func(ctx context.Context, _, _ string) error { in("Authorize", ctx); return nil },
+			AuthorizeAgent: func(ctx context.Context, _, id, _ string) error {
+				if id == "asked" {
+					in("AuthorizeAgent", ctx)
+				}
+				authorized = true
+				return nil
+			},
+			Resume: func(ctx context.Context, id, _ string) (uint64, error) {
+				if id == "resumed" {
+					in("Resume", ctx)
+				}
+				return 0, nil
+			},
+			Commit: func(ctx context.Context, _, _ string, _ []Item) error { in("Commit", ctx); return nil },
+		})
+		ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "v"))
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
+		for l, p := range map[*Link]Payload{v.link: v.watch("s", "", 0), a.link: a.status(entryOf("asked", "e1", 1, 0, 1), entryOf("resumed", "e1", 1, 0, 1))} {
+			if err := l.Handle(ctx, p); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := a.link.Handle(ctx, a.batch("s", "e1", 1, 1)); err != nil {
+			t.Error(err)
+		}
+		cancel(errors.New("the call is over"))
 		synctest.Wait()
-		a := playAgent(t, h, "agent")
-		done := a.handling(a.status(entryOf("s", "e1", 1, 2, 3)))
-		h.Forget("s")
-		release <- true
-		wantReturned(t, done, nil)
-		a.want(a.ack("s", "e1", 2)) // the agent's own count: the hub has no other
-		if st := statOf(t, h, "s"); st.Acked != 2 || st.Events != 0 || !st.Connected {
-			t.Errorf("session: %+v", st)
+		if len(ended) > 0 || !authorized {
+			t.Errorf("ended with the caller's ctx: %v", ended)
+		}
+		a.link.Close()
+		synctest.Wait()
+		slices.Sort(ended)
+		if !slices.Equal(ended, []string{"AuthorizeAgent", "Resume"}) {
+			t.Errorf("ended with the link: %v", ended)
+		}
+		h.Close()
+		synctest.Wait()
+		if !slices.Contains(ended, "Commit") {
+			t.Error("Commit has not ended")
 		}
 	})
 }
@@ -622,14 +745,13 @@ func TestHubForgetDuringCommitOfWatched(t *testing.T) {
 		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0)) // it keeps the session in the hub
 		v.want(v.status(SessionStatus{SessionID: "s"}))
-		handled := a.handling(a.batch("s", "e1", 1, 3))
-		<-entered
+		go func() { <-entered }()
+		a.send(a.batch("s", "e1", 1, 3))
 		h.Forget("s")
-		opened := a.handling(a.status(entryOf("s", "e1", 8, 7, 9)))
-		wantWaiting(t, opened) // while Commit runs
+		a.send(a.status(entryOf("s", "e1", 8, 7, 9)))
+		a.wantIdle("Commit runs")
 		close(release)
-		wantReturned(t, handled, nil)
-		wantReturned(t, opened, nil)
+		synctest.Wait()
 		a.want(a.ack("s", "e1", 7))
 		if st := statOf(t, h, "s"); st.Acked != 7 || st.Events != 0 {
 			t.Errorf("the forgotten batch counts: %+v", st)
@@ -664,82 +786,82 @@ func TestHubForgetDuringCommitThenOpen(t *testing.T) {
 			},
 		})
 		old := playAgent(t, h, "agent")
-		first := old.handling(old.batch("s", "e1", 1, 3))
+		old.send(old.batch("s", "e1", 1, 3))
 		a := playAgent(t, h, "agent")
 		h.Forget("s")
-		second := a.handling(a.status(entryOf("s", "e1", 1, 0, 3)))
-		wantWaiting(t, second)
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+		a.wantIdle("Commit runs")
 		written <- true
-		wantReturned(t, first, nil)
-		wantReturned(t, second, nil)
+		synctest.Wait()
 		a.want(a.ack("s", "e1", 3))
 		if n := h.Stats().Sessions; n != 1 || len(h.sessions) != 1 {
 			t.Errorf("%d sessions, %d held", n, len(h.sessions))
 		}
 
-		third := a.handling(a.batch("s", "e1", 4, 4))
+		a.send(a.batch("s", "e1", 4, 4))
 		h.Close()
 		written <- true
-		wantReturned(t, third, nil)
+		synctest.Wait()
 		if n := h.Stats().Sessions; n != 0 || len(h.sessions) != 0 {
 			t.Errorf("closed: %d sessions, %d held", n, len(h.sessions))
 		}
 	})
 }
 
-// A panic in a callback left the session locked: for a caller that recovers, as
-// net/http does, the next payload about it waited for ever. A panic in Claim ended the
-// process, by unlocking what was not locked.
+// A panic in a callback leaves the state sound: it ends the process, but for a caller that
+// recovers, as net/http does in the goroutine that it gave to the link.
 func TestHubCallbackPanics(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		trouble := true
-		h := NewHub(&HubConfig{
-			Resume: func(context.Context, string, string) (uint64, error) {
-				if trouble {
-					panic("store")
-				}
-				return 0, nil
-			},
-			Commit: func(context.Context, string, string, []Item) error {
-				if trouble {
-					panic("store")
-				}
-				return nil
-			},
-			Claim: func(context.Context, string, string, string) bool {
-				if trouble {
-					panic("store")
-				}
-				return true
-			},
-		})
-		a := playAgent(t, h, "agent")
-		panics := func(p Payload) {
-			t.Helper()
-			defer func() {
-				if recover() == nil {
-					t.Error("no panic")
-				}
-			}()
-			a.link.Handle(t.Context(), p)
+	trouble := ""
+	in := func(name string) {
+		if trouble == name {
+			panic(name)
 		}
-		panics(a.status(entryOf("s", "e1", 1, 0, 3)))
-		trouble = false
-		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
-		a.want(a.ack("s", "e1", 0))
-		trouble = true
-		panics(a.batch("s", "e1", 1, 3))
-		trouble = false
-		a.send(a.batch("s", "e1", 1, 3))
-		pass(ackDelay)
-		a.want(a.ack("s", "e1", 3))
-		trouble = true
-		a = playAgent(t, h, "another")
-		panics(a.status(entryOf("s", "e1", 1, 3, 3)))
-		trouble = false
-		a.send(a.status(entryOf("s", "e1", 1, 3, 3)))
-		a.want(a.ack("s", "e1", 3))
+	}
+	h := NewHub(&HubConfig{
+		Resume:         func(context.Context, string, string) (uint64, error) { in("Resume"); return 0, nil },
+		Commit:         func(context.Context, string, string, []Item) error { in("Commit"); return nil },
+		AuthorizeAgent: func(context.Context, string, string, string) error { in("AuthorizeAgent"); return nil },
 	})
+	h.commits.size, h.openings.size = 0, 0 // this goroutine does their jobs
+	works := func() {
+		for _, pool := range []*workerPool{&h.openings, &h.commits} {
+			for j := pool.next(); j != nil; j = pool.next() {
+				j.work(time.Now())
+			}
+		}
+	}
+	a := playAgent(t, h, "agent")
+	a.waits = false
+	panics := func(name string, p Payload) {
+		t.Helper()
+		trouble = name
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+			trouble = ""
+		}()
+		a.send(p)
+		works()
+	}
+	sends := func(p Payload) { a.send(p); works() }
+	for _, name := range []string{"AuthorizeAgent", "Resume"} {
+		panics(name, a.status(entryOf("s", "e1", 1, 0, 3)))
+		if len(h.owned) > 0 || len(a.link.endpoint.(*hubAgentLink).openings) > 0 {
+			t.Errorf("after a panic in %s: %v, an opening is left", name, h.owned)
+		}
+	}
+	sends(a.status(entryOf("s", "e1", 1, 0, 3)))
+	a.want(a.ack("s", "e1", 0))
+	panics("Commit", a.batch("s", "e1", 1, 64))
+	if len(h.uncommitted) > 0 {
+		t.Errorf("after a panic in Commit: %v", h.uncommitted)
+	}
+	sends(a.batch("s", "e1", 1, 64))
+	a.want(a.ack("s", "e1", 64))
+	if h.owned["agent"] != 1 {
+		t.Errorf("%v", h.owned)
+	}
 }
 
 // Rule 5: the caller's store says where a session continues.
@@ -780,18 +902,6 @@ func TestHubResume(t *testing.T) {
 	})
 }
 
-func TestHubResumeCtxEnds(t *testing.T) {
-	h := NewHub(&HubConfig{Resume: func(ctx context.Context, _, _ string) (uint64, error) { return 0, context.Cause(ctx) }})
-	a := playAgent(t, h, "agent")
-	if err := a.link.Handle(endedContext, a.status(entryOf("s", "e1", 1, 0, 1))); !errors.Is(err, context.Canceled) {
-		t.Errorf("Handle: %v", err)
-	}
-	a.wantIdle("nobody refused anything")
-	if len(h.sessions) != 0 {
-		t.Error("a session stays")
-	}
-}
-
 // A link that is closed while Resume runs leaves no session that counts as
 // connected for ever: it would never be forgotten (limits, SessionTTL).
 func TestHubLinkClosedDuringResume(t *testing.T) {
@@ -799,10 +909,10 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Resume: func(context.Context, string, string) (uint64, error) { <-release; return 5, nil }})
 		a := playAgent(t, h, "agent")
-		done := a.handling(a.status(entryOf("s", "e1", 1, 0, 9)))
+		a.send(a.status(entryOf("s", "e1", 1, 0, 9)))
 		a.link.Close()
 		release <- true
-		<-done
+		synctest.Wait()
 		for st := range h.Sessions() {
 			if st.Connected {
 				t.Errorf("%s is connected, but its link is closed", st.SessionID)
@@ -820,20 +930,18 @@ func TestHubLinkClosedDuringResume(t *testing.T) {
 func TestHubLinkClosedWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
-		claims := 0
 		h := NewHub(&HubConfig{
-			Resume: func(context.Context, string, string) (uint64, error) { <-release; return 0, nil },
-			Claim:  func(context.Context, string, string, string) bool { claims++; return true },
+			Resume:         func(context.Context, string, string) (uint64, error) { <-release; return 0, nil },
+			AuthorizeAgent: func(context.Context, string, string, string) error { return nil },
 		})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
-		opened := a.handling(a.status(entryOf("s", "e1", 1, 0, 1)))
-		waited := b.handling(b.status(entryOf("s", "e2", 1, 0, 1)))
+		a.send(a.status(entryOf("s", "e1", 1, 0, 1)))
+		b.send(b.status(entryOf("s", "e2", 1, 0, 1)))
 		b.link.Close()
 		close(release)
-		wantReturned(t, opened, nil)
-		wantReturned(t, waited, ErrClosed)
-		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Epoch != "e1" || claims != 0 {
-			t.Errorf("%+v after %d claims, want a's e1 and none", st, claims)
+		synctest.Wait()
+		if st := statOf(t, h, "s"); st.AgentID != "a" || st.Epoch != "e1" || h.owned["b"] != 0 {
+			t.Errorf("%+v, owned %v, want a's e1", st, h.owned)
 		}
 	})
 }
@@ -860,30 +968,43 @@ func TestHubOwner(t *testing.T) {
 	})
 }
 
-func TestHubClaim(t *testing.T) {
+func TestHubAuthorizeAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		allow := false
+		var answer error
 		var asked []string
-		h := NewHub(&HubConfig{Claim: func(_ context.Context, agentID, sessionID, ownerID string) bool {
+		h := NewHub(&HubConfig{AuthorizeAgent: func(_ context.Context, agentID, sessionID, ownerID string) error {
 			asked = append(asked, agentID+" "+sessionID+" "+ownerID)
-			return allow
+			return answer
 		}})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
+		answer = errors.New("not yours")
 		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e2"})
+		b.refused(b.batch("r", "e2", 1, 5), &ErrorPayload{Code: CodeForbidden, SessionID: "r", Epoch: "e2"}) // nobody's
 		a.feed("s", "e1", 4, 4)
-		allow = true
+		answer = nil
 		b.send(b.status(entryOf("s", "e1", 1, 0, 5)))
 		b.want(b.ack("s", "e1", 4))
-		allow = false
+		b.send(b.status(entryOf("s", "e1", 1, 4, 5))) // it is open
+		b.want(b.ack("s", "e1", 4))
+		answer = &ProtocolError{Message: "out"}
 		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		for _, answer = range []error{&ProtocolError{Retryable: true}, context.DeadlineExceeded, fmt.Errorf("directory: %w", context.Canceled)} {
+			a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+		}
 		b.feed("s", "e1", 5, 5)
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 5)...)
-		if want := []string{"b s a", "b s a", "b s a", "a s b"}; !slices.Equal(want, asked) {
-			t.Errorf("asked: %v", asked)
+		b = playAgent(t, h, "b") // another link, and the owner itself is asked about
+		answer = nil
+		b.send(b.status(entryOf("s", "e1", 1, 5, 5)))
+		b.want(b.ack("s", "e1", 5))
+		b.send(b.batch("s", "e2", 1, 64)) // another epoch
+		b.want(b.ack("s", "e2", 64))
+		if want := []string{"a s ", "b s a", "b s a", "b r ", "b s a", "a s b", "a s b", "a s b", "a s b", "b s b", "b s b"}; !slices.Equal(want, asked) {
+			t.Errorf("asked: %q", asked)
 		}
 		a.link.Close() // the session is another's
 		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
@@ -892,59 +1013,137 @@ func TestHubClaim(t *testing.T) {
 	})
 }
 
-// Where there is a Claim, an agent that sent a batch of another agent's session in a
-// small epoch learned the session's epoch, before Claim was called. The epoch in the
-// answer is its own.
+// An agent that sent a batch of another agent's session in a small epoch learned the session's
+// epoch, before AuthorizeAgent was called. The epoch in the answer is its own.
 func TestBatchTellsNoEpochOfOthers(t *testing.T) {
-	asked := 0
-	h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { asked++; return false }})
-	owner, thief := playAgent(t, h, "owner"), playAgent(t, h, "thief")
-	owner.send(owner.batch("s", "e5", 1, 3))
-	thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
-	thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
-	thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
-	if asked != 2 {
-		t.Errorf("Claim was asked %d times, want 2", asked)
-	}
-	if st := statOf(t, h, "s"); st.AgentID != "owner" || st.Acked != 3 {
-		t.Errorf("%+v", st)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		h := NewHub(&HubConfig{AuthorizeAgent: func(_ context.Context, agentID, _, _ string) error {
+			if agentID == "thief" {
+				asked++
+				return errors.New("stop")
+			}
+			return nil
+		}})
+		owner, thief := playAgent(t, h, "owner"), playAgent(t, h, "thief")
+		owner.send(owner.batch("s", "e5", 1, 3))
+		thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		if asked != 2 {
+			t.Errorf("AuthorizeAgent was asked %d times, want 2", asked)
+		}
+		if st := statOf(t, h, "s"); st.AgentID != "owner" || st.Acked != 3 {
+			t.Errorf("%+v", st)
+		}
+	})
 }
 
-// TestHubClaimHoldsUpNobody: an agent that asks for another's session, again and again, held up
-// the owner's batches for as long as Claim took, and with them all its sessions.
-func TestHubClaimHoldsUpNobody(t *testing.T) {
+// TestHubAuthorizeAgentHoldsUpNobody: an agent that asks for another's session, again and again,
+// held up the owner's batches for as long as the question took, and all sessions of its own link.
+func TestHubAuthorizeAgentHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer := make(chan bool)
-		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return <-answer }})
+		answer := make(chan error)
+		h := NewHub(&HubConfig{AuthorizeAgent: func(_ context.Context, agentID, sessionID, _ string) error {
+			if agentID == "b" && sessionID == "s" {
+				return <-answer
+			}
+			return nil
+		}})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
-		claim := func() <-chan error {
-			return start(func() error { return b.link.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 5))) })
-		}
-		claimed := claim()
+		claim := b.status(entryOf("s", "e1", 1, 0, 5), entryOf("r", "e1", 1, 0, 0))
+		b.send(claim)
+		b.want(b.ack("r", "e1", 0))
+		b.send(claim) // it is being asked about
+		b.want(b.ack("r", "e1", 0))
+		a.feed("s", "e1", 4, 4)
+		answer <- errors.New("no")
 		synctest.Wait()
-		fed := a.handling(a.batch("s", "e1", 4, 4))
-		wantReturned(t, fed, nil)
-		answer <- false
-		synctest.Wait()
-		if err := <-claimed; err == nil {
-			t.Error("not refused")
-		}
 		b.want(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 
-		claimed = claim() // allowed, but meanwhile the session is gone and another's
-		synctest.Wait()
+		b.send(b.status(entryOf("s", "e1", 1, 0, 5))) // allowed, but meanwhile the session is gone and another's
 		h.Forget("s")
 		c := playAgent(t, h, "c")
 		c.feed("s", "e1", 1, 2)
-		answer <- true
+		answer <- nil
 		synctest.Wait()
-		answer <- true // so Claim is called again, about that one
-		wantReturned(t, claimed, nil)
+		b.wantIdle("AuthorizeAgent is called again, about that one")
+		answer <- nil
+		synctest.Wait()
 		b.want(b.ack("s", "e1", 2))
 		if st := statOf(t, h, "s"); st.AgentID != "b" || !st.Connected {
 			t.Errorf("session: %+v", st)
+		}
+	})
+}
+
+// Batches of a session that is being opened wait for that, as far as there is room. What does not
+// follow is asked for afterwards, and a greater epoch takes the place of what was being opened.
+func TestHubBatchesWaitForOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan uint64)
+		h := NewHub(&HubConfig{Resume: func(context.Context, string, string) (uint64, error) { return <-answer, nil }})
+		a := playAgent(t, h, "agent")
+		a.send(a.batch("s", "e1", 1, 3), a.batch("s", "e1", 4, 9), a.batch("s", "e1", 11, 12), a.status(entryOf("s", "e0", 1, 0, 0)))
+		a.refused(a.batch("s", "e2", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e2"})
+		a.wantIdle("the store is asked")
+		answer <- 2
+		synctest.Wait()
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 9))
+		if st := statOf(t, h, "s"); st.First != 3 || st.Acked != 9 || st.Head != 9 {
+			t.Errorf("session: %+v", st)
+		}
+
+		a.send(a.batch("s", "e2", 1, 3), a.batch("s", "e3", 1, 2))
+		answer <- 0
+		synctest.Wait()
+		a.wantIdle("the store is asked about e3")
+		answer <- 0
+		synctest.Wait()
+		a.send(a.batch("s", "e3", 1, 2))
+		pass(ackDelay)
+		a.want(a.ack("s", "e3", 2))
+		if n := len(h.uncommitted); n > 0 {
+			t.Errorf("%d agents have something that waits", n)
+		}
+
+		a.send(a.batch("r", "e1", 1, 3))
+		a.link.Close()
+		answer <- 0
+		synctest.Wait()
+		if len(h.uncommitted) > 0 || h.lookup("r") != nil || h.owned["agent"] != 1 {
+			t.Errorf("a dead link left %v of %v", h.uncommitted, h.owned)
+		}
+	})
+}
+
+// An agent can't have more sessions opened at a time than it may have.
+func TestHubOpeningsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan error)
+		h := NewHub(&HubConfig{MaxAgentSessions: 2, AuthorizeAgent: func(context.Context, string, string, string) error { return <-answer }})
+		a := playAgent(t, h, "agent")
+		a.send(a.status(entryOf("a", "e1", 1, 0, 0), entryOf("b", "e1", 1, 0, 0)))
+		overloaded := func(id string) *ErrorPayload {
+			return &ErrorPayload{Code: CodeOverloaded, SessionID: id, Epoch: "e1", Retryable: true}
+		}
+		var many []SessionStatus
+		for i := range maxStatus {
+			many = append(many, entryOf(fmt.Sprint("more", i), "e1", 1, 0, 0))
+		}
+		a.send(a.status(many...))
+		a.drain()
+		a.waits = false
+		a.refused(a.status(entryOf("c", "e1", 1, 0, 0)), overloaded("c"))
+		close(answer)
+		synctest.Wait()
+		a.drain()
+		a.waits = true
+		a.refused(a.status(entryOf("c", "e1", 1, 0, 0)), overloaded("c"))
+		if h.owned["agent"] != 2 || h.Stats().Sessions != 2 {
+			t.Errorf("%v", h.owned)
 		}
 	})
 }
@@ -989,14 +1188,19 @@ func TestHubRefusesOneLife(t *testing.T) {
 	})
 }
 
-// A link that dies while Claim grants it the session leaves the session to its owner,
+// A link that dies while AuthorizeAgent grants it the session leaves the session to its owner,
 // and if the owner is away, its absence counts from then on.
-func TestHubLinkClosedDuringClaim(t *testing.T) {
+func TestHubLinkClosedDuringAuthorizeAgent(t *testing.T) {
 	for name, away := range map[string]bool{"the owner is there": false, "the owner is away": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var b *peer
-				h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return b.link.Close() == nil }})
+				h := NewHub(&HubConfig{AuthorizeAgent: func(_ context.Context, agentID, _, _ string) error {
+					if agentID == "b" {
+						b.link.Close()
+					}
+					return nil
+				}})
 				a := playAgent(t, h, "a")
 				b = playAgent(t, h, "b")
 				a.feed("s", "e1", 1, 3)
@@ -1004,15 +1208,13 @@ func TestHubLinkClosedDuringClaim(t *testing.T) {
 					a.link.Close()
 				}
 				pass(50 * time.Minute)
-				if err := b.link.Handle(t.Context(), b.status(entryOf("s", "e1", 1, 0, 3))); err != ErrClosed {
-					t.Errorf("Handle: %v", err)
-				}
+				b.send(b.status(entryOf("s", "e1", 1, 0, 3)))
 				if st := statOf(t, h, "s"); st.AgentID != "a" || st.Connected == away {
 					t.Errorf("session: %+v", st)
 				}
-				pass(time.Hour - 1)
+				pass(10*time.Minute - ackDelay - 1)
 				statOf(t, h, "s")
-				pass(1)
+				pass(1 + ackDelay)
 				if n := h.Stats().Sessions; (n == 0) != away {
 					t.Errorf("%d sessions after an hour", n)
 				}
@@ -1024,7 +1226,7 @@ func TestHubLinkClosedDuringClaim(t *testing.T) {
 // The ack of a session is not sent on a link that has lost it.
 func TestHubAckOfLostSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{Claim: func(context.Context, string, string, string) bool { return true }})
+		h := NewHub(&HubConfig{AuthorizeAgent: func(context.Context, string, string, string) error { return nil }})
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.send(a.batch("s", "e1", 1, 3))
 		o := h.lookup("s").receiver
@@ -1065,9 +1267,9 @@ func TestHubEpochAhead(t *testing.T) {
 		}
 		first, last, beyond := epoch(0), epoch(24*time.Hour), epoch(24*time.Hour+time.Millisecond)
 		a.send(a.batch("s", first, 1, 1))
-		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: beyond})
-		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: beyond})
-		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: CodeForbidden, SessionID: "r", Epoch: beyond})
+		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
+		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
+		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: beyond, Retryable: true})
 		if h.lookup("r") != nil || statOf(t, h, "s").Epoch != first {
 			t.Error("a refused epoch left something")
 		}
@@ -1083,54 +1285,36 @@ func TestHubEpochAhead(t *testing.T) {
 	})
 }
 
-// Rule 11: an event that is too large is named, what precedes it is accepted, and so is
-// the gap in its place.
+// Rule 11: an event that is too large is named, what precedes it is accepted, and so is what
+// follows, as soon as the agent has a gap in its place. Nothing else has to be sent again.
 func TestHubEventTooLarge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{MaxEventBytes: 200})
-		a := playAgent(t, h, "agent")
-		b := a.batch("s", "e1", 1, 5)
-		b.Events[2].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
-		tooLarge := &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 3}
-		a.refused(b, tooLarge)
-		if st := statOf(t, h, "s"); st.Acked != 2 {
-			t.Errorf("accepted %d, want 2", st.Acked)
-		}
-		a.refused(b, tooLarge)
-		c := a.batch("s", "e1", 4, 5)
-		c.FirstSeq, c.Gaps = 3, []Gap{{3, 3, ReasonRejected}}
-		a.send(c)
-		pass(ackDelay)
-		a.want(a.ack("s", "e1", 5))
-		hubSaw(t, h, "s", "s e1 1", "s e1 2", "s e1 gap 3-3 rejected", "s e1 4", "s e1 5")
-	})
-}
-
-// The bound itself: an event of exactly MaxEventBytes is accepted. Commit is not called
-// for a batch of which nothing can be accepted.
-func TestHubEventTooLargeIsNotCommitted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var stored []string
-		h := NewHub(&HubConfig{MaxEventBytes: 100, Commit: func(_ context.Context, _, _ string, items []Item) error {
-			for _, it := range items {
-				stored = append(stored, itemText(it))
-			}
-			if len(items) == 0 {
-				t.Error("nothing to store")
-			}
-			return nil
-		}})
-		a := playAgent(t, h, "agent")
-		for first := uint64(1); first <= 2; first++ { // as the second of its batch, and as the first
-			b := a.batch("s", "e1", first, 2)
-			b.Events[len(b.Events)-1].Data = json.RawMessage(`"` + strings.Repeat("x", 100) + `"`)
-			a.refused(b, &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 2})
-			a.want(a.ack("s", "e1", 1))
-		}
-		if diff := cmp.Diff([]string{"s e1 1"}, stored); diff != "" {
-			t.Errorf("stored: -want +got\n%s", diff)
-		}
-	})
+	for name, cfg := range map[string]*HubConfig{"accepted": {}, "stored": {Commit: func(context.Context, string, string, []Item) error { return nil }}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg.MaxEventBytes = 200
+				h := NewHub(cfg)
+				a := playAgent(t, h, "agent")
+				b := a.batch("s", "e1", 1, 7)
+				for _, i := range []int{2, 5, 6} {
+					b.Events[i].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
+				}
+				tooLarge := func(seq, to uint64) *ErrorPayload {
+					return &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: seq, ToSeq: to}
+				}
+				a.send(b)
+				a.want(tooLarge(3, 0), tooLarge(6, 7))
+				pass(ackDelay)
+				a.want(a.ack("s", "e1", 2))
+				a.send(a.batch("s", "e1", 8, 8))
+				a.send(a.lost("s", "e1", 6, 7, ReasonRejected)) // in any order
+				a.wantIdle("3 is in the way")
+				a.send(a.lost("s", "e1", 3, 3, ReasonRejected))
+				pass(ackDelay)
+				a.want(a.ack("s", "e1", 8))
+				hubSaw(t, h, "s", "s e1 1", "s e1 2", "s e1 gap 3-3 rejected", "s e1 4", "s e1 5", "s e1 gap 6-7 rejected", "s e1 8")
+			})
+		})
+	}
 }
 
 func TestHubEventSizeBound(t *testing.T) {
@@ -1141,9 +1325,9 @@ func TestHubEventSizeBound(t *testing.T) {
 	for over := range 3 {
 		h := NewHub(&HubConfig{MaxEventBytes: int(p.slots[0].size) - 1 + over})
 		a := playAgent(t, h, "agent")
-		err := a.link.Handle(t.Context(), a.batch("s", "e1", 1, 1))
-		if (err == nil) != (over > 0) {
-			t.Errorf("%d bytes over: %v", over-1, err)
+		a.send(a.batch("s", "e1", 1, 1))
+		if st := statOf(t, h, "s"); (st.Acked == 1) != (over > 0) {
+			t.Errorf("%d bytes over: accepted %d", over-1, st.Acked)
 		}
 	}
 }
@@ -1185,6 +1369,59 @@ func TestHubEndInGap(t *testing.T) {
 	})
 }
 
+// A store could not learn of an end whose event was refused. It is told of it by an Item with End,
+// once everything up to it is stored, before the session counts as ended, and again until it
+// takes it.
+func TestHubCommitsEndInGap(t *testing.T) {
+	for name, late := range map[string]bool{"before the gap": false, "after the gap": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var stored []string
+				fail := false
+				h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
+					if fail {
+						return errors.New("disk full")
+					}
+					for _, it := range items {
+						stored = append(stored, itemText(it))
+					}
+					return nil
+				}})
+				a := playAgent(t, h, "agent")
+				a.feed("s", "e1", 1, 2)
+				ended := a.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 3, AckSeq: 2, Ended: true})
+				gap := a.lost("s", "e1", 3, 3, ReasonRejected)
+				if late {
+					a.send(gap)
+					pass(ackDelay)
+					a.want(a.ack("s", "e1", 3))
+					fail = true
+					a.send(ended)
+					a.want(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+					if statOf(t, h, "s").Ended {
+						t.Error("ended, and the store does not know")
+					}
+					fail = false
+					a.send(ended)
+				} else {
+					a.send(ended)
+					a.want(a.ack("s", "e1", 2))
+					a.send(gap)
+				}
+				a.want(a.ack("s", "e1", 3))
+				want := append(itemTexts("s", "e1", 1, 2), "s e1 gap 3-3 rejected", "s e1 end")
+				hubSaw(t, h, "s", want...)
+				if diff := cmp.Diff(want, stored); diff != "" {
+					t.Errorf("stored: -want +got\n%s", diff)
+				}
+				a.send(ended)
+				a.want(a.ack("s", "e1", 3))
+				a.wantIdle("the store is told once")
+			})
+		})
+	}
+}
+
 // TestHubEndStays: an end is final: a later status that names another end, or a head
 // beyond it, changes nothing (rule 16).
 func TestHubEndStays(t *testing.T) {
@@ -1202,6 +1439,12 @@ func TestHubEndStays(t *testing.T) {
 		a.want(a.ack("s", "e1", 3))
 		if s := h.lookup("s"); !s.ended || s.endSeq != 3 || s.agentHead != 3 {
 			t.Errorf("ended %v at %d, head %d", s.ended, s.endSeq, s.agentHead)
+		}
+		again := a.last("s", "e1", 3)
+		again.HeadSeq = 29 // a duplicate can't raise it either
+		a.send(again)
+		if s := h.lookup("s"); s.agentHead != 3 {
+			t.Errorf("head %d beyond the end", s.agentHead)
 		}
 		v.send(v.watch("s", "e1", 4)) // it would wait for ever
 		v.want(&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})

@@ -106,7 +106,7 @@ func (h *Hub) expire(now time.Time) {
 		s.mu.Lock()
 		switch {
 		case s.gone:
-		case s.busy != nil:
+		case s.busy:
 			h.expireAt(s, now.Add(time.Minute))
 		case s.expireLocked(now):
 			h.removeLocked(s)
@@ -123,7 +123,7 @@ func (h *Hub) expire(now time.Time) {
 // returned (release). The hub's lock and the session's are held.
 func (h *Hub) removeLocked(s *hubSession) {
 	s.forgetEpochsLocked()
-	if len(s.cursors) == 0 && s.busy == nil {
+	if len(s.cursors) == 0 && !s.busy {
 		h.deleteLocked(s)
 	}
 }

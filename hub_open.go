@@ -6,66 +6,256 @@ import (
 	"time"
 
 	"github.com/vibetools/gvstream/internal/epoch"
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // This file opens a session on an agent's link (rules 2, 4 and 5). An entry of a status does
 // so, and the first batch of a session of which nothing was sent before.
 //
-//	open                  an entry of a status: opens it, notes its head and end, owes the ack
-//	openSession           finds or makes the session, and locks it
-//	authorizeOpenLocked   the three steps, of which the last one counts:
-//	  mayOpenLocked         owner, epoch, limits: may this agent have it?
-//	  beginLocked           an epoch that is new to the hub: where does it start?
-//	  attachLocked          the session gets its receiver on this link
+//	open, openByBatch   a session that is open already: its head and end are noted, the ack is owed
+//	begin               any other: an opening is made of it, which goes through
+//	  authorize           may this agent open the session? Nobody else waits for the answer
+//	  checkLocked         owner, epoch, limits
+//	  startLocked         an epoch that is new to the hub: where does it start?
+//	  attachLocked        the session gets its receiver on this link
 //
-// Claim and Resume are called in between, without the session's lock. So Claim is asked
-// first, before anything is checked that may change meanwhile, and what may change during
-// Resume is looked at again after it.
+// AuthorizeAgent and Resume are called by workers, so that sessions open side by side and no link
+// waits. Without these callbacks an opening is done at once.
 
-// open opens one session on this link, and owes it an ack. That ack is the answer that the
-// agent waits for before it sends batches (rule 5), so it goes out at once, whether or not
-// anything is new.
+// An opening is a session that is being opened on one link. The link has one at most for each
+// session, whose entry a later status changes. Link's lock protects its fields, unless a comment
+// says otherwise.
+type opening struct {
+	ha     *hubAgentLink
+	ctx    context.Context // of its callbacks; set once
+	entry  SessionStatus
+	status bool   // a status opens it, and is answered at once
+	pages  []page // of batches that arrived meanwhile, in order from 1
+	bytes  int    // what they count against MaxUncommittedBytes
+
+	// Only its one worker uses these.
+	authorized bool
+	owner      string             // the owner that AuthorizeAgent was told of, if authorized
+	turns      bool               // it waited for the session, whose turn ends when it is done
+	place      sched.Element[job] // the lock of the workers protects it
+}
+
+// Reasons why an opening goes on. Its run hides all of them.
+var (
+	errGone    = errors.New("gvstream: session removed")      // there may be another by now
+	errOwner   = errors.New("gvstream: session has an owner") // it is not the one that was asked about
+	errFull    = errors.New("gvstream: too many sessions")    // an ended one may make room
+	errParked  = errors.New("gvstream: session is busy")      // it goes on when that is over
+	errChanged = errors.New("gvstream: opened anew")          // in another epoch
+)
+
+// open opens a session that a status names on this link, and owes it an ack. That ack is the answer
+// that the agent waits for before it sends batches (rule 5), so it goes out at once, whether or
+// not anything is new.
 func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus) error {
-	s, err := ha.openSession(ctx, now, e)
-	if err != nil {
-		return err
+	if s := ha.lockOpen(e.SessionID, e.Epoch); s != nil {
+		defer s.mu.Unlock()
+		s.listed = now
+		s.noteStatusLocked(now, e)
+		return nil
 	}
-	defer s.mu.Unlock()
+	return ha.begin(ctx, now, &opening{entry: e, status: true})
+}
+
+// noteStatusLocked notes what the agent says of a session that is open, and owes it the ack.
+func (s *hubSession) noteStatusLocked(now time.Time, e SessionStatus) {
 	if !s.ended { // nothing follows the end
 		s.agentHead = max(s.agentHead, e.HeadSeq)
 		if e.Ended {
 			s.endSeq = e.HeadSeq
 			s.noteEndLocked()
+			s.drainLocked(now)
 		}
 	}
 	s.receiver.ackNowLocked()
 	s.watchClockLocked()
+}
+
+// begin opens a session that is not open on this link: at once if no callback is asked, and
+// otherwise by a worker, which answers then. One that is being opened gets the new entry: it says
+// more than the one before, or names a greater epoch.
+func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) error {
+	h := ha.h
+	o.ha = ha
+	o.ctx = callContext{ha.alive, context.WithoutCancel(ctx)}
+	ha.mu.Lock()
+	switch before := ha.openings[o.entry.SessionID]; {
+	case ha.openings == nil:
+		ha.mu.Unlock()
+		return ha.failure()
+	case before != nil:
+		if o.entry.Epoch > before.entry.Epoch {
+			before.dropLocked()
+		}
+		if o.entry.Epoch >= before.entry.Epoch {
+			before.entry, before.status = o.entry, before.status || o.status
+		}
+		ha.mu.Unlock()
+		return nil
+	case len(ha.openings) >= h.cfg.MaxAgentSessions+maxStatus: // as many as can become open, and one status of others
+		ha.mu.Unlock()
+		return ofEpoch(notNow(o.entry.SessionID, "%d sessions are being opened", len(ha.openings)), o.entry.Epoch)
+	}
+	ha.openings[o.entry.SessionID] = o
+	ha.mu.Unlock()
+	if h.cfg.AuthorizeAgent == nil && h.cfg.Resume == nil {
+		return o.run(now)
+	}
+	h.openings.add(&o.place, o)
 	return nil
 }
 
-// openSession opens a session on this link, and returns it locked. It makes the session if the
-// hub has none of that id. If the session was gone before it could be locked, there may be
-// another by now, so it looks again. A session that it made and could not open is released.
-func (ha *hubAgentLink) openSession(ctx context.Context, now time.Time, e SessionStatus) (*hubSession, error) {
-	for {
-		s := ha.h.getOrCreate(e.SessionID)
-		if err := s.lock(ctx, ha); err != nil {
-			return nil, err
+// hold keeps a batch of a session that is being opened, if it follows on what is held, and reports
+// whether it is of such a session. One that is not kept is asked for again by a nack.
+func (ha *hubAgentLink) hold(p *eventBatch) bool {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	o := ha.openings[p.SessionID]
+	if o == nil || o.entry.Epoch != p.Epoch {
+		return false
+	}
+	next := uint64(1)
+	if n := len(o.pages); n > 0 {
+		next = o.pages[n-1].last + 1
+	}
+	if bytes := p.uncommitted(); p.FirstSeq == next && ha.h.reserve(ha.agentID, bytes) {
+		pg := p.page
+		pg.keep()
+		o.pages = append(o.pages, pg)
+		o.bytes += bytes
+		o.entry.HeadSeq = max(o.entry.HeadSeq, p.HeadSeq)
+	}
+	return true
+}
+
+// dropLocked drops what an opening of the link holds.
+func (o *opening) dropLocked() {
+	o.ha.h.unreserve(o.ha.agentID, o.bytes)
+	o.pages, o.bytes = nil, 0
+}
+
+// work is one turn of a worker.
+func (o *opening) work(now time.Time) {
+	if refused := (*ProtocolError)(nil); errors.As(o.run(now), &refused) {
+		o.ha.refuse(now, refused)
+	}
+}
+
+// run opens the session, or returns why the agent can't have it. It returns nil as well if the
+// opening has to wait until no callback runs for the session, and is given to a worker again then.
+func (o *opening) run(now time.Time) (err error) {
+	ha, h := o.ha, o.ha.h
+	defer func() { // even after a callback's panic
+		if err == errParked {
+			err = nil
+			return
 		}
-		switch err := ha.authorizeOpenLocked(ctx, now, s, e); err {
-		case nil:
-			return s, nil
-		case errGone: // look again
+		o.endTurn(now)
+		ha.mu.Lock()
+		if ha.openings[o.entry.SessionID] == o {
+			delete(ha.openings, o.entry.SessionID)
+		}
+		o.dropLocked()
+		ha.mu.Unlock()
+	}()
+	for {
+		if err := ha.failure(); err != nil {
+			return err
+		}
+		ha.mu.Lock()
+		e := o.entry
+		ha.mu.Unlock()
+		if err := o.authorize(e); err != nil {
+			return err
+		}
+		s := h.getOrCreate(e.SessionID)
+		switch err := o.open(now, s, e); err {
+		case nil, errParked:
+			return err
+		case errOwner:
+			o.authorized = false
+		case errFull:
+			if !h.dropEnded() {
+				h.release(s)
+				return ofEpoch(tooMany(e.SessionID, int(h.knownSessions.Load()), h.cfg.MaxSessions), e.Epoch)
+			}
+		case errGone, errChanged:
 		default:
-			ha.h.release(s)
-			return nil, ofEpoch(err, e.Epoch)
+			h.release(s)
+			return ofEpoch(err, e.Epoch)
 		}
 	}
 }
 
-// errGone says that the session was removed from the hub before it could be opened.
-// openSession hides it.
-var errGone = errors.New("gvstream: session removed")
+// endTurn lets the session that the opening waited for go on.
+func (o *opening) endTurn(now time.Time) {
+	if !o.turns {
+		return
+	}
+	o.turns = false
+	if s := o.ha.h.lookup(o.entry.SessionID); s != nil {
+		s.mu.Lock()
+		s.turn = false
+		s.drainLocked(now)
+		s.mu.Unlock()
+	}
+}
+
+// authorize asks the hub's caller whether the agent may open the session, once. Nobody waits for
+// the answer, neither the session, of which any agent can cause the question, nor the link.
+func (o *opening) authorize(e SessionStatus) error {
+	ha, h := o.ha, o.ha.h
+	if o.authorized || h.cfg.AuthorizeAgent == nil {
+		return nil
+	}
+	o.owner = ""
+	if s := h.lookup(e.SessionID); s != nil {
+		s.mu.Lock()
+		o.owner = s.owner
+		s.mu.Unlock()
+	}
+	if err := h.cfg.AuthorizeAgent(o.ctx, ha.agentID, e.SessionID, o.owner); err != nil {
+		return ofEpoch(notAllowed(e.SessionID, err), e.Epoch)
+	}
+	o.authorized = true
+	return nil
+}
+
+// notAllowed is the answer to an agent whose session AuthorizeAgent has refused. The error is
+// the caller's, and may say what is none of the agent's business.
+func notAllowed(sessionID string, err error) error {
+	var said *ProtocolError
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return notNow(sessionID, "it can't be said yet whether the agent may open the session")
+	case !errors.As(err, &said):
+		return refusal(CodeForbidden, sessionID, "the agent may not open the session")
+	case said.Retryable:
+		return notNow(sessionID, "%s", said.Message)
+	}
+	return refusal(CodeForbidden, sessionID, "%s", said.Message)
+}
+
+// notNow is a refusal after which the agent says again later where the session stands.
+func notNow(sessionID, format string, args ...any) *ProtocolError {
+	err := refusal(CodeOverloaded, sessionID, format, args...)
+	err.Retryable = true
+	return err
+}
+
+// tooMany is the answer past a limit: there may be room later.
+func tooMany(sessionID string, n, limit int) error {
+	return notNow(sessionID, "too many sessions: %d of at most %d, all alive", n, limit)
+}
+
+func notYours(sessionID string) error {
+	return refusal(CodeForbidden, sessionID, "the session belongs to another agent")
+}
 
 // ofEpoch makes a refusal say which life of the session it is about, if it names none. The
 // agent may have renewed the session meanwhile, and a refusal without an epoch would stop the
@@ -77,72 +267,81 @@ func ofEpoch(err error, epoch string) error {
 	return err
 }
 
-// authorizeOpenLocked opens a locked session on this link, if the agent may have it. The lock
-// is free while a callback runs. It is free in the end as well, unless the session is open:
-// even after a callback's panic, which would otherwise lock the session for good.
-func (ha *hubAgentLink) authorizeOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
-	open := false
-	defer func() {
-		if !open {
-			s.mu.Unlock()
-		}
-	}()
-	if err := ha.mayOpenLocked(ctx, now, s, e); err != nil {
+// open opens the session on the opening's link, unless something is in the way. The session must
+// not change its epoch while a callback runs for it: what a running Commit stores is of the epoch
+// before, and a store that is being written to must not be asked where it stands.
+func (o *opening) open(now time.Time, s *hubSession, e SessionStatus) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := o.checkLocked(now, s, e); err != nil {
 		return err
 	}
+	if e.Epoch != s.epoch && s.busy {
+		o.turns = false
+		s.waiting = append(s.waiting, o)
+		return errParked
+	}
+	counts := !s.ended || e.Epoch != s.epoch
+	if counts && !s.takePlaceLocked(o.ha.agentID) {
+		return tooMany(s.id, o.ha.h.cfg.MaxAgentSessions, o.ha.h.cfg.MaxAgentSessions)
+	}
+	attached := false
+	defer func() {
+		if counts && !attached {
+			s.leavePlaceLocked(o.ha.agentID)
+		}
+	}()
 	if e.Epoch != s.epoch {
-		if err := ha.beginLocked(ctx, now, s, e); err != nil {
+		if err := o.startLocked(now, s, e); err != nil {
 			return err
 		}
 	}
-	if err := ha.attachLocked(now, s); err != nil {
+	pages, err := o.attachLocked(now, s, counts)
+	if err != nil {
 		return err
 	}
-	open = true
+	attached = true
+	if !s.ended {
+		s.agentHead = max(s.agentHead, e.HeadSeq)
+	}
+	if o.status {
+		s.noteStatusLocked(now, e)
+	}
+	for i := range pages {
+		s.receiver.batchLocked(o.ctx, now, &pages[i], e.HeadSeq) // the end is the last of them
+	}
+	s.watchClockLocked()
 	return nil
 }
 
-// mayOpenLocked refuses what the agent may not open on this link. A link that died while its
-// payload waited for the session opens nothing: it could take the session from a newer one.
-// The owner is asked about before the epoch, so that a stranger does not learn of the
-// session's epoch from a stale_epoch.
-func (ha *hubAgentLink) mayOpenLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
+// checkLocked refuses what the agent may not open on this link. A link that died while its
+// payload waited opens nothing: it could take the session from a newer one. The owner is looked
+// at before the epoch, so that a stranger does not learn of the session's epoch from a
+// stale_epoch.
+func (o *opening) checkLocked(now time.Time, s *hubSession, e SessionStatus) error {
+	ha := o.ha
 	if err := ha.failure(); err != nil {
 		return err
 	}
-	if err := ha.checkClaimLocked(ctx, s); err != nil {
-		return err
-	}
-	if s.gone {
+	switch {
+	case s.gone:
 		return errGone
+	case s.owner == "" || s.owner == ha.agentID:
+	case ha.h.cfg.AuthorizeAgent == nil:
+		return notYours(s.id)
+	case s.owner != o.owner:
+		return errOwner
 	}
 	if err := s.checkEpochLocked(e.Epoch); err != nil {
 		return err
 	}
+	// The hub's clock may be wrong as well, or not set yet, so the agent is to ask again.
 	if at, ok := epoch.Time(e.Epoch); ok && e.Epoch != s.epoch && at.After(now.Add(epoch.MaxLead)) {
-		return refusal(CodeForbidden, s.id, "the epoch is too far ahead of the hub's clock")
+		return notNow(s.id, "the epoch is too far ahead of the hub's clock")
 	}
-	return ha.checkQuotaLocked(s)
-}
-
-// beginLocked makes a session go on in an epoch that is new to the hub, from where the
-// caller's store or the agent says (rule 5). During Resume the link may have died, and the
-// session may have been forgotten. One without an epoch is counted here: the count goes up
-// first and is looked at then, since other sessions, with locks of their own, may be taking
-// the last places at the same time.
-func (ha *hubAgentLink) beginLocked(ctx context.Context, now time.Time, s *hubSession, e SessionStatus) error {
-	start, err := ha.startLocked(ctx, s, e)
-	if err != nil {
-		return err
+	if s.epoch == "" && ha.h.knownSessions.Load() >= int64(ha.h.cfg.MaxSessions) {
+		return errFull // before the store is asked about it
 	}
-	if err := ha.failure(); err != nil {
-		return err
-	}
-	if s.epoch == "" && ha.h.knownSessions.Add(1) > int64(ha.h.cfg.MaxSessions) {
-		ha.h.knownSessions.Add(-1) // others were faster
-		return overloaded(s.id)
-	}
-	s.beginEpochLocked(now, e.Epoch, start)
 	return nil
 }
 
@@ -156,125 +355,98 @@ func (s *hubSession) checkEpochLocked(epoch string) error {
 	return err
 }
 
-// checkClaimLocked refuses a session of another agent's, unless this one may take it over (rule 4).
-// The lock is free meanwhile, and no Resume or Commit runs when it is held again. What was
-// allowed is to take the session from the owner that Claim was asked about. So the answer does
-// not hold if a third agent was faster; it does if the session belongs to nobody any more.
-func (ha *hubAgentLink) checkClaimLocked(ctx context.Context, s *hubSession) error {
-	if s.owner == "" || s.owner == ha.agentID {
-		return nil
+// startLocked makes a session go on in an epoch that is new to the hub, from where the
+// caller's store or the agent says (rule 5). With a store only its answer counts, even if that is
+// zero: what some hub has acknowledged need not be in it. Without one the agent's number does,
+// since to start lower would ask for events that it has freed. If the store does not answer, the
+// agent has to try again: any number made up here would lose events or repeat them.
+//
+// The lock is free while Resume runs, so all that was checked is checked once more. A session
+// without an epoch is counted here: the count goes up first and is looked at then, since other
+// sessions, with locks of their own, may be taking the last places at the same time.
+func (o *opening) startLocked(now time.Time, s *hubSession, e SessionStatus) error {
+	h, start := o.ha.h, e.AckSeq
+	if h.cfg.Resume != nil {
+		err := s.callLocked(func() (err error) {
+			start, err = h.cfg.Resume(o.ctx, s.id, e.Epoch)
+			return err
+		})
+		if err := o.checkLocked(now, s, e); err != nil {
+			return err
+		}
+		if err != nil || start > MaxSeq {
+			return notNow(s.id, "the hub's store does not answer")
+		}
 	}
-	if ha.h.cfg.Claim == nil {
-		return notYours(s.id)
+	if s.epoch == "" && h.knownSessions.Add(1) > int64(h.cfg.MaxSessions) {
+		h.knownSessions.Add(-1) // others were faster
+		return errFull
 	}
-	owner := s.owner
-	allowed := ha.askClaimLocked(ctx, s)
-	if err := s.waitIdleLocked(ctx, ha); err != nil {
-		return err
-	}
-	if !allowed || s.owner != owner && s.owner != "" {
-		return notYours(s.id)
-	}
+	s.beginEpochLocked(now, e.Epoch, start)
 	return nil
 }
 
-// askClaimLocked asks the hub's caller whether the agent may take the session over. The lock
-// is free meanwhile. Unlike callLocked it does not make the session busy: the owner's batches
-// must not wait on a claim, which any agent can make.
-func (ha *hubAgentLink) askClaimLocked(ctx context.Context, s *hubSession) bool {
-	owner := s.owner
-	s.mu.Unlock()
-	defer s.mu.Lock()
-	return ha.h.cfg.Claim(ctx, ha.agentID, s.id, owner)
+// takePlaceLocked counts one more session of an agent, unless the session counts already, and
+// reports whether the agent's limit allows it.
+func (s *hubSession) takePlaceLocked(agentID string) bool {
+	h := s.h
+	h.agentsMu.Lock()
+	defer h.agentsMu.Unlock()
+	if h.owned[agentID] >= h.cfg.MaxAgentSessions && !(s.counted && s.owner == agentID) {
+		return false
+	}
+	h.owned[agentID]++
+	return true
 }
 
-func notYours(sessionID string) error {
-	return refusal(CodeForbidden, sessionID, "the session belongs to another agent")
+// leavePlaceLocked takes back what takePlaceLocked counted.
+func (s *hubSession) leavePlaceLocked(agentID string) {
+	h := s.h
+	h.agentsMu.Lock()
+	defer h.agentsMu.Unlock()
+	if h.owned[agentID]--; h.owned[agentID] == 0 {
+		delete(h.owned, agentID)
+	}
 }
 
-// checkQuotaLocked refuses a session beyond the limits: that of the agent, unless the session
-// counts against it already, and that of the hub, unless the hub knows the session. It spares
-// the store a question about a session that would be refused in the end. beginLocked has the
-// last word on the hub's limit.
-func (ha *hubAgentLink) checkQuotaLocked(s *hubSession) error {
-	if s.counted && s.owner == ha.agentID {
-		return nil
-	}
-	ha.h.agentsMu.Lock()
-	n := ha.h.owned[ha.agentID]
-	ha.h.agentsMu.Unlock()
-	if n < ha.h.cfg.MaxAgentSessions && (s.epoch != "" || ha.h.knownSessions.Load() < int64(ha.h.cfg.MaxSessions)) {
-		return nil
-	}
-	return overloaded(s.id)
-}
-
-// overloaded is the answer past a limit. It is retryable: the agent says again later where the
-// session stands, and there may be room then.
-func overloaded(sessionID string) error {
-	err := refusal(CodeOverloaded, sessionID, "too many sessions")
-	err.Retryable = true
-	return err
-}
-
-// startLocked returns the number up to which an epoch that is new to the hub counts as
-// accepted. With a store only its answer counts, even if that is zero: what some hub has
-// acknowledged need not be in it. Without one the agent's number does, since to start lower
-// would ask for events that it has freed. If the store does not answer, the agent has to try
-// again: any number made up here would lose events or repeat them. The lock is free while
-// Resume runs.
-func (ha *hubAgentLink) startLocked(ctx context.Context, s *hubSession, e SessionStatus) (uint64, error) {
-	if ha.h.cfg.Resume == nil {
-		return e.AckSeq, nil
-	}
-	var start uint64
-	err := s.callLocked(ctx, ha, func(ctx context.Context) (err error) {
-		start, err = ha.h.cfg.Resume(ctx, s.id, e.Epoch)
-		return err
-	})
-	if err != nil && ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
-	if err != nil || start > MaxSeq {
-		refused := refusal(CodeOverloaded, s.id, "the hub's store does not answer")
-		refused.Retryable = true
-		return 0, refused
-	}
-	return start, nil
-}
-
-// attachLocked opens the session on this link, unless it died meanwhile: then it has no map
-// any more, so detach would not find a receiver that was put into it now. Such a session, which
-// may have been begun just now, is away from its start, or it would never expire.
+// attachLocked opens the session on this link, and returns the batches that came meanwhile. If the
+// link has died, it has no map any more, so detach would not find a receiver that was put into it
+// now: such a session, which may have been begun just now, is away from its start, or it would
+// never expire.
 //
 // If another link has the session, the agent's older one or one of its former owner, it loses
 // it: what still comes there is of a session that is not open. All cursors look again, since
 // there is an agent now that can replay older events.
-func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
-	s.listed = now
-	if s.receiver != nil && s.receiver.ha == ha {
-		return nil
-	}
+func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]page, error) {
+	ha := o.ha
 	rc := &receiver{s: s, ha: ha}
 	rc.task = task{Source: rc.next, Control: true}
 	ha.mu.Lock()
-	dead := ha.sessions == nil
-	if !dead {
+	dead, changed := ha.sessions == nil, o.entry.Epoch != s.epoch
+	pages := o.pages
+	if !dead && !changed {
 		ha.sessions[s] = rc
+		o.dropLocked()
+		delete(ha.openings, s.id)
 	}
 	ha.mu.Unlock()
-	if dead {
+	if dead || changed {
 		if s.receiver == nil {
 			s.away = now
 			s.watchClockLocked()
 		}
-		return ha.failure()
+		if dead {
+			return nil, ha.failure()
+		}
+		return nil, errChanged
 	}
 	if s.receiver != nil {
 		s.receiver.closeLocked()
 	}
+	s.listed = now
 	s.setOwnerLocked(ha.agentID)
+	s.counted = counts
 	s.receiver = rc
 	s.wakeAllLocked()
-	return nil
+	return pages, nil
 }

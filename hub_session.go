@@ -19,7 +19,7 @@ import (
 //
 // A session that has ended is open or away as well, until its age removes it.
 //
-// While a callback runs for it, it stays in the hub's map whatever its state, so that no
+// While a callback of the store runs for it, it stays in the hub's map whatever its state, so that no
 // other session of its id can begin and ask the caller for the same events. Code that looked
 // a session up and then locked it checks gone, or something that a gone session can't have:
 // an epoch or a receiver.
@@ -29,54 +29,12 @@ type hubSession struct {
 
 	mu sync.Mutex // level 2; protects the fields below
 	ownership
+	intake
 	history
 	audience
 
 	expiry   sched.Entry[*hubSession] // Hub.expiryMu protects it
 	jobPlace sched.Element[job]       // in the queue of the hub's workers, whose lock protects it
-}
-
-// lock locks the session for a change that ha's agent asks for, once no callback runs for
-// it. Only agents wait: viewers read what is accepted while Commit stores what follows.
-// After an error the session is not locked.
-func (s *hubSession) lock(ctx context.Context, ha *hubAgentLink) error {
-	s.mu.Lock()
-	err := s.waitIdleLocked(ctx, ha)
-	if err != nil {
-		s.mu.Unlock()
-	}
-	return err
-}
-
-// waitIdleLocked waits until no callback runs for the session. The lock is free meanwhile,
-// and held again in the end, even after an error. Anything may have changed: the session
-// may have another owner, another epoch or none, or be gone.
-func (s *hubSession) waitIdleLocked(ctx context.Context, ha *hubAgentLink) (err error) {
-	for s.busy != nil && err == nil {
-		b := s.busy
-		s.mu.Unlock()
-		err = b.wait(ctx, ha)
-		s.mu.Lock()
-	}
-	return err
-}
-
-// callLocked runs a callback without the lock, which it takes again, even when the callback
-// panics. As long as it runs, busy keeps all links' batches and statuses and the clock away
-// from the session (rule 8), but not Forget, Close or the end of ha: the caller looks again
-// at the epoch and the receiver.
-func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	b := &busy{ha: ha, cancel: cancel, done: make(chan struct{})}
-	s.busy = b
-	s.mu.Unlock()
-	defer func() {
-		cancel()
-		s.mu.Lock()
-		s.busy = nil
-		close(b.done)
-	}()
-	return f(ctx)
 }
 
 // beginEpochLocked begins an epoch, in which everything up to start counts as accepted
@@ -88,20 +46,24 @@ func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64)
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
 		next.prevID, next.prevSeq = s.epoch, s.log.head
 	}
-	s.history = next
+	s.dropIntakeLocked()
+	s.history, s.received, s.endsAt = next, start, 0
 	s.wakeAllLocked()
 }
 
-// acceptLocked takes a page that begins after what is accepted: the one place where an
+// acceptLocked takes pages that begin after what is accepted: the one place where an
 // event becomes visible to viewers and acks, and so after Commit (rule 8). The log takes over
-// the page's bytes. Cursors that wait alone are woken one by one; those in cohorts, however
+// the pages' bytes. Cursors that wait alone are woken one by one; those in cohorts, however
 // many, only need a worker.
-func (s *hubSession) acceptLocked(p *page) {
-	s.log.accept(p, func() {
-		s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
-	})
-	if p.hasEnd() {
-		s.endSeq = p.last
+func (s *hubSession) acceptLocked(pages ...page) {
+	for i := range pages {
+		p := &pages[i]
+		s.log.accept(p, func() {
+			s.log.trim(s.log.head, s.h.cfg.LogEvents, s.h.cfg.LogBytes)
+		})
+		if p.hasEnd() {
+			s.endSeq = p.last
+		}
 	}
 	s.agentHead = max(s.agentHead, s.log.head)
 	s.noteEndLocked()
@@ -114,12 +76,14 @@ func (s *hubSession) acceptLocked(p *page) {
 
 // noteEndLocked ends the session once everything up to its end is accepted. That is noticed
 // in two places: the end event was accepted, or a status named a number that was accepted
-// already, since the end may lie in a gap (rule 16).
+// already, since the end may lie in a gap (rule 16). The store is told of that first.
 func (s *hubSession) noteEndLocked() {
-	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended {
+	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended && !s.endDueLocked(s.log.head) {
 		s.ended = true
+		s.uncountLocked()
 		s.endSeq, s.agentHead = s.log.head, s.log.head // what the agent named beyond that was wrong
 		s.wakeAllLocked()
+		s.watchClockLocked()
 	}
 }
 
@@ -145,26 +109,24 @@ func (s *hubSession) forgetEpochsLocked() {
 		s.receiver.closeLocked()
 		s.receiver = nil
 	}
+	s.dropIntakeLocked()
 	s.setOwnerLocked("")
 	s.history, s.page = history{}, nil
+	s.received, s.endsAt = 0, 0
 	for _, c := range s.cursors {
 		c.restartLocked(c.epoch, c.seq)
 		c.queueStatusLocked()
 	}
 }
 
-// setOwnerLocked makes an agent the owner, against whose limit the session counts. With an
-// empty id the session belongs to nobody.
+// setOwnerLocked makes an agent the owner; with an empty id the session belongs to nobody. What
+// the owner before has sent and is not stored is not the new one's to confirm.
 func (s *hubSession) setOwnerLocked(agentID string) {
+	if s.owner != agentID {
+		s.dropIntakeLocked()
+	}
 	s.uncountLocked()
 	s.owner = agentID
-	if agentID == "" {
-		return
-	}
-	s.counted = true
-	s.h.agentsMu.Lock()
-	s.h.owned[agentID]++
-	s.h.agentsMu.Unlock()
 }
 
 // uncountLocked takes the session off its owner's limit. The owner stays: an ended session
@@ -199,7 +161,6 @@ type ownership struct {
 	receiver *receiver // on the owner's current link, or nil; set only in a session with an epoch
 	away     time.Time // when the owner's link was lost; counts only without a receiver
 	listed   time.Time // when the agent last spoke of it, by a status or a batch
-	busy     *busy     // the callback that is running for it, or nil
 	counted  bool      // in Hub.owned, for the owner
 	gone     bool      // no longer in the hub's map; never false again
 }
@@ -214,6 +175,7 @@ type history struct {
 	log       log    // its head is what is accepted
 	agentHead uint64 // last number the agent is known to have
 	endSeq    uint64 // the number of the end, once the agent said so, or 0
+	endStored bool   // Commit was given the end
 	ended     bool   // the end was accepted
 
 	// What outlives a change of the epoch. The position is for statuses, so that a viewer can
@@ -245,31 +207,6 @@ type pastEpoch struct {
 	until time.Time // when it is dropped
 }
 
-// busy is a callback that runs for a session, without its lock: Resume or Commit. There is
-// one at a time, over all links, since the caller's store must not be asked where it stands
-// while it is being written to (rule 8).
-type busy struct {
-	ha     *hubAgentLink      // for which it runs
-	cancel context.CancelFunc // of the callback's ctx
-	done   chan struct{}      // closed when it has returned and the session is locked again
-}
-
-// wait waits for the callback's end, or ctx's. A callback of another link of the same agent
-// is cancelled, since the agent has given that link up and would wait on this one for a store
-// that may be stuck. One of the same link has to be waited for, and one of another agent is
-// not for this agent to cancel (rule 8).
-func (b *busy) wait(ctx context.Context, ha *hubAgentLink) error {
-	if b.ha != ha && b.ha.agentID == ha.agentID {
-		b.cancel()
-	}
-	select {
-	case <-b.done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // getOrCreate returns the session of an id, and makes one if the hub has none. The caller
 // releases it if it has given it neither epoch nor cursor, or it would stay forever.
 func (h *Hub) getOrCreate(id string) *hubSession {
@@ -285,7 +222,9 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 
 // newSession returns a session that is not in the hub's map yet.
 func (h *Hub) newSession(id string) *hubSession {
-	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
+	s := &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
+	s.commit.s, s.ctx = s, context.Background()
+	return s
 }
 
 // lookup returns the session of an id, or nil.
@@ -303,7 +242,7 @@ func (h *Hub) release(s *hubSession) {
 	defer h.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.epoch == "" && len(s.cursors) == 0 && s.busy == nil && !s.gone {
+	if s.epoch == "" && len(s.cursors) == 0 && !s.busy && !s.gone {
 		h.deleteLocked(s)
 	}
 }

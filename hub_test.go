@@ -112,15 +112,12 @@ func TestHubMaxSessionsDuringResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{MaxSessions: 1, Resume: func(context.Context, string, string) (uint64, error) { <-release; return 0, nil }})
-		done := make(chan error, 2)
 		for _, id := range []string{"a", "b"} {
 			a := playAgent(t, h, id)
-			go func() { done <- a.link.Handle(context.Background(), a.status(entryOf(id, "e1", 1, 0, 1))) }()
+			a.send(a.status(entryOf(id, "e1", 1, 0, 1)))
 		}
-		synctest.Wait()
 		close(release)
-		<-done
-		<-done
+		synctest.Wait()
 		if n := h.Stats().Sessions; n != 1 {
 			t.Errorf("%d sessions, want 1", n)
 		}
@@ -193,8 +190,8 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 		asked := 0
 		h := NewHub(&HubConfig{
 			MaxSessions: 2, MaxAgentSessions: 1,
-			Claim:  func(context.Context, string, string, string) bool { return true },
-			Resume: func(context.Context, string, string) (uint64, error) { asked++; return 0, nil },
+			AuthorizeAgent: func(context.Context, string, string, string) error { return nil },
+			Resume:         func(context.Context, string, string) (uint64, error) { asked++; return 0, nil },
 		})
 		a, b, c := playAgent(t, h, "a"), playAgent(t, h, "b"), playAgent(t, h, "c")
 		a.send(a.batch("s", "e1", 1, 1))
@@ -476,9 +473,11 @@ func TestHubExpiryDuringCommit(t *testing.T) {
 		<-release
 		return nil
 	}})
+	h.commits.size = 0
 	a := playAgent(t, h, "agent")
-	handled, looked := make(chan error, 1), make(chan HubStats, 1)
-	go func() { handled <- a.link.Handle(context.Background(), a.batch("s", "e1", 1, 1)) }()
+	looked := make(chan HubStats, 1)
+	a.send(a.batch("s", "e1", 1, 1))
+	done := start(func() error { h.commits.next().work(time.Now()); return nil })
 	<-entered
 	a.link.Close()
 	go func() { looked <- h.Stats() }()
@@ -488,7 +487,7 @@ func TestHubExpiryDuringCommit(t *testing.T) {
 		t.Error("Stats does not return while Commit runs")
 	}
 	close(release)
-	<-handled
+	<-done
 }
 
 // Rule 16: when an ended session is forgotten.
@@ -577,10 +576,10 @@ func TestHubCloseDuringCommit(t *testing.T) {
 		release := make(chan bool)
 		h := NewHub(&HubConfig{Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
 		a := playAgent(t, h, "agent")
-		done := a.handling(a.batch("s", "e1", 1, 1))
+		a.send(a.batch("s", "e1", 1, 1))
 		h.Close()
 		close(release)
-		<-done
+		synctest.Wait()
 		if len(h.sessions) != 0 {
 			t.Error("a session of a closed hub")
 		}

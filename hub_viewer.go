@@ -221,25 +221,25 @@ type pendingAuth struct {
 // admit returns the link's cursor on a session if the viewer may watch it, or
 // neither cursor nor error if its watch was revoked meanwhile: then Authorize has to be asked
 // again. A Revoke at any moment finds the pendingAuth, or the cursor, or both.
-func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (*cursor, error) {
+func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (c *cursor, err error) {
 	a := &pendingAuth{sessionID: sessionID}
 	hv.mu.Lock()
 	hv.pendingAuths = append(hv.pendingAuths, a)
 	hv.mu.Unlock()
-	var c *cursor
-	err := hv.authorize(ctx, sessionID)
-	if err == nil {
-		c, err = hv.cursor(sessionID)
-	}
-	hv.mu.Lock()
-	hv.pendingAuths = slices.DeleteFunc(hv.pendingAuths, func(b *pendingAuth) bool { return a == b })
-	revoked := a.revoked
-	hv.mu.Unlock()
-	if revoked {
-		hv.unwatch(sessionID)
+	defer func() { // even after a callback's panic
+		hv.mu.Lock()
+		hv.pendingAuths = slices.DeleteFunc(hv.pendingAuths, func(b *pendingAuth) bool { return a == b })
+		revoked := a.revoked
+		hv.mu.Unlock()
+		if revoked {
+			hv.unwatch(sessionID)
+			c = nil
+		}
+	}()
+	if err := hv.authorize(ctx, sessionID); err != nil {
 		return nil, err
 	}
-	return c, err
+	return hv.cursor(sessionID)
 }
 
 // revoke ends the watch of a session, and tells the viewer if there was one. One that is being

@@ -847,3 +847,20 @@ func TestHubItemsOfManyGaps(t *testing.T) {
 		hubSaw(t, h, "s", want...)
 	})
 }
+
+// A panic in Authorize left its watch among those that are being authorized, for good.
+func TestHubAuthorizePanics(t *testing.T) {
+	h := NewHub(&HubConfig{Authorize: func(context.Context, string, string) error { panic("directory") }})
+	v := playViewer(t, h, "tab")
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		v.send(v.watch("s", "", 0))
+	}()
+	if n := len(v.link.endpoint.(*hubViewerLink).pendingAuths); n > 0 || len(h.sessions) > 0 {
+		t.Errorf("%d watches are being authorized, %d sessions", n, len(h.sessions))
+	}
+}

@@ -30,6 +30,7 @@ const (
 	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
 	maxStatus              = 256       // sessions of a status
 	maxAcks                = 255       // further sessions of an ack
+	minWindowBytes         = 16 << 10  // bytes that an agent may always send beyond an ack
 	maxCohort              = 64        // viewers that one worker serves in one turn
 )
 

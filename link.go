@@ -371,6 +371,9 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 		l.failWith(now, err, err.Payload())
 	} else {
 		l.reply(err.Payload())
+		if ha, ok := l.endpoint.(*hubAgentLink); ok {
+			ha.refusedBatch(now, err)
+		}
 	}
 	if m, ok := l.endpoint.(unreader); ok && err.Code == CodeEventRejected {
 		m.unreadable(err)

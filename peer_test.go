@@ -49,6 +49,7 @@ type peer struct {
 	st     *Streamer
 	window int // that its welcome grants
 
+	waits    bool            // the hub's callbacks are called by goroutines of its own: send waits for them
 	pushed   *inbox          // receives what the link pushes, if it does
 	requests map[string]bool // ids of the replay requests that were wanted
 }
@@ -122,6 +123,7 @@ func (p *peer) welcome(id string) {
 func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	t.Helper()
 	a := newPeer(t, h.ConnectAgent(agentID))
+	a.waits = (h.cfg.Commit != nil || h.cfg.Resume != nil || h.cfg.AuthorizeAgent != nil) && h.commits.size > 0
 	w := a.hello(roleAgent)
 	if w.V != 1 || w.WindowEvents != h.cfg.Window || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
@@ -166,6 +168,9 @@ func (p *peer) send(ps ...Payload) {
 		if err != nil {
 			p.t.Fatalf("sent %s: %v", payloadText(said), err)
 		}
+		if p.waits {
+			synctest.Wait()
+		}
 	}
 }
 
@@ -188,6 +193,11 @@ func (p *peer) refused(said Payload, want *ErrorPayload) *ProtocolError {
 	p.t.Helper()
 	p.fill(said)
 	err := p.link.Handle(context.Background(), said)
+	if p.waits && err == nil { // a callback refuses it, and only the answer says so
+		synctest.Wait()
+		p.want(want)
+		return nil
+	}
 	var refused *ProtocolError
 	if !errors.As(err, &refused) {
 		p.t.Fatalf("sent %s: error %v, want %s", payloadText(said), err, want.Code)

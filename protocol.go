@@ -181,6 +181,7 @@ type ErrorPayload struct {
 	RequestID string `json:"request_id,omitempty"` // the replay request it answers
 	Epoch     string `json:"epoch,omitempty"`      // what it is about, or the current one
 	Seq       uint64 `json:"seq,omitempty"`        // the event it is about, or 0
+	ToSeq     uint64 `json:"to_seq,omitempty"`     // the last of a range of events that begins at Seq, or 0
 }
 
 func (*HelloPayload) payloadType() string         { return "hello" }
@@ -423,8 +424,10 @@ func (p *ErrorPayload) check() *ProtocolError {
 		return malformed("error: bad request_id")
 	case !optionalEpoch(p.Epoch):
 		return malformed("error: bad epoch")
-	case p.Seq > MaxSeq:
+	case p.Seq > MaxSeq || p.ToSeq > MaxSeq:
 		return malformed("error: seq too large")
+	case p.ToSeq != 0 && (p.Seq == 0 || p.ToSeq < p.Seq):
+		return malformed("error: %d to %d is no range", p.Seq, p.ToSeq)
 	}
 	return nil
 }
@@ -513,7 +516,7 @@ func shorten(s string) string { return s[:min(len(s), 32)] }
 func (e *ProtocolError) Payload() *ErrorPayload {
 	return &ErrorPayload{
 		SessionID: e.SessionID, ViewerID: e.ViewerID, Code: e.Code, Message: clip(e.Message),
-		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq,
+		Retryable: e.Retryable, RequestID: e.RequestID, Epoch: e.Epoch, Seq: e.Seq, ToSeq: e.ToSeq,
 	}
 }
 
@@ -522,6 +525,6 @@ func (e *ProtocolError) Payload() *ErrorPayload {
 func (p *ErrorPayload) protocolError() *ProtocolError {
 	return &ProtocolError{
 		Code: p.Code, Message: p.Message, Retryable: p.Retryable, SessionID: p.SessionID,
-		ViewerID: p.ViewerID, RequestID: p.RequestID, Epoch: p.Epoch, Seq: p.Seq,
+		ViewerID: p.ViewerID, RequestID: p.RequestID, Epoch: p.Epoch, Seq: p.Seq, ToSeq: p.ToSeq,
 	}
 }

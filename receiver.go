@@ -9,10 +9,10 @@ import (
 // This file is the receiving end of one session: it takes batches in and owes acks. A batch
 // comes from hubAgentLink.dispatch and goes, in order, through
 //
-//	load               the events' data is checked, before any lock is taken
-//	findSession        the session is found open on this link, or opened
-//	batch              ended? a hole? known already? what is known in part is cut off
-//	acceptLocked       what the hub takes is stored by Commit, then accepted
+//	load           the events' data is checked, before any lock is taken
+//	lockOpen       the session is found open on this link, or opened by the batch
+//	batchLocked    ended? a hole? known already?
+//	takeLocked     what is new is received: stored by Commit, then accepted (hub_commit.go)
 //
 // and the acks that come of it go out through the receiver's task.
 
@@ -25,6 +25,10 @@ type receiver struct {
 	s    *hubSession
 	ha   *hubAgentLink
 	acks ackState // when the next ack is due, and whether it is a nack
+
+	refusals  []*ProtocolError // of events, which the agent has not been told of
+	refusedAt time.Time        // when the last one was queued
+	failed    *ProtocolError   // the last word, of a session that the store has failed: it is closed
 }
 
 // closeLocked closes the session on its link, which may be dead or go on with others. The
@@ -50,10 +54,43 @@ func (rc *receiver) nackLocked(now time.Time) {
 	rc.wakeLocked(now)
 }
 
-// acceptedLocked owes an ack for new events.
-func (rc *receiver) acceptedLocked(now time.Time, events int) {
-	rc.acks.accept(now, events, rc.ha.h.cfg.Window, rc.s.ended)
+// acceptLocked accepts pages that are stored, in order, and owes an ack for them.
+func (rc *receiver) acceptLocked(now time.Time, pages ...page) {
+	s, events := rc.s, 0
+	for i := range pages {
+		events += len(pages[i].slots)
+	}
+	s.acceptLocked(pages...)
+	rc.acks.accept(now, events, rc.ha.h.cfg.Window, s.ended)
 	rc.wakeLocked(now)
+}
+
+// windowLocked is how many events and bytes beyond what is accepted the agent may send: the
+// window, but less when what waits for the store nears its limit. It never ends the flow
+// altogether, since nobody would tell the agent that there is room again.
+func (rc *receiver) windowLocked() (events, bytes int) {
+	h := rc.ha.h
+	h.agentsMu.Lock()
+	free := h.cfg.MaxUncommittedBytes - h.uncommitted[rc.ha.agentID]
+	h.agentsMu.Unlock()
+	return h.cfg.Window, max(minWindowBytes, min(h.cfg.WindowBytes, free+rc.s.bytes))
+}
+
+// refuseLocked tells the agent that an event was refused, which it then turns into a gap. It
+// goes out before the next ack. Neighbours that are refused for one reason are one range.
+func (rc *receiver) refuseLocked(now time.Time, seq uint64, err *ProtocolError) {
+	rc.refusedAt = now
+	rc.ha.ready(&rc.task)
+	if n := len(rc.refusals); n > 0 {
+		last := rc.refusals[n-1]
+		if last.Code == err.Code && last.Message == err.Message && max(last.Seq, last.ToSeq)+1 == seq {
+			last.ToSeq = seq
+			return
+		}
+	}
+	err.Epoch, err.Seq = rc.s.epoch, seq
+	rc.refusals = append(rc.refusals, err)
+	rc.ha.h.refusedPayloads.Add(1)
 }
 
 // wakeLocked makes the link call next when the ack is due, if one is owed.
@@ -71,8 +108,17 @@ func (rc *receiver) next(now time.Time) Payload {
 	s := rc.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if failed := rc.failed; failed != nil {
+		rc.failed = nil
+		return failed.Payload()
+	}
 	if s.receiver != rc {
 		return nil
+	}
+	if len(rc.refusals) > 0 {
+		p := rc.refusals[0].Payload()
+		rc.refusals = rc.refusals[1:]
+		return p
 	}
 	if due, next := rc.acks.due(now); !due {
 		if !next.IsZero() {
@@ -84,103 +130,103 @@ func (rc *receiver) next(now time.Time) Payload {
 	return p
 }
 
-// batch accepts what is new in a batch (rules 7 and 8). Of a batch whose data can't be read
-// nothing is accepted, and the refusal names the event.
-//
-// That the session has ended comes first, or what goes on after the end would be accepted, or
-// be taken for a hole and asked for again and again. A hole drops the batch whole: what is
-// accepted has no holes, and the agent goes back and sends the events in it again anyway.
+// batch receives what is new in a batch (rules 7 and 8). Of a batch whose data can't be read
+// nothing is received, and the refusal names the event. A session that is not open is opened
+// first, which may take a while.
 func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
 		refused := refusal(CodeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
-	s, err := ha.findSession(ctx, now, p)
-	if err != nil {
-		return err
-	}
-	defer s.unlockAndRelease()
-	rc, accepted := s.receiver, s.log.head
-	if s.ended && p.LastSeq > accepted {
-		return ofEpoch(refusal(CodeSessionEnded, s.id, "the session ended at %d", accepted), s.epoch)
-	}
-	s.agentHead = max(s.agentHead, p.HeadSeq)
-	s.listed = now
-	switch {
-	case p.FirstSeq > accepted+1:
-		rc.nackLocked(now)
-		return nil
-	case p.LastSeq <= accepted:
-		rc.ackNowLocked() // a duplicate: its ack may have been lost
-		return nil
-	}
-	p.clip(accepted)
-	return ha.acceptPageLocked(ctx, now, s, &p.page)
-}
-
-// acceptPageLocked accepts a page, up to the first event that is too large, once it is stored
-// (rule 8). The lock is free while Commit runs. Meanwhile the session may have been forgotten,
-// and then what Commit says does not count; or the link may have died, and then it does, as
-// the next link finds: a receiver whose link is dead just sends no ack. Nobody else can have
-// accepted anything, since they wait until the session is no longer busy.
-//
-// The page is packed first: it may go into the log, and would keep the whole payload in memory
-// for the sake of the few events that are new.
-func (ha *hubAgentLink) acceptPageLocked(ctx context.Context, now time.Time, s *hubSession, pg *page) error {
-	rc, epoch := s.receiver, s.epoch // when Commit is done, they may be others
-	tooLarge := ha.cutOversizedLocked(s, pg)
-	if pg.last >= pg.first {
-		pg.pack()
-		if err := ha.commitLocked(ctx, s, epoch, pg); err != nil {
+	for range 2 {
+		if s := ha.lockOpen(p.SessionID, p.Epoch); s != nil {
+			defer s.mu.Unlock()
+			return s.receiver.batchLocked(ctx, now, &p.page, p.HeadSeq)
+		}
+		if ha.hold(p) {
+			return nil
+		}
+		if err := ha.openByBatch(ctx, now, p); err != nil {
 			return err
 		}
-		if s.epoch != epoch {
-			return nil // forgotten
-		}
-		s.acceptLocked(pg)
-		rc.acceptedLocked(now, len(pg.slots))
-		s.watchClockLocked()
 	}
-	if tooLarge != nil { // it will send again from its last ack: let that be up to date
-		rc.ackNowLocked()
-	}
-	return tooLarge
+	return nil // it was opened, and lost again at once: the batch comes again
 }
 
-// unlockAndRelease unlocks the session, and releases it if it was forgotten while Commit ran: until
-// the callback's end it had to stay in the hub's map.
-func (s *hubSession) unlockAndRelease() {
-	forgotten := s.epoch == ""
+// refusedBatch asks for the rest of a batch that was dropped for the sake of one event that could
+// not be read. The agent turns that event into a gap when it hears of the refusal, which comes
+// first.
+func (ha *hubAgentLink) refusedBatch(now time.Time, err *ProtocolError) {
+	if err.Code != CodeEventRejected {
+		return
+	}
+	if s := ha.lockOpen(err.SessionID, err.Epoch); s != nil {
+		defer s.mu.Unlock()
+		s.receiver.acks.missing(now, s.log.head)
+		s.receiver.wakeLocked(now)
+	}
+}
+
+// lockOpen returns a session locked if it is open on this link in that epoch, and otherwise nil.
+func (ha *hubAgentLink) lockOpen(sessionID, epoch string) *hubSession {
+	s := ha.h.lookup(sessionID)
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	if s.receiver != nil && s.receiver.ha == ha && s.epoch == epoch {
+		return s
+	}
 	s.mu.Unlock()
-	if forgotten {
-		s.h.release(s)
-	}
+	return nil
 }
 
-// findSession returns the session of a batch, open on this link and locked. If it is not open,
-// a batch from number 1 opens it, as a status would: the agent has not sent anything of it
-// before (rule 5). Any other is refused, and the agent says by a status where it stands.
-func (ha *hubAgentLink) findSession(ctx context.Context, now time.Time, p *eventBatch) (*hubSession, error) {
+// batchLocked receives what is new in a page of its session's.
+//
+// That the session has ended comes first, or what goes on after the end would be accepted, or
+// be taken for a hole and asked for again and again. A hole drops the batch whole: what is
+// received has no holes, and the agent goes back and sends the events in it again anyway. What
+// is received and not accepted needs no answer: its ack follows.
+func (rc *receiver) batchLocked(ctx context.Context, now time.Time, p *page, head uint64) error {
+	s := rc.s
+	s.listed = now
+	if end, ok := s.lastLocked(); ok && p.last > end {
+		return ofEpoch(refusal(CodeSessionEnded, s.id, "the session ended at %d", end), s.epoch)
+	}
+	if !s.ended {
+		s.agentHead = max(s.agentHead, head)
+	}
+	rc.confirmLocked(now, p)
+	switch {
+	case p.first > s.received+1:
+		rc.nackLocked(now)
+	case p.last <= s.log.head:
+		rc.ackNowLocked() // a duplicate: its ack may have been lost
+	case p.last > s.received:
+		rc.takeLocked(ctx, now, p)
+	}
+	return nil
+}
+
+// openByBatch opens the session of a batch from number 1, as a status would: the agent has not
+// sent anything of it before (rule 5). Any other is refused, and the agent says by a status where
+// it stands.
+func (ha *hubAgentLink) openByBatch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if s := ha.h.lookup(p.SessionID); s != nil {
-		if err := s.lock(ctx, ha); err != nil {
-			return nil, err
-		}
-		if s.receiver != nil && s.receiver.ha == ha && s.epoch == p.Epoch {
-			return s, nil
-		}
+		s.mu.Lock()
 		err := ha.checkOwnerLocked(s, p.Epoch)
 		s.mu.Unlock()
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if p.FirstSeq != 1 {
 		err := refusal(CodeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
-		return nil, err
+		return err
 	}
-	return ha.openSession(ctx, now, SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, HeadSeq: p.HeadSeq})
+	return ha.begin(ctx, now, &opening{entry: SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, FirstSeq: p.FirstSeq, HeadSeq: p.HeadSeq}})
 }
 
 // checkOwnerLocked refuses a session that the agent can't open in that epoch in any way, neither
@@ -190,58 +236,8 @@ func (ha *hubAgentLink) checkOwnerLocked(s *hubSession, epoch string) error {
 	switch {
 	case s.owner == "" || s.owner == ha.agentID:
 		return s.checkEpochLocked(epoch)
-	case ha.h.cfg.Claim == nil:
+	case ha.h.cfg.AuthorizeAgent == nil:
 		return ofEpoch(notYours(s.id), epoch)
 	}
 	return nil
-}
-
-// cutOversizedLocked cuts the page before the first event that is too large, and returns the
-// refusal of that one (rule 11). The agent sends a gap in its place, and what follows again:
-// to accept that now would leave a hole.
-func (ha *hubAgentLink) cutOversizedLocked(s *hubSession, p *page) error {
-	i := p.firstLarger(ha.h.cfg.MaxEventBytes)
-	if i < 0 {
-		return nil
-	}
-	err := refusal(CodeEventTooLarge, s.id, "an event has at most %d bytes", ha.h.cfg.MaxEventBytes)
-	err.Epoch, err.Seq = s.epoch, p.slots[i].to
-	p.cut(err.Seq - 1)
-	return err
-}
-
-// commitLocked makes the hub's caller store the page. The lock is free meanwhile. The caller
-// gets copies, which it may keep and change. It may refuse one event, and only one of this
-// page: any other error, also a *ProtocolError about something else, is a failure of the
-// store, which ends the link (rule 8).
-func (ha *hubAgentLink) commitLocked(ctx context.Context, s *hubSession, epoch string, p *page) error {
-	if ha.h.cfg.Commit == nil {
-		return nil
-	}
-	err := s.callLocked(ctx, ha, func(ctx context.Context) error {
-		return ha.h.cfg.Commit(ctx, s.id, epoch, p.items(s.id, epoch))
-	})
-	var refused *ProtocolError
-	if errors.As(err, &refused) && refused.Code == CodeEventRejected && p.has(refused.Seq) {
-		out := refusal(CodeEventRejected, s.id, "%s", refused.Message)
-		out.Epoch, out.Seq = epoch, refused.Seq
-		return out
-	}
-	if err != nil {
-		return &commitError{err}
-	}
-	return nil
-}
-
-// A commitError hides that a Commit callback may have returned a *ProtocolError
-// of its own making: Link.handle would send it to the peer and let the link live. Everything
-// else that the error wraps stays visible to errors.Is and errors.As.
-type commitError struct{ err error }
-
-func (e *commitError) Error() string        { return "gvstream: commit: " + e.err.Error() }
-func (e *commitError) Is(target error) bool { return errors.Is(e.err, target) }
-
-func (e *commitError) As(target any) bool {
-	_, hidden := target.(**ProtocolError)
-	return !hidden && errors.As(e.err, target)
 }

@@ -50,10 +50,11 @@ type sendCursor struct {
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
-	timer   retry     // runs while something sent is not acknowledged, or a first ack awaited
-	expired bool      // the timer expired, and there was no progress since
-	silent  bool      // nor was anything heard about the session
-	resume  time.Time // a retryable error: not to be announced before; zero: no wait
+	timer   retry         // runs while something sent is not acknowledged, or a first ack awaited
+	expired bool          // the timer expired, and there was no progress since
+	silent  bool          // nor was anything heard about the session
+	resume  time.Time     // a retryable error: not to be announced before; zero: no wait
+	pauses  time.Duration // how long the last such wait was, without progress since
 
 	nacked   uint64    // the number last gone back to
 	nackedAt time.Time // when that was; zero: never
@@ -153,6 +154,9 @@ func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ack
 	}
 	c.silent = false
 	c.window.update(a)
+	if upTo > acked {
+		c.pauses = 0
+	}
 	progress := upTo > acked || !c.opened && c.maxSentOnLink == 0
 	if !c.opened {
 		c.open(upTo)
@@ -231,15 +235,14 @@ func (c *sendCursor) reopen() bool {
 	return news
 }
 
-// pause notes a retryable error: the session is to be announced after the timer's wait,
-// which is longer each time until there is progress. The timer itself does not run
-// meanwhile: it would announce the session, or take the hub for gone.
+// pause notes a retryable error: the session is to be announced after a wait, which is longer
+// each time until there is progress. The timer does not run meanwhile: it would announce the
+// session, or take the hub for gone.
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
-	c.timer.start(now)
-	c.resume = c.timer.at
-	c.timer.backOff()
 	c.timer.stop()
+	c.pauses = min(max(pauseFirst, 2*c.pauses), timerMax)
+	c.resume = now.Add(c.pauses)
 }
 
 // close stops the sending until the next ack, which says where to go on from.

@@ -199,12 +199,13 @@ func TestSendCursorTick(t *testing.T) {
 	}
 }
 
-// Rule 11: after a retryable error the session is announced when a timer period has
-// passed, twice as long each time, and an ack ends the wait.
+// Rule 11: after a retryable error the session is announced a second later, twice as long each
+// time up to 2 minutes, and an ack ends the wait. Only progress makes the next one short again.
 func TestSendCursorPause(t *testing.T) {
 	now := time.Unix(1000, 0)
 	c := sendCursor{opened: true, firstAck: 3, sent: 6, maxSentOnLink: 6}
-	for _, wait := range []time.Duration{timerFirst, 2 * timerFirst} {
+	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 120, 120} {
+		wait *= time.Second
 		c.pause(now)
 		if c.maySend() || !c.nextTick().Equal(now.Add(wait)) {
 			t.Fatalf("may send: %v, and is asked again after %v, want %v", c.maySend(), c.nextTick().Sub(now), wait)
@@ -219,6 +220,13 @@ func TestSendCursorPause(t *testing.T) {
 	c.pause(now)
 	if c.ack(now, SessionAck{UpToSeq: 1, Nack: false}, 3, 8) != ackTaken || !c.maySend() || c.sent != 1 || !c.nextTick().IsZero() {
 		t.Errorf("an ack does not end the wait: %+v", c)
+	}
+	if c.pause(now); !c.nextTick().Equal(now.Add(timerMax)) {
+		t.Errorf("an ack without progress: waits for %v", c.nextTick().Sub(now))
+	}
+	c.ack(now, SessionAck{UpToSeq: 4}, 3, 8)
+	if c.pause(now); !c.nextTick().Equal(now.Add(pauseFirst)) {
+		t.Errorf("after progress: waits for %v", c.nextTick().Sub(now))
 	}
 }
 

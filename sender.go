@@ -25,13 +25,14 @@ type sender struct {
 	inToAnnounce bool // toAnnounce, for the next status
 	inUnacked    bool // unacked, for the next sign of life
 
+	confirm []Gap           // refused ranges that the hub waits for, as gaps
 	replays []*replayAnswer // those that are not done, in the order of their requests
 }
 
-// noteUnackedLocked makes the next sign of life name the session, if it still has something
-// unacknowledged by then (rule 9). The session's lock is held.
+// noteUnackedLocked makes the next sign of life name the session, if it is still unsettled by
+// then (rule 9). The session's lock is held.
 func (sd *sender) noteUnackedLocked() {
-	if sd.inUnacked || sd.s.acked >= sd.s.log.head {
+	if sd.inUnacked || !sd.s.unsettledLocked() {
 		return
 	}
 	sd.inUnacked = true
@@ -53,7 +54,7 @@ func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 			sd.announceLocked()
 		}
 	case p.Code == CodeEventRejected || p.Code == CodeEventTooLarge:
-		sd.rejectLocked(p.Seq) // none without a number: what was refused is sent again, on the timer
+		sd.rejectLocked(p.Seq, max(p.Seq, p.ToSeq)) // none without a number: what was refused is sent again, on the timer
 	case p.Retryable:
 		sd.pause(now)
 		sd.scheduleTickLocked()
@@ -131,6 +132,9 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if !sd.maySend() {
 		return nil
 	}
+	if b := sd.confirmLocked(); b != nil {
+		return b
+	}
 	events, bytes, first := sd.allowed(pageBytes)
 	if sd.window.full {
 		return nil
@@ -149,14 +153,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	}
 	sd.advance(now, p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
-	b := newEventBatch()
-	b.EventBatchPayload = EventBatchPayload{
-		SessionID: s.id, Epoch: s.epoch, Link: sd.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
-		Gaps: p.gaps,
-	}
-	p.unchecked = s.st.cfg.TrustData
-	b.page = p
-	return b
+	return sd.payload(p)
 }
 
 // scheduleTickLocked makes the link ask the sender when its cursor's time has come. Whatever
@@ -207,28 +204,69 @@ func (sd *sender) recheckDataLocked() (wrong bool) {
 		if seq, found = s.log.unreadable(seq, sd.maxSentOnLink); !found {
 			break
 		}
-		sd.rejectLocked(seq)
+		sd.rejectLocked(seq, seq)
+		sd.resend(s.acked) // the hub could not read what came with it either
 		wrong = true
 	}
 	sd.checkedTo = max(sd.checkedTo, sd.maxSentOnLink)
 	return wrong
 }
 
-// rejectLocked turns an event that the hub refuses into a gap, and sends again from the
-// session's ack on (rule 11). A number that was not sent on this link is none that the hub
-// can refuse, and one that is acknowledged it has accepted.
-func (sd *sender) rejectLocked(seq uint64) {
+// rejectLocked turns the events that the hub refuses into gaps, and sends the gaps at once, in
+// place of what was sent under their numbers: the hub has the rest (rule 11). If it has not, it
+// says so by a nack, which is obeyed even if there was one a moment ago. A number that was not
+// sent on this link is none that the hub can refuse, and one that is acknowledged it has accepted.
+func (sd *sender) rejectLocked(from, to uint64) {
 	s := sd.s
-	if seq <= s.acked || seq > sd.maxSentOnLink {
+	from, to = max(from, s.acked+1), min(to, sd.maxSentOnLink)
+	if from > to || len(sd.confirm) >= maxGaps {
 		return
 	}
-	if !s.loseLocked(seq, ReasonRejected) {
+	sd.confirm = append(sd.confirm, Gap{From: from, To: to})
+	sd.link.ready(&sd.task)
+	if lost := s.loseRangeLocked(from, to, ReasonRejected); lost == 0 {
 		return // refused before
 	}
+	sd.nackedAt = time.Time{}
 	s.changed.Broadcast()
-	if s.hasEnded {
-		sd.announceLocked() // the end may lie in the gap
+	if s.hasEnded && to == s.log.head {
+		s.endLost = true
+		sd.announceLocked()
 	}
-	sd.resend(s.acked) // what came before may not have been accepted with it
-	sd.link.ready(&sd.task)
+}
+
+// confirmLocked makes a batch of the next refused range that is a gap now and that the hub may be
+// waiting for, or returns nil.
+func (sd *sender) confirmLocked() Payload {
+	s := sd.s
+	for len(sd.confirm) > 0 {
+		g := &sd.confirm[0]
+		from := max(g.From, s.acked+1)
+		if from > min(g.To, sd.sent) { // acknowledged, or about to be sent again
+			sd.confirm = sd.confirm[1:]
+			continue
+		}
+		p := s.log.read(span{after: from - 1, until: min(g.To, sd.sent), bytes: pageBytes})
+		if p.last < from {
+			sd.confirm = sd.confirm[1:]
+			continue
+		}
+		g.From = p.last + 1
+		return sd.payload(p)
+	}
+	sd.confirm = nil
+	return nil
+}
+
+// payload makes the batch of a page.
+func (sd *sender) payload(p page) *eventBatch {
+	s := sd.s
+	b := newEventBatch()
+	b.EventBatchPayload = EventBatchPayload{
+		SessionID: s.id, Epoch: s.epoch, Link: sd.id, FirstSeq: p.first, LastSeq: p.last, HeadSeq: s.log.head,
+		Gaps: p.gaps,
+	}
+	p.unchecked = s.st.cfg.TrustData
+	b.page = p
+	return b
 }

@@ -207,15 +207,17 @@ func (s *Session) makeRoomLocked(n int) bool {
 	}
 }
 
-// loseLocked turns the pending event of a number into a gap, and reports whether it was an
-// event until then. If the hub has it all the same, its ack clears the gap; if not, the
-// gap is what is sent.
-func (s *Session) loseLocked(seq uint64, reason Reason) bool {
-	n, ok := s.log.loseSeq(seq, reason)
-	if ok {
-		s.noteLostLocked(n)
+// loseRangeLocked turns the pending events of a range of numbers into gaps, and returns how many
+// there were. If the hub has one all the same, its ack clears the gap; if not, the gap is what is
+// sent.
+func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
+	for seq := from; seq <= to; seq++ {
+		if n, ok := s.log.loseSeq(seq, reason); ok {
+			s.noteLostLocked(n)
+			lost++
+		}
 	}
-	return ok
+	return lost
 }
 
 // noteLostLocked records that a pending event of that many bytes became a gap.
@@ -295,6 +297,10 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) (events, bytes int) {
 	}
 	return events, bytes
 }
+
+// unsettledLocked reports whether there is something that the hub may not know: what is not
+// acknowledged, or that the session has ended, which no event says any more (rule 16).
+func (s *Session) unsettledLocked() bool { return s.acked < s.log.head || s.endLost }
 
 // moveBackLocked makes everything after a number pending again, because the hub has lost
 // it. What the log no longer holds becomes a gap (rule 6). Pending may exceed its limits
@@ -379,6 +385,7 @@ type life struct {
 	pendingEvents  int    // events in (acked, head]
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
+	endLost        bool   // and became a gap, which does not say that it is the end
 
 	overAt    *time.Time // when to forget the session; nil: its end is not acknowledged
 	lostCount uint64     // events that became gaps while they were pending

@@ -157,7 +157,13 @@ func (w *simWorld) checkHub() {
 			if len(s.cursors) == 0 {
 				w.fail("S10: the hub holds %s for nobody", id)
 			}
+			if s.log.head > 0 || len(s.pages) > 0 {
+				w.fail("S1: the hub holds events of %s, of which it knows no epoch", id)
+			}
 			continue
+		}
+		if s.ended && !w.toldEnd[simKey{id, s.epoch}] {
+			w.fail("S12: %s has ended, and the store was not told", id)
 		}
 		known++
 		k := simKey{id, s.epoch}
@@ -182,10 +188,37 @@ func (w *simWorld) checkHub() {
 		w.fail("S10: the hub counts %d sessions, and knows %d", n, known)
 	}
 	for _, a := range w.agents {
-		if ha, _ := w.hub.agent(a.id); ha != nil && len(ha.sessions) > w.hub.cfg.MaxAgentSessions {
+		if n := w.waiting(a.id); w.hub.uncommitted[a.id] != n || n > max(w.hub.cfg.MaxUncommittedBytes, w.largest) {
+			w.fail("S10: %d bytes of %s wait for the store, and count as %d", n, a.id, w.hub.uncommitted[a.id])
+		}
+		if ha, _ := w.hub.agent(a.id); ha != nil && livingSessions(ha) > w.hub.cfg.MaxAgentSessions {
 			w.fail("S10: %s has %d sessions open", a.id, len(ha.sessions))
 		}
 	}
+}
+
+// waiting is what an agent has sent and the store has not got.
+func (w *simWorld) waiting(agentID string) (bytes int) {
+	for _, s := range w.hub.sessions {
+		if s.owner == agentID {
+			bytes += s.bytes
+		}
+	}
+	if ha, _ := w.hub.agent(agentID); ha != nil {
+		for _, o := range ha.openings {
+			bytes += o.bytes
+		}
+	}
+	return bytes
+}
+
+// noteSize notes what a batch may count at most while it waits for the store: one fits always.
+func (w *simWorld) noteSize(p *EventBatchPayload) {
+	size := gapBytes * (len(p.Gaps) + len(p.Events))
+	for _, ev := range p.Events {
+		size += len(ev.Data) + 150
+	}
+	w.largest = max(w.largest, size)
 }
 
 // checkHubLog: S10. Gaps lie between the events, before and after them.
@@ -319,7 +352,13 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 	} else if was != at {
 		w.fail("S1: %v: the hub is at %d, and %d was committed", k, at, was)
 	}
-	for _, it := range items {
+	for i, it := range items {
+		if it.End { // no number of its own
+			if it.Seq != at || i < len(items)-1 { // S12
+				w.fail("S12: %v: the end is committed at %d, after %d", k, it.Seq, at)
+			}
+			continue
+		}
 		from := it.Seq
 		if it.Gap != nil {
 			from = it.Gap.From
@@ -341,8 +380,8 @@ func (w *simWorld) acceptedTo(k simKey, items []Item) {
 	t := w.truthOf(k)
 	for _, it := range items {
 		t.accepted = max(t.accepted, it.Seq)
-		if it.Event != nil && it.Event.End {
-			t.end = it.Seq
+		if it.End || it.Event != nil && it.Event.End {
+			t.end, w.toldEnd[k] = it.Seq, true
 		}
 	}
 }
@@ -350,6 +389,11 @@ func (w *simWorld) acceptedTo(k simKey, items []Item) {
 // checkLoss: S3. What the hub gets as a gap must have been lost for a reason.
 func (w *simWorld) checkLoss(k simKey, g *Gap) {
 	t := w.truthOf(k)
+	for _, a := range w.agents {
+		if s := a.st.sessions[k.session]; s != nil && s.epoch == k.epoch && s.acked < g.From && s.log.first() <= g.From && !s.log.ring.at(s.log.find(g.From)).gap() {
+			w.fail("S3: %v: %d is lost at the hub, and %s has it", k, g.From, a.id)
+		}
+	}
 	switch {
 	case g.Reason == ReasonDropped && w.agentCfg.Overflow == DropOldest:
 	case g.Reason == ReasonEvicted && w.losable && g.To <= t.accepted: // a hub had it, and lost it
@@ -386,6 +430,7 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 	case *streamerLink:
 		switch p := p.(type) {
 		case *EventBatchPayload:
+			w.noteSize(p)
 			w.checkBatch(m, p)
 		case *ReplayBatchPayload:
 			w.checkAnswer(m, p)
@@ -581,14 +626,19 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if !h.hub {
 		return
 	}
+	w.afterHub(h.owners, h.epochs)
+}
+
+// afterHub: rules 2 and 4, after something that may have opened sessions.
+func (w *simWorld) afterHub(wasOwners, wasEpochs [4]string) {
 	w.noteStarts()
 	owners, epochs := w.owners()
 	for i, id := range simIDs {
-		if h.owners[i] != "" && owners[i] != "" && owners[i] != h.owners[i] && !w.claims { // rule 4
-			w.fail("S6: %s belonged to %s, and now to %s", id, h.owners[i], owners[i])
+		if wasOwners[i] != "" && owners[i] != "" && owners[i] != wasOwners[i] && !w.claims { // rule 4
+			w.fail("S6: %s belonged to %s, and now to %s", id, wasOwners[i], owners[i])
 		}
-		if epochs[i] != "" && epochs[i] < h.epochs[i] { // rule 2
-			w.fail("S6: %s went back from epoch %s to %s", id, h.epochs[i], epochs[i])
+		if epochs[i] != "" && epochs[i] < wasEpochs[i] { // rule 2
+			w.fail("S6: %s went back from epoch %s to %s", id, wasEpochs[i], epochs[i])
 		}
 	}
 }
@@ -856,6 +906,15 @@ func hubFault(h *Hub) string {
 			return ha.agentID + ": " + f
 		}
 	}
+	waiting := make(map[string]int)
+	for _, s := range h.sessions {
+		waiting[s.owner] += s.bytes
+	}
+	for agent, n := range waiting {
+		if agent != "" && n != h.uncommitted[agent] {
+			return fmt.Sprintf("S10: %s has %d bytes that wait for the store, and they count as %d", agent, n, h.uncommitted[agent])
+		}
+	}
 	for _, hv := range h.viewers {
 		if f := hubViewerFault(hv); f != "" {
 			return hv.viewerID + ": " + f
@@ -872,7 +931,10 @@ func hubSessionFault(s *hubSession) string {
 	if s.log.events > cfg.LogEvents || s.log.bytes > cfg.LogBytes || s.log.ring.n > 2*cfg.LogEvents+1 {
 		return fmt.Sprintf("S10: the log holds %d events, %d bytes, %d entries", s.log.events, s.log.bytes, s.log.ring.n)
 	}
-	if s.gone || s.busy != nil || s.log.head > s.agentHead || s.ended && s.log.head < s.endSeq {
+	if s.received < s.log.head || len(s.pages) == 0 && s.received > s.log.head || len(s.pages) > 0 && (s.pages[0].first != s.log.head+1 || s.pages[len(s.pages)-1].last != s.received) {
+		return fmt.Sprintf("S1: accepted %d, received %d in %d pages", s.log.head, s.received, len(s.pages))
+	}
+	if s.gone || s.busy || s.log.head > s.agentHead || s.ended && s.log.head < s.endSeq {
 		return fmt.Sprintf("accepted %d of %d, the end is %d, ended %v", s.log.head, s.agentHead, s.endSeq, s.ended)
 	}
 	if o := s.receiver; o != nil && (o.ha.sessions[s] != o || o.ha.agentID != s.owner || s.h.agents[s.owner] != o.ha) {
@@ -917,8 +979,18 @@ func cursorFault(c *cursor) string {
 	return ""
 }
 
+// livingSessions is how many of the sessions that are open on a link have not ended.
+func livingSessions(ha *hubAgentLink) (n int) {
+	for s := range ha.sessions {
+		if !s.ended {
+			n++
+		}
+	}
+	return n
+}
+
 func hubAgentFault(ha *hubAgentLink) string {
-	if len(ha.sessions) > ha.h.cfg.MaxAgentSessions {
+	if livingSessions(ha) > ha.h.cfg.MaxAgentSessions {
 		return fmt.Sprintf("S10: %d sessions are open", len(ha.sessions))
 	}
 	for s, o := range ha.sessions {

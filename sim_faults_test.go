@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/epoch"
 )
 
 // connectSome connects an agent or viewer that has no connection, and now and then one
@@ -145,7 +147,7 @@ func (w *simWorld) useOld() {
 // recover ends what goes wrong for a while.
 func (w *simWorld) recover() {
 	w.say("all is well again")
-	w.commitDown, w.halfCommit, w.forgetIn = false, false, ""
+	w.commitDown, w.halfCommit, w.forgetIn, w.failing, w.askAgain = false, false, "", "", false
 	w.hub.cfg.Window = w.hubCfg.Window
 	for _, v := range w.viewers {
 		v.stuck, v.away = false, false
@@ -257,7 +259,15 @@ func (w *simWorld) upsetViewer(v *simViewer) {
 }
 
 func (w *simWorld) upsetHub() {
-	switch w.choose(9) {
+	switch w.choose(11) {
+	case 9:
+		if w.failing = ""; !w.rarely(3) {
+			w.failing = simIDs[w.choose(len(simIDs))]
+		}
+		w.say("store fails for %q", w.failing)
+	case 10:
+		w.askAgain = !w.askAgain
+		w.say("the directory is down: %v", w.askAgain)
 	case 0, 1:
 		w.restartHub()
 	case 2, 3:
@@ -417,6 +427,7 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
 			moved = w.receive(x, &x.peer) || moved
 			moved = w.receive(x, &x.hub) || moved
 		}
+		moved = w.works(100) || moved
 		for _, v := range w.viewers {
 			if v.local {
 				moved = w.carry(v) || moved
@@ -520,6 +531,9 @@ func (w *simWorld) unrest() string {
 
 // sessionUnrest: L1, L4 and L6.
 func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
+	if w.ahead(s.epoch) {
+		return ""
+	}
 	if s.stopped != nil {
 		if s.stopped.Code == CodeAckBeyondSent && !w.lied[simKey{s.id, s.epoch}] {
 			return fmt.Sprintf("L1: %s %s stopped: %v", a.id, s.id, s.stopped)
@@ -530,7 +544,7 @@ func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 		return fmt.Sprintf("L1: %s %s: %d of %d are acknowledged", a.id, s.id, s.acked, s.log.head)
 	}
 	for _, b := range w.blocked { // L4; a stopped session holds what it has until it is renewed
-		if b.s == s && !a.anyStopped() {
+		if b.s == s && !w.anyStopped(a) {
 			return fmt.Sprintf("L4: %s %s: a publisher waits", a.id, s.id)
 		}
 	}
@@ -546,9 +560,15 @@ func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
 	return ""
 }
 
-func (a *simAgent) anyStopped() bool {
+// ahead reports whether the hub does not adopt an epoch yet, for it is ahead of its clock.
+func (w *simWorld) ahead(id string) bool {
+	at, ok := epoch.Time(id)
+	return ok && at.After(w.hubNow().Add(epoch.MaxLead))
+}
+
+func (w *simWorld) anyStopped(a *simAgent) bool {
 	for _, s := range a.st.sessions {
-		if s.stopped != nil {
+		if s.stopped != nil || w.ahead(s.epoch) {
 			return true
 		}
 	}

@@ -113,6 +113,7 @@ type simWorld struct {
 	inside   bool    // something goes on while one is pushed
 	blocked  []*blocked
 	serial   int // events made
+	largest  int // bytes that a batch of an agent's may have counted
 
 	// The configuration.
 	sizes     sizes
@@ -129,7 +130,9 @@ type simWorld struct {
 	// The current state.
 	commitDown bool                 // Commit and Resume fail
 	halfCommit bool                 // Commit stores, and fails
-	claims     bool                 // Claim allows
+	failing    string               // the session for which Commit fails
+	claims     bool                 // AuthorizeAgent allows to take a session over
+	askAgain   bool                 // AuthorizeAgent does not know
 	forgetIn   string               // the session that the hub is to forget while its Commit runs
 	forbidden  map[[2]string]bool   // viewer and session
 	store      map[simKey]uint64    // what Commit has stored
@@ -147,6 +150,7 @@ type simWorld struct {
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
 	lied     map[simKey]bool   // a forged ack has stopped it
+	toldEnd  map[simKey]bool   // Commit was given the end
 	acks     map[*sender]uint64
 	acked    map[*Session]uint64
 	spoke    map[*Session]bool
@@ -186,7 +190,7 @@ func emptyWorld(src source) *simWorld {
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
-		position: make(map[simKey]uint64), lied: make(map[simKey]bool),
+		position: make(map[simKey]uint64), lied: make(map[simKey]bool), toldEnd: make(map[simKey]bool),
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
@@ -224,9 +228,9 @@ func (w *simWorld) configure() {
 	}
 	w.sizes = sizes{batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
-		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
+		Commit: w.commit, Authorize: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
-		Window:     pick(w, 256, 16, 4, 1),
+		Window: pick(w, 256, 16, 4, 1), MaxUncommittedBytes: pick(w, 0, 0, 600),
 		MaxReplays: pick(w, 8, 2, 1, -1), MaxViewerReplays: pick(w, 4, 1),
 		ReplayWait:       pick(w, 10*time.Second, time.Second, -1),
 		MaxEventBytes:    pick(w, 0, 0, 0, 200),
@@ -260,7 +264,7 @@ func (r simRandom) Read(p []byte) (int, error) {
 func (w *simWorld) startHub() {
 	w.hub = NewHub(&w.hubCfg)
 	w.hub.ids, w.hub.sizes = w.minter(), w.sizes
-	w.hub.workers.size = 0
+	w.hub.workers.size, w.hub.openings.size, w.hub.commits.size = 0, 0, 0
 	clear(w.position)
 }
 
@@ -418,6 +422,7 @@ func (w *simWorld) step() {
 		}
 	case c < 77:
 		w.carry(w.viewers[3])
+		w.works(1)
 	case c < 84:
 		w.connectSome()
 	case c < 86:
@@ -482,14 +487,14 @@ func (w *simWorld) event(a *simAgent) Event {
 		c = w.choose(60)
 	}
 	switch c {
-	case 59:
+	case 59, 54:
 		data = append(data, '!') // the store refuses it
 	case 58, 57, 56:
 		for range 20 {
 			data = append(data, "0123456789"...)
 		}
 	}
-	return Event{Type: "out", End: c == 55, Data: append(data, '"')}
+	return Event{Type: "out", End: c == 55 || c == 54, Data: append(data, '"')}
 }
 
 func poisoned(data string) bool { return data[len(data)-2] == '!' }
@@ -698,6 +703,11 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	}
 	to.inbox = to.inbox[1:]
 	w.remember(to, p)
+	if _, ok := to.link.endpoint.(*hubAgentLink); ok && w.plain {
+		defer w.works(100)
+	} else if ok && !w.inside && !w.rarely(4) {
+		defer func() { w.works(1 + w.choose(8)) }()
+	}
 	if err == nil {
 		if w.verbose {
 			w.say("%s handles %s", to.name, brief(p))
@@ -854,15 +864,63 @@ func (w *simWorld) authorize(_ context.Context, viewerID, sessionID string) erro
 	return nil
 }
 
-func (w *simWorld) claim(_ context.Context, agentID, sessionID, ownerID string) bool {
+func (w *simWorld) authorizeAgent(_ context.Context, agentID, sessionID, ownerID string) error {
+	w.meanwhile()
 	if w.verbose {
-		w.say("hub: may %s take %s from %s: %v", agentID, sessionID, ownerID, w.claims)
+		w.say("hub: may %s open %s of %q: take-overs %v, unknown %v", agentID, sessionID, ownerID, w.claims, w.askAgain)
 	}
-	return w.claims
+	switch {
+	case w.askAgain:
+		return &ProtocolError{Message: "the directory is down", Retryable: true}
+	case ownerID != "" && ownerID != agentID && !w.claims:
+		return errors.New("not yours")
+	}
+	return nil
+}
+
+// meanwhile is something that goes on while a callback runs: now and then payloads arrive, and
+// other workers do something.
+func (w *simWorld) meanwhile() {
+	if !w.plain && w.rarely(4) && !w.inside {
+		w.inside = true
+		handling := w.handling
+		w.deliver()
+		w.works(w.choose(4))
+		w.handling = handling
+		w.inside = false
+	}
+}
+
+// works has the hub's workers that call back do at most n jobs.
+func (w *simWorld) works(n int) (did bool) {
+	for range n {
+		j := w.hub.openings.next()
+		if j == nil {
+			j = w.hub.commits.next()
+		}
+		if j == nil {
+			return did
+		}
+		did = true
+		if o, ok := j.(*opening); ok {
+			w.handling = &StatusPayload{Sessions: []SessionStatus{o.entry}}
+			if !o.status {
+				w.handling = &EventBatchPayload{FirstSeq: o.entry.FirstSeq}
+			}
+		}
+		owners, epochs := w.owners()
+		j.work(w.hubNow())
+		w.afterHub(owners, epochs)
+		if w.err != nil {
+			return did
+		}
+	}
+	return did
 }
 
 func (w *simWorld) resume(_ context.Context, session, epoch string) (uint64, error) {
-	if w.commitDown {
+	w.meanwhile()
+	if w.commitDown || session == w.failing {
 		return 0, errors.New("store is down")
 	}
 	k := simKey{session, epoch}
@@ -874,11 +932,17 @@ func (w *simWorld) resume(_ context.Context, session, epoch string) (uint64, err
 // commit stores what the hub is about to accept.
 func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item) error {
 	k := simKey{session, epoch}
-	if w.commitDown {
+	if w.commitDown || session == w.failing {
 		w.say("hub: commit fails")
 		return errors.New("disk full")
 	}
 	w.checkCommit(k, items)
+	w.meanwhile()
+	if w.err != nil || w.hub.lookup(session).epoch != epoch {
+		w.store[k] = max(w.store[k], items[len(items)-1].Seq) // forgotten meanwhile
+		w.truthOf(k).committed = max(w.truthOf(k).committed, w.store[k])
+		return nil
+	}
 	for _, it := range items {
 		if it.Event != nil && poisoned(string(it.Event.Data)) {
 			w.say("hub: commit rejects %d", it.Seq)

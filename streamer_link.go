@@ -151,7 +151,8 @@ func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 }
 
 // announceUnacked lists the sessions that have something unacknowledged for the next
-// status, and reports whether there are any. It looks only at those that have been asked
+// status, and reports whether there are any, besides those that wait because the hub has no room
+// for them. It looks only at those that have been asked
 // for a batch since they were last found idle: idle sessions cost it nothing, however many
 // there are. While it holds the list, senders may append to a new one; at the end the two
 // are joined.
@@ -160,19 +161,21 @@ func (sl *streamerLink) announceUnacked() bool {
 	as := sl.unacked
 	sl.unacked = nil
 	sl.mu.Unlock()
+	any := false
 	as = slices.DeleteFunc(as, func(sd *sender) bool {
 		s := sd.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if sd.inUnacked = s.sender == sd && s.acked < s.log.head && s.stopped == nil; sd.inUnacked {
+		if sd.inUnacked = s.sender == sd && s.unsettledLocked() && s.stopped == nil; sd.inUnacked && sd.resume.IsZero() {
 			sd.announceLocked()
+			any = true
 		}
 		return !sd.inUnacked
 	})
 	sl.mu.Lock()
 	sl.unacked = append(as, sl.unacked...)
 	sl.mu.Unlock()
-	return len(as) > 0
+	return any
 }
 
 // checkSilence reports whether the hub has said nothing for so long that it must be gone. The

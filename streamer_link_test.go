@@ -576,7 +576,7 @@ func TestStreamerWindowGap(t *testing.T) {
 		s := st.lookup("s")
 		for seq := uint64(13); seq <= 50; seq++ {
 			s.mu.Lock()
-			s.loseLocked(seq, ReasonDropped)
+			s.loseRangeLocked(seq, seq, ReasonDropped)
 			s.mu.Unlock()
 		}
 		hub = playHubWindow(t, st, 2)
@@ -1015,7 +1015,7 @@ func TestStreamerRefusalWithoutNumber(t *testing.T) {
 	}
 }
 
-// TestStreamerOverloaded: a retryable error makes the session wait for its timer, say
+// TestStreamerOverloaded: a retryable error makes the session wait for a second, say
 // where it stands, and continue from the next ack (rule 11).
 func TestStreamerOverloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1027,7 +1027,6 @@ func TestStreamerOverloaded(t *testing.T) {
 		pass(time.Second)
 		hub.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
 		publishN(t, st, "s", 1)
-		hub.wantAfter(14*time.Second, hub.statusOf("s")) // the heartbeat
 		hub.wantAfter(time.Second, hub.statusOf("s"))
 		hub.wantIdle("no batch before the ack")
 		hub.acks("s", 0)
@@ -1036,8 +1035,9 @@ func TestStreamerOverloaded(t *testing.T) {
 	})
 }
 
-// TestStreamerOverloadedAgain: the status is repeated after 15 s, 30 s, … as long as
-// the hub is overloaded ("the timer": 15 s, doubling).
+// TestStreamerOverloadedAgain: the status is repeated after 1 s, 2 s, … as long as the hub is
+// overloaded, up to 2 minutes. The signs of life meanwhile don't name the session: it was
+// asked about every 15 s.
 func TestStreamerOverloadedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -1059,7 +1059,7 @@ func TestStreamerOverloadedAgain(t *testing.T) {
 			}
 			hub.send(&StatusPayload{})
 		}
-		if diff := cmp.Diff([]time.Duration{0, 15, 45, 105, 225}, said); diff != "" {
+		if diff := cmp.Diff([]time.Duration{0, 1, 3, 7, 15, 31, 63, 127, 247}, said); diff != "" {
 			t.Errorf("said after seconds (-want +got):\n%s", diff)
 		}
 	})
@@ -1115,10 +1115,11 @@ func TestStreamerRejected(t *testing.T) {
 				hub.acks("s", 1)
 				hub.want(agentBatch("s", 5, 5, 5))
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 3})
-				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 3, ReasonRejected})) // what precedes it may not have been accepted
-				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4})   // joins the gap, which goes whole
-				hub.want(agentBatch("s", 2, 5, 5, Gap{3, 4, ReasonRejected}))
-				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4}) // sent twice
+				hub.want(agentBatch("s", 3, 3, 5, Gap{3, 3, ReasonRejected})) // the hub has the rest
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4})   // joins the gap
+				hub.want(agentBatch("s", 4, 4, 5, Gap{4, 4, ReasonRejected}))
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 3, ToSeq: 4}) // the hub has not heard
+				hub.want(agentBatch("s", 3, 4, 5, Gap{3, 4, ReasonRejected}))
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 1}) // acknowledged
 				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 6}) // never published
 				hub.wantIdle("nothing of that is news")
@@ -1128,11 +1129,29 @@ func TestStreamerRejected(t *testing.T) {
 				publishN(t, st, "s", 3) // there is room again
 				hub.acks("s", 2)
 				publishN(t, st, "s", 1)
-				hub.want(agentBatch("s", 6, 8, 9))
-				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 9}) // published, and not sent
+				hub.want(agentBatch("s", 6, 6, 9))
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 7}) // published, and not sent
 				hub.wantIdle("it waits for the window")
 				hub.nacks("s", 2)
 				hub.want(agentBatch("s", 3, 8, 9, Gap{3, 4, ReasonRejected}))
+				hub.nacks("s", 2)
+				hub.wantIdle("not within a second")
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 5, ToSeq: 1 << 50}) // as far as it was sent
+				hub.want(agentBatch("s", 5, 8, 9, Gap{5, 8, ReasonRejected}))
+				hub.nacks("s", 2) // the batch was dropped for the event
+				hub.want(agentBatch("s", 3, 9, 9, Gap{3, 8, ReasonRejected}))
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 3, ToSeq: 5})
+				hub.acks("s", 3)
+				hub.want(agentBatch("s", 4, 5, 9, Gap{4, 5, ReasonRejected}))
+				hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 4, ToSeq: 5})
+				hub.acks("s", 5)
+				hub.wantIdle("acknowledged meanwhile")
+				for range 2 * maxGaps {
+					hub.send(&ErrorPayload{Code: code, SessionID: "s", Seq: 6})
+				}
+				if n := len(st.lookup("s").sender.confirm); n != maxGaps {
+					t.Errorf("%d gaps to confirm", n)
+				}
 			})
 		})
 	}

@@ -1374,7 +1374,7 @@ func TestTrustDataVet(t *testing.T) {
 		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 3})
 		sent(Gap{4, 4, ReasonRejected}) // whose data may have been taken for an event 3
 		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 3})
-		sent(Gap{3, 4, ReasonRejected})
+		hub.want(agentBatch("s", 3, 3, 5, Gap{3, 3, ReasonRejected}))
 		hub.send(&ErrorPayload{Code: CodeMalformed})
 		hub.wantIdle("each is looked at once")
 		old := st.link

@@ -13,6 +13,10 @@ const (
 	timerFirst = 15 * time.Second
 	timerMax   = 2 * time.Minute
 
+	// pauseFirst is how long an agent waits after a retryable error before it says again where
+	// the session stands. The wait doubles each time, up to timerMax (rule 11).
+	pauseFirst = time.Second
+
 	// heartbeatEvery is how often each side gives a sign of life. A peer that is silent for
 	// maxSilence is taken for gone: two signs of life may be lost, a third may not (rules
 	// 6, 9 and 13).

@@ -15,7 +15,8 @@ import (
 // in which its one job keeps one goroutine busy at most.
 //
 // Jobs take turns: each does a bounded amount of work and queues itself again if there is
-// more. A job whose send blocks holds up one goroutine, and size of them the whole pool.
+// more. A job whose send or callback blocks holds up one goroutine, and size of them the
+// whole pool. A panic in a job ends the process, as in any goroutine.
 type workerPool struct {
 	mu      sync.Mutex // level 4; protects the fields below
 	jobs    sched.Queue[job]
@@ -62,6 +63,6 @@ func (wp *workerPool) next() job {
 // are not supposed to wait.
 func newWorkerPool() workerPool { return workerPool{size: runtime.GOMAXPROCS(0)} }
 
-// A job is a pushWriter whose link has something to send, or a session that has events for
-// its cohorts. work is called with no lock held, for one turn.
+// A job is a pushWriter whose link has something to send, a session that has events for
+// its cohorts or for its store, or a session that is being opened. work is called with no lock held, for one turn.
 type job interface{ work(now time.Time) }

@@ -132,6 +132,7 @@ var lockOf = map[string]string{
 	"sender":        "s.mu",
 	"replayAnswer":  "sender.s.mu",
 	"receiver":      "s.mu",
+	"opening":       "ha.mu",
 	"cursor":        "s.mu",
 	"cohort":        "s.mu",
 	"replayRequest": "c.s.mu",
@@ -188,7 +189,7 @@ func (r *rewriter) wanted(f *ast.FuncDecl, typ string) (locks []string) {
 }
 
 // callbacks are the fields of configurations that callers set.
-var callbacks = map[string]bool{"Authorize": true, "Commit": true, "Resume": true, "Claim": true}
+var callbacks = map[string]bool{"Authorize": true, "Commit": true, "Resume": true, "AuthorizeAgent": true}
 
 // checkCallbacks has the calls of what callers plug in look that no lock is held: the
 // callbacks of a configuration, and functions that send and receive.

@@ -734,7 +734,7 @@ func oneSessionsTrouble(t *testing.T) {
 	sc.Acked()
 	equal(t, "links", sc.Hub.Stats().Agents, 1)
 	equal(t, "hellos", strings.Count(say(w.Up...), "hello"), 1)
-	equal(t, "refused", codes(w.Errs), "overloaded")
+	equal(t, "refused", refusals(w.Down), "overloaded;overloaded")
 	for i := range 16 {
 		want := "1..3"
 		if i == 7 {

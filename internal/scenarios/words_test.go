@@ -58,6 +58,21 @@ func codes(errs []error) string {
 	return strings.Join(out, ";")
 }
 
+// refusals names the errors among payloads.
+func refusals(payloads []gvstream.Payload) string {
+	var out []string
+	for _, p := range payloads {
+		if p, ok := p.(*gvstream.ErrorPayload); ok {
+			s := string(p.Code)
+			if p.Seq != 0 {
+				s += fmt.Sprintf(" %d", p.Seq)
+			}
+			out = append(out, s)
+		}
+	}
+	return strings.Join(out, ";")
+}
+
 // tell summarizes what a reader was given, such as "1..5, gap 6..12 evicted, 13..20,
 // end".
 func tell(items []gvstream.Item) string {

@@ -12,6 +12,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vibetools/gvstream"
@@ -217,6 +218,7 @@ func (w *Wire) pass(from, to *gvstream.Link, passed *[]gvstream.Payload) bool {
 	if err := to.Handle(context.Background(), p); err != nil {
 		w.Errs = append(w.Errs, err)
 	}
+	synctest.Wait() // for the hub's callbacks
 	return true
 }
 
