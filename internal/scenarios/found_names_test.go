@@ -267,7 +267,7 @@ func TestFoundF25(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := store{fails: func(items []gvstream.Item) error {
 			for _, it := range items {
-				if it.Event != nil {
+				if it.Event != nil && it.SessionID == "s" {
 					return &gvstream.ProtocolError{Code: gvstream.CodeEventRejected, Seq: it.Event.Seq}
 				}
 			}
