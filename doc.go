@@ -131,7 +131,7 @@
 //   - one of send, or one of receive that is no *ProtocolError
 //   - its context's cause
 //   - ErrSuperseded or ErrClosed
-//   - at an agent or viewer, ErrSilent when the hub was not heard for 45 seconds
+//   - ErrSilent when nothing has moved on the connection for 45 to 60 seconds
 //   - at a hub, the error of a Commit callback
 //   - a *ProtocolError: version_unsupported or, at an agent, ack_beyond_sent
 //   - at once, ErrInvalidID if the link was made with an invalid id, and ErrBusy if it was

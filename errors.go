@@ -31,9 +31,9 @@ var (
 	ErrInvalidID = errors.New("gvstream: invalid id")
 	// ErrSuperseded: a newer link of the same agent or viewer took over.
 	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
-	// ErrSilent: the peer answered nothing for so long that the connection must
-	// be taken for dead.
-	ErrSilent = errors.New("gvstream: nothing heard from the peer")
+	// ErrSilent: nothing moved on the connection for so long that it must be taken for
+	// dead. It is wrapped in an error that says for how long.
+	ErrSilent = errors.New("gvstream: nothing moved on the connection")
 	// ErrSeqExhausted: the session used its last number, MaxSeq.
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
 	// ErrTooMany: there are already as many sessions, or watches, as the

@@ -78,8 +78,7 @@ func NewHub(cfg *HubConfig) *Hub {
 // return ErrInvalidID or ErrClosed.
 //
 // The link lives until Run returns, Close is called, a newer one is made, or Commit
-// fails. A hub does not end silent links (rule 9): let the transport do so, by
-// keep-alives or pings.
+// fails, or nothing moves on its connection for 45 s (rule 9).
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
 }

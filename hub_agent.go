@@ -23,6 +23,8 @@ type hubAgentLink struct {
 	agentID string
 	id      string // of the link; the agent names it in its payloads
 
+	heartbeat task
+
 	// Link's lock protects the fields below.
 	greeted bool      // hello came
 	staleAt time.Time // when stale_link was last said
@@ -44,6 +46,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 		sessions: make(map[*hubSession]*receiver), requests: make(map[string]*replayRequest),
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
+	ha.heartbeat = task{Source: ha.nextHeartbeat, Control: true}
 	if !validID(agentID) {
 		ha.fail(now, ErrInvalidID)
 		return ha
@@ -142,7 +145,7 @@ func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) er
 func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
-		return asError(ha.hello(p))
+		return asError(ha.hello(now, p))
 	case *StatusPayload:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
@@ -166,7 +169,7 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3).
-func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
+func (ha *hubAgentLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if p.Role != roleAgent {
 		return malformed("hello: an agent's link, but role %q", p.Role)
 	}
@@ -174,10 +177,26 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 		return badVersion(p.V)
 	}
 	ha.mu.Lock()
-	ha.greeted = true
+	if !ha.greeted {
+		ha.greeted = true
+		ha.scheduleLocked(&ha.heartbeat, now.Add(heartbeatEvery))
+	}
 	ha.mu.Unlock()
 	ha.reply(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
 	return nil
+}
+
+// nextHeartbeat gives a sign of life if nothing else was said for 15 s (rule 9). An agent
+// that is there draws answers, so that mostly there is no need; one whose own writes are held
+// up draws none.
+func (ha *hubAgentLink) nextHeartbeat(now time.Time) Payload {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	if next := ha.spokeAt.Add(heartbeatEvery); now.Before(next) {
+		ha.scheduleLocked(&ha.heartbeat, next)
+		return nil
+	}
+	return &StatusPayload{Link: ha.id}
 }
 
 // badVersion refuses a hello, and names the version that would do. The hub's link stays as it

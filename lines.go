@@ -18,6 +18,9 @@ const (
 	// keepLine is how much of a buffer stays with a quiet connection, in bytes, and about
 	// how much RunLines puts into one Write.
 	keepLine = 64 << 10
+	// pieceSize is how much of a long buffer RunLines puts into one Write, in bytes: the end
+	// of each says that the peer goes on reading.
+	pieceSize = 16 << 10
 )
 
 // Lines makes a transport of any byte stream, such as a TCP or TLS connection, a
@@ -49,11 +52,13 @@ func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 
 // RunLines is Run over Lines(rw), and faster: it carries frames, as NextFrame and
 // HandleFrame do, and writes all lines that are ready in one Write, up to 64 KiB and the
-// line that crosses that. It returns what Run would, and has closed rw when it returns; so
-// the Close of rw must make its Read and Write return. A payload too long for a line ends
-// it with an error that wraps ErrTooLarge.
+// line that crosses that; what is longer goes out in pieces of 16 KiB. It sees every byte
+// that moves: nothing has to arrive within 45 s but a part of a line (rule 9). It returns
+// what Run would, and has closed rw when it returns; so the Close of rw must make its Read
+// and Write return. A payload too long for a line ends it with an error that wraps ErrTooLarge.
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
+	r.link = l
 	defer s.end()
 	defer s.alarm.stop()
 	return run(ctx, l, func(ctx context.Context) error { return s.sendReady(ctx, l) }, r.frame, l.HandleFrame)
@@ -161,7 +166,7 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
 			err := tooLong(lines[start:])
 			if start > 0 { // the payloads before it don't suffer from it
-				err = errors.Join(err, s.write(ctx, lines[:start]))
+				err = errors.Join(err, s.writeReady(ctx, l, lines[:start]))
 			}
 			return err
 		}
@@ -170,7 +175,26 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 		}
 	}
 	*buf = lines
-	return s.write(ctx, lines)
+	return s.writeReady(ctx, l, lines)
+}
+
+// writeReady is one write, or several if that would be long.
+func (s *lineSender) writeReady(ctx context.Context, l *Link, lines []byte) error {
+	begun := time.Now()
+	for len(lines) > 0 {
+		piece := lines
+		if len(lines) > keepLine+pieceSize {
+			piece = lines[:pieceSize]
+		}
+		lines = lines[len(piece):]
+		if err := s.write(ctx, piece); err != nil {
+			return err
+		}
+		now := time.Now()
+		l.wrote(begun, now)
+		begun = now
+	}
+	return nil
 }
 
 // write is one Write, which ctx ends by closing the stream.
@@ -195,8 +219,9 @@ func (s *lineSender) write(ctx context.Context, lines []byte) error {
 // line are the caller's until the next call. No lock: one call at a time uses it.
 type lineReceiver struct {
 	closer
-	r   io.Reader
-	err error // of an earlier Read
+	r    io.Reader
+	link *Link // hears of each byte that comes, if it is run by RunLines
+	err  error // of an earlier Read
 
 	// lo <= seen <= hi <= len(buf).
 	buf    []byte
@@ -264,6 +289,9 @@ func (r *lineReceiver) fill() {
 	r.makeRoom()
 	n, err := r.r.Read(r.buf[r.hi:])
 	r.hi += n
+	if n > 0 && r.link != nil {
+		r.link.heard(time.Now())
+	}
 	if err == io.EOF && (r.hi > r.lo || r.long) && !bytes.HasSuffix(r.buf[r.lo:r.hi], []byte("\n")) {
 		err = io.ErrUnexpectedEOF
 	}

@@ -672,8 +672,8 @@ func TestRunLinesTooLarge(t *testing.T) {
 		if err := run(m.Link, t.Context(), w); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%v, want ErrTooLarge", err)
 		}
-		if all := w.writes(); len(all) != 1 || len(all[0]) != maxLine+1 {
-			t.Errorf("%d writes, want the one line that is allowed", len(all))
+		if all := strings.Join(w.writes(), ""); len(all) != maxLine+1 {
+			t.Errorf("%d bytes were written, want the one line that is allowed", len(all))
 		}
 	})
 }
@@ -760,7 +760,7 @@ func TestRunLinesSilence(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		near, _ := net.Pipe()
 		start := time.Now()
-		if err := run(NewStreamer(nil).Connect(), t.Context(), near); err != ErrSilent {
+		if err := run(NewStreamer(nil).Connect(), t.Context(), near); !errors.Is(err, ErrSilent) {
 			t.Errorf("%v, want ErrSilent", err)
 		}
 		if d := time.Since(start); d < maxSilence || d > maxSilence+2*heartbeatEvery {

@@ -20,10 +20,10 @@ import (
 // payloads themselves use Handle with Next or Push, or HandleFrame with NextFrame, and
 // call Close when the connection is gone.
 //
-// A link is alive from Connect on until it fails: because of a newer link, Close, the
-// peer's silence, or a fatal error of the protocol, the transport or a Commit callback.
-// Then it is dead for good. It may still have a last payload, which says to the peer why:
-// Next returns that before the error.
+// A link is alive from Connect on until it fails: because of a newer link, Close, a
+// connection on which nothing moves, or a fatal error of the protocol, the transport or a
+// Commit callback. Then it is dead for good. It may still have a last payload, which says
+// to the peer why: for a second, Next returns that before the error.
 type Link struct {
 	endpoint endpoint
 	refused  *atomic.Uint64 // counts the payloads answered by an error
@@ -32,6 +32,12 @@ type Link struct {
 	pusher   atomic.Pointer[pushWriter]
 	wake     chan struct{} // one slot: Next has something to look at
 	done     chan struct{} // closed when the link is dead and its last payload is sent
+
+	// Signs of life (rule 9); see silence.
+	patient  bool         // the peer is in this process, and may take its time: Items
+	heardAt  atomic.Int64 // when something moved last, as nanoseconds after clockStart; 0: not served yet
+	handling atomic.Int32 // calls of Handle that are under way
+	serving  sync.Once    // makes the alarm
 
 	// All locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2
 	// that of a session, 3 that of a link, which also protects the fields of the half that
@@ -47,8 +53,10 @@ type Link struct {
 	tasks   sched.Tasks[Payload]
 	// err is why the link is dead, or nil. A dead link has no tasks and takes none, which
 	// lets go of the sessions and cursors that they belong to.
-	err  error
-	over bool // done is closed
+	err     error
+	over    bool        // done is closed
+	spokeAt time.Time   // when a payload was last taken
+	alarm   *time.Timer // looks for silence; nil: the link's owner does, or nobody has served it
 }
 
 // An endpoint is what a link belongs to: a Streamer's, Hub's or Viewer's half of
@@ -62,13 +70,6 @@ type endpoint interface {
 	// detach is called once, after the link died: the whole then forgets the link, unless
 	// it has a newer one already. Calls of handle may still be under way.
 	detach(now time.Time)
-}
-
-// A listener is a machine that takes a silent peer for gone (rule 9): an agent's or a
-// viewer's. A hub's is none, since agents and viewers connect again by themselves, and the
-// new link supersedes the one that is stuck.
-type listener interface {
-	checkSilence(now time.Time) bool
 }
 
 // A task is something on a link that may have a payload to send: a session, a cursor, a
@@ -182,6 +183,12 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 		l.replies = append(l.replies, last)
 	}
 	l.finishLocked()
+	if l.alarm != nil {
+		l.alarm.Stop()
+		if !l.over {
+			time.AfterFunc(drainTimeout, l.discardReplies)
+		}
+	}
 	l.mu.Unlock()
 	l.wakeNext()
 	if p := l.pusher.Load(); p != nil {
@@ -244,6 +251,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 			p := l.replies[0]
 			l.replies[0] = nil
 			l.replies = l.replies[1:]
+			l.spokeAt = now
 			l.wakeNext() // there may be more, for a concurrent call
 			return p, time.Time{}, nil
 		}
@@ -258,6 +266,7 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		p := t.Source(now)
 		l.mu.Lock()
 		if p != nil {
+			l.spokeAt = now
 			l.readyLocked(t) // it may have more, after the others: they take turns (rule 7)
 			return p, time.Time{}, nil
 		}
@@ -269,8 +278,10 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 // It is faster, since the events of a batch never become a []Event. It blocks as
 // Handle does, and treats ctx, errors and concurrent calls in the same way. A frame that
 // can't be decoded is refused with a *ProtocolError: the peer gets an error payload,
-// unless the frame is one itself, and the link goes on (rule 11).
+// unless the frame is one itself, and the link goes on (rule 11). As with Handle, Err tells
+// whether the link has ended.
 func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
+	l.serve()
 	return l.handleFrame(ctx, time.Now(), frame)
 }
 
@@ -278,6 +289,7 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 	if err := l.failure(); err != nil {
 		return err
 	}
+	l.heard(now)
 	d := decoders.Get().(*decoder)
 	defer d.release()
 	p, err := d.decode(frame)
@@ -295,11 +307,13 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 // and comes again.
 //
 // A *ProtocolError says that the payload, or a part of it, was refused (rule 11): the
-// answer to the peer is queued for Next, and unless the link died of it, go on with the
-// next payload. Any error other than that or ctx's has ended the link. Duplicates and
-// payloads of an older link are not errors. Concurrent calls are safe, but a peer's
-// payloads should be handled in the order in which they arrived.
+// answer to the peer is queued for Next. That is nothing to end a connection for, or each
+// new one would end by the same payload. So ask Err after an error: if it returns nil and
+// ctx has not ended, go on with the next payload. Duplicates and payloads of an older link
+// are not errors. Whatever comes is a sign of the peer's life (rule 9). Concurrent calls are
+// safe, but a peer's payloads should be handled in the order in which they arrived.
 func (l *Link) Handle(ctx context.Context, p Payload) error {
+	l.serve()
 	return l.handle(ctx, time.Now(), p)
 }
 
@@ -309,6 +323,9 @@ func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
 	if err := l.failure(); err != nil {
 		return err
 	}
+	l.heard(now)
+	l.handling.Add(1)
+	defer l.handling.Add(-1)
 	err := l.apply(ctx, now, p)
 	if err == nil {
 		return nil

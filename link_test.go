@@ -372,6 +372,7 @@ func TestLinkNext(t *testing.T) {
 func TestLinkNextTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		start := time.Now()
 		late, soon := notes("late", false, 1), notes("soon", false, 1)
 		m.schedule(late, start.Add(time.Hour))
@@ -587,6 +588,7 @@ func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 func TestLinkNextLeavesTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		got := make(chan Payload, 2)
 		next := func(ctx context.Context) {
 			if p, err := m.Next(ctx); err == nil {
@@ -726,7 +728,7 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 				var said []time.Duration
 				for {
 					if _, err := l.Next(context.Background()); err != nil {
-						if err != ErrSilent || time.Since(start) != maxSilence {
+						if !errors.Is(err, ErrSilent) || time.Since(start) != maxSilence {
 							t.Errorf("ended after %v with %v", time.Since(start), err)
 						}
 						break

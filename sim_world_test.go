@@ -367,19 +367,33 @@ func (w *simWorld) connectViewer(v *simViewer) {
 		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
 		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
 	}
+	v.wire.peer.link.patient = v.local
 	if x := v.wire; w.pushes && !v.local {
 		x.hub.link.Push(context.Background(), func(_ context.Context, p Payload) error {
 			w.pushed++
 			w.sent(x, &x.hub, &x.peer, p)
 			if w.rarely(4) && !w.inside {
 				w.inside = true
-				w.deliver()
+				if w.rarely(3) {
+					w.leave(x)
+				} else {
+					w.deliver()
+				}
 				w.inside = false
 			}
 			return nil
 		})
 	}
 	w.rewire()
+}
+
+// leave has a viewer watch a session anew, and the hub hear of it at once.
+func (w *simWorld) leave(x *simWire) {
+	w.rewatch(x.viewer, simIDs[w.choose(len(simIDs))])
+	for range 2 {
+		w.send(x, &x.peer, &x.hub)
+		w.receive(x, &x.hub)
+	}
 }
 
 // retire keeps an old wire for a while: what is on its way may still arrive.
@@ -571,6 +585,7 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if from.dead || len(to.inbox) >= 20 {
 		return false
 	}
+	from.link.checkSilence(w.at(from))
 	if p := from.link.pusher.Load(); p != nil {
 		return w.push(from, p)
 	}
@@ -794,9 +809,6 @@ func (w *simWorld) carry(v *simViewer) bool {
 		return false
 	}
 	x := v.wire
-	v.v.mu.Lock()
-	x.peer.link.endpoint.(*viewerLink).held = true
-	v.v.mu.Unlock()
 	moved := false
 	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
 		p, _, err := ends[0].link.next(w.hubNow())

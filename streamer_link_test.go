@@ -802,11 +802,13 @@ func TestStreamerSilent(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := NewStreamer(nil)
 			hub := playHub(t, st)
+			hub.link.patient = false
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			pass(15*time.Second - 1)
 			hub.wantIdle("not silent long enough")
 			pass(1)
+			synctest.Wait()
 			hub.wantDead(ErrSilent)
 			if st.Stats().Connected {
 				t.Error("still connected")
