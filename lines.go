@@ -161,7 +161,7 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	buf := lineBuffers.Get().(*[]byte)
 	defer lineBuffers.Put(buf)
 	lines := (*buf)[:0]
-	for now := time.Now(); p != nil; p, _, _ = l.take(now) {
+	for now := time.Now(); p != nil; p, _, _ = l.takeMore(now) {
 		start := len(lines)
 		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
 			err := tooLong(lines[start:])

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,10 +54,13 @@ type Link struct {
 	tasks   sched.Tasks[Payload]
 	// err is why the link is dead, or nil. A dead link has no tasks and takes none, which
 	// lets go of the sessions and cursors that they belong to.
-	err     error
-	over    bool        // done is closed
-	spokeAt time.Time   // when a payload was last taken
-	alarm   *time.Timer // looks for silence; nil: the link's owner does, or nobody has served it
+	err  error
+	over bool // done is closed
+	// unwritten are the tasks whose payloads were taken since the sender last came for one,
+	// as far as they want to know when those are written.
+	unwritten []*task
+	spokeAt   time.Time   // when a payload was last taken
+	alarm     *time.Timer // looks for silence; nil: the link's owner does, or nobody has served it
 }
 
 // An endpoint is what a link belongs to: a Streamer's, Hub's or Viewer's half of
@@ -117,13 +121,19 @@ func (l *Link) forget(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tasks.Remove(t)
+	l.unwritten = slices.DeleteFunc(l.unwritten, func(u *task) bool { return u == t })
 }
 
 // forgetAll takes all tasks out, for a new link id on the same connection.
 func (l *Link) forgetAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forgetAllLocked()
+}
+
+func (l *Link) forgetAllLocked() {
 	l.tasks.Clear()
+	l.unwritten = nil
 }
 
 // reply queues a payload that says something once. If the peer reads nothing, payloads
@@ -176,7 +186,7 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 		return
 	}
 	l.err = err
-	l.tasks.Clear()
+	l.forgetAllLocked()
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.replies = nil
 	} else if last != nil {
@@ -238,14 +248,41 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 }
 
 // take is like next, for callers that only encode the payload: batches stay in the form
-// that machines make, and the caller ends their use.
+// that machines make, and the caller ends their use. That the sender comes for another says
+// that those it took before are written.
+func (l *Link) take(now time.Time) (Payload, time.Time, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.noteWrittenLocked(now)
+	return l.takeLocked(now)
+}
+
+// noteWrittenLocked tells the tasks whose payloads were taken that those are written.
+func (l *Link) noteWrittenLocked(now time.Time) {
+	for n := len(l.unwritten); n > 0; n = len(l.unwritten) {
+		t := l.unwritten[n-1]
+		if l.unwritten = l.unwritten[:n-1]; n == 1 && cap(l.unwritten) > 16 {
+			l.unwritten = nil
+		}
+		l.mu.Unlock()
+		t.Written(now)
+		l.mu.Lock()
+	}
+}
+
+// takeMore is take for a sender that has not written yet what it took before.
+func (l *Link) takeMore(now time.Time) (Payload, time.Time, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takeLocked(now)
+}
+
+// takeLocked finds the payload that is to be sent next.
 //
 // The lock is given up while a Source is called, since that takes locks of levels 1 and 2.
 // Meanwhile the link may die, and other tasks and replies may come; the loop looks at all
 // of it afresh. A payload that was made is returned all the same: it counts as sent.
-func (l *Link) take(now time.Time) (Payload, time.Time, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *Link) takeLocked(now time.Time) (Payload, time.Time, error) {
 	for {
 		if len(l.replies) > 0 {
 			p := l.replies[0]
@@ -266,7 +303,9 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		p := t.Source(now)
 		l.mu.Lock()
 		if p != nil {
-			l.spokeAt = now
+			if l.spokeAt = now; t.Written != nil && l.err == nil {
+				l.unwritten = append(l.unwritten, t)
+			}
 			l.readyLocked(t) // it may have more, after the others: they take turns (rule 7)
 			return p, time.Time{}, nil
 		}

@@ -31,8 +31,9 @@ type ReceiveFunc func(ctx context.Context) (Payload, error)
 
 // Next returns the next payload to send. It blocks until there is one, ctx ends
 // or the link dies, and prefers a ready payload to a context that has ended; any other
-// error than ctx's is the link's, see Err. The payload counts as sent: one that gets lost is sent again after its timer, or on the
-// next link (rule 9). The payload is read-only. Concurrent calls are safe,
+// error than ctx's is the link's, see Err. The payload counts as sent, and as written when
+// Next is called again: one that gets lost is sent again after its timer, which runs from
+// then on, or on the next link (rule 9). The payload is read-only. Concurrent calls are safe,
 // but payloads sent in another order than Next returned them cost resends.
 //
 // What a caller does between two calls is hidden from the link. If its write may be stuck

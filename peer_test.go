@@ -247,6 +247,9 @@ func (p *peer) take() Payload {
 		}
 		return nil
 	}
+	p.link.mu.Lock()
+	p.link.noteWrittenLocked(time.Now()) // it takes no time
+	p.link.mu.Unlock()
 	got, err := overWire(said)
 	if err != nil {
 		p.t.Fatalf("the link says %s: %v", payloadText(said), err)

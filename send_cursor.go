@@ -33,9 +33,8 @@ type sendCursor struct {
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
-	timer   retry     // runs while something sent is not acknowledged, or a first ack awaited
-	expired bool      // the timer expired, and there was no progress since
-	silent  bool      // nor was anything heard about the session
+	timer   retry     // runs while something written is not acknowledged, or a first ack awaited
+	writing bool      // what advance last noted may not be written yet
 	resume  time.Time // a retryable error: not to be announced before; zero: no wait
 
 	nacked   uint64    // the number last gone back to
@@ -50,24 +49,25 @@ func (c *sendCursor) maySend() bool { return c.opened || c.implicitOpen }
 // cost the hub nothing to hold (rule 7).
 func (c *sendCursor) eventsUntil(acked uint64) uint64 { return acked + c.window }
 
-// advance notes that everything up to last was sent. The timer runs from the first batch
-// that is outstanding: later ones do not put it off, or steady publishing would keep it from
-// ever noticing that nothing is acknowledged.
-func (c *sendCursor) advance(now time.Time, last, acked uint64) {
+// advance notes that everything up to last was handed to the link.
+func (c *sendCursor) advance(last, acked uint64) {
 	if c.maxSentOnLink <= acked { // nothing was outstanding
-		c.restart()
+		c.timer.reset()
 	}
-	c.sent = last
+	c.sent, c.writing = last, true
 	c.maxSentOnLink = max(c.maxSentOnLink, last)
-	if !c.timer.running() {
-		c.timer.start(now)
-	}
 }
 
-// restart ends the timer after progress: its next run begins with the first wait.
-func (c *sendCursor) restart() {
-	c.timer.reset()
-	c.expired = false
+// written notes that all of that was written, and reports whether the timer was started. It
+// runs from then on: on a slow link a batch may take minutes to write, in which no ack can be
+// expected. It runs from the first batch that is outstanding: later ones do not put it off,
+// or steady publishing would keep it from ever noticing that nothing is acknowledged.
+func (c *sendCursor) written(now time.Time, acked uint64) (started bool) {
+	c.writing = false
+	if started = c.sent > acked && !c.timer.running() && c.maySend(); started {
+		c.timer.start(now)
+	}
+	return started
 }
 
 // An ackVerdict is what becomes of an ack.
@@ -100,7 +100,6 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 	case c.opened && upTo < acked:
 		return ackStale
 	}
-	c.silent = false
 	progress := upTo > acked || !c.opened && c.maxSentOnLink == 0
 	if !c.opened {
 		c.open(upTo)
@@ -110,8 +109,8 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 		c.goBack(now, upTo)
 	}
 	if progress {
-		c.restart()
-		if c.sent > upTo {
+		c.timer.reset()
+		if c.sent > upTo && !c.writing {
 			c.timer.start(now)
 		}
 	}
@@ -133,15 +132,20 @@ func (c *sendCursor) open(upTo uint64) {
 // send it once is enough to mend it.
 func (c *sendCursor) goBack(now time.Time, seq uint64) {
 	if c.nackedAt.IsZero() || c.nacked != seq || now.Sub(c.nackedAt) >= nackEvery {
-		c.nacked, c.nackedAt, c.sent = seq, now, seq
+		c.nacked, c.nackedAt = seq, now
+		c.resend(seq)
 	}
 }
 
 // resend goes back to what is acknowledged, so that all that comes after it is sent again.
-func (c *sendCursor) resend(acked uint64) { c.sent = min(c.sent, acked) }
-
-// heard notes that the hub said something about the session: it is not gone.
-func (c *sendCursor) heard() { c.silent = false }
+// The timer counts again from when the first of it is written. Before the session is open the
+// timer is about the announcement, and goes on.
+func (c *sendCursor) resend(acked uint64) {
+	c.sent = min(c.sent, acked)
+	if c.maySend() {
+		c.timer.stop()
+	}
+}
 
 // announced notes that the hub is asked where it stands: again on the timer, until it
 // answers. Once the session is open, the timer is about batches, and a status leaves it
@@ -165,7 +169,7 @@ func (c *sendCursor) reopen() bool {
 
 // pause notes a retryable error: the session is to be announced after the timer's wait,
 // which is longer each time until there is progress. The timer itself does not run
-// meanwhile: it would announce the session, or take the hub for gone.
+// meanwhile: it would announce the session.
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
 	c.timer.start(now)
@@ -184,15 +188,12 @@ const (
 	nothingDue    duty = iota
 	sendAgain          // what is not acknowledged; the cursor has gone back already
 	announceAgain      // list the session for the next status
-	giveUp             // the hub is gone: fail the link
 )
 
 // tick looks at the time. The timer asks for a resend, or for an announcement while nothing
-// may be sent. If it expires twice with something outstanding and nothing heard of the
-// session in between, the hub is gone (rules 6 and 9): the link may still hear about other
-// sessions, but to this one it is of no use. A session with nothing outstanding can wait
-// for its answer as long as it takes.
-func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
+// may be sent. However often it expires, the link goes on: that is judged by what moves on
+// the connection (rule 9).
+func (c *sendCursor) tick(now time.Time, acked uint64) duty {
 	due := nothingDue
 	if !c.resume.IsZero() {
 		if now.Before(c.resume) {
@@ -201,18 +202,15 @@ func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
 		c.resume = time.Time{}
 		due = announceAgain
 	}
-	switch {
-	case !c.timer.expired(now):
+	if !c.timer.expired(now) {
 		return due
-	case c.expired && c.silent && acked < head:
-		return giveUp
 	}
-	c.expired, c.silent = true, true
-	c.timer.again(now)
 	if !c.maySend() {
+		c.timer.again(now)
 		return announceAgain
 	}
 	c.resend(acked)
+	c.timer.backOff()
 	return sendAgain
 }
 

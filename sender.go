@@ -44,7 +44,6 @@ func (sd *sender) noteUnackedLocked() {
 // retryable flag does, and codes that are unknown here are treated by the flag alone.
 func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := sd.s
-	sd.heard()
 	switch {
 	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
@@ -97,36 +96,40 @@ func (sd *sender) takeStatus(now time.Time) (SessionStatus, bool) {
 
 // next is the task: it does what the time asks for, and returns the next batch if the
 // session may send one (rule 7). woken is cleared before the log is read, so that whatever
-// is published afterwards wakes the sender again. To fail the link, the lock has to be
-// given up: detach takes the Streamer's, which comes before it.
+// is published afterwards wakes the sender again.
 func (sd *sender) next(now time.Time) Payload {
 	s := sd.s
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	sd.woken = false
 	if s.sender != sd || s.stopped != nil {
-		s.mu.Unlock()
 		return nil
 	}
-	switch sd.tick(now, s.acked, s.log.head) {
-	case giveUp:
-		s.mu.Unlock()
-		sd.link.fail(now, ErrSilent)
-		return nil
-	case announceAgain:
+	if sd.tick(now, s.acked) == announceAgain {
 		sd.announceLocked()
 	}
 	sd.noteUnackedLocked()
-	p := sd.batchLocked(now)
+	p := sd.batchLocked()
 	sd.scheduleTickLocked()
-	s.mu.Unlock()
 	return p
+}
+
+// written is called when the batches that next returned are written: the timer counts from
+// then on.
+func (sd *sender) written(now time.Time) {
+	s := sd.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sender == sd && sd.sendCursor.written(now, s.acked) {
+		sd.scheduleTickLocked()
+	}
 }
 
 // batchLocked makes the next batch, unless there is nothing to send, or nothing that the
 // window allows. Once it returns, the batch counts as sent: if it never gets to the hub, a
 // nack, the timer or the next link sends it again. Both marks move with it, since from now
 // on the hub may acknowledge it.
-func (sd *sender) batchLocked(now time.Time) Payload {
+func (sd *sender) batchLocked() Payload {
 	s := sd.s
 	if !sd.maySend() {
 		return nil
@@ -144,7 +147,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if p.last > sd.maxSentOnLink {
 		sd.link.hasUnchecked.Store(true)
 	}
-	sd.advance(now, p.last, s.acked)
+	sd.advance(p.last, s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{

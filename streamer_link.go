@@ -228,7 +228,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		sl.mu.Unlock()
 		return nil
 	}
-	sl.tasks.Clear() // nothing goes on under another link id
+	sl.forgetAllLocked() // nothing goes on under another link id
 	sl.id, sl.window = p.Link, uint64(p.Window)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
@@ -260,7 +260,7 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
-	sd.task.Source = sd.next
+	sd.task.Source, sd.task.Written = sd.next, sd.written
 	s.sender = sd
 	s.wakeSenderLocked()
 	return sd

@@ -98,6 +98,33 @@ func TestFoundF03(t *testing.T) {
 	})
 }
 
+// A backlog of 1 MB at 5 KiB/s was sent 1.36 times, since the timer that sends again started
+// when a batch was handed to the transport, which needed 50 s for it; and links were taken
+// for silent that were busy.
+func TestFoundF14(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc := scene.New(t, nil)
+		st := gvstream.NewStreamer(nil)
+		const n, size = 1000, 1000
+		for range n {
+			_, err := st.Publish(sc.Context(), "s", sized(size))
+			noError(t, err)
+		}
+		agent := st.Connect()
+		near, _ := joinLines(sc, agent, sc.Hub.ConnectAgent("a"), slowconn.Way{BytesPerSecond: 5 << 10}, slowconn.Way{})
+		start := time.Now()
+		noError(t, st.Flush(sc.Context()))
+		const once = n * (size + 60) // what stands around the data is some 60 bytes
+		if sent := near.Written(); sent > once*105/100 {
+			t.Errorf("%d bytes were sent of %d", sent, once)
+		}
+		if took, want := time.Since(start), once*time.Second/(5<<10); took > want*105/100 {
+			t.Errorf("it took %v, want %v", took, want)
+		}
+		equal(t, "the link is alive", agent.Err(), nil)
+	})
+}
+
 // byHand serves a link over lines as a program with frames of its own does, and returns why
 // the link ended. Each half returns as soon as it can't go on.
 func byHand(sc *scene.Scene, l *gvstream.Link, conn *slowconn.Conn) <-chan error {
