@@ -21,7 +21,8 @@ var (
 	// ErrEnded: the session's last event was published already.
 	ErrEnded = errors.New("gvstream: session has ended")
 	// ErrTooLarge: the event's JSON is longer than an event may be, and no number was
-	// used; or, from Lines and RunLines, a payload is longer than a line may be.
+	// used; or, from a SendFunc such as that of Lines, a payload is longer than the
+	// transport can carry.
 	ErrTooLarge = errors.New("gvstream: event too large")
 	// ErrInvalidData: the event's data is not JSON, its type is not a valid id or its time
 	// has no JSON form, or it has both Data and Bytes. No number was used.

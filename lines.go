@@ -3,7 +3,6 @@ package gvstream
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -55,7 +54,8 @@ func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 // line that crosses that; what is longer goes out in pieces of 16 KiB. It sees every byte
 // that moves: nothing has to arrive within 45 s but a part of a line (rule 9). It returns
 // what Run would, and has closed rw when it returns; so the Close of rw must make its Read
-// and Write return. A payload too long for a line ends it with an error that wraps ErrTooLarge.
+// and Write return. A payload too long for a line is sent in parts, and an event that is too
+// long by itself becomes a gap, as with any SendFunc.
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
 	r.link = l
@@ -163,13 +163,12 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	lines := (*buf)[:0]
 	for now := time.Now(); p != nil; p, _, _ = l.takeMore(now) {
 		start := len(lines)
-		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
-			err := tooLong(lines[start:])
-			if start > 0 { // the payloads before it don't suffer from it
-				err = errors.Join(err, s.writeReady(ctx, l, lines[:start]))
-			}
-			return err
+		if lines, _ = Append(lines, p); len(lines)-start > maxLine {
+			lines = lines[:start]
+			l.carryLess(toPayload(p))
+			continue
 		}
+		releaseBatch(p)
 		if lines = append(lines, '\n'); len(lines) >= keepLine {
 			break
 		}

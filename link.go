@@ -76,6 +76,13 @@ type endpoint interface {
 	detach(now time.Time)
 }
 
+// An author is a machine whose own log has to know of an event that no transport can carry:
+// an agent's. For others it is a gap in a payload and nothing else.
+type author interface {
+	// lose makes a gap of an event, unless the hub has acknowledged it.
+	lose(sessionID, epoch string, seq uint64)
+}
+
 // A task is something on a link that may have a payload to send: a session, a cursor, a
 // replay, a heartbeat. Its Source is called without any lock, by take only. A Source that
 // returns nil is not asked again before somebody calls ready or schedule: either it
@@ -310,6 +317,25 @@ func (l *Link) takeLocked(now time.Time) (Payload, time.Time, error) {
 			return p, time.Time{}, nil
 		}
 	}
+}
+
+// carryLess sends smaller payloads in place of the last one that was taken, which is more
+// than the transport can carry. They go out before all else, since they have its place in the
+// order of its session. An event that is too large by itself becomes a gap. What can't be
+// made smaller counts as lost on its way.
+func (l *Link) carryLess(p Payload) {
+	parts, lost := divide(p)
+	if lost != nil {
+		if a, ok := l.endpoint.(author); ok {
+			a.lose(lost.SessionID, lost.Epoch, lost.FirstSeq)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.replies = slices.Insert(l.replies, 0, parts...)
+	}
+	l.wakeNext()
 }
 
 // HandleFrame is Unmarshal and Handle in one, for callers whose transport carries

@@ -19,7 +19,10 @@ import (
 
 // A SendFunc sends one payload to the peer. It may block, for as long as the
 // transport does, and must return when ctx ends. A link calls it from one
-// goroutine at a time. It must not change the payload; it may keep it.
+// goroutine at a time. It must not change the payload; it may keep it. If it returns an
+// error that wraps ErrTooLarge, the transport can't carry the payload, and has sent nothing
+// of it: the link sends smaller ones in its place, and an event that is too large by itself
+// becomes a gap. Any other error ends the link's Run or Push.
 type SendFunc func(ctx context.Context, p Payload) error
 
 // A ReceiveFunc returns the next payload from the peer. It blocks until there is
@@ -141,11 +144,14 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 		}
 		p = toPayload(p)
 		begun := time.Now()
-		if err := send(ctx, p); err != nil {
-			return err
+		switch err = send(ctx, p); {
+		case err == nil:
+			l.wrote(begun, time.Now())
+		case errors.Is(err, ErrTooLarge):
+			l.carryLess(p)
+			return nil
 		}
-		l.wrote(begun, time.Now())
-		return nil
+		return err
 	}
 	return run(ctx, l, next, receive, l.Handle)
 }

@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -144,7 +145,12 @@ func (p *pushWriter) work(now time.Time) {
 
 // write sends one payload. A transport that fails once takes no last payload either.
 func (p *pushWriter) write(now time.Time, pl Payload) {
-	if err := p.send(p.ctx, pl); err != nil {
+	err := p.send(p.ctx, pl)
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrTooLarge):
+		p.l.carryLess(pl)
+	default:
 		p.l.fail(now, err)
 		p.l.discardReplies()
 	}

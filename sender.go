@@ -210,17 +210,22 @@ func (sd *sender) recheckDataLocked() {
 // session's ack on (rule 11). A number that was not sent on this link is none that the hub
 // can refuse, and one that is acknowledged it has accepted.
 func (sd *sender) rejectLocked(seq uint64) {
-	s := sd.s
-	if seq <= s.acked || seq > sd.maxSentOnLink {
-		return
+	if sd.loseLocked(seq) {
+		sd.resend(sd.s.acked) // what came before may not have been accepted with it
+		sd.link.ready(&sd.task)
 	}
-	if !s.loseLocked(seq, ReasonRejected) {
-		return // refused before
+}
+
+// loseLocked turns an event that was sent on this link into a gap, and reports whether it was
+// one and is not acknowledged.
+func (sd *sender) loseLocked(seq uint64) bool {
+	s := sd.s
+	if seq <= s.acked || seq > sd.maxSentOnLink || !s.loseLocked(seq, ReasonRejected) {
+		return false
 	}
 	s.changed.Broadcast()
 	if s.hasEnded {
 		sd.announceLocked() // the end may lie in the gap
 	}
-	sd.resend(s.acked) // what came before may not have been accepted with it
-	sd.link.ready(&sd.task)
+	return true
 }

@@ -76,6 +76,19 @@ func (sl *streamerLink) welcomed() bool {
 	return sl.id != ""
 }
 
+// lose implements author.
+func (sl *streamerLink) lose(sessionID, epoch string, seq uint64) {
+	s := sl.st.lookup(sessionID)
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sd := s.sender; sd != nil && sd.link == sl && s.epoch == epoch {
+		sd.loseLocked(seq)
+	}
+}
+
 // detach takes the sessions off the dead link, and with them their senders. A session may
 // be on a newer link already, which stays.
 func (sl *streamerLink) detach(time.Time) {

@@ -98,6 +98,50 @@ func TestFoundF03(t *testing.T) {
 	})
 }
 
+// An event that no line can carry ended every link with ErrTooLarge, so that nothing of the
+// agent's reached the hub any more; and one that just fitted between agent and hub, where
+// fewer ids stand in a payload, did the same to every viewer.
+func TestFoundF05(t *testing.T) {
+	for name, c := range map[string]struct {
+		bytes int
+		at    string // where it is lost
+	}{
+		"3 MiB":                {3 << 20, "the agent"},
+		"towards viewers only": {2<<20 - 255, "the hub"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sc := scene.New(t, &gvstream.HubConfig{MaxEventBytes: 4 << 20})
+				st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxEventBytes: 4 << 20})
+				agent := st.Connect()
+				joinLines(sc, agent, sc.Hub.ConnectAgent("a"), slowconn.Way{}, slowconn.Way{})
+				v := newViewer(t, "s", gvstream.Position{})
+				noError(t, v.Watch("neighbour", gvstream.Position{}))
+				viewer := v.Connect()
+				joinLines(sc, viewer, sc.Hub.ConnectViewer(strings.Repeat("v", 128)), slowconn.Way{}, slowconn.Way{})
+				pass(time.Second)
+				publish(t, st, "s", 1)
+				_, err := st.Publish(sc.Context(), "s", sized(c.bytes))
+				noError(t, err)
+				publish(t, st, "s", 1)
+				publish(t, st, "neighbour", 2)
+				pass(10 * time.Second)
+				equal(t, "acknowledged", unacked(st, "s"), "")
+				equal(t, "the agent's loss", stats(t, st, "s").Lost > 0, c.at == "the agent")
+				got := make(map[string]string)
+				for _, it := range readItems(t, v) {
+					got[it.SessionID] += tell([]gvstream.Item{it}) + " "
+				}
+				equal(t, "the viewer's items", got["s"], "1 gap 2..2 rejected 3 ")
+				equal(t, "the neighbour's", got["neighbour"], "1 2 ")
+				for _, l := range []*gvstream.Link{agent, viewer} {
+					equal(t, "the link is alive", l.Err(), nil)
+				}
+			})
+		})
+	}
+}
+
 // A backlog of 1 MB at 5 KiB/s was sent 1.36 times, since the timer that sends again started
 // when a batch was handed to the transport, which needed 50 s for it; and links were taken
 // for silent that were busy.
