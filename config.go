@@ -211,9 +211,9 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
 	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
-	d.WindowBytes = max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20))
+	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
 	d.MaxCommits = max(1, defaultTo(d.MaxCommits, 64))
-	d.MaxUncommittedBytes = defaultTo(d.MaxUncommittedBytes, 16<<20)
+	d.MaxUncommittedBytes = min(defaultTo(d.MaxUncommittedBytes, 16<<20), math.MaxInt/2) // two of them are added
 	d.SessionTTL = min(defaultTo(d.SessionTTL, time.Hour), forever)
 	d.ReplayWait = min(defaultTo(d.ReplayWait, 10*time.Second), forever)
 	return d

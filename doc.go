@@ -132,7 +132,7 @@
 //   - one of send, or one of receive that is no *ProtocolError
 //   - its context's cause
 //   - ErrSuperseded or ErrClosed
-//   - at an agent or viewer, ErrSilent when the hub was not heard for 45 seconds
+//   - ErrSilent when nothing has moved on the connection for 45 to 60 seconds
 //   - at a hub, the error of a Commit callback
 //   - a *ProtocolError: version_unsupported, wrong_role, superseded (which is ErrSuperseded
 //     to errors.Is) or, at an agent, ack_beyond_sent

@@ -21,7 +21,8 @@ var (
 	// ErrEnded: the session's last event was published already.
 	ErrEnded = errors.New("gvstream: session has ended")
 	// ErrTooLarge: the event's JSON is longer than an event may be, and no number was
-	// used; or, from Lines and RunLines, a payload is longer than a line may be.
+	// used; or, from a SendFunc such as that of Lines, a payload is longer than the
+	// transport can carry.
 	ErrTooLarge = errors.New("gvstream: event too large")
 	// ErrInvalidData: the event's data is not JSON, its type is not a valid id or its time
 	// has no JSON form, or it has both Data and Bytes. No number was used.
@@ -35,9 +36,9 @@ var (
 	// ErrSuperseded: a newer link of the same agent or viewer took over. To connect again
 	// would only supersede that one: another process may use the same id.
 	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
-	// ErrSilent: the peer answered nothing for so long that the connection must
-	// be taken for dead.
-	ErrSilent = errors.New("gvstream: nothing heard from the peer")
+	// ErrSilent: nothing moved on the connection for so long that it must be taken for
+	// dead. It is wrapped in an error that says for how long.
+	ErrSilent = errors.New("gvstream: nothing moved on the connection")
 	// ErrSeqExhausted: the session used its last number, MaxSeq.
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
 	// ErrTooMany: there are already as many sessions, or watches, as the

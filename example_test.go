@@ -3,6 +3,7 @@ package gvstream_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -1113,6 +1114,93 @@ func ExampleLink_NextFrame() {
 	// {"type":"hello","payload":{"viewer_id":"","v":1,"role":"agent"}}
 	// build-42 accepted 1
 }
+
+// A loop for a transport of messages. An error of HandleFrame alone says nothing about the
+// connection: it ends with its link, which Err tells, and the link ends with it. Done closes
+// it even while a write is stuck.
+func ExampleLink_HandleFrame() {
+	serve := func(ctx context.Context, link *gvstream.Link, conn *socket) error {
+		defer link.Close()
+		go func() {
+			<-link.Done()
+			conn.Close()
+		}()
+		go func() {
+			defer link.Close()
+			var buf []byte
+			for {
+				var err error
+				if buf, err = link.NextFrame(ctx, buf[:0]); err != nil {
+					return
+				}
+				if err := conn.Write(buf); err != nil {
+					return
+				}
+			}
+		}()
+		for {
+			frame, err := conn.Read()
+			if err != nil {
+				return cmp.Or(link.Err(), err)
+			}
+			if err := link.HandleFrame(ctx, frame); link.Err() != nil {
+				return link.Err()
+			} else if err != nil {
+				fmt.Println("refused:", err) // the peer is told; go on
+			}
+		}
+	}
+
+	ctx := context.Background()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	a, h := newSocket()
+	link := agent.Connect()
+	var served sync.WaitGroup
+	served.Go(func() { serve(ctx, hub.ConnectAgent("agent-1"), h) })
+	h.out <- []byte("nonsense")
+	served.Go(func() { fmt.Println("ended:", serve(ctx, link, a)) })
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+	fmt.Println("all acknowledged:", agent.Flush(ctx) == nil)
+	agent.Close(ctx)
+	served.Wait()
+	// Output:
+	// refused: gvstream: malformed: byte 0: want an object
+	// all acknowledged: true
+	// ended: gvstream: closed
+}
+
+// A socket is a connection of messages in memory.
+type socket struct {
+	in, out chan []byte
+	closed  chan struct{}
+	close   func()
+}
+
+func newSocket() (a, b *socket) {
+	closed, up, down := make(chan struct{}), make(chan []byte, 1), make(chan []byte, 1)
+	shut := sync.OnceFunc(func() { close(closed) })
+	return &socket{up, down, closed, shut}, &socket{down, up, closed, shut}
+}
+
+func (s *socket) Read() ([]byte, error) {
+	select {
+	case frame := <-s.in:
+		return frame, nil
+	case <-s.closed:
+		return nil, io.EOF
+	}
+}
+
+func (s *socket) Write(frame []byte) error {
+	select {
+	case s.out <- bytes.Clone(frame):
+		return nil
+	case <-s.closed:
+		return io.ErrClosedPipe
+	}
+}
+
+func (s *socket) Close() { s.close() }
 
 // Each line is one payload.
 func ExampleLines() {

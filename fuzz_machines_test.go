@@ -698,6 +698,10 @@ func (w *viewerTest) said() {
 		if p.ViewerID != vl.viewerID {
 			w.Fatalf("%s as %q", brief(p), p.ViewerID)
 		}
+	case *StatusPayload:
+		if p.Link != vl.id || p.ViewerID != vl.viewerID || len(p.Sessions) > 0 {
+			w.Fatalf("rule 13: %s of %q on %q", brief(p), p.ViewerID, p.Link)
+		}
 	case *ErrorPayload, nil:
 	default:
 		w.Fatalf("a viewer says %s", brief(p))

@@ -91,8 +91,8 @@ func NewHub(cfg *HubConfig) *Hub {
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
 // return ErrInvalidID or ErrClosed.
 //
-// The link lives until Run returns, Close is called or a newer one is made. A hub does not end silent links (rule 9): let the transport do so, by
-// keep-alives or pings.
+// The link lives until Run returns, Close is called, a newer one is made, or nothing
+// moves on its connection for 45 s (rule 9).
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
 }

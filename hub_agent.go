@@ -24,8 +24,9 @@ type hubAgentLink struct {
 	agentID string
 	id      string // of the link; the agent names it in its payloads
 
-	alive context.Context // of the callbacks of openings
-	die   func()          // ends it
+	alive     context.Context // of the callbacks of openings
+	die       func()          // ends it
+	heartbeat task
 
 	// Link's lock protects the fields below.
 	greeted bool      // hello came
@@ -51,6 +52,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	}
 	ha.alive, ha.die = context.WithCancel(h.open)
 	ha.Link = newLink(ha, &h.refusedPayloads)
+	ha.heartbeat = task{Source: ha.nextHeartbeat, Control: true}
 	if !validID(agentID) {
 		ha.fail(now, invalidID(agentID))
 		return ha
@@ -163,7 +165,7 @@ func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) er
 func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
-		return asError(ha.hello(p))
+		return asError(ha.hello(now, p))
 	case *StatusPayload:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
@@ -187,7 +189,7 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3).
-func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
+func (ha *hubAgentLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if p.V != version {
 		return badVersion(p.V)
 	}
@@ -195,10 +197,26 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 		return wrongRole(p.Role, roleAgent)
 	}
 	ha.mu.Lock()
-	ha.greeted = true
+	if !ha.greeted {
+		ha.greeted = true
+		ha.scheduleLocked(&ha.heartbeat, now.Add(heartbeatEvery))
+	}
 	ha.mu.Unlock()
 	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window})
 	return nil
+}
+
+// nextHeartbeat gives a sign of life if nothing else was said for 15 s (rule 9). An agent
+// that is there draws answers, so that mostly there is no need; one whose own writes are held
+// up draws none.
+func (ha *hubAgentLink) nextHeartbeat(now time.Time) Payload {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	if next := ha.spokeAt.Add(heartbeatEvery); now.Before(next) {
+		ha.scheduleLocked(&ha.heartbeat, next)
+		return nil
+	}
+	return &StatusPayload{Link: ha.id}
 }
 
 // badVersion refuses a hello, and names the version that would do. The hub's link stays as it

@@ -1456,7 +1456,8 @@ func TestHubEndStays(t *testing.T) {
 func TestHubStaleLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x"}
+		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x", deaf: true}
+		a.link.patient = true
 		stale := &ErrorPayload{Code: CodeStaleLink, Retryable: true}
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)

@@ -97,7 +97,7 @@ func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) er
 		}
 		ha.mu.Unlock()
 		return nil
-	case len(ha.openings) >= h.cfg.MaxAgentSessions+maxStatus: // as many as can become open, and one status of others
+	case len(ha.openings)-maxStatus >= h.cfg.MaxAgentSessions: // as many as can become open, and one status of others
 		ha.mu.Unlock()
 		return ofEpoch(notNow(o.entry.SessionID, "%d sessions are being opened", len(ha.openings)), o.entry.Epoch)
 	}

@@ -50,7 +50,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
-	hv.workers = &h.workers
+	hv.workers, hv.patient = &h.workers, local
 	hv.status = task{Source: hv.nextStatus, Control: true}
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
 	hv.permitTask = task{Source: hv.expirePermits, Control: true}
@@ -110,10 +110,14 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	case *HelloPayload:
 		return asError(hv.hello(now, p))
 	case *WatchPayload:
-		if err := hv.current(now); err != nil {
+		if err := hv.current(now, hv.id); err != nil { // a watch names no link
 			return err
 		}
 		return hv.watch(ctx, now, p)
+	case *StatusPayload:
+		if len(p.Sessions) == 0 { // a sign of life
+			return hv.current(now, p.Link)
+		}
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
@@ -140,11 +144,12 @@ func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	return nil
 }
 
-// current returns errStale for a payload that comes before hello. A watch names no link.
-func (hv *hubViewerLink) current(now time.Time) error {
+// current returns errStale for a payload of another link, or one before hello. A viewer that
+// took a late welcome for this link's learns of it by the answer (rule 3).
+func (hv *hubViewerLink) current(now time.Time, link string) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
-	if hv.greeted {
+	if hv.greeted && link == hv.id {
 		return nil
 	}
 	return staleLink(hv.h, hv.Link, now, &hv.staleAt)

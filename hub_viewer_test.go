@@ -703,6 +703,22 @@ func TestHubItemsSlowLoop(t *testing.T) {
 	})
 }
 
+// Items waits as long as either link's deadlines say: here the hub gives an absent agent 10 s,
+// before the next sign of life of either.
+func TestHubItemsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		a.link.Close()
+		start := time.Now()
+		for it, err := range h.Items(t.Context(), "s", Position{}) {
+			if took := time.Since(start); err != nil || it.Gap == nil || took != 10*time.Second {
+				t.Errorf("%s, %v after %v", itemText(it), err, took)
+			}
+			break
+		}
+	})
+}
+
 // TestHubItemsSlowBody: a loop body that takes its time is not the silence of a peer.
 func TestHubItemsSlowBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -373,6 +373,7 @@ func TestLinkNext(t *testing.T) {
 func TestLinkNextTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		start := time.Now()
 		late, soon := notes("late", false, 1), notes("soon", false, 1)
 		m.schedule(late, start.Add(time.Hour))
@@ -392,6 +393,70 @@ func TestLinkNextTimer(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A payload counts as written when the sender comes for another. That its task was forgotten
+// meanwhile, or the link has died or begun anew, means that nobody cares any more.
+func TestLinkWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name string
+			then func(m *script, a *task)
+			want int
+		}{
+			{"Next", func(m *script, _ *task) { m.Next(endedContext) }, 1},
+			{"NextFrame", func(m *script, _ *task) { m.NextFrame(endedContext, nil) }, 1},
+			{"one that has not written yet", func(m *script, _ *task) { m.takeMore(time.Now()) }, 0},
+			{"Handle", func(m *script, _ *task) { m.Handle(endedContext, note("a")) }, 0},
+			{"forget", func(m *script, a *task) { m.forget(a); m.Next(endedContext) }, 0},
+			{"forget another", func(m *script, _ *task) { m.forget(notes("b", false, 1)); m.Next(endedContext) }, 1},
+			{"forgetAll", func(m *script, _ *task) { m.forgetAll(); m.Next(endedContext) }, 0},
+			{"Close", func(m *script, _ *task) { m.Close(); m.Next(endedContext) }, 0},
+		} {
+			m := newScript()
+			var written []time.Time
+			a := notes("a", false, 1)
+			a.Written = func(now time.Time) {
+				m.failure() // takes the lock
+				written = append(written, now)
+			}
+			m.ready(a)
+			m.Next(endedContext)
+			if len(written) > 0 {
+				t.Errorf("%s: written before it could be", c.name)
+			}
+			pass(time.Second)
+			c.then(m, a)
+			if len(written) != c.want || c.want > 0 && !written[0].Equal(time.Now()) {
+				t.Errorf("%s: written at %v, want %d", c.name, written, c.want)
+			}
+			m.Next(endedContext)
+			if m.Next(endedContext); len(written) > 1 {
+				t.Errorf("%s: written twice", c.name)
+			}
+			m.Close()
+		}
+	})
+}
+
+// Of many payloads in one write each task hears, and the list of them is not kept.
+func TestLinkWrittenTogether(t *testing.T) {
+	m := newScript()
+	const n = 100
+	written := 0
+	for range n {
+		a := notes("a", false, 1)
+		a.Written = func(time.Time) { written++ }
+		m.ready(a)
+	}
+	for range n {
+		m.takeMore(time.Now())
+	}
+	m.take(time.Now())
+	if written != n || cap(m.unwritten) != 0 {
+		t.Errorf("%d of %d are written, and there is room for %d more", written, n, cap(m.unwritten))
+	}
+	m.Close()
 }
 
 func TestLinkForgottenTaskNeverComes(t *testing.T) {
@@ -588,6 +653,7 @@ func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 func TestLinkNextLeavesTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		got := make(chan Payload, 2)
 		next := func(ctx context.Context) {
 			if p, err := m.Next(ctx); err == nil {
@@ -727,7 +793,7 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 				var said []time.Duration
 				for {
 					if _, err := l.Next(context.Background()); err != nil {
-						if err != ErrSilent || time.Since(start) != maxSilence {
+						if !errors.Is(err, ErrSilent) || time.Since(start) != maxSilence {
 							t.Errorf("ended after %v with %v", time.Since(start), err)
 						}
 						break

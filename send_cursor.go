@@ -50,9 +50,8 @@ type sendCursor struct {
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
-	timer   retry         // runs while something sent is not acknowledged, or a first ack awaited
-	expired bool          // the timer expired, and there was no progress since
-	silent  bool          // nor was anything heard about the session
+	timer   retry         // runs while something written is not acknowledged, or a first ack awaited
+	writing bool          // what advance last noted may not be written yet
 	resume  time.Time     // a retryable error: not to be announced before; zero: no wait
 	pauses  time.Duration // how long the last such wait was, without progress since
 
@@ -80,14 +79,13 @@ func (c *sendCursor) allowed(most int) (events, bytes, first int) {
 	}
 }
 
-// advance notes that everything up to last was sent, of which so many events and bytes are in
-// flight now. The timer runs from the first batch that is outstanding: later ones do not put
-// it off, or steady publishing would keep it from ever noticing that nothing is acknowledged.
+// advance notes that everything up to last was handed to the link, of which so many events and
+// bytes are in flight now.
 func (c *sendCursor) advance(now time.Time, last uint64, events, bytes int, acked uint64) {
 	if c.maxSentOnLink <= acked { // nothing was outstanding
-		c.restart()
+		c.timer.reset()
 	}
-	c.sent = last
+	c.sent, c.writing = last, true
 	c.maxSentOnLink = max(c.maxSentOnLink, last)
 	c.inFlight += events
 	c.inFlightBytes += bytes
@@ -95,9 +93,6 @@ func (c *sendCursor) advance(now time.Time, last uint64, events, bytes int, acke
 		c.batchBytes = 2 * max(c.batchBytes, c.firstBytes)
 	}
 	c.lastBatch, c.lastSent = last, now
-	if !c.timer.running() {
-		c.timer.start(now)
-	}
 }
 
 // landed notes that so many events and bytes of those in flight are acknowledged. What the
@@ -107,10 +102,16 @@ func (c *sendCursor) landed(events, bytes int) {
 	c.inFlightBytes = max(c.inFlightBytes-bytes, 0)
 }
 
-// restart ends the timer after progress: its next run begins with the first wait.
-func (c *sendCursor) restart() {
-	c.timer.reset()
-	c.expired = false
+// written notes that all of that was written, and reports whether the timer was started. It
+// runs from then on: on a slow link a batch may take minutes to write, in which no ack can be
+// expected. It runs from the first batch that is outstanding: later ones do not put it off,
+// or steady publishing would keep it from ever noticing that nothing is acknowledged.
+func (c *sendCursor) written(now time.Time, acked uint64) (started bool) {
+	c.writing, c.lastSent = false, now
+	if started = c.sent > acked && !c.timer.running() && c.maySend(); started {
+		c.timer.start(now)
+	}
+	return started
 }
 
 // rewindTo makes what comes after a number be sent once more, in small batches at first: the
@@ -152,7 +153,6 @@ func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ack
 	case c.opened && upTo < acked:
 		return ackStale
 	}
-	c.silent = false
 	c.window.update(a)
 	if upTo > acked {
 		c.pauses = 0
@@ -170,8 +170,8 @@ func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ack
 		c.goBack(now, upTo)
 	}
 	if progress {
-		c.restart()
-		if c.sent > upTo {
+		c.timer.reset()
+		if c.sent > upTo && !c.writing {
 			c.timer.start(now)
 		}
 	}
@@ -205,15 +205,19 @@ func (c *sendCursor) open(upTo uint64) {
 func (c *sendCursor) goBack(now time.Time, seq uint64) {
 	if c.nackedAt.IsZero() || c.nacked != seq || now.Sub(c.nackedAt) >= nackEvery {
 		c.nacked, c.nackedAt = seq, now
-		c.rewindTo(seq)
+		c.resend(seq)
 	}
 }
 
 // resend goes back to what is acknowledged, so that all that comes after it is sent again.
-func (c *sendCursor) resend(acked uint64) { c.rewindTo(min(c.sent, acked)) }
-
-// heard notes that the hub said something about the session: it is not gone.
-func (c *sendCursor) heard() { c.silent = false }
+// The timer counts again from when the first of it is written. Before the session is open the
+// timer is about the announcement, and goes on.
+func (c *sendCursor) resend(acked uint64) {
+	c.rewindTo(min(c.sent, acked))
+	if c.maySend() {
+		c.timer.stop()
+	}
+}
 
 // announced notes that the hub is asked where it stands: again on the timer, until it
 // answers. Once the session is open, the timer is about batches, and a status leaves it
@@ -237,7 +241,7 @@ func (c *sendCursor) reopen() bool {
 
 // pause notes a retryable error: the session is to be announced after a wait, which is longer
 // each time until there is progress. The timer does not run meanwhile: it would announce the
-// session, or take the hub for gone.
+// session.
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
 	c.timer.stop()
@@ -255,15 +259,12 @@ const (
 	nothingDue    duty = iota
 	sendAgain          // what is not acknowledged; the cursor has gone back already
 	announceAgain      // list the session for the next status
-	giveUp             // the hub is gone: fail the link
 )
 
 // tick looks at the time. The timer asks for a resend, or for an announcement while nothing
-// may be sent. If it expires twice with something outstanding and nothing heard of the
-// session in between, the hub is gone (rules 6 and 9): the link may still hear about other
-// sessions, but to this one it is of no use. A session with nothing outstanding can wait
-// for its answer as long as it takes.
-func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
+// may be sent. However often it expires, the link goes on: that is judged by what moves on
+// the connection (rule 9).
+func (c *sendCursor) tick(now time.Time, acked uint64) duty {
 	due := nothingDue
 	if !c.resume.IsZero() {
 		if now.Before(c.resume) {
@@ -272,18 +273,15 @@ func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
 		c.resume = time.Time{}
 		due = announceAgain
 	}
-	switch {
-	case !c.timer.expired(now):
+	if !c.timer.expired(now) {
 		return due
-	case c.expired && c.silent && acked < head:
-		return giveUp
 	}
-	c.expired, c.silent = true, true
-	c.timer.again(now)
 	if !c.maySend() {
+		c.timer.again(now)
 		return announceAgain
 	}
 	c.resend(acked)
+	c.timer.backOff()
 	return sendAgain
 }
 

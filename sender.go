@@ -45,7 +45,6 @@ func (sd *sender) noteUnackedLocked() {
 // retryable flag does, and codes that are unknown here are treated by the flag alone.
 func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := sd.s
-	sd.heard()
 	switch {
 	case p.Code == CodeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
@@ -98,29 +97,33 @@ func (sd *sender) takeStatus(now time.Time) (SessionStatus, bool) {
 
 // next is the task: it does what the time asks for, and returns the next batch if the
 // session may send one (rule 7). woken is cleared before the log is read, so that whatever
-// is published afterwards wakes the sender again. To fail the link, the lock has to be
-// given up: detach takes the Streamer's, which comes before it.
+// is published afterwards wakes the sender again.
 func (sd *sender) next(now time.Time) Payload {
 	s := sd.s
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	sd.woken = false
 	if s.sender != sd || s.stopped != nil {
-		s.mu.Unlock()
 		return nil
 	}
-	switch sd.tick(now, s.acked, s.log.head) {
-	case giveUp:
-		s.mu.Unlock()
-		sd.link.fail(now, ErrSilent)
-		return nil
-	case announceAgain:
+	if sd.tick(now, s.acked) == announceAgain {
 		sd.announceLocked()
 	}
 	sd.noteUnackedLocked()
 	p := sd.batchLocked(now)
 	sd.scheduleTickLocked()
-	s.mu.Unlock()
 	return p
+}
+
+// written is called when the batches that next returned are written: the timer counts from
+// then on.
+func (sd *sender) written(now time.Time) {
+	s := sd.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sender == sd && sd.sendCursor.written(now, s.acked) {
+		sd.scheduleTickLocked()
+	}
 }
 
 // batchLocked makes the next batch, unless there is nothing to send, or nothing that the
@@ -224,15 +227,25 @@ func (sd *sender) rejectLocked(from, to uint64) {
 	}
 	sd.confirm = append(sd.confirm, Gap{From: from, To: to})
 	sd.link.ready(&sd.task)
-	if lost := s.loseRangeLocked(from, to, ReasonRejected); lost == 0 {
-		return // refused before
+	if sd.loseLocked(from, to) { // it was not refused before
+		sd.nackedAt = time.Time{}
 	}
-	sd.nackedAt = time.Time{}
+}
+
+// loseLocked turns events that were sent on this link into gaps, and reports whether any of them
+// was one still. Those that are acknowledged the hub has.
+func (sd *sender) loseLocked(from, to uint64) bool {
+	s := sd.s
+	from, to = max(from, s.acked+1), min(to, sd.maxSentOnLink)
+	if s.loseRangeLocked(from, to, ReasonRejected) == 0 {
+		return false
+	}
 	s.changed.Broadcast()
 	if s.hasEnded && to == s.log.head {
 		s.endLost = true
 		sd.announceLocked()
 	}
+	return true
 }
 
 // confirmLocked makes a batch of the next refused range that is a gap now and that the hub may be

@@ -404,13 +404,13 @@ func (w *simWorld) checkLoss(k simKey, g *Gap) {
 	}
 }
 
-// refusable reports whether a hub may have refused an event.
+// refusable reports whether a hub may have refused an event, or a transport.
 func (w *simWorld) refusable(t *simTruth, seq uint64) bool {
 	if seq > uint64(len(t.data)) {
 		return false
 	}
 	data := t.data[seq-1]
-	return poisoned(data) || len(data)+120 > w.hub.cfg.MaxEventBytes
+	return poisoned(data) || len(data)+120 > w.hub.cfg.MaxEventBytes || w.carries > 0 && len(data) > w.carries
 }
 
 // checkContent: S2.

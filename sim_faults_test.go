@@ -342,6 +342,45 @@ func (w *simWorld) quiesce() {
 		}
 		w.loseOne()
 	}
+	if w.err == nil {
+		w.stayAndVanish()
+	}
+}
+
+// stayAndVanish checks rule 9: a link stays on which there is nothing but signs of life, and
+// all end, at both ends, once the network has vanished.
+func (w *simWorld) stayAndVanish() {
+	alive := make(map[*simEnd]bool)
+	for _, x := range w.wires {
+		if !x.cut && !x.hub.dead && !x.peer.dead {
+			alive[&x.hub], alive[&x.peer] = true, true
+		}
+	}
+	for range 6 {
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
+	for _, x := range w.wires {
+		for _, e := range []*simEnd{&x.hub, &x.peer} {
+			if alive[e] && e.dead {
+				w.fail("rule 9: %s ends a link whose other end is alive: %v", e.name, e.link.err)
+			}
+		}
+		x.cut = true
+		x.hub.inbox, x.peer.inbox = nil, nil
+	}
+	w.say("the network vanishes")
+	for range 4 {
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
+	for _, x := range w.wires {
+		for _, e := range []*simEnd{&x.hub, &x.peer} {
+			if !e.dead {
+				w.fail("rule 9: %s does not notice that the network has vanished", e.name)
+			}
+		}
+	}
 }
 
 // calm ends everything that goes wrong, except that an agent may be away for good.

@@ -124,6 +124,7 @@ type simWorld struct {
 	encoded   bool // payloads travel as JSON
 	pushes    bool // the hub's links to viewers push
 	plain     bool // no event is special
+	carries   int  // how many bytes of data transports carry in a payload; 0: as many as there are
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
 
@@ -156,6 +157,7 @@ type simWorld struct {
 	spoke    map[*Session]bool
 	looked   map[*log]logLook
 	requests map[string]*simRequest
+	divided  []simRange // batches that were too large
 }
 
 // simRequest is a replay request that reached its agent.
@@ -211,6 +213,7 @@ func (w *simWorld) begin() {
 		w.viewers = append(w.viewers, v)
 		w.startViewer(v, false)
 	}
+	w.carries = pick(w, 0, 0, 0, 0, 0, 0, 0, 100)
 }
 
 // configure chooses limits, mostly small ones.
@@ -372,19 +375,36 @@ func (w *simWorld) connectViewer(v *simViewer) {
 		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
 		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
 	}
+	v.wire.peer.link.patient = v.local
 	if x := v.wire; w.pushes && !v.local {
 		x.hub.link.Push(context.Background(), func(_ context.Context, p Payload) error {
 			w.pushed++
+			if w.tooLarge(x, &x.hub, p) {
+				return ErrTooLarge
+			}
 			w.sent(x, &x.hub, &x.peer, p)
 			if w.rarely(4) && !w.inside {
 				w.inside = true
-				w.deliver()
+				if w.rarely(3) {
+					w.leave(x)
+				} else {
+					w.deliver()
+				}
 				w.inside = false
 			}
 			return nil
 		})
 	}
 	w.rewire()
+}
+
+// leave has a viewer watch a session anew, and the hub hear of it at once.
+func (w *simWorld) leave(x *simWire) {
+	w.rewatch(x.viewer, simIDs[w.choose(len(simIDs))])
+	for range 2 {
+		w.send(x, &x.peer, &x.hub)
+		w.receive(x, &x.hub)
+	}
 }
 
 // retire keeps an old wire for a while: what is on its way may still arrive.
@@ -577,6 +597,7 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if from.dead || len(to.inbox) >= 20 {
 		return false
 	}
+	from.link.checkSilence(w.at(from))
 	if p := from.link.pusher.Load(); p != nil {
 		return w.push(from, p)
 	}
@@ -589,8 +610,62 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if p == nil {
 		return false
 	}
-	w.sent(x, from, to, p)
+	if w.tooLarge(x, from, p) {
+		from.link.carryLess(p)
+	} else {
+		w.sent(x, from, to, p)
+	}
 	return true
+}
+
+// A simRange is what one side sends in a batch.
+type simRange struct {
+	from        *simEnd
+	k           simKey
+	first, last uint64
+}
+
+func (w *simWorld) rangeOf(from *simEnd, p Payload) (r simRange, events []Event) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		return simRange{from, simKey{p.SessionID, p.Epoch}, p.FirstSeq, p.LastSeq}, p.Events
+	case *ReplayBatchPayload:
+		return simRange{from, simKey{p.SessionID, p.Epoch}, p.FirstSeq, p.LastSeq}, p.Events
+	}
+	return r, nil
+}
+
+// tooLarge reports whether no transport carries a payload, which is then sent in parts.
+// Events that are large can't be carried at all then, others only a few at a time.
+func (w *simWorld) tooLarge(x *simWire, from *simEnd, p Payload) bool {
+	if w.carries == 0 {
+		return false
+	}
+	r, events := w.rangeOf(from, p)
+	n := 0
+	for _, ev := range events {
+		n += len(ev.Data)
+	}
+	if n <= w.carries {
+		return false
+	}
+	if w.verbose {
+		w.say("too large for %s: %s", from.name, brief(p))
+	}
+	w.checkTaken(x, from, p)
+	w.divided = append(w.divided, r)
+	return true
+}
+
+// checkTaken checks a payload that a link sends, unless it is a part of one that was checked
+// when that was taken: it may be sent a little later, as if the transport were slow.
+func (w *simWorld) checkTaken(x *simWire, from *simEnd, p Payload) {
+	r, _ := w.rangeOf(from, p)
+	if !slices.ContainsFunc(w.divided, func(d simRange) bool {
+		return d.from == r.from && d.k == r.k && d.first <= r.first && r.last <= d.last
+	}) {
+		w.checkSent(x, from, p)
+	}
 }
 
 // push has the hub's workers work until something is sent, on any link, or nothing is
@@ -615,7 +690,7 @@ func (w *simWorld) sent(x *simWire, from, to *simEnd, p Payload) {
 	if w.verbose {
 		w.say("%s sends %s%s", from.name, brief(p), into(x, to))
 	}
-	w.checkSent(x, from, p)
+	w.checkTaken(x, from, p)
 	if x.cut || to.dead {
 		return
 	}
@@ -805,9 +880,6 @@ func (w *simWorld) carry(v *simViewer) bool {
 		return false
 	}
 	x := v.wire
-	v.v.mu.Lock()
-	x.peer.link.endpoint.(*viewerLink).held = true
-	v.v.mu.Unlock()
 	moved := false
 	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
 		p, _, err := ends[0].link.next(w.hubNow())

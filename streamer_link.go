@@ -18,7 +18,7 @@ import (
 //	dead       either   at most an error         nothing; detach takes the senders off
 //
 // A link dies when its connection is closed, when a newer one is made, on a fatal error,
-// or when the hub is silent. The sessions outlive it.
+// or when nothing moves on it. The sessions outlive it.
 type streamerLink struct {
 	*Link
 	st *Streamer
@@ -32,7 +32,6 @@ type streamerLink struct {
 	id          string    // the hub's name for the link; empty before the welcome
 	window      window    // from the welcome, as is id
 	heartbeatAt time.Time // when to give the next sign of life
-	heardAt     time.Time // when the hub last said something; zero: nobody has waited yet
 	toAnnounce  []*sender // to be named in the next status: those with inToAnnounce
 	unacked     []*sender // that may have something unacknowledged: those with unacked
 }
@@ -66,7 +65,6 @@ func (st *Streamer) connect(now time.Time) *streamerLink {
 		old.fail(now, ErrSuperseded)
 	}
 	sl.hello.start()
-	sl.schedule(&sl.heartbeat, now)
 	return sl
 }
 
@@ -75,6 +73,19 @@ func (sl *streamerLink) welcomed() bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	return sl.id != ""
+}
+
+// lose implements author.
+func (sl *streamerLink) lose(sessionID, epoch string, seq uint64) {
+	s := sl.st.lookup(sessionID)
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sd := s.sender; sd != nil && sd.link == sl && s.epoch == epoch {
+		sd.loseLocked(seq, seq)
+	}
 }
 
 // detach takes the sessions off the dead link, and with them their senders. A session may
@@ -122,9 +133,8 @@ func (sl *streamerLink) nextStatus(now time.Time) Payload {
 }
 
 // nextHeartbeat gives a sign of life: a status of the sessions that have something
-// unacknowledged, which it leaves to the status task, or an empty one (rule 9). It ends a
-// link that has been silent. Before the welcome there is no link id to put into a status,
-// but the silence counts. A heartbeat that is asked too early only schedules itself again.
+// unacknowledged, which it leaves to the status task, or an empty one (rule 9). It begins with
+// the welcome. A heartbeat that is asked too early only schedules itself again.
 func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 	sl.mu.Lock()
 	id, due := sl.id, !now.Before(sl.heartbeatAt)
@@ -136,14 +146,7 @@ func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 	if !due {
 		return nil
 	}
-	if sl.checkSilence(now) {
-		sl.fail(now, ErrSilent)
-		return nil
-	}
 	sl.st.expire(now)
-	if id == "" {
-		return nil
-	}
 	if sl.announceUnacked() {
 		return nil
 	}
@@ -178,17 +181,6 @@ func (sl *streamerLink) announceUnacked() bool {
 	return any
 }
 
-// checkSilence reports whether the hub has said nothing for so long that it must be gone. The
-// heartbeat asks, and so does Run, which still can while send is stuck.
-func (sl *streamerLink) checkSilence(now time.Time) bool {
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	if sl.heardAt.IsZero() { // the silence counts from the first hello
-		sl.heardAt = now
-	}
-	return now.Sub(sl.heardAt) >= maxSilence
-}
-
 // handle applies a payload from the hub. It never waits: acks have to be read while batches
 // are written, or the two sides could wait for each other. A status serves only as a sign
 // of life here.
@@ -198,13 +190,13 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 	case *WelcomePayload:
 		err = sl.welcome(now, p)
 	case *StatusPayload:
-		sl.heard(now, p.Link)
+		sl.isCurrent(p.Link)
 	case *AckBatchPayload:
-		if sl.heard(now, p.Link) {
+		if sl.isCurrent(p.Link) {
 			err = sl.acks(now, p)
 		}
 	case *ReplayRequestPayload:
-		if sl.heard(now, "") {
+		if sl.isCurrent("") {
 			err = sl.replay(p)
 		}
 	case *ErrorPayload:
@@ -215,17 +207,16 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 	return asError(err)
 }
 
-// heard records that a payload arrived and reports whether it belongs to this link: one of
-// an earlier link id, or one that comes before the welcome, is stale and not even a sign of
-// life (rule 3). An empty id stands for a payload that carries none.
-func (sl *streamerLink) heard(now time.Time, link string) bool {
+// isCurrent reports whether a payload belongs to this link: one of an earlier link id, or one
+// that comes before the welcome, is stale (rule 3). An empty id stands for a payload that
+// carries none.
+func (sl *streamerLink) isCurrent(link string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if sl.id == "" || link != "" && link != sl.id {
 		sl.st.stalePayloads.Add(1)
 		return false
 	}
-	sl.heardAt = now
 	return true
 }
 
@@ -248,12 +239,11 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		sl.st.stalePayloads.Add(1)
 		return nil
 	}
-	sl.heardAt = now
 	if sl.id == p.Link { // the same welcome again: nothing was lost
 		sl.mu.Unlock()
 		return nil
 	}
-	sl.tasks.Clear() // nothing goes on under another link id
+	sl.forgetAllLocked() // nothing goes on under another link id
 	sl.id, sl.window = p.Link, newWindow(p.WindowEvents, p.WindowBytes)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
@@ -285,7 +275,7 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{
 		window: window, firstBytes: sl.st.sizes.first, implicitOpen: s.maxSentInEpoch == 0,
 	}}
-	sd.task.Source = sd.next
+	sd.task.Source, sd.task.Written = sd.next, sd.written
 	s.sender = sd
 	s.wakeSenderLocked()
 	return sd
@@ -340,7 +330,7 @@ func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !sl.heard(now, ""):
+	case !sl.isCurrent(""):
 	case sl.st.cfg.TrustData && (p.Code == CodeMalformed || p.Code == CodeEventRejected) && sl.recheckData():
 	case p.SessionID != "" && p.RequestID == "":
 		if s := sl.st.lookup(p.SessionID); s != nil {

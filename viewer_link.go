@@ -31,11 +31,7 @@ type viewerLink struct {
 	id       string // the hub's name for the link; empty before the welcome
 	viewerID string // the hub's name for the viewer
 
-	// The hub's silence (rule 9). While a payload waits for room, the next ones are not
-	// received, so that the silence is this side's own and does not count.
-	heardAt time.Time // when the hub was heard, or this side's own silence was last seen
-	holding int       // payloads that wait for room now
-	held    bool      // one has waited since silent was last asked
+	heartbeatAt time.Time // when to give the next sign of life
 }
 
 // detach takes the dead link off the Viewer, unless that has a newer one, and every watch
@@ -55,29 +51,20 @@ func (vl *viewerLink) detach(time.Time) {
 	v.room.Broadcast() // payloads of this link wait for room no longer
 }
 
-// nextHeartbeat is the Source of a task that never has a payload: it ends a link on which
-// the hub, which sends a status every 15 s (rule 13), has been silent for 45 s. A viewer
-// need not give a sign of life itself.
+// nextHeartbeat gives a sign of life every 15 s, from the welcome on (rule 13). It may be
+// asked too early, and then only schedules itself again.
 func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
-	if vl.checkSilence(now) {
-		vl.fail(now, ErrSilent)
-		return nil
-	}
-	vl.v.mu.Lock()
-	vl.schedule(&vl.heartbeat, vl.heardAt.Add(maxSilence))
-	vl.v.mu.Unlock()
-	return nil
-}
-
-// checkSilence reports whether the hub has been silent for so long that it must be gone. Time in
-// which this side read nothing is forgiven.
-func (vl *viewerLink) checkSilence(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
-	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
-		vl.held, vl.heardAt = false, now
+	due := !now.Before(vl.heartbeatAt)
+	if due {
+		vl.heartbeatAt = now.Add(heartbeatEvery)
 	}
-	return now.Sub(vl.heardAt) >= maxSilence
+	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
+	if !due {
+		return nil
+	}
+	return &StatusPayload{ViewerID: vl.viewerID, Link: vl.id}
 }
 
 // handle applies a payload of the hub's. One of a link that is no longer the Viewer's
@@ -96,16 +83,16 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	case *WelcomePayload:
 		return asError(vl.welcomeLocked(now, p))
 	case *StatusPayload:
-		if vl.heardLocked(now, p.Link, p.ViewerID) {
+		if vl.isCurrentLocked(p.Link, p.ViewerID) {
 			return vl.statusLocked(ctx, now, p)
 		}
 	case *eventBatch:
-		if vl.heardLocked(now, p.Link, p.ViewerID) {
+		if vl.isCurrentLocked(p.Link, p.ViewerID) {
 			events, gaps := p.copies()
 			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *replayBatch:
-		if vl.heardLocked(now, vl.id, p.ViewerID) {
+		if vl.isCurrentLocked(vl.id, p.ViewerID) {
 			events, gaps := p.copies()
 			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
@@ -122,15 +109,12 @@ func (vl *viewerLink) goneLocked() error {
 	return cmp.Or(vl.failure(), ErrSuperseded)
 }
 
-// heardLocked reports whether a payload is of this link and for this viewer, and if so notes
-// that the hub is alive. A stale one is no sign of life: it may be a relic of a connection
-// whose hub is gone.
-func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
+// isCurrentLocked reports whether a payload is of this link and for this viewer.
+func (vl *viewerLink) isCurrentLocked(link, viewerID string) bool {
 	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
 		vl.v.stalePayloads.Add(1)
 		return false
 	}
-	vl.heardAt = now
 	return true
 }
 
@@ -145,13 +129,13 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	vl.heardAt = now
 	if vl.id == p.Link {
 		return nil
 	}
 	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
-	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
+	vl.heartbeatAt = now.Add(heartbeatEvery)
+	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
 	for _, w := range vl.v.sortedLocked() {
 		vl.attachLocked(w)
 	}
@@ -261,7 +245,6 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 	v := vl.v
 	wait := v.room.Wait()
 	before := Position{w.epoch, w.received}
-	vl.holding++
 	v.mu.Unlock()
 	select {
 	case <-wait:
@@ -269,8 +252,6 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 	}
 	ended := ctx.Err() != nil
 	v.mu.Lock()
-	vl.holding--
-	vl.held = true
 	switch {
 	case v.closed:
 		return false, ErrClosed
@@ -377,7 +358,7 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !vl.heardLocked(now, vl.id, p.ViewerID), p.SessionID == "":
+	case !vl.isCurrentLocked(vl.id, p.ViewerID), p.SessionID == "":
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
@@ -503,6 +484,5 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 		old.fail(now, ErrSuperseded)
 	}
 	vl.hello.start()
-	vl.schedule(&vl.heartbeat, now)
 	return vl
 }

@@ -645,12 +645,14 @@ func TestViewerQuietSession(t *testing.T) {
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
+		h.link.patient = false
 		pass(maxSilence - 1)
 		h.drain()
 		h.send(h.status())
-		pass(maxSilence - 1)
+		pass(maxSilence - heartbeatEvery + 1)
 		h.drain()
-		pass(1)
+		pass(heartbeatEvery)
+		synctest.Wait()
 		h.wantDead(ErrSilent)
 		h = playHub(t, v)
 		h.want(h.watch("s", "", 0))
@@ -994,17 +996,17 @@ func TestViewerRoomAtCtxEnd(t *testing.T) {
 func TestViewerSilentAfterFullBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.link.patient = false
 		h.send(h.status(stands("s", "e1", 1, 2, 0)))
 		done := h.handling(h.batch("s", "e1", 1, 2))
-		pass(maxSilence)
+		pass(time.Hour) // the silence is its own
 		h.drain()
 		takesOne(t, v, "s e1 1")
 		wantReturned(t, done, nil)
-		pass(maxSilence) // after which it knows that the silence was its own
+		pass(maxSilence - heartbeatEvery - 1)
 		h.drain()
-		pass(maxSilence - 1)
-		h.drain()
-		pass(1)
+		pass(heartbeatEvery + 1)
+		synctest.Wait()
 		h.wantDead(ErrSilent)
 	})
 }

@@ -675,6 +675,7 @@ func loadHeartbeat(t *testing.T, _ meter) {
 	for range pending {
 		l.next(l.wire.Near) // the batches are lost
 	}
+	scene.Next(l.wire.Near) // they are written
 	<-time.After(heartbeat)
 	l.wire.StepUp()
 	if !slices.Equal(named, pending) {
