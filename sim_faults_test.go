@@ -350,6 +350,10 @@ func (w *simWorld) quiesce() {
 // stayAndVanish checks rule 9: a link stays on which there is nothing but signs of life, and
 // all end, at both ends, once the network has vanished.
 func (w *simWorld) stayAndVanish() {
+	for range 4 { // a clock may have jumped, and a sign of life been lost
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
 	alive := make(map[*simEnd]bool)
 	for _, x := range w.wires {
 		if !x.cut && !x.hub.dead && !x.peer.dead {
@@ -386,7 +390,7 @@ func (w *simWorld) stayAndVanish() {
 // calm ends everything that goes wrong, except that an agent may be away for good.
 func (w *simWorld) calm() {
 	w.recover()
-	w.claims = false
+	w.claims, w.calmed = false, true
 	w.hub.cfg.MaxSessions, w.hub.cfg.MaxAgentSessions = 100, 100
 	if w.rewindowed { // a window lasts as long as the link
 		for _, a := range w.agents {

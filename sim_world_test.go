@@ -111,6 +111,7 @@ type simWorld struct {
 	handling Payload // the last that was handled
 	pushed   int     // payloads
 	inside   bool    // something goes on while one is pushed
+	calmed   bool    // faults have stopped
 	blocked  []*blocked
 	serial   int // events made
 	largest  int // bytes that a batch of an agent's may have counted
@@ -385,7 +386,7 @@ func (w *simWorld) connectViewer(v *simViewer) {
 			w.sent(x, &x.hub, &x.peer, p)
 			if w.rarely(4) && !w.inside {
 				w.inside = true
-				if w.rarely(3) {
+				if w.rarely(3) && !w.calmed {
 					w.leave(x)
 				} else {
 					w.deliver()
