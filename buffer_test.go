@@ -385,7 +385,7 @@ func lentBytesStay(t *testing.T) {
 		spoil(items)
 		return nil
 	}})
-	v := NewViewer(&ViewerConfig{BufferItems: 50})
+	v := NewViewer(&ViewerConfig{Window: 50})
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	link := func(what string, a, b *Link) {

@@ -419,8 +419,8 @@ func cohortFault(s *hubSession) string {
 			return fmt.Sprintf("a fan of %d cursors at %d", len(f.cursors), f.seq)
 		}
 		for _, c := range f.cursors {
-			if c.cohort != f || c.seq != f.seq || c.gone || c.epoch != s.epoch || s.cursors[c.index] != c || c.idle.Queued() {
-				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.seq, c.epoch, f.seq, s.epoch)
+			if c.cohort != f || c.sent != f.seq || c.gone || c.epoch != s.epoch || s.cursors[c.index] != c || c.idle.Queued() {
+				return fmt.Sprintf("%s is at %d of %s, and in a fan at %d of %s", c.hv.viewerID, c.sent, c.epoch, f.seq, s.epoch)
 			}
 		}
 		n += len(f.cursors)

@@ -152,8 +152,11 @@ type HubConfig struct {
 	// zero, 4. If negative, none.
 	MaxViewerReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
-	// session. If zero, 1,024. If negative, none.
+	// session. If zero, 1,024. If negative, one.
 	Window int
+	// WindowBytes is the bytes of JSON that an agent may send beyond the hub's ack,
+	// a session. If zero, 1 MiB. If negative, 16 KiB, as for all less than that.
+	WindowBytes int
 	// SessionTTL is how long the hub remembers a session whose agent is away and
 	// that nobody watches, and one that has ended. If zero, 1 hour. If
 	// negative, not at all.
@@ -178,7 +181,8 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
-	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
+	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // an agent may have ints of 32 bits
+	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
 	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)
 	d.ReplayWait = defaultTo(d.ReplayWait, 10*time.Second)
 	return d
@@ -186,13 +190,14 @@ func (c *HubConfig) withDefaults() HubConfig {
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
 type ViewerConfig struct {
-	// BufferItems is the number of items that wait to be read from Items; when it
-	// is reached, the viewer takes nothing more from its link. If zero, 256. If
-	// negative, one.
-	BufferItems int
-	// BufferBytes is the bytes of those items' data; an item that is larger by
-	// itself is taken alone. If zero, 1 MiB. If negative, one item.
-	BufferBytes int
+	// Window is the number of items of one session that may wait to be read from
+	// Items. The hub sends no more of it than there is room for: what a slow reader
+	// leaves unread waits at the hub. If zero, 1,024. If negative, one.
+	Window int
+	// WindowBytes is the bytes of those items' data. An item that is larger by
+	// itself comes when nothing else waits. If zero, 256 KiB. If negative, one, so
+	// that items come one at a time.
+	WindowBytes int
 	// MaxWatches is the number of sessions watched at a time. If zero, 100. If
 	// negative, none.
 	MaxWatches int
@@ -204,8 +209,8 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	if c != nil {
 		d = *c
 	}
-	d.BufferItems = max(1, defaultTo(d.BufferItems, 256))
-	d.BufferBytes = defaultTo(d.BufferBytes, 1<<20)
+	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // a hub may have ints of 32 bits
+	d.WindowBytes = min(max(1, defaultTo(d.WindowBytes, defaultWindowBytes)), math.MaxInt32)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	return d
 }

@@ -51,7 +51,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
 	w.h.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
-	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
+	w.v = NewViewer(&ViewerConfig{Window: 1 << 20, WindowBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
 	}

@@ -550,7 +550,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			}
 		}
 		c := h.lookup("long").cursors[0]
-		return append(state, c.seq, c.unavailableTo, len(c.pages), c.request.expected, c.request.left)
+		return append(state, c.sent, c.unavailableTo, len(c.pages), c.request.expected, c.request.left)
 	}
 	last := uint64(2)
 	v.next = func() {
@@ -586,7 +586,7 @@ func victimHubOfViewer(t *testing.T) *victim {
 			state = append(state, s)
 		}
 		c := h.viewers["tab"].cursors["s"]
-		return append(state, c.epoch, c.seq, c.statusPending)
+		return append(state, c.epoch, c.sent, c.statusPending)
 	}
 	last := uint64(4)
 	v.next = func() {

@@ -3,6 +3,8 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -105,7 +107,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	sessions, requests := ha.sessions, ha.requests
 	ha.sessions, ha.requests = nil, nil
 	ha.mu.Unlock()
-	for s, rc := range sessions {
+	for _, s := range slices.SortedFunc(maps.Keys(sessions), compareIDs) { // for runs that can be repeated
+		rc := sessions[s]
 		s.mu.Lock()
 		if s.receiver == rc {
 			s.receiver = nil
@@ -176,7 +179,7 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 	ha.mu.Lock()
 	ha.greeted = true
 	ha.mu.Unlock()
-	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window})
+	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window, WindowBytes: ha.h.cfg.WindowBytes})
 	return nil
 }
 

@@ -255,7 +255,9 @@ func (ha *hubAgentLink) attachLocked(now time.Time, s *hubSession) error {
 	if s.receiver != nil && s.receiver.ha == ha {
 		return nil
 	}
-	rc := &receiver{s: s, ha: ha}
+	rc := &receiver{s: s, ha: ha, acks: ackState{
+		delay: ackDelay, window: window{events: ha.h.cfg.Window, bytes: ha.h.cfg.WindowBytes},
+	}}
 	rc.task = task{Source: rc.next, Control: true}
 	ha.mu.Lock()
 	dead := ha.sessions == nil

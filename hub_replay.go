@@ -13,7 +13,7 @@ import (
 //	waits for a permit of its link    a place in atLink
 //	waits for one of the session      the link's permit, a place in atSession
 //	has a request                     both permits, a replayRequest
-//	hands out what came               pages; the permits only until the answer is complete
+//	sends what came                   pages; the permits only until the answer is complete
 //	waits to ask again                retry: after a refusal, a loss or silence
 //	waits for the agent               waitingSince: it is away, or has not said hello
 //
@@ -33,7 +33,7 @@ func (c *cursor) fetchOlderLocked(now time.Time, l *log) *page {
 	switch {
 	case l != &s.log: // no agent has the older epoch any more
 		return c.gapLocked(until, ReasonEvicted)
-	case c.unavailableTo > c.seq:
+	case c.unavailableTo > c.sent:
 		return c.gapLocked(min(c.unavailableTo, until), ReasonUnavailable)
 	case c.tickRequestLocked(now):
 		return nil
@@ -75,7 +75,7 @@ func (c *cursor) waitForAgentLocked(now time.Time, connected bool) bool {
 // gapLocked declares what nobody can give to the cursor, up to a number.
 func (c *cursor) gapLocked(to uint64, reason Reason) *page {
 	c.stopAskingLocked()
-	p := gapPage(c.seq+1, to, reason)
+	p := gapPage(c.sent+1, to, reason)
 	return &p
 }
 
@@ -135,7 +135,7 @@ func (c *cursor) acquireLocked() bool {
 // sendRequestLocked makes the request for which the cursor has the permits, and queues it on the
 // agent's link. That may have died since it was looked up: then its map is nil.
 func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
-	rq := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
+	rq := &replayRequest{c: c, ha: ha, from: c.sent + 1, expected: c.sent + 1, until: until, left: c.s.h.sizes.replay}
 	rq.task = task{Source: rq.next, Control: true}
 	c.request = rq
 	c.retry.stop()
@@ -347,7 +347,6 @@ func (rq *replayRequest) acceptAnswerLocked(now time.Time, p *replayBatch, answe
 	for _, pg := range answer.pieces() {
 		c.retry.reset() // here, as only an answer with news is progress
 		c.retry.start(now)
-		pg.request, pg.available = rq.id, p.AvailableFrom
 		c.pages = append(c.pages, pg)
 		rq.expected = pg.last + 1
 		rq.left -= len(pg.slots)

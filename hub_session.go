@@ -148,7 +148,7 @@ func (s *hubSession) forgetEpochsLocked() {
 	s.setOwnerLocked("")
 	s.history, s.page = history{}, nil
 	for _, c := range s.cursors {
-		c.restartLocked(c.epoch, c.seq)
+		c.restartLocked(c.epoch, c.acked)
 		c.queueStatusLocked()
 	}
 }

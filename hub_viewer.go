@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -30,10 +31,12 @@ type hubViewerLink struct {
 	// cursors are in statuses, heartbeat puts all of them there every 15 s, and permitTask
 	// sends nothing: it frees permits when their time comes.
 	status, heartbeat, permitTask task
+	resend                        task // looks at the timers of all cursors, while any runs; sends nothing
 
 	// Link's lock protects the fields below.
 	greeted      bool                 // hello came
 	staleAt      time.Time            // when stale_link was last said
+	unknown      onceASecond          // unknown_session, to acks of what is not watched
 	cursors      map[string]*cursor   // by session; nil: the link is dead
 	statuses     sched.Queue[*cursor] // to be named in the next status; their statusPending is set
 	heartbeatAt  time.Time            // when the next sign of life is due
@@ -53,6 +56,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	hv.workers = &h.workers
 	hv.status = task{Source: hv.nextStatus, Control: true}
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
+	hv.resend = task{Source: hv.nextResend, Control: true}
 	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, ErrInvalidID)
@@ -87,7 +91,7 @@ func (hv *hubViewerLink) detach(time.Time) {
 	delete(hv.h.locals, hv)
 	hv.h.mu.Unlock()
 	hv.mu.Lock()
-	cursors := hv.cursors
+	cursors := hv.sortedLocked()
 	hv.cursors = nil
 	hv.mu.Unlock()
 	for _, c := range cursors {
@@ -110,10 +114,17 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	case *HelloPayload:
 		return asError(hv.hello(now, p))
 	case *WatchPayload:
-		if err := hv.current(now); err != nil {
+		if err := hv.current(now, hv.id); err != nil {
 			return err
 		}
 		return hv.watch(ctx, now, p)
+	case *AckBatchPayload:
+		if err := hv.current(now, p.Link); err != nil {
+			return err
+		}
+		return asError(hv.acks(now, p))
+	case *StatusPayload:
+		return hv.current(now, p.Link) // a sign of life
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
@@ -140,11 +151,12 @@ func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	return nil
 }
 
-// current returns errStale for a payload that comes before hello. A watch names no link.
-func (hv *hubViewerLink) current(now time.Time) error {
+// current returns errStale for a payload that comes before hello, or of another link. A watch
+// names none.
+func (hv *hubViewerLink) current(now time.Time, link string) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
-	if hv.greeted {
+	if hv.greeted && link == hv.id {
 		return nil
 	}
 	return staleLink(hv.h, hv.Link, now, &hv.staleAt)
@@ -167,11 +179,43 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 			return err
 		}
 		if c != nil {
-			c.start(now, p.Epoch, p.AfterSeq)
+			c.start(now, p)
 			return nil
 		}
 	}
 	return refusal(CodeForbidden, p.SessionID, "revoked")
+}
+
+// acks takes what a viewer says of the sessions that it watches (rule 14).
+func (hv *hubViewerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
+	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
+		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
+	}
+	hv.ack(now, p.first())
+	for _, a := range p.Acks {
+		hv.ack(now, a)
+	}
+	return nil
+}
+
+// ack hands an ack to the session's cursor. If there is none, the viewer is told so: its watch
+// may have been lost, and then it asks for it again.
+func (hv *hubViewerLink) ack(now time.Time, a SessionAck) {
+	hv.mu.Lock()
+	c := hv.cursors[a.SessionID]
+	tell := c == nil && hv.unknown.allow(now, a.SessionID)
+	hv.mu.Unlock()
+	switch {
+	case c != nil:
+		c.s.mu.Lock()
+		c.ackLocked(now, a)
+		c.s.mu.Unlock()
+	case tell:
+		hv.refused.Add(1)
+		err := refusal(CodeUnknownSession, a.SessionID, "not watched on this link")
+		err.Epoch = a.Epoch
+		hv.reply(err.Payload())
+	}
 }
 
 // stop ends a watch because the viewer says so. The permit of a request that is open stays
@@ -341,9 +385,8 @@ func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 }
 
 // nextHeartbeat gives the sign of life, every 15 s: it makes nextStatus name all watches, or
-// sends an empty status itself if there are none (rule 13). The status is also how a viewer
-// finds that something was lost, by the entry's AckSeq. It may be called too early, and then
-// only sets its time again. The order of ids is for runs that can be repeated.
+// sends an empty status itself if there are none (rule 13). It may be called too early, and
+// then only sets its time again.
 func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 	hv.mu.Lock()
 	due := !now.Before(hv.heartbeatAt)
@@ -351,23 +394,51 @@ func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 		hv.heartbeatAt = now.Add(heartbeatEvery)
 	}
 	hv.scheduleLocked(&hv.heartbeat, hv.heartbeatAt)
-	cursors := make([]*cursor, 0, len(hv.cursors))
-	for _, c := range hv.cursors {
-		cursors = append(cursors, c)
-	}
 	hv.mu.Unlock()
 	if !due {
 		return nil
 	}
 	hv.h.expire(now)
+	cursors := hv.sorted()
 	if len(cursors) == 0 {
 		return &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	}
-	slices.SortFunc(cursors, func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 	for _, c := range cursors {
 		c.s.mu.Lock()
 		c.queueStatusLocked()
 		c.s.mu.Unlock()
 	}
 	return nil
+}
+
+// nextResend looks at the timers of all cursors (rule 9), and comes again when the first of those
+// that run expires. One task does it for all, since a timer starts and ends with every few
+// events.
+func (hv *hubViewerLink) nextResend(now time.Time) Payload {
+	var next time.Time
+	for _, c := range hv.sorted() {
+		c.s.mu.Lock()
+		at := c.resendLocked(now)
+		c.s.mu.Unlock()
+		if next.IsZero() || !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	if !next.IsZero() {
+		hv.schedule(&hv.resend, next)
+	}
+	return nil
+}
+
+// sorted is sortedLocked for callers without the lock.
+func (hv *hubViewerLink) sorted() []*cursor {
+	hv.mu.Lock()
+	defer hv.mu.Unlock()
+	return hv.sortedLocked()
+}
+
+// sortedLocked returns the link's cursors in the order of their sessions' ids, for runs that can
+// be repeated.
+func (hv *hubViewerLink) sortedLocked() []*cursor {
+	return slices.SortedFunc(maps.Values(hv.cursors), func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 }

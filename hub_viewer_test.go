@@ -256,8 +256,8 @@ func TestHubStuckViewer(t *testing.T) {
 		if st := statOf(t, h, "s"); st.Acked != 1000 || st.Events != 50 {
 			t.Errorf("session: %+v", st)
 		}
-		if c := h.viewers["stuck"].cursors["s"]; c.seq != 0 || len(c.pages) != 0 {
-			t.Errorf("its cursor is at %d with %d pages", c.seq, len(c.pages))
+		if c := h.viewers["stuck"].cursors["s"]; c.sent != 0 || len(c.pages) != 0 {
+			t.Errorf("its cursor is at %d with %d pages", c.sent, len(c.pages))
 		}
 		got = 0 // and then it comes
 		for range 20 {

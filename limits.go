@@ -27,6 +27,7 @@ const (
 	quickBatchBytes        = 16 << 10  // up to here batches grow without waiting for acks
 	defaultWindow          = 1024      // events that a receiver takes which says nothing else
 	defaultWindowBytes     = 256 << 10 // bytes of their JSON
+	minWindowBytes         = 16 << 10  // of a hub's window
 	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
 	maxStatus              = 256       // sessions of a status
 	maxAcks                = 255       // further sessions of an ack

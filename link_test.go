@@ -778,7 +778,7 @@ func TestFrames(t *testing.T) {
 		const events = 600
 		st := NewStreamer(nil)
 		h := NewHub(&HubConfig{LogEvents: 50})
-		early, late := NewViewer(&ViewerConfig{BufferItems: 2 * events}), NewViewer(&ViewerConfig{BufferItems: 2 * events})
+		early, late := NewViewer(&ViewerConfig{Window: 2 * events}), NewViewer(&ViewerConfig{Window: 2 * events})
 		agent, hub := st.Connect(), h.ConnectAgent("a")
 		hubEarly, atEarly := h.ConnectViewer("early"), early.Connect()
 		hubLate, atLate := h.ConnectViewer("late"), late.Connect()

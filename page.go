@@ -68,9 +68,7 @@ type page struct {
 
 	unchecked bool // at an agent: the events' data was published unread (StreamerConfig.TrustData)
 
-	// At a hub, of a page that answers a replay request and waits in its cursor (rule 12).
-	request   string // the id of the request, or empty
-	available uint64 // the first number that the agent still held, as it said
+	private bool // at a hub: a gap that was declared for one viewer, and is true for no other
 }
 
 // appendTo appends the events' JSON objects, separated by commas. Events that lie next to
@@ -204,6 +202,9 @@ func (p *page) addGap(to uint64, reason Reason) {
 	p.bytes += gapBytes
 }
 
+// eventBytes is the bytes of the events' JSON alone, as windows count them.
+func (p *page) eventBytes() int { return p.bytes - len(p.gaps)*gapBytes - len(p.slots) }
+
 // load completes the page of a batch that arrived and passed its check. Events that the
 // decoder left in the frame are in the slots already; those of a payload are checked and
 // encoded here. Callers hold no lock, since that may take long. An error is an *eventError;
@@ -317,28 +318,51 @@ func (p *page) pieces() []page {
 	var out []page
 	for rest := *p; rest.last >= rest.first; {
 		piece := rest
-		piece.cut(rest.fitting())
+		piece.cut(rest.fitting(maxBatchEvents, pageBytes, anySize))
 		rest.clip(piece.last)
 		out = append(out, piece)
 	}
 	return out
 }
 
-// fitting returns the last number up to which the page fits one payload. The first event or
-// gap always does, whatever its size, or a large event could never be sent. It walks events
-// and gaps in the order of their numbers: the next one is a gap if a gap begins there.
-func (p *page) fitting() uint64 {
-	last, bytes, gaps := p.first-1, 0, 0
+// part is the page up to a number. It shares the memory of the page, which must not have to be
+// given back.
+func (p *page) part(last uint64) *page {
+	part := *p
+	part.cut(last)
+	return &part
+}
+
+// orNil is the page, or nil if it is empty.
+func (p *page) orNil() *page {
+	if p.last < p.first {
+		return nil
+	}
+	return p
+}
+
+// fits reports whether the page has no more than a span with these limits asks for.
+func (p *page) fits(events, bytes, first int) bool {
+	n := len(p.slots)
+	return n <= events && (p.eventBytes()+n <= bytes || n <= 1 && p.eventBytes() <= first)
+}
+
+// fitting returns the last number up to which the page fits a span with these limits. The first
+// gap always does, and the first event whatever its bytes, or a large one could never be sent,
+// if it is not larger than first. It walks events and gaps in the order of their numbers: the
+// next one is a gap if a gap begins there.
+func (p *page) fitting(events, bytes, first int) uint64 {
+	last, used, gaps := p.first-1, 0, 0
 	for i := 0; ; {
 		size := gapBytes
 		gap := gaps < len(p.gaps) && p.gaps[gaps].From == last+1
 		switch {
-		case gap && gaps == maxBatchGaps, !gap && i == len(p.slots):
+		case gap && gaps == maxBatchGaps, !gap && (i == len(p.slots) || i == events || i == 0 && int(p.slots[i].size) > first):
 			return last
 		case !gap:
 			size = int(p.slots[i].size) + 1
 		}
-		if bytes += size; bytes > pageBytes && i+gaps > 0 {
+		if used += size; used > bytes && i+gaps > 0 {
 			return last
 		}
 		if gap {
@@ -405,9 +429,9 @@ const (
 	pageBytes     = maxBatchBytes - batchOverhead
 )
 
-// gapPage makes a page of one gap, which nobody has to end.
+// gapPage makes a page of one gap that is declared for one viewer. Nobody has to end it.
 func gapPage(from, to uint64, reason Reason) page {
-	p := page{first: from, last: from - 1}
+	p := page{first: from, last: from - 1, private: true}
 	p.addGap(to, reason)
 	return p
 }

@@ -49,6 +49,13 @@ type peer struct {
 	st     *Streamer
 	window int // that its welcome grants
 
+	// If set, the peer is the viewer of a Hub. What it is sent is true for every viewer, and it
+	// acknowledges each batch when it takes it, unless it is silent.
+	hub    *hubViewerLink
+	silent bool
+
+	credit window // that the hub's acks are to name, if the peer is its agent
+
 	pushed   *inbox          // receives what the link pushes, if it does
 	requests map[string]bool // ids of the replay requests that were wanted
 }
@@ -126,6 +133,7 @@ func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	if w.V != 1 || w.WindowEvents != h.cfg.Window || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
 	}
+	a.credit = window{events: w.WindowEvents, bytes: w.WindowBytes}
 	return a
 }
 
@@ -134,6 +142,7 @@ func playViewer(t *testing.T, h *Hub, viewerID string) *peer {
 	t.Helper()
 	v := newPeer(t, h.ConnectViewer(viewerID))
 	v.viewer = viewerID
+	v.hub = v.link.endpoint.(*hubViewerLink)
 	w := v.hello(roleViewer)
 	if w.V != 1 || w.ViewerID != viewerID || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
@@ -217,6 +226,32 @@ func (p *peer) feed(session, epoch string, from, to uint64) {
 
 // next takes what the link sends next, or nil if it has nothing to send.
 func (p *peer) next() Payload {
+	p.t.Helper()
+	got := p.take()
+	if b, ok := got.(*EventBatchPayload); ok && p.hub != nil && !p.silent {
+		p.settle(b.SessionID, b.Epoch, b.LastSeq)
+	}
+	return got
+}
+
+// settle acknowledges what came to a hub's viewer, unless the hub has another watch by now.
+func (p *peer) settle(session, epoch string, upTo uint64) {
+	p.t.Helper()
+	p.hub.mu.Lock()
+	c := p.hub.cursors[session]
+	p.hub.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.s.mu.Lock()
+	current := c.epoch == epoch && c.acked < upTo && upTo <= c.limit(0)
+	c.s.mu.Unlock()
+	if current {
+		p.send(p.ack(session, epoch, upTo))
+	}
+}
+
+func (p *peer) take() Payload {
 	p.t.Helper()
 	if p.pushed != nil {
 		return p.pushed.next()
@@ -397,7 +432,9 @@ func (p *peer) fill(said Payload) {
 			epoch(said.Sessions[i].SessionID, &said.Sessions[i].Epoch)
 		}
 	case *EventBatchPayload:
-		link(&said.Link)
+		if p.hub == nil {
+			link(&said.Link)
+		}
 		epoch(said.SessionID, &said.Epoch)
 	case *AckBatchPayload:
 		link(&said.Link)
@@ -480,12 +517,22 @@ func numbered(from, to uint64, gaps ...Gap) (out []Event) {
 	return out
 }
 
-// batch is events, and gaps between them, on this link.
+// batch is events, and gaps between them: on this link, or for every viewer of a hub.
 func (p *peer) batch(session, epoch string, from, to uint64, gaps ...Gap) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: p.viewer, Epoch: epoch, Link: p.id,
+	b := &EventBatchPayload{
+		SessionID: session, Epoch: epoch,
 		FirstSeq: from, LastSeq: to, HeadSeq: to, Events: numbered(from, to, gaps...), Gaps: gaps,
 	}
+	if p.hub == nil {
+		p.private(b)
+	}
+	return b
+}
+
+// private makes a batch one for this viewer alone.
+func (p *peer) private(b *EventBatchPayload) *EventBatchPayload {
+	b.ViewerID, b.Link = p.viewer, p.id
+	return b
 }
 
 // lost is one gap, on this link.
@@ -506,11 +553,16 @@ func headed(b *EventBatchPayload, head uint64) *EventBatchPayload {
 }
 
 func (p *peer) ack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: p.id, UpToSeq: upTo}
+	return &AckBatchPayload{
+		SessionID: session, ViewerID: p.viewer, Epoch: epoch, Link: p.id, UpToSeq: upTo,
+		WindowEvents: p.credit.events, WindowBytes: p.credit.bytes,
+	}
 }
 
 func (p *peer) nack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: p.id, UpToSeq: upTo, Nack: true}
+	a := p.ack(session, epoch, upTo)
+	a.Nack = true
+	return a
 }
 
 func (p *peer) status(sessions ...SessionStatus) *StatusPayload {
@@ -538,12 +590,16 @@ func entryOf(session, epoch string, first, ack, head uint64) SessionStatus {
 }
 
 // stands is a session in a hub's status for a viewer.
-func stands(session, epoch string, first, head, handed uint64) SessionStatus {
-	return entryOf(session, epoch, first, handed, head)
+func stands(session, epoch string, first, head, acked uint64) SessionStatus {
+	return entryOf(session, epoch, first, acked, head)
 }
 
+// watch is a viewer's watch, with room for as much as usual.
 func (p *peer) watch(session, epoch string, after uint64) *WatchPayload {
-	return &WatchPayload{SessionID: session, ViewerID: p.viewer, Epoch: epoch, AfterSeq: after}
+	return &WatchPayload{
+		SessionID: session, ViewerID: p.viewer, Epoch: epoch, AfterSeq: after,
+		WindowEvents: defaultWindow, WindowBytes: defaultWindowBytes,
+	}
 }
 
 func (p *peer) stop(session string) *WatchPayload {

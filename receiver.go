@@ -50,9 +50,10 @@ func (rc *receiver) nackLocked(now time.Time) {
 	rc.wakeLocked(now)
 }
 
-// acceptedLocked owes an ack for new events.
-func (rc *receiver) acceptedLocked(now time.Time, events int) {
-	rc.acks.accept(now, events, rc.ha.h.cfg.Window, rc.s.ended)
+// acceptedLocked owes an ack for what is new, after which the agent may send as much more.
+func (rc *receiver) acceptedLocked(now time.Time, p *page) {
+	rc.acks.accept(now, rc.s.ended)
+	rc.acks.grant(len(p.slots), p.eventBytes())
 	rc.wakeLocked(now)
 }
 
@@ -80,7 +81,8 @@ func (rc *receiver) next(now time.Time) Payload {
 		}
 		return nil
 	}
-	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent()}
+	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent(now, s.log.head)}
+	p.WindowEvents, p.WindowBytes = rc.acks.window.events, rc.acks.window.bytes
 	return p
 }
 
@@ -139,7 +141,7 @@ func (ha *hubAgentLink) acceptPageLocked(ctx context.Context, now time.Time, s *
 			return nil // forgotten
 		}
 		s.acceptLocked(pg)
-		rc.acceptedLocked(now, len(pg.slots))
+		rc.acceptedLocked(now, pg)
 		s.watchClockLocked()
 	}
 	if tooLarge != nil { // it will send again from its last ack: let that be up to date

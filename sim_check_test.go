@@ -1,8 +1,11 @@
 package gvstream
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 
 	"github.com/vibetools/gvstream/internal/epoch"
@@ -276,15 +279,8 @@ func (w *simWorld) checkRequests(s *hubSession) {
 }
 
 func (w *simWorld) checkViewer(v *simViewer) {
-	errs := 0
-	for _, q := range v.v.queue {
-		if q.err != nil {
-			errs++
-		}
-	}
-	items := len(v.v.queue) - errs
-	if items > v.v.cfg.BufferItems || items > 1 && v.v.bytes > v.v.cfg.BufferBytes+errs*itemBytes { // S10
-		w.fail("S10: %s holds %d items, %d bytes", v.id, items, v.v.bytes)
+	if f := queueFault(v.v, w.largest, w.largestBytes); f != "" {
+		w.fail("%s: %s", f, v.id)
 	}
 	if n := len(v.v.watches); n > v.v.cfg.MaxWatches { // S10
 		w.fail("S10: %s watches %d sessions", v.id, n)
@@ -391,15 +387,58 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 			w.checkAnswer(m, p)
 		}
 	case *hubViewerLink:
-		switch p := p.(type) {
-		case *EventBatchPayload:
-			w.checkServed(x, p.SessionID, p.ViewerID)
-		case *ReplayBatchPayload:
-			w.checkServed(x, p.SessionID, p.ViewerID)
-			if r := w.requests[p.RequestID]; r == nil || r.viewer != p.ViewerID || r.session != p.SessionID { // S11
-				w.fail("S11: %s gets what request %s of another viewer brought", x.viewer.id, p.RequestID)
+		if p, ok := p.(*EventBatchPayload); ok {
+			w.checkServed(x, p)
+			w.checkCredit(m, p)
+			size := 0
+			for i := range p.Events {
+				size += itemBytes + len(p.Events[i].Type) + len(p.Events[i].Data)
 			}
+			w.largest = max(w.largest, len(p.Events)+len(p.Gaps))
+			w.largestBytes = max(w.largestBytes, size+len(p.Gaps)*itemBytes)
 		}
+	}
+}
+
+// checkCredit: S15 of a viewer's link, for a batch that is sent. What is in flight is what was
+// sent of the session beyond the last ack, once however often; one event may go alone, whatever
+// it is.
+func (w *simWorld) checkCredit(hv *hubViewerLink, p *EventBatchPayload) {
+	c := hv.cursors[p.SessionID]
+	if c == nil || c.epoch != p.Epoch || c.sent != p.LastSeq { // the watch has ended, or moved
+		return
+	}
+	sent := w.sentTo[hv]
+	if sent == nil {
+		sent = make(map[simKey]map[uint64]int)
+		w.sentTo[hv] = sent
+	}
+	k := simKey{p.SessionID, p.Epoch}
+	if sent[k] == nil {
+		sent[k] = make(map[uint64]int)
+	}
+	maps.DeleteFunc(sent[k], func(seq uint64, _ int) bool { return seq >= p.FirstSeq }) // it went back
+	for i := range p.Events {
+		line, err := json.Marshal(p.Events[i])
+		if err != nil {
+			w.fail("wire: %v", err)
+		}
+		sent[k][p.Events[i].Seq] = len(line)
+	}
+	events, size := 0, 0
+	for seq, n := range sent[k] {
+		if seq <= c.acked {
+			delete(sent[k], seq)
+		} else if seq <= c.sent {
+			events++
+			size += n
+		}
+	}
+	if len(p.Events) > 0 && events > 1 && (c.window.full || events > c.window.events || size > c.window.bytes) {
+		w.fail("S15: %s makes %d events and %d bytes beyond ack %d, the window is %+v", brief(p), events, size, c.acked, c.window)
+	}
+	if c.window.full {
+		w.fail("S15: %s goes to a viewer that has no room", brief(p))
 	}
 }
 
@@ -418,14 +457,19 @@ func (w *simWorld) checkBatch(al *streamerLink, p *EventBatchPayload) {
 	}
 }
 
-// checkServed: S11, and rule 13.
-func (w *simWorld) checkServed(x *simWire, session, viewer string) {
+// checkServed: S11, and rule 13. What is true for one viewer alone names it.
+func (w *simWorld) checkServed(x *simWire, p *EventBatchPayload) {
 	v := x.viewer
-	if want := v.wireID(); viewer != want { // S11
-		w.fail("S11: a payload for %q goes to %q", viewer, want)
+	if hv := x.hub.link.endpoint.(*hubViewerLink); p.Link != "" && (p.Link != hv.id || p.ViewerID != v.wireID()) { // S11
+		w.fail("S11: a payload for %q on %s goes to %q on %s", p.ViewerID, p.Link, v.wireID(), hv.id)
 	}
-	if !v.local && w.forbidden[[2]string{v.id, session}] { // rule 13
-		w.fail("S11: %s is served %s, which it may not watch", v.id, session)
+	for _, g := range p.Gaps {
+		if p.Link == "" && g.Reason == ReasonUnavailable { // S11
+			w.fail("S11: %s tells every viewer what %s alone can't have", brief(p), v.id)
+		}
+	}
+	if !v.local && w.forbidden[[2]string{v.id, p.SessionID}] { // rule 13
+		w.fail("S11: %s is served %s, which it may not watch", v.id, p.SessionID)
 	}
 }
 
@@ -500,6 +544,7 @@ func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
 	case err.Code == CodeForbidden && w.everForbidden && !v.local:
 	case err.Code == CodeLimitExceeded && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
 	case err.Code == CodeLimitExceeded && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
+	case err.Code == CodeAckBeyondSent && w.rewatched && w.backward: // an ack of another watch came late
 	default:
 		w.fail("honest: %s: unexpected error %v", v.id, q.err)
 	}
@@ -515,7 +560,7 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 	case r.ended: // S12
 		w.fail("S12: %s %s: %s after the end", v.id, it.SessionID, briefItem(it))
 	case it.Reset != nil: // S9
-		if it.Reset.Old != r.pos || it.Epoch <= r.pos.Epoch {
+		if it.Reset.Old != r.pos && (r.pos != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= r.pos.Epoch {
 			w.fail("S9: %s %s: a reset from %v, but the position is %v", v.id, it.SessionID, it.Reset.Old, r.pos)
 		}
 	case r.pos.Epoch != "" && it.Epoch != r.pos.Epoch: // S9
@@ -626,6 +671,13 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 		case *ReplayBatchPayload:
 			return m.requests[p.RequestID] == nil
 		}
+	case *hubViewerLink:
+		switch p := p.(type) {
+		case *StatusPayload:
+			return p.Link != m.id
+		case *AckBatchPayload:
+			return p.Link != m.id
+		}
 	case *viewerLink:
 		switch p := p.(type) {
 		case *WelcomePayload:
@@ -634,10 +686,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			return p.Link != m.id
 		case *EventBatchPayload:
 			x := m.v.watches[p.SessionID]
-			return p.Link != m.id || x == nil || p.Epoch != x.epoch
-		case *ReplayBatchPayload:
-			x := m.v.watches[p.SessionID]
-			return x == nil || p.Epoch != x.epoch
+			return p.Link != m.id && p.Link != "" || x == nil || p.Epoch != x.epoch
 		}
 	}
 	return false
@@ -691,7 +740,7 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.flag(s.receiver != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {
-				d.add(c.seq, uint64(len(c.pages)))
+				d.add(c.sent, uint64(len(c.pages)))
 			}
 		}
 	case *hubViewerLink:
@@ -700,7 +749,8 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.add(uint64(len(s.cursors)))
 			for _, c := range s.cursors {
 				d.text(c.epoch)
-				d.add(c.seq)
+				d.add(c.sent, c.acked, uint64(c.window.events), uint64(c.window.bytes))
+				d.flag(c.window.full)
 			}
 		}
 	case *viewerLink:
@@ -709,7 +759,7 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.text(x.epoch)
 			d.add(x.received)
 			d.flag(x.ended)
-			d.flag(x.subscription != nil && x.subscription.want)
+			d.add(uint64(x.unread))
 		}
 	}
 	return d
@@ -898,7 +948,7 @@ func hubSessionFault(s *hubSession) string {
 
 func cursorFault(c *cursor) string {
 	events, bytes := 0, 0
-	next := c.seq + 1
+	next := c.sent + 1
 	for i := range c.pages {
 		p := &c.pages[i]
 		if p.first != next {
@@ -956,24 +1006,46 @@ func hubViewerFault(hv *hubViewerLink) string {
 // viewerFault: S10 of a viewer. An error needs no room, and there is at most one per
 // watch.
 func viewerFault(v *Viewer) string {
-	bytes, errs := 0, 0
-	for _, q := range v.queue {
-		bytes += q.size
-		if q.err != nil {
-			errs++
-		}
-		if v.watches[q.w.id] != q.w {
-			return q.w.id + ": an item of a watch of the past"
-		}
-	}
-	if n := len(v.queue) - errs; n > v.cfg.BufferItems || errs > len(v.watches) || bytes != v.bytes {
-		return fmt.Sprintf("S10: %d items and %d errors wait, %d of %d bytes", n, errs, v.bytes, bytes)
+	if f := queueFault(v, maxBatchEvents+maxBatchGaps, math.MaxInt/2); f != "" {
+		return f
 	}
 	if len(v.watches) > v.cfg.MaxWatches {
 		return fmt.Sprintf("S10: %d watches", len(v.watches))
 	}
 	if v.link != nil {
 		return linkFault(v.link.Link)
+	}
+	return ""
+}
+
+// queueFault: S10 of what waits for a viewer's reader: of each watch no more than its window, one
+// batch of at most so many items and bytes, and a reset, an end and an error.
+func queueFault(v *Viewer, items, bytes int) string {
+	sum := 0
+	var unread, unreadBytes, errs = make(map[*watch]int), make(map[*watch]int), make(map[*watch]int)
+	for _, q := range v.queue {
+		sum += q.size
+		if v.watches[q.w.id] != q.w {
+			return "S10: an item of a watch of the past of " + q.w.id
+		}
+		if q.err != nil {
+			errs[q.w]++
+			continue
+		}
+		unread[q.w]++
+		unreadBytes[q.w] += q.size
+	}
+	if sum != v.bytes {
+		return fmt.Sprintf("S10: %d bytes wait, and %d count", sum, v.bytes)
+	}
+	for _, w := range v.watches {
+		n, size := unread[w], unreadBytes[w]
+		if n != w.unread || size != w.unreadBytes || errs[w] > 1 {
+			return fmt.Sprintf("S10: %d items, %d bytes and %d errors of %s wait, and %d and %d count", n, size, errs[w], w.id, w.unread, w.unreadBytes)
+		}
+		if n > v.cfg.Window+items+1 || size > v.cfg.WindowBytes+bytes+2*itemBytes {
+			return fmt.Sprintf("S10: %d items and %d bytes of %s wait", n, size, w.id)
+		}
 	}
 	return ""
 }
@@ -996,7 +1068,7 @@ func (r *shown) fault(it Item) string {
 	case r.ended:
 		return fmt.Sprintf("S12: %s after the end", briefItem(it))
 	case it.Reset != nil:
-		if it.Reset.Old != was || it.Epoch <= was.Epoch || it.seq != 0 {
+		if it.Reset.Old != was && (was != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= was.Epoch || it.seq != 0 {
 			return fmt.Sprintf("S9: %s at %v", briefItem(it), was)
 		}
 	case was.Epoch != "" && it.Epoch != was.Epoch:

@@ -623,7 +623,7 @@ func (w *simWorld) loseOne() {
 		countdown--
 		return countdown == 0
 	}
-	limit := timerFirst + 2*time.Second // what is held back takes some time
+	limit := timerFirst + viewerAckDelay + 2*time.Second // the timer begins anew with each ack, and those are held back
 	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
 		limit += w.hub.cfg.ReplayWait
 	}

@@ -152,6 +152,9 @@ type simWorld struct {
 	spoke    map[*Session]bool
 	looked   map[*log]logLook
 	requests map[string]*simRequest
+	sentTo   map[*hubViewerLink]map[simKey]map[uint64]int // numbers of events, and their bytes
+
+	largest, largestBytes int // items and bytes of the batches that viewers were sent
 }
 
 // simRequest is a replay request that reached its agent.
@@ -190,6 +193,7 @@ func emptyWorld(src source) *simWorld {
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
+		sentTo:   make(map[*hubViewerLink]map[simKey]map[uint64]int),
 	}
 }
 
@@ -239,7 +243,7 @@ func (w *simWorld) configure() {
 		w.hubCfg.Resume = w.resume
 	}
 	w.viewerCfg = ViewerConfig{
-		BufferItems: pick(w, 256, 4, 1), BufferBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
+		Window: pick(w, 256, 4, 1), WindowBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
 	}
 	w.encoded = w.rarely(16)
 	w.pushes = w.rarely(3)
@@ -282,7 +286,7 @@ func (w *simWorld) startViewer(v *simViewer, persisted bool) {
 	old := v.positions()
 	v.v = NewViewer(&w.viewerCfg)
 	if v.local {
-		v.v = NewViewer(nil) // Items has room for a payload whatever it holds
+		v.v = NewViewer(nil)
 	}
 	v.seen = make(map[string]*simReader)
 	for _, id := range simIDs {
@@ -690,9 +694,6 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	}
 	p := to.inbox[0]
 	err := w.handle(x, to, p)
-	if errors.Is(err, context.Canceled) {
-		return false // no room: it waits
-	}
 	if to.dead { // handling it ended the link
 		return false
 	}
@@ -716,9 +717,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	ctx, now := context.Background(), w.at(to)
 	switch m := to.link.endpoint.(type) {
-	case *viewerLink:
-		ctx = w.ended
-	case *hubAgentLink:
+	case *hubAgentLink, *hubViewerLink:
 		w.hub.expire(now) // as any call may do
 		w.forgetPositions()
 	case *streamerLink:
@@ -954,7 +953,11 @@ func brief(p Payload) string {
 	case *EventBatchPayload:
 		return fmt.Sprintf("events %s(%s) %d-%d %v", p.SessionID, tail(p.Epoch), p.FirstSeq, p.LastSeq, p.Gaps)
 	case *AckBatchPayload:
-		return fmt.Sprintf("ack %s(%s) %d nack %v", p.SessionID, tail(p.Epoch), p.UpToSeq, p.Nack)
+		text := "ack"
+		for _, a := range append([]SessionAck{p.first()}, p.Acks...) {
+			text += fmt.Sprintf(" %s(%s) %d nack %v full %v window %d %d read %d", a.SessionID, tail(a.Epoch), a.UpToSeq, a.Nack, a.Full, a.WindowEvents, a.WindowBytes, a.ReadSeq)
+		}
+		return text
 	case *WatchPayload:
 		return fmt.Sprintf("watch %s(%s) %d stop %v", p.SessionID, tail(p.Epoch), p.AfterSeq, p.Stop)
 	case *ReplayRequestPayload:

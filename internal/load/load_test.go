@@ -590,7 +590,7 @@ func loadCuts(t *testing.T, m meter) {
 			return nil
 		},
 	}, &gvstream.StreamerConfig{Overflow: gvstream.Reject})
-	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 512})
+	v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 512})
 	noError(t, v.Watch("s", gvstream.Position{}))
 	up := &cutWire{load: l, near: l.agent.Connect, far: func() *gvstream.Link { return l.Hub.ConnectAgent("agent") }}
 	down := &cutWire{load: l, near: v.Connect, far: func() *gvstream.Link { return l.Hub.ConnectViewer("tab") }}

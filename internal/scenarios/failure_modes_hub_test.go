@@ -460,7 +460,7 @@ func evictionDuringReplay(t *testing.T) {
 	for i := range 8 {
 		work.Go(func() {
 			pass(time.Duration(i) * time.Millisecond)
-			v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 8})
+			v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 8})
 			v.Watch("s", gvstream.Position{})
 			sc.Join(v.Connect(), sc.Hub.ConnectViewer(fmt.Sprint("tab", i)), nil)
 			defer v.Close()

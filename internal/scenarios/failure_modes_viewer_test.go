@@ -395,7 +395,7 @@ func pausedViewer(t *testing.T) {
 	for _, keep := range []int{1000, 10} {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: keep})
 		st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: keep})
-		v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 16})
+		v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 16})
 		noError(t, v.Watch("s", gvstream.Position{}))
 		sc.Join(v.Connect(), sc.Hub.ConnectViewer("tab"), nil)
 		sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
@@ -565,7 +565,7 @@ func nobodyTakesAnything(t *testing.T) {
 
 	sc := scene.New(t, &gvstream.HubConfig{LogEvents: limit})
 	st = gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: limit})
-	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: limit})
+	v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: limit})
 	noError(t, v.Watch("s", gvstream.Position{}))
 	var toViewer atomic.Int64
 	sc.Join(sc.Hub.ConnectViewer("tab"), v.Connect(), func(p gvstream.Payload) {
