@@ -60,10 +60,10 @@ func wireSamples() []Payload {
 		&ReplayRequestPayload{SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, AfterSeq: 40, UntilSeq: 91, Limit: 500},
 		&ReplayBatchPayload{
 			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, FirstSeq: 41, LastSeq: 91,
-			UntilSeq: 91, AvailableFrom: 90, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
+			UntilSeq: 91, AvailableFrom: 81, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
 		},
 		&ErrorPayload{
-			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayAhead, Message: "after 99 of \"build-42\"",
+			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayBusy, Message: "after 99 of \"build-42\"",
 			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99,
 		},
 	}
@@ -113,6 +113,9 @@ func jsonDecode(line []byte) (Payload, error) {
 	p := newPayload(env.Type)
 	if p == nil {
 		return nil, fmt.Errorf("type %q", env.Type)
+	}
+	if string(env.Payload) == "null" { // as good as absent
+		return nil, errors.New("no payload")
 	}
 	if err := json.Unmarshal(env.Payload, p); err != nil {
 		return nil, err
@@ -308,10 +311,10 @@ func TestUnmarshalCost(t *testing.T) {
 		"sessions":      `{"type":"status","payload":{"sessions":[` + fill(`{},`) + `{}]}}`,
 		"unknown":       `{"type":"status","payload":{"x":[` + fill(`{},`) + `{}]}}`,
 		"payload first": `{"payload":{"events":[` + fill(`{},`) + `{}]},"type":"event_batch"}`,
-		"escaped keys":  `{"type":"hello","payload":{"x":{` + fill(`"\n":0,`) + `"":0}}}`,
+		"escaped keys":  `{"type":"hello","payload":{"v":1,"x":{` + fill(`"\n":0,`) + `"":0}}}`,
 		"nested":        `{"type":"hello","payload":` + fill(`[`),
 		"white space":   header + `{"seq":1,"data":[` + fill(" ") + `]}]}}`,
-		"long id":       `{"type":"hello","payload":{"viewer_id":"` + fill("x") + `"}}`,
+		"long id":       `{"type":"hello","payload":{"v":1,"viewer_id":"` + fill("x") + `"}}`,
 	} {
 		data := []byte(frame)
 		var before, after runtime.MemStats
@@ -391,11 +394,11 @@ func TestAppendRefuses(t *testing.T) {
 		"white space":   {event(Event{Data: json.RawMessage(` `)}), "event 7: gvstream: invalid event: data: byte 1: want a value"},
 		"no UTF-8":      {event(Event{Data: json.RawMessage("\"\xff\"")}), "event 7: gvstream: invalid event: data: not valid UTF-8"},
 		"too deep":      {event(Event{Data: json.RawMessage(deep(jsontext.MaxDepth + 1))}), "event 7: gvstream: invalid event: data: byte 500: nested too deeply"},
-		"data, bytes":   {event(Event{Data: json.RawMessage("1"), Bytes: []byte("x")}), "event 7: gvstream: invalid event"},
-		"type":          {event(Event{Type: "a\nb"}), "event 7: gvstream: invalid event"},
-		"year":          {event(Event{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}), "event 7: gvstream: invalid event"},
-		"year in UTC":   {event(Event{Time: time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200))}), "event 7: gvstream: invalid event"},
-		"year in UTC 2": {event(Event{Time: time.Date(0, 1, 1, 0, 0, 0, 0, time.FixedZone("", 7200))}), "event 7: gvstream: invalid event"},
+		"data, bytes":   {event(Event{Data: json.RawMessage("1"), Bytes: []byte("x")}), "event 7: gvstream: invalid event: 1 bytes of Data and 1 of Bytes, at most one of them"},
+		"type":          {event(Event{Type: "a\nb"}), "event 7: gvstream: invalid event: type: control character U+000A at byte 1"},
+		"year":          {event(Event{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}), "event 7: gvstream: invalid event: time: year 10000, not one of 0 to 9999"},
+		"year in UTC":   {event(Event{Time: time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200))}), "event 7: gvstream: invalid event: time: year 10000, not one of 0 to 9999"},
+		"year in UTC 2": {event(Event{Time: time.Date(0, 1, 1, 0, 0, 0, 0, time.FixedZone("", 7200))}), "event 7: gvstream: invalid event: time: year -1, not one of 0 to 9999"},
 	} {
 		got, err := Append([]byte("before"), c.p)
 		if err == nil || err.Error() != c.want || string(got) != "before" {

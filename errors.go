@@ -26,10 +26,14 @@ var (
 	// ErrInvalidData: the event's data is not JSON, its type is not a valid id or its time
 	// has no JSON form, or it has both Data and Bytes. No number was used.
 	ErrInvalidData = errors.New("gvstream: invalid event")
-	// ErrInvalidID: an id is not 1 to 128 bytes of UTF-8 without control
-	// characters, or an epoch or position is malformed.
+	// ErrInvalidID: the id of a session, agent or viewer is not 1 to 128 bytes of UTF-8
+	// without control characters.
 	ErrInvalidID = errors.New("gvstream: invalid id")
-	// ErrSuperseded: a newer link of the same agent or viewer took over.
+	// ErrInvalidPosition: a Position is neither zero nor a number, at most MaxSeq, of an
+	// epoch, which is 1 to 64 bytes of [0-9a-z_-]; or a text is not that of a Position.
+	ErrInvalidPosition = errors.New("gvstream: invalid position")
+	// ErrSuperseded: a newer link of the same agent or viewer took over. To connect again
+	// would only supersede that one: another process may use the same id.
 	ErrSuperseded = errors.New("gvstream: link superseded by a newer one")
 	// ErrSilent: the peer answered nothing for so long that the connection must
 	// be taken for dead.
@@ -38,12 +42,17 @@ var (
 	ErrSeqExhausted = errors.New("gvstream: sequence numbers exhausted")
 	// ErrTooMany: there are already as many sessions, or watches, as the
 	// configuration allows.
-	ErrTooMany = errors.New("gvstream: too many sessions or watches")
+	ErrTooMany = errors.New("gvstream: too many")
 	// ErrUnknownSession: there is no session with that id.
 	ErrUnknownSession = errors.New("gvstream: unknown session")
-	// ErrBusy: Items is running already, the link was given to Run or Push before,
-	// or the session is watched already.
-	ErrBusy = errors.New("gvstream: already in use")
+	// ErrBusy: a second call of what runs once at a time, Viewer.Items, or once in a link's
+	// life, Run and Push.
+	ErrBusy = errors.New("gvstream: already running")
+	// ErrWatched: the Viewer watches the session already.
+	ErrWatched = errors.New("gvstream: session is watched already")
+	// ErrEpochAhead: the epoch that the hub knows of the session is so far ahead of the
+	// clock, or of such a form, that the hub would take no greater one (rule 2).
+	ErrEpochAhead = errors.New("gvstream: no later epoch")
 )
 
 // A Code says what is wrong, in an ErrorPayload and in a ProtocolError. PROTOCOL.md says for
@@ -90,6 +99,9 @@ const (
 	CodeLimitExceeded Code = "limit_exceeded"
 	// CodeVersionUnsupported: the peer speaks another version of the protocol (rule 17).
 	CodeVersionUnsupported Code = "version_unsupported"
+	// CodeWrongRole: an agent has connected where the hub expects viewers, or the reverse
+	// (rule 3).
+	CodeWrongRole Code = "wrong_role"
 	// CodeSuperseded: a newer link of the same agent or viewer has taken over (rule 3).
 	CodeSuperseded Code = "superseded"
 )
@@ -134,6 +146,11 @@ func (e *ProtocolError) Error() string {
 	return s
 }
 
+// Is makes errors.Is find ErrSuperseded in a hub's word for it.
+func (e *ProtocolError) Is(target error) bool {
+	return target == ErrSuperseded && e.Code == CodeSuperseded
+}
+
 // quoted is a text in a form that is safe in a log even if a hostile peer wrote it: without
 // line feeds, which would forge entries, and without what a terminal obeys.
 func quoted(s string) string {
@@ -159,12 +176,14 @@ const maxMessage = 256
 
 // clip makes a text valid for an error payload. A caller's or a peer's words may be in
 // it, so it can be of any length and no UTF-8.
-func clip(s string) string {
-	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= maxMessage {
+func clip(s string) string { return clipTo(s, maxMessage) }
+
+// clipTo cuts a text to that many bytes, between characters, and makes it UTF-8.
+func clipTo(s string, n int) string {
+	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) <= n {
 		return s
 	}
-	n := maxMessage
-	for !utf8.RuneStart(s[n]) { // not inside a character
+	for !utf8.RuneStart(s[n]) {
 		n--
 	}
 	return s[:n]

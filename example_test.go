@@ -181,9 +181,9 @@ func ExampleStreamerConfig() {
 	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 4<<10)}))
 	fmt.Println(agent.Publish(ctx, "build-44", gvstream.Event{}))
 	// Output:
-	// 0 gvstream: pending is full
-	// 0 gvstream: event too large
-	// 0 gvstream: too many sessions or watches
+	// 0 gvstream: pending is full: 100 events, at most 100
+	// 0 gvstream: event too large: 5545 bytes of JSON, at most 4096
+	// 0 gvstream: too many: 2 sessions, at most 2
 }
 
 // While the hub is away, the agent keeps the newest events. The events that it dropped
@@ -638,7 +638,7 @@ func ExampleViewerConfig() {
 	fmt.Println(viewer.Watch("build-43", gvstream.Position{}))
 	// Output:
 	// <nil>
-	// gvstream: too many sessions or watches
+	// gvstream: too many: 1 watches, at most 1
 	// <nil>
 }
 
@@ -821,10 +821,12 @@ func ExampleItem() {
 	// Output: step 1; step 2; step 3;  4 true
 }
 
-// A position is stored as a whole: an epoch is never without its number.
+// A position is stored as a whole: an epoch is never without its number. Its text needs no
+// escapes in a URL.
 func ExamplePosition() {
-	text, _ := json.Marshal(gvstream.Position{Epoch: "01jdqz7c", Seq: 40})
-	fmt.Println(string(text))
+	position := gvstream.Position{Epoch: "01jdqz7c", Seq: 40}
+	text, _ := json.Marshal(position)
+	fmt.Println(position, string(text))
 
 	var saved gvstream.Position
 	json.Unmarshal(text, &saved)
@@ -834,11 +836,41 @@ func ExamplePosition() {
 	fmt.Println(viewer.Watch("build-43", gvstream.Position{})) // from the first event
 	fmt.Println(viewer.Watch("build-44", gvstream.Position{Seq: 40}))
 	// Output:
-	// {"epoch":"01jdqz7c","seq":40}
+	// 01jdqz7c.40 "01jdqz7c.40"
 	// <nil>
 	// true
 	// <nil>
-	// gvstream: invalid id
+	// gvstream: invalid position: number 40 without an epoch
+}
+
+// A browser's EventSource says in Last-Event-ID how far it has come: what the server gave
+// as the id of the last event. Anybody may send anything there.
+func ExampleParsePosition() {
+	for _, header := range []string{"01jdqz7c.40", "", "40", "01JDQZ7C.40"} {
+		position, err := gvstream.ParsePosition(header)
+		fmt.Printf("%q %d %v\n", position.Epoch, position.Seq, err)
+	}
+	// Output:
+	// "01jdqz7c" 40 <nil>
+	// "" 0 <nil>
+	// "" 0 gvstream: invalid position: 2 bytes without a dot
+	// "" 0 gvstream: invalid position: epoch: "J" at byte 2, not one of [0-9a-z_-]
+}
+
+// An item that a program keeps, or passes on, as JSON is the same when it is read again.
+func ExampleItem_json() {
+	item := gvstream.Item{SessionID: "build-42", Epoch: "01jdqz7c", Seq: 40, Gap: &gvstream.Gap{From: 38, To: 40, Reason: gvstream.ReasonDropped}}
+	text, _ := json.Marshal(item)
+	fmt.Println(string(text))
+
+	var again gvstream.Item
+	json.Unmarshal(text, &again)
+	fmt.Println(again)
+	fmt.Println(again.Position() == item.Position())
+	// Output:
+	// {"session_id":"build-42","epoch":"01jdqz7c","seq":40,"gap":{"from":38,"to":40,"reason":"dropped"}}
+	// build-42 01jdqz7c.40: missing from 38: dropped
+	// true
 }
 
 // The agent was killed and starts the build again. The reader discards its result of

@@ -79,7 +79,7 @@ func (w *hubTest) commit(_ context.Context, session, epoch string, items []Item)
 	case 1:
 		return errors.New("disk full")
 	case 2:
-		return &ProtocolError{Code: CodeEventRejected, Seq: items[len(items)-1].seq, Message: "no"}
+		return &ProtocolError{Code: CodeEventRejected, Seq: items[len(items)-1].Seq, Message: "no"}
 	}
 	s := w.h.sessions[session]
 	r := shown{pos: Position{epoch, s.log.head}}
@@ -134,7 +134,7 @@ func (w *hubTest) read() {
 			continue
 		}
 		w.sound(w.seen[q.w.id].fault(q.item))
-		if most := w.accepted[simKey{q.w.id, q.item.Epoch}]; q.item.seq > most {
+		if most := w.accepted[simKey{q.w.id, q.item.Epoch}]; q.item.Seq > most {
 			w.Fatalf("S8: %s %s, but %d is accepted", q.w.id, briefItem(q.item), most)
 		}
 	}

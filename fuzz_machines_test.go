@@ -107,7 +107,7 @@ var (
 	fuzzCodes  = []Code{
 		CodeMalformed, CodeUnknownType, CodeUnexpected, CodeStaleLink, CodeStaleEpoch, CodeForbidden, CodeUnknownSession,
 		CodeAckBeyondSent, CodeReplayAhead, CodeReplayBusy, CodeEventRejected, CodeEventTooLarge, CodeSessionEnded, CodeOverloaded,
-		CodeLimitExceeded, CodeSuperseded, "later", "", "\n", CodeVersionUnsupported,
+		CodeLimitExceeded, CodeSuperseded, CodeWrongRole, "later", "", "\n", CodeVersionUnsupported,
 	}
 )
 
@@ -365,7 +365,7 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 		m.Fatalf("the link died of %v", err)
 	case ok && refused.Payload().check() != nil:
 		m.Fatalf("refused in a way that nobody may say: %v", err)
-	case ok && refused.fatal && refused.Code != CodeVersionUnsupported && refused.Code != CodeAckBeyondSent:
+	case ok && refused.fatal && !refused.Payload().endsLink() && refused.Code != CodeAckBeyondSent:
 		m.Fatalf("fatal: %v", err)
 	}
 	return err
@@ -538,7 +538,7 @@ func (w *viewerTest) step() {
 		id, at := one(c, hubSessions), one(c, []Position{{}, {}, {fuzzEpochs[1], 3}, {fuzzEpochs[0], MaxSeq}, {"zzz", 0}})
 		if err := w.v.Watch(id, at); err == nil {
 			w.seen[id] = &shown{pos: at}
-		} else if !errors.Is(err, ErrBusy) && !errors.Is(err, ErrTooMany) {
+		} else if !errors.Is(err, ErrWatched) && !errors.Is(err, ErrTooMany) {
 			w.Fatalf("watch: %v", err)
 		}
 	case viewerUnwatches:

@@ -188,7 +188,7 @@ func (h *Hub) Stats() HubStats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return HubStats{
-		Sessions: int(h.knownSessions.Load()), Agents: agents, Viewers: len(h.viewers),
+		Sessions: int(h.knownSessions.Load()), Agents: agents, Viewers: len(h.viewers) + len(h.locals),
 		StalePayloads: h.stalePayloads.Load(), RefusedPayloads: h.refusedPayloads.Load(),
 	}
 }

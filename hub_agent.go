@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -47,7 +48,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	}
 	ha.Link = newLink(ha, &h.refusedPayloads)
 	if !validID(agentID) {
-		ha.fail(now, ErrInvalidID)
+		ha.fail(now, invalidID(agentID))
 		return ha
 	}
 	h.expire(now)
@@ -61,9 +62,16 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	if closed {
 		ha.fail(now, ErrClosed)
 	} else if old != nil {
-		old.fail(now, ErrSuperseded)
+		old.failWith(now, ErrSuperseded, superseded(""))
 	}
 	return ha
+}
+
+// superseded is a link's last payload when a newer one has taken its place. Without it, of two
+// processes that use one id each would take its link for broken, connect again and supersede
+// the other's, for ever.
+func superseded(viewerID string) *ErrorPayload {
+	return &ErrorPayload{Code: CodeSuperseded, ViewerID: viewerID, Message: "a newer link has taken over"}
 }
 
 // setAgent makes ha the agent's link, and returns the one before or nil.
@@ -170,11 +178,11 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3).
 func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
-	if p.Role != roleAgent {
-		return malformed("hello: an agent's link, but role %q", p.Role)
-	}
 	if p.V != version {
 		return badVersion(p.V)
+	}
+	if p.Role != roleAgent {
+		return wrongRole(p.Role, roleAgent)
 	}
 	ha.mu.Lock()
 	ha.greeted = true
@@ -187,6 +195,12 @@ func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
 // is: it is the peer's that fails (rule 17).
 func badVersion(v int) *ProtocolError {
 	return &ProtocolError{Code: CodeVersionUnsupported, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
+}
+
+// wrongRole refuses a hello on a connection that the hub takes for another role's, as when
+// two ports were swapped. As with badVersion, the peer's link fails.
+func wrongRole(role, want string) *ProtocolError {
+	return &ProtocolError{Code: CodeWrongRole, Message: clip(fmt.Sprintf("role %q on a connection for %ss", shorten(role), want))}
 }
 
 // current returns errStale for a payload of another link, or one before hello: it changes

@@ -470,7 +470,7 @@ func TestHubCommitAcrossLinks(t *testing.T) {
 				a.want(a.ack("s", "e1", 3))
 				a.feed("s", "e1", 4, 4)
 				hubSaw(t, h, "s", itemTexts("s", "e1", 1, 4)...)
-				old.wantDead(ErrSuperseded)
+				old.wantSuperseded()
 			})
 		})
 	}
@@ -1252,8 +1252,9 @@ func TestHubRefusesFrames(t *testing.T) {
 	}{
 		"version":              {&HelloPayload{V: 2, Role: roleAgent}, CodeVersionUnsupported},
 		"version 0":            {&HelloPayload{Role: roleAgent}, CodeVersionUnsupported},
-		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, CodeMalformed},
-		"no role":              {&HelloPayload{V: 1, Role: "hub"}, CodeMalformed},
+		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, CodeWrongRole},
+		"no role":              {&HelloPayload{V: 1}, CodeMalformed},
+		"unknown role":         {&HelloPayload{V: 1, Role: "hub"}, CodeWrongRole},
 		"watch":                {&WatchPayload{SessionID: "s"}, CodeUnexpected},
 		"welcome":              {&WelcomePayload{V: 1, Link: "x"}, CodeUnexpected},
 		"ack":                  {a.ack("s", "e1", 1), CodeUnexpected},
@@ -1297,7 +1298,7 @@ func TestHubSupersedes(t *testing.T) {
 		old.send(old.batch("s", "e1", 1, 3))
 		a := playAgent(t, h, "agent")
 		before, session := h.Stats(), statOf(t, h, "s")
-		old.wantDead(ErrSuperseded)
+		old.wantSuperseded()
 		if err := old.link.Handle(t.Context(), old.batch("s", "e1", 4, 4)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}

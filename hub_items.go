@@ -15,7 +15,7 @@ import (
 // position, including older events that only the agent has, just as a Viewer's Items
 // does. It blocks until there is something, and ends without an error when ctx
 // ends, after the End item, or when the Hub is closed. Otherwise it ends with the one
-// error that it yields: ErrInvalidID, or a *ProtocolError such as replay_ahead. Any
+// error that it yields: ErrInvalidID, ErrInvalidPosition, or a *ProtocolError such as replay_ahead. Any
 // number may run at once. Authorize is not asked. Items and their bytes are the caller's.
 //
 // A reader that stands still holds up nothing but itself. To go on later, give Items the

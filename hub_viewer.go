@@ -59,7 +59,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	hv.resend = task{Source: hv.nextResend, Control: true}
 	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
-		hv.fail(now, ErrInvalidID)
+		hv.fail(now, invalidID(viewerID))
 		return hv
 	}
 	h.mu.Lock()
@@ -75,7 +75,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	if closed {
 		hv.fail(now, ErrClosed)
 	} else if old != nil {
-		old.fail(now, ErrSuperseded)
+		old.failWith(now, ErrSuperseded, superseded(viewerID))
 	}
 	return hv
 }
@@ -134,11 +134,11 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3). The
 // signs of life begin with the first one, since the viewer takes none before it.
 func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
-	if p.Role != roleViewer {
-		return malformed("hello: a viewer's link, but role %q", p.Role)
-	}
 	if p.V != version {
 		return badVersion(p.V)
+	}
+	if p.Role != roleViewer {
+		return wrongRole(p.Role, roleViewer)
 	}
 	hv.mu.Lock()
 	if !hv.greeted {

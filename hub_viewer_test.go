@@ -182,7 +182,7 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 		want *ErrorPayload
 	}{
 		"version":       {&HelloPayload{V: 2, Role: roleViewer}, &ErrorPayload{Code: CodeVersionUnsupported}},
-		"role":          {&HelloPayload{V: 1, Role: roleAgent}, &ErrorPayload{Code: CodeMalformed}},
+		"role":          {&HelloPayload{V: 1, Role: roleAgent}, &ErrorPayload{Code: CodeWrongRole}},
 		"batch":         {v.batch("s", "e1", 1, 1), &ErrorPayload{Code: CodeUnexpected}},
 		"another's id":  {&WatchPayload{SessionID: "s", ViewerID: "other"}, &ErrorPayload{Code: CodeForbidden, SessionID: "s"}},
 		"half position": {v.watch("s", "", 1), &ErrorPayload{Code: CodeMalformed}},
@@ -461,7 +461,7 @@ func TestHubSupersedesViewer(t *testing.T) {
 		r := a.asked("s", "tab", "e1", 0, 15)
 		v := playViewer(t, h, "tab")
 		before := h.Stats()
-		old.wantDead(ErrSuperseded)
+		old.wantSuperseded()
 		if err := old.link.Handle(t.Context(), old.watch("s", "", 0)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
@@ -662,11 +662,11 @@ func TestHubItems(t *testing.T) {
 			}
 		}
 		for _, session := range []string{"", "\n"} {
-			if got := <-collect(t.Context(), session, Position{}, 9); got.err != ErrInvalidID {
+			if got := <-collect(t.Context(), session, Position{}, 9); !errors.Is(got.err, ErrInvalidID) {
 				t.Errorf("%q: %v", session, got.err)
 			}
 		}
-		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); got.err != ErrInvalidID {
+		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); !errors.Is(got.err, ErrInvalidPosition) {
 			t.Errorf("half a position: %v", got.err)
 		}
 

@@ -161,7 +161,8 @@ func (l *Link) wakeNext() {
 }
 
 // fail makes the link dead, unless it is already: the first cause stays. Replies that are
-// queued are still sent, unless the link was superseded or closed, or the peer is gone.
+// queued are still sent, unless the link was superseded or closed, or the peer is gone: then
+// they are of no use any more.
 // The caller holds no lock, since detach takes those of levels 1 and 2.
 func (l *Link) fail(now time.Time, err error) { l.failWith(now, err, nil) }
 
@@ -178,10 +179,13 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 	l.tasks.Clear()
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.replies = nil
-	} else if last != nil {
+	}
+	if last != nil {
 		l.replies = append(l.replies, last)
 	}
-	l.finishLocked()
+	if l.finishLocked(); !l.over && l.started.Load() && l.pusher.Load() == nil {
+		time.AfterFunc(drainTimeout, l.discardReplies) // a send that is stuck must not hold up Run
+	}
 	l.mu.Unlock()
 	l.wakeNext()
 	if p := l.pusher.Load(); p != nil {

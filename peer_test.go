@@ -339,6 +339,14 @@ func (p *peer) wantDead(want error) {
 	}
 }
 
+// wantSuperseded wants a hub's link to have said that a newer one has taken over, and to be
+// dead.
+func (p *peer) wantSuperseded() {
+	p.t.Helper()
+	p.want(&ErrorPayload{Code: CodeSuperseded, ViewerID: p.viewer})
+	p.wantDead(ErrSuperseded)
+}
+
 // asked wants the hub to ask the agent for a replay, under an id of its own.
 func (p *peer) asked(session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
 	p.t.Helper()

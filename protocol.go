@@ -146,7 +146,7 @@ type ReplayRequestPayload struct {
 	SessionID string `json:"session_id"`
 	ViewerID  string `json:"viewer_id"`
 	RequestID string `json:"request_id"` // chosen by the hub, returned in every answer
-	Epoch     string `json:"epoch"`      // empty: the current one
+	Epoch     string `json:"epoch"`      // empty, with AfterSeq 0: the current one
 	AfterSeq  uint64 `json:"after_seq"`  // exclusive
 	UntilSeq  uint64 `json:"until_seq"`  // inclusive; 0: up to the last number published
 	Limit     int    `json:"limit"`      // maximum number of events; 0: everything up to UntilSeq
@@ -206,14 +206,16 @@ func (*ErrorPayload) payloadType() string         { return "error" }
 // returns a malformed error or nil, takes no lock and changes nothing. The codec's limits
 // on lists are the same ones, but hold before memory is spent on a list.
 
-// V is not checked here, nor in a welcome: another version is not malformed, and has an
-// answer of its own (rule 17).
+// Another version is not malformed, here or in a welcome, and has an answer of its own (rule
+// 17); what its other fields may be, only that version knows. So has another role (rule 3).
 func (p *HelloPayload) check() *ProtocolError {
 	switch {
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("hello: bad viewer_id")
-	case p.Role != roleAgent && p.Role != roleViewer:
-		return malformed("hello: unknown role %q", shorten(p.Role))
+	case !validID(p.Role):
+		return malformed("hello: bad role")
 	}
 	return nil
 }
@@ -227,12 +229,14 @@ const (
 
 func (p *WelcomePayload) check() *ProtocolError {
 	switch {
+	case p.WindowEvents < 0 || p.WindowBytes < 0:
+		return malformed("welcome: negative window")
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("welcome: bad viewer_id")
 	case !validID(p.Link):
 		return malformed("welcome: bad link")
-	case p.WindowEvents < 0 || p.WindowBytes < 0:
-		return malformed("welcome: negative window")
 	}
 	return nil
 }
@@ -348,7 +352,7 @@ func (p *WatchPayload) check() *ProtocolError {
 	case !optionalID(p.ViewerID):
 		return malformed("watch: bad viewer_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("watch: bad position")
+		return malformed("watch: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
 	case p.WindowEvents < 0 || p.WindowBytes < 0:
 		return malformed("watch: negative window")
 	}
@@ -364,7 +368,7 @@ func (p *ReplayRequestPayload) check() *ProtocolError {
 	case !validID(p.RequestID):
 		return malformed("replay_request: bad request_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("replay_request: bad position")
+		return malformed("replay_request: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
 	case p.UntilSeq > MaxSeq || p.UntilSeq != 0 && p.UntilSeq < p.AfterSeq:
 		return malformed("replay_request: until %d before after %d, or too large", p.UntilSeq, p.AfterSeq)
 	case p.Limit < 0:

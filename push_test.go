@@ -54,7 +54,7 @@ func TestPush(t *testing.T) {
 			t.Errorf("after Close: %v", err)
 		}
 		for want, dead := range map[error]*Link{ErrClosed: h.ConnectViewer("tab"), ErrInvalidID: NewHub(nil).ConnectViewer("")} {
-			if err := dead.Push(t.Context(), send); err != want {
+			if err := dead.Push(t.Context(), send); !errors.Is(err, want) {
 				t.Errorf("Push on a dead link: %v, want %v", err, want)
 			}
 		}

@@ -52,8 +52,8 @@ func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 		if sd.reopen() {
 			sd.announceLocked()
 		}
-	case p.refusesEvent():
-		sd.rejectLocked(p.Seq)
+	case p.Code == CodeEventRejected || p.Code == CodeEventTooLarge:
+		sd.rejectLocked(p.Seq) // none without a number: what was refused is sent again, on the timer
 	case p.Retryable:
 		sd.pause(now)
 		sd.scheduleTickLocked()

@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -82,11 +83,26 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	s.st.budget.makeRoom(d.size())
 	s.mu.Lock()
 	seq, err := s.offerLocked(&d)
+	if err == ErrPendingFull && s.st.cfg.Overflow != Block {
+		err = s.fullErrorLocked(d.size())
+	}
 	s.mu.Unlock()
-	if err == ErrPendingFull && s.st.cfg.Overflow == Block {
+	if err == ErrPendingFull {
 		return s.publishLater(ctx, &d)
 	}
 	return seq, err
+}
+
+// fullErrorLocked is ErrPendingFull with what is full.
+func (s *Session) fullErrorLocked(n int) error {
+	cfg := &s.st.cfg
+	switch {
+	case s.pendingEvents >= cfg.MaxPendingEvents:
+		return fmt.Errorf("%w: %d events, at most %d", ErrPendingFull, s.pendingEvents, cfg.MaxPendingEvents)
+	case s.pendingBytes+n > cfg.MaxPendingBytes:
+		return fmt.Errorf("%w: %d bytes of JSON and %d more, at most %d", ErrPendingFull, s.pendingBytes, n, cfg.MaxPendingBytes)
+	}
+	return fmt.Errorf("%w: no room for %d bytes of JSON: all sessions together may hold %d", ErrPendingFull, n, cfg.MaxTotalBytes)
 }
 
 // publishLater tries until there is room, of the session and of the budget. Both signals
@@ -121,14 +137,14 @@ func (s *Session) prepare(d *preparedEvent) error {
 	if d.ev.Time.IsZero() {
 		d.timed = d.time.Now()
 	}
-	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
-		return ErrTooLarge
+	if n := len(d.ev.Data) + len(d.ev.Bytes); n > s.st.cfg.MaxEventBytes {
+		return fmt.Errorf("%w: %d bytes of data, and at most %d of JSON", ErrTooLarge, n, s.st.cfg.MaxEventBytes)
 	}
 	if err := d.check(s.st.cfg.TrustData); err != nil {
 		return err
 	}
 	if d.size() > s.st.cfg.MaxEventBytes {
-		return ErrTooLarge
+		return fmt.Errorf("%w: %d bytes of JSON, at most %d", ErrTooLarge, d.size(), s.st.cfg.MaxEventBytes)
 	}
 	return nil
 }
@@ -335,13 +351,12 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 func (s *Session) Stats() SessionStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := SessionStats{
+	return SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
 		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
-	return out
 }
 
 // A life is what has become of a session in one epoch. Renew replaces it with the epoch; it
@@ -365,6 +380,6 @@ type life struct {
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many
 // sessions most are idle, and nearly half the memory of an idle one would be its life. Only
-// an event gives a session a life of its own. Everything else that changes a life is about an
-// event that was published before.
+// an event gives a session a life of its own: whatever else changes a life is about one that
+// was published before.
 var emptyLife life

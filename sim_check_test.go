@@ -316,7 +316,7 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 		w.fail("S1: %v: the hub is at %d, and %d was committed", k, at, was)
 	}
 	for _, it := range items {
-		from := it.seq
+		from := it.Seq
 		if it.Gap != nil {
 			from = it.Gap.From
 			w.checkLoss(k, it.Gap)
@@ -324,7 +324,7 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 		if from != at+1 { // S1
 			w.fail("S1: %v: %d is committed after %d", k, from, at)
 		}
-		at = it.seq
+		at = it.Seq
 		w.checkContent(k, it)
 		if t.end != 0 && at > t.end { // S12
 			w.fail("S12: %v: %d is committed after the end, %d", k, at, t.end)
@@ -336,9 +336,9 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 func (w *simWorld) acceptedTo(k simKey, items []Item) {
 	t := w.truthOf(k)
 	for _, it := range items {
-		t.accepted = max(t.accepted, it.seq)
+		t.accepted = max(t.accepted, it.Seq)
 		if it.Event != nil && it.Event.End {
-			t.end = it.seq
+			t.end = it.Seq
 		}
 	}
 }
@@ -369,10 +369,10 @@ func (w *simWorld) refusable(t *simTruth, seq uint64) bool {
 func (w *simWorld) checkContent(k simKey, it Item) {
 	t := w.truthOf(k)
 	switch {
-	case it.seq > uint64(len(t.data)):
-		w.fail("S2: %v: %d was never published", k, it.seq)
-	case it.Event != nil && (string(it.Event.Data) != t.data[it.seq-1] || it.Event.Type != "out"):
-		w.fail("S2: %v: %d is %s, and was published as %s", k, it.seq, it.Event.Data, t.data[it.seq-1])
+	case it.Seq > uint64(len(t.data)):
+		w.fail("S2: %v: %d was never published", k, it.Seq)
+	case it.Event != nil && (string(it.Event.Data) != t.data[it.Seq-1] || it.Event.Type != "out"):
+		w.fail("S2: %v: %d is %s, and was published as %s", k, it.Seq, it.Event.Data, t.data[it.Seq-1])
 	}
 }
 
@@ -567,19 +567,19 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 		w.fail("S9: %s %s: epoch %s after %s without a reset", v.id, it.SessionID, it.Epoch, r.pos.Epoch)
 	case it.End: // S12
 		r.ended = true
-		if it.seq != r.pos.Seq {
-			w.fail("S12: %s %s: the end is at %d, but the position is %d", v.id, it.SessionID, it.seq, r.pos.Seq)
+		if it.Seq != r.pos.Seq {
+			w.fail("S12: %s %s: the end is at %d, but the position is %d", v.id, it.SessionID, it.Seq, r.pos.Seq)
 		}
 	default:
-		from := it.seq
+		from := it.Seq
 		if it.Gap != nil {
 			from = it.Gap.From
 		}
 		if from != r.pos.Seq+1 { // S7
 			w.fail("S7: %s %s: %d after %d", v.id, it.SessionID, from, r.pos.Seq)
 		}
-		if it.seq > w.truthOf(k).accepted { // S8
-			w.fail("S8: %s %s: %d was accepted by no hub", v.id, it.SessionID, it.seq)
+		if it.Seq > w.truthOf(k).accepted { // S8
+			w.fail("S8: %s %s: %d was accepted by no hub", v.id, it.SessionID, it.Seq)
 		}
 		w.checkContent(k, it)
 	}
@@ -1058,7 +1058,7 @@ type shown struct {
 
 // fault takes the next item: S7, S9 and S12.
 func (r *shown) fault(it Item) string {
-	from := it.seq
+	from := it.Seq
 	if it.Gap != nil {
 		from = it.Gap.From
 	}
@@ -1068,17 +1068,17 @@ func (r *shown) fault(it Item) string {
 	case r.ended:
 		return fmt.Sprintf("S12: %s after the end", briefItem(it))
 	case it.Reset != nil:
-		if it.Reset.Old != was && (was != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= was.Epoch || it.seq != 0 {
+		if it.Reset.Old != was && (was != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= was.Epoch || it.Seq != 0 {
 			return fmt.Sprintf("S9: %s at %v", briefItem(it), was)
 		}
 	case was.Epoch != "" && it.Epoch != was.Epoch:
 		return fmt.Sprintf("S9: %s at %v without a reset", briefItem(it), was)
 	case it.End:
 		r.ended = true
-		if it.seq != was.Seq {
+		if it.Seq != was.Seq {
 			return fmt.Sprintf("S12: %s at %v", briefItem(it), was)
 		}
-	case from != was.Seq+1 || it.seq < from:
+	case from != was.Seq+1 || it.Seq < from:
 		return fmt.Sprintf("S7: %s at %v", briefItem(it), was)
 	}
 	return ""

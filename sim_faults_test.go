@@ -78,7 +78,7 @@ func (w *simWorld) disturb() {
 	}
 }
 
-// forge turns an ack into a viewer's progress, and into an ack of what was never sent.
+// forge turns an ack into a viewer's, and into one of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
 	al, agent := to.link.endpoint.(*streamerLink)

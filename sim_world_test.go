@@ -311,7 +311,7 @@ func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persi
 		r.pos = old[id]
 	}
 	err := v.v.Watch(id, r.pos)
-	if err == ErrTooMany && len(v.v.watches) == v.v.cfg.MaxWatches {
+	if errors.Is(err, ErrTooMany) && len(v.v.watches) == v.v.cfg.MaxWatches {
 		return
 	}
 	if err != nil {
@@ -450,7 +450,7 @@ func (w *simWorld) publishSome() {
 func (w *simWorld) publish(a *simAgent, id string, n int) {
 	s, err := a.st.session(w.wallOf(a), id)
 	switch {
-	case err == ErrTooMany && len(a.st.sessions) >= a.st.cfg.MaxSessions:
+	case errors.Is(err, ErrTooMany) && len(a.st.sessions) >= a.st.cfg.MaxSessions:
 		return
 	case err != nil:
 		w.fail("S10: session: %v", err)
@@ -461,7 +461,7 @@ func (w *simWorld) publish(a *simAgent, id string, n int) {
 		ev.Time = w.wallOf(a)
 		d := preparedEvent{ev: &ev}
 		err := s.prepare(&d)
-		if err == ErrTooLarge && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
+		if errors.Is(err, ErrTooLarge) && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
 			continue
 		}
 		if err != nil {
@@ -507,7 +507,7 @@ func (w *simWorld) offer(b *blocked) bool {
 	b.s.mu.Unlock()
 	b.wait = b.s.changed.Wait()
 	switch {
-	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
+	case errors.Is(err, ErrPendingFull) && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
 		w.blocked = append(w.blocked, b)
 		if w.verbose {
 			w.say("%s waits to publish in %s", b.a.id, b.s.id)
@@ -880,11 +880,11 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 	w.checkCommit(k, items)
 	for _, it := range items {
 		if it.Event != nil && poisoned(string(it.Event.Data)) {
-			w.say("hub: commit rejects %d", it.seq)
-			return &ProtocolError{Code: CodeEventRejected, Seq: it.seq}
+			w.say("hub: commit rejects %d", it.Seq)
+			return &ProtocolError{Code: CodeEventRejected, Seq: it.Seq}
 		}
 	}
-	last := items[len(items)-1].seq
+	last := items[len(items)-1].Seq
 	w.store[k] = max(w.store[k], last)
 	t := w.truthOf(k)
 	t.committed = max(t.committed, last)
@@ -973,13 +973,13 @@ func brief(p Payload) string {
 func briefItem(it Item) string {
 	switch {
 	case it.Event != nil:
-		return fmt.Sprintf("(%s) event %d", tail(it.Epoch), it.seq)
+		return fmt.Sprintf("(%s) event %d", tail(it.Epoch), it.Seq)
 	case it.Gap != nil:
 		return fmt.Sprintf("(%s) gap %d-%d %s", tail(it.Epoch), it.Gap.From, it.Gap.To, it.Gap.Reason)
 	case it.Reset != nil:
 		return fmt.Sprintf("(%s) reset from %s %d, prev %s %d", tail(it.Epoch), tail(it.Reset.Old.Epoch), it.Reset.Old.Seq, tail(it.Reset.PrevEpoch), it.Reset.PrevSeq)
 	}
-	return fmt.Sprintf("(%s) end at %d", tail(it.Epoch), it.seq)
+	return fmt.Sprintf("(%s) end at %d", tail(it.Epoch), it.Seq)
 }
 
 func tail(epoch string) string { return epoch[max(0, len(epoch)-4):] }

@@ -34,7 +34,7 @@ type SessionStats struct {
 	Lost          uint64 // agent: events that became gaps before they were acknowledged
 
 	AgentID string // hub: the agent the session belongs to
-	Viewers int    // hub: watches on it
+	Viewers int    // hub: watches on it, those of Items included
 }
 
 // HubStats is what a Hub holds and has seen. The counts are read one after the other, so
@@ -42,7 +42,7 @@ type SessionStats struct {
 type HubStats struct {
 	Sessions        int    // known, remembered ended ones included
 	Agents          int    // links
-	Viewers         int    // links, without those of Items
+	Viewers         int    // links, and iterations of Items
 	StalePayloads   uint64 // payloads of another link, epoch or request, which changed nothing
 	RefusedPayloads uint64 // payloads answered by an error
 }

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -43,6 +44,7 @@ type Streamer struct {
 	mu       sync.RWMutex        // level 1; protects the fields below
 	sessions map[string]*Session // by id; those that are not gone
 	link     *streamerLink       // the newest, until it dies, or nil
+	welcomes int                 // of links, to begin each with another session
 
 	// someEnded lets Session skip both the clock and the lock below while there is
 	// nothing to forget, which is nearly always.
@@ -88,7 +90,7 @@ func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 		return s, nil
 	}
 	if !validID(id) {
-		return nil, ErrInvalidID
+		return nil, invalidID(id)
 	}
 	return st.create(now, id)
 }
@@ -105,7 +107,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 		return nil, ErrClosed
 	}
 	if len(st.sessions) >= st.cfg.MaxSessions {
-		return nil, ErrTooMany
+		return nil, fmt.Errorf("%w: %d sessions, at most %d", ErrTooMany, len(st.sessions), st.cfg.MaxSessions)
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
@@ -135,6 +137,19 @@ func (st *Streamer) all() []*Session {
 // them does not depend on the order of a map, and happens the same way each time.
 func sortSessions(ss []*Session) {
 	slices.SortFunc(ss, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
+}
+
+// rotatedLocked returns the sessions in the order of their ids, but each time begins with the
+// next one: a connection may always break before the last of them has had its turn (rule 5).
+func (st *Streamer) rotatedLocked() []*Session {
+	sessions := slices.Collect(maps.Values(st.sessions))
+	sortSessions(sessions)
+	if len(sessions) == 0 {
+		return nil
+	}
+	first := st.welcomes % len(sessions)
+	st.welcomes++
+	return slices.Concat(sessions[first:], sessions[:first])
 }
 
 // Publish appends an event to a session, which is created on first use, and
@@ -245,7 +260,7 @@ func (st *Streamer) Forget(sessionID string) {
 // is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it
 // gives up everything the session holds. To publish that again, take what Unacked
 // yields before the call. Handles of the session stay valid. It does not block.
-// Errors: ErrUnknownSession, ErrClosed; ErrInvalidID if the epoch the hub knows
+// Errors: ErrUnknownSession, ErrClosed; ErrEpochAhead if the epoch the hub knows
 // leaves no greater one.
 func (st *Streamer) Renew(sessionID string) error {
 	return st.renew(time.Now(), sessionID)
@@ -260,7 +275,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	defer st.mu.Unlock()
 	s := st.sessions[id]
 	if s == nil {
-		return ErrUnknownSession
+		return fmt.Errorf("%w: %q", ErrUnknownSession, clip(id))
 	}
 	if st.closed.Load() {
 		return ErrClosed
@@ -277,7 +292,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	s.mu.Unlock()
 	if !ok {
-		return ErrInvalidID
+		return fmt.Errorf("%w: %q", ErrEpochAhead, known)
 	}
 	if st.link != nil {
 		st.link.attach(s)

@@ -2,7 +2,6 @@ package gvstream
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -257,9 +256,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.unacked = nil, nil
 	sl.mu.Unlock()
-	sessions := slices.Collect(maps.Values(sl.st.sessions))
-	sortSessions(sessions)
-	for _, s := range sessions {
+	for _, s := range sl.st.rotatedLocked() {
 		if sd := sl.attach(s); sd != nil {
 			s.mu.Lock()
 			sd.announceLocked()
@@ -330,13 +327,13 @@ func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 
 // refused handles an error payload (rule 11). One about a frame needs nothing: what the
 // frame carried is sent again on the timer. The exception is data that was never checked,
-// since the same frame would be refused each time. stale_link and version_unsupported do
-// not ask whether the link is welcomed: they are what a hub says to a link that is not.
+// since the same frame would be refused each time. stale_link and what ends the link do not
+// ask whether it is welcomed: they are what a hub says to a link that is not.
 func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
 	case p.Code == CodeStaleLink:
 		sl.hello.start()
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
@@ -365,9 +362,9 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 	sd.refusedLocked(now, p)
 }
 
-// refusesEvent reports whether an error is about one event of its session.
-func (p *ErrorPayload) refusesEvent() bool {
-	return p.Seq != 0 && (p.Code == CodeEventRejected || p.Code == CodeEventTooLarge)
+// endsLink reports whether an error says that the hub will never take this link.
+func (p *ErrorPayload) endsLink() bool {
+	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
 // recheckData checks the data that was sent unchecked, since the hub could not read a frame.

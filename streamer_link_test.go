@@ -517,17 +517,21 @@ func TestStreamerStaleAcks(t *testing.T) {
 	})
 }
 
-// TestStreamerViewerAcks: an ack with a viewer's id is that viewer's, and frees nothing
-// (rule 6).
+// TestStreamerViewerAcks: an ack in a viewer's name is stale: it frees nothing and asks for
+// nothing again (rule 6).
 func TestStreamerViewerAcks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := playHub(t, st)
 		publishN(t, st, "s", 3)
 		hub.want(agentBatch("s", 1, 3, 3))
-		hub.send(&AckBatchPayload{SessionID: "s", ViewerID: "tab-1", UpToSeq: 2})
-		if s := stats(t, st, "s"); s.Acked != 0 || s.PendingEvents != 3 || st.Stats().StalePayloads != 1 {
-			t.Errorf("%+v", s)
+		hub.send(
+			&AckBatchPayload{SessionID: "s", ViewerID: "tab-1", UpToSeq: 2},
+			&AckBatchPayload{SessionID: "s", ViewerID: "tab-2", UpToSeq: 3, Nack: true},
+			&AckBatchPayload{SessionID: "s", ViewerID: "tab-1", UpToSeq: 99},
+		)
+		if s, n := stats(t, st, "s"), st.Stats().StalePayloads; s.Acked != 0 || s.PendingEvents != 3 || n != 3 {
+			t.Errorf("%+v, %d stale payloads", s, n)
 		}
 		hub.wantIdle("a viewer's ack causes nothing")
 	})
@@ -966,28 +970,44 @@ func TestStreamerStoppedSendsNothing(t *testing.T) {
 	})
 }
 
-// TestStreamerRefusalWithNumber: an error with a number refuses an event only if it has
-// one of the two codes for that, and without a number these two refuse no event (rule
-// 11).
+// TestStreamerRefusalWithNumber: an error with a number refuses an event only if it has one
+// of the two codes for that (rule 11).
 func TestStreamerRefusalWithNumber(t *testing.T) {
-	for _, p := range []ErrorPayload{
-		{Code: CodeForbidden, Seq: 2}, {Code: CodeEventRejected}, {Code: CodeEventTooLarge},
-	} {
+	synctest.Test(t, func(t *testing.T) {
+		st, hub := ackedStreamer(t, nil, 1)
+		publishN(t, st, "s", 1)
+		hub.want(agentBatch("s", 2, 2, 2))
+		hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: stats(t, st, "s").Epoch, Seq: 2})
+		_, err := st.Publish(t.Context(), "s", numberedEvent(3))
+		var stopped *ProtocolError
+		if !errors.As(err, &stopped) || stopped.Code != CodeForbidden {
+			t.Errorf("Publish returned %v", err)
+		}
+		if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 1 {
+			t.Errorf("%+v", s)
+		}
+		hub.wantIdle("the session is stopped")
+	})
+}
+
+// TestStreamerRefusalWithoutNumber: an error that refuses an event and does not say which
+// refuses none (rule 11). It stopped the session for good.
+func TestStreamerRefusalWithoutNumber(t *testing.T) {
+	for _, code := range []Code{CodeEventRejected, CodeEventTooLarge} {
 		synctest.Test(t, func(t *testing.T) {
 			st, hub := ackedStreamer(t, nil, 1)
 			publishN(t, st, "s", 1)
 			hub.want(agentBatch("s", 2, 2, 2))
-			p.SessionID, p.Epoch = "s", stats(t, st, "s").Epoch
-			hub.send(&p)
-			_, err := st.Publish(t.Context(), "s", numberedEvent(3))
-			var stopped *ProtocolError
-			if !errors.As(err, &stopped) || stopped.Code != p.Code {
-				t.Errorf("%s of %d: Publish returned %v", p.Code, p.Seq, err)
+			hub.send(&ErrorPayload{Code: code, SessionID: "s", Epoch: stats(t, st, "s").Epoch})
+			hub.wantIdle("there is nothing to do about it")
+			publishN(t, st, "s", 1)
+			hub.want(agentBatch("s", 3, 3, 3))
+			if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 2 {
+				t.Errorf("%s: %+v", code, s)
 			}
-			if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 1 {
-				t.Errorf("%s of %d: %+v", p.Code, p.Seq, s)
-			}
-			hub.wantIdle("the session is stopped")
+			pass(timerFirst)
+			hub.wantStatus("s") // the sign of life
+			hub.want(agentBatch("s", 2, 3, 3))
 		})
 	}
 }
@@ -1351,4 +1371,18 @@ func BenchmarkReconnect(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(max(pending, 1)), "ns/event")
 		})
 	}
+}
+
+// Each link begins with another session (rule 5). They all began with the same one, so a
+// connection that always broke at what that sent never got to the others.
+func TestStreamerBeginsElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		for _, id := range []string{"a", "b", "c"} {
+			publishN(t, st, id, 1)
+		}
+		for _, want := range [][]string{{"a", "b", "c"}, {"b", "c", "a"}, {"c", "a", "b"}, {"a", "b", "c"}} {
+			playHub(t, st).wantStatus(want...)
+		}
+	})
 }

@@ -149,10 +149,10 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 		}
 		hub.wantIdle("a session without a number has nothing to say")
 		for _, id := range []string{"", strings.Repeat("x", maxID+1), "a\n", "\xff"} {
-			if _, err := st.Publish(t.Context(), id, Event{}); err != ErrInvalidID {
+			if _, err := st.Publish(t.Context(), id, Event{}); !errors.Is(err, ErrInvalidID) {
 				t.Errorf("Publish(%q): %v", id, err)
 			}
-			if _, err := st.Session(id); err != ErrInvalidID {
+			if _, err := st.Session(id); !errors.Is(err, ErrInvalidID) {
 				t.Errorf("Session(%q): %v", id, err)
 			}
 		}
@@ -177,7 +177,7 @@ func TestStreamerDataSize(t *testing.T) {
 			{Event{Data: wide(50), Bytes: make([]byte, 50)}, ErrInvalidData},
 			{Event{Data: wide(50), Bytes: make([]byte, 51)}, ErrTooLarge},
 		} {
-			if _, err := st.Publish(t.Context(), "s", test.ev); err != test.want {
+			if _, err := st.Publish(t.Context(), "s", test.ev); !errors.Is(err, test.want) {
 				t.Errorf("%d and %d bytes: %v, want %v", len(test.ev.Data), len(test.ev.Bytes), err, test.want)
 			}
 		}
@@ -234,7 +234,7 @@ func TestStreamerCreatesSessionOnce(t *testing.T) {
 	if b, err := st.create(now, "s"); b != a || err != nil {
 		t.Errorf("%p and %p, %v", a, b, err)
 	}
-	if _, err := st.create(now, "r"); err != ErrTooMany {
+	if _, err := st.create(now, "r"); !errors.Is(err, ErrTooMany) {
 		t.Errorf("a second session: %v", err)
 	}
 }
@@ -314,11 +314,11 @@ func TestStreamerRenew(t *testing.T) {
 		hub.want(agentBatch("s", 3, 3, 3))
 		hub.acks("s", 3)
 
-		if err := st.Renew("t"); err != ErrUnknownSession {
+		if err := st.Renew("t"); !errors.Is(err, ErrUnknownSession) {
 			t.Errorf("Renew of an unknown session: %v", err)
 		}
 		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: "zzz"})
-		if err := st.Renew("s"); err != ErrInvalidID {
+		if err := st.Renew("s"); !errors.Is(err, ErrEpochAhead) {
 			t.Errorf("Renew past the greatest epoch: %v", err)
 		}
 		if _, err := st.Publish(t.Context(), "s", Event{}); err == nil {
@@ -456,7 +456,7 @@ func TestStreamerReject(t *testing.T) {
 		hub := playHub(t, st)
 		publishN(t, st, "s", 2)
 		for range 3 {
-			if seq, err := st.Publish(t.Context(), "s", Event{}); seq != 0 || err != ErrPendingFull {
+			if seq, err := st.Publish(t.Context(), "s", Event{}); seq != 0 || !errors.Is(err, ErrPendingFull) {
 				t.Fatalf("Publish = %d, %v", seq, err)
 			}
 		}
@@ -465,7 +465,7 @@ func TestStreamerReject(t *testing.T) {
 		hub.acks("s", 1)
 		publishN(t, st, "s", 1)
 		hub.want(agentBatch("s", 3, 3, 3))
-		if _, err := st.Publish(t.Context(), "s", Event{}); err != ErrPendingFull {
+		if _, err := st.Publish(t.Context(), "s", Event{}); !errors.Is(err, ErrPendingFull) {
 			t.Errorf("Publish: %v", err)
 		}
 	})
@@ -523,7 +523,7 @@ func TestStreamerLimits(t *testing.T) {
 	t.Run("defaults", func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{Overflow: Reject})
 		for n := range 8193 {
-			if _, err := st.Publish(ctx, "s", Event{Time: at}); (err == ErrPendingFull) != (n == 8192) {
+			if _, err := st.Publish(ctx, "s", Event{Time: at}); (errors.Is(err, ErrPendingFull)) != (n == 8192) {
 				t.Fatalf("event %d: %v", n+1, err)
 			}
 		}
@@ -532,7 +532,7 @@ func TestStreamerLimits(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxSessions: 2})
 		publishN(t, st, "a", 1)
 		publishN(t, st, "b", 1)
-		if _, err := st.Publish(ctx, "c", Event{}); err != ErrTooMany {
+		if _, err := st.Publish(ctx, "c", Event{}); !errors.Is(err, ErrTooMany) {
 			t.Errorf("third session: %v", err)
 		}
 		publishN(t, st, "a", 1)

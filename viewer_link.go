@@ -276,9 +276,9 @@ func (vl *viewerLink) acceptLocked(w *watch, p *eventBatch) {
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
 		vl.putLocked(w, it)
-		w.received = it.seq
+		w.received = it.Seq
 		if it.Event != nil && it.Event.End {
-			w.last = it.seq
+			w.last = it.Seq
 		}
 	}
 	if w.received == w.last {
@@ -299,7 +299,7 @@ func (vl *viewerLink) putLocked(w *watch, it Item) {
 // endLocked ends a watch whose last number was received (rule 16). It keeps its subscription
 // until the end is acknowledged; then it is over here and at the hub.
 func (vl *viewerLink) endLocked(w *watch) {
-	vl.putLocked(w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
+	vl.putLocked(w, Item{SessionID: w.id, Epoch: w.epoch, End: true, Seq: w.received})
 	w.ended = true
 }
 
@@ -388,7 +388,7 @@ func (vl *viewerLink) refusedLocked(now time.Time, p *ErrorPayload) error {
 	case p.Code == CodeStaleLink:
 		vl.hello.start()
 		return nil
-	case p.Code == CodeVersionUnsupported:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err

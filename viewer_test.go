@@ -149,15 +149,15 @@ func TestViewerWatch(t *testing.T) {
 	}{
 		{"", Position{}, ErrInvalidID},
 		{strings.Repeat("x", 129), Position{}, ErrInvalidID},
-		{"s", Position{"", 1}, ErrInvalidID},
-		{"s", Position{"E", 1}, ErrInvalidID},
-		{"s", Position{"e1", MaxSeq + 1}, ErrInvalidID},
+		{"s", Position{"", 1}, ErrInvalidPosition},
+		{"s", Position{"E", 1}, ErrInvalidPosition},
+		{"s", Position{"e1", MaxSeq + 1}, ErrInvalidPosition},
 		{"s", Position{"e1", MaxSeq}, nil},
-		{"s", Position{}, ErrBusy},
+		{"s", Position{}, ErrWatched},
 		{"r", Position{}, nil},
 		{"q", Position{}, ErrTooMany},
 	} {
-		if err := v.Watch(test.session, test.after); err != test.want {
+		if err := v.Watch(test.session, test.after); !errors.Is(err, test.want) {
 			t.Errorf("%q %v: %v, want %v", test.session, test.after, err, test.want)
 		}
 	}
@@ -568,7 +568,7 @@ func TestViewerEnd(t *testing.T) {
 				has(t, v)
 				h = playHub(t, v)
 				h.wantIdle("an ended watch is not asked for again")
-				if err := v.Watch("s", Position{}); err != ErrBusy {
+				if err := v.Watch("s", Position{}); !errors.Is(err, ErrWatched) {
 					t.Errorf("an ended watch is one until Unwatch: %v", err)
 				}
 				v.Unwatch("s")
@@ -1040,7 +1040,7 @@ func TestViewerResumes(t *testing.T) {
 		}
 
 		text, err := json.Marshal(saved)
-		if err != nil || string(text) != `{"epoch":"e1","seq":3}` {
+		if err != nil || string(text) != `"e1.3"` {
 			t.Errorf("%s, %v", text, err)
 		}
 		v = NewViewer(nil)

@@ -213,7 +213,7 @@ func tooManySessions(t *testing.T) {
 		publish(t, st, fmt.Sprint("s", i), 1)
 	}
 	_, err := st.Publish(scene.Ended, "one more", event(1))
-	equal(t, "at the agent", err, gvstream.ErrTooMany)
+	equalError(t, "at the agent", err, gvstream.ErrTooMany)
 	publish(t, st, "s0", 1)
 
 	for what, cfg := range map[string]gvstream.HubConfig{

@@ -351,7 +351,7 @@ func stuckHub(t *testing.T) {
 		_, err := st.Publish(short, "s", event(4))
 		cancel()
 		if policy == gvstream.Reject {
-			equal(t, "Publish", err, gvstream.ErrPendingFull)
+			equalError(t, "Publish", err, gvstream.ErrPendingFull)
 			equal(t, "time until refused", time.Since(start), 0)
 		} else {
 			equal(t, "Publish", err, context.DeadlineExceeded)
@@ -972,7 +972,7 @@ func pendingFullRejects(t *testing.T) {
 	publish(t, st, "s", 4)
 	for range 3 {
 		_, err := st.Publish(scene.Ended, "s", event(5))
-		equal(t, "the fifth", err, gvstream.ErrPendingFull)
+		equalError(t, "the fifth", err, gvstream.ErrPendingFull)
 		equal(t, "kept", unacked(st, "s"), "1..4")
 	}
 	h := answer(t, st, 256)
@@ -1233,7 +1233,7 @@ func largeEvent(t *testing.T) {
 	st := gvstream.NewStreamer(nil)
 	publish(t, st, "s", 2)
 	_, err := st.Publish(scene.Ended, "s", gvstream.Event{Data: text(2 << 20)})
-	equal(t, "Publish", err, gvstream.ErrTooLarge)
+	equalError(t, "Publish", err, gvstream.ErrTooLarge)
 	publish(t, st, "s", 1)
 	equal(t, "kept", unacked(st, "s"), "1..3")
 	_, err = st.Publish(scene.Ended, "s", gvstream.Event{Type: "large", Data: text(5000)})
@@ -1281,7 +1281,7 @@ func totalBytes(t *testing.T) {
 	if left := budget - st.Stats().Bytes; left > 4<<10+100 {
 		t.Errorf("%d bytes are left, enough for one more", left)
 	}
-	equal(t, "refused with", add(0), gvstream.ErrPendingFull)
+	equalError(t, "refused with", add(0), gvstream.ErrPendingFull)
 	equal(t, "pending", st.Stats().PendingEvents, n)
 }
 

@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -15,6 +16,14 @@ import (
 func equal[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
+		t.Fatalf("%s:\n got %v\nwant %v", what, got, want)
+	}
+}
+
+// equalError fails the test if got is not of the kind that is wanted.
+func equalError(t *testing.T, what string, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
 		t.Fatalf("%s:\n got %v\nwant %v", what, got, want)
 	}
 }
