@@ -14,14 +14,14 @@ import (
 //	ahead of the agent                ends the watch by replay_ahead
 //	at the log's head                 waits: alone in idle, or in a cohort (cohort.go)
 //	in the log                        hands out a page of it
-//	below the log                     hands out what the agent replayed, asks the agent for it,
-//	                                  waits, or declares a gap (hub_replay.go)
+//	below the log                     hands out what the agent replayed, waits for it, or declares
+//	                                  a gap (hub_replay.go)
 //
 // This is decided anew each time, from epoch and seq. So no cursor is ever bound to a replay:
 // events that are accepted during one are in the log when the cursor gets there.
 
 // A cursor is one viewer's place in one session. All that a viewer costs the hub is this, and
-// one answer to a replay request at most. hubViewerLink.cursor makes it, and it is gone when
+// its part in a fetch. hubViewerLink.cursor makes it, and it is gone when
 // its watch ends or its link dies. It does not outlive the link or the session, and is the
 // counterpart of the viewer's subscription. The session's lock protects it.
 type cursor struct {
@@ -39,20 +39,17 @@ type cursor struct {
 	ended         bool   // a status that names the end was queued
 
 	// The way to what is older than the log. Reading a page of the log ends it.
-	request       *replayRequest // its open replay request, or nil
-	retry         retry          // runs until the request is given up or, without one, it asks again
-	pages         []page         // what came of it, to be handed out; the bytes are the cursor's
-	unavailableTo uint64         // the agent can't give what is up to here
-	waitingSince  time.Time      // it waits for the agent since then; zero: it does not
+	fetch        *fetch                 // that has its next number, unless it is gone; or nil
+	fetchPlace   sched.Element[*cursor] // in the session's asking, or the fetch's waiting
+	fromStart    bool                   // it reads the fetch from its first number on
+	waitingSince time.Time              // it waits for the agent since then; zero: it does not
 
-	// Where it waits for the next event, in a cohort or in idle, or for a permit.
-	cohort    *cohort                // in which it rests, or nil
-	pusher    *pushWriter            // of its link, or nil; for the cohort
-	idle      sched.Element[*cursor] // in the session's queue of others that wait
-	atSession sched.Element[*cursor] // in the queue for the session's permit; it has the link's then
-	// The link's lock protects these.
-	atLink      sched.Element[*cursor] // in the queue for the link's permit; changes under both locks
-	statusPlace sched.Element[*cursor] // in the link's queue for a status
+	// Where it waits for the next event, in a cohort or in idle.
+	cohort *cohort                // in which it rests, or nil
+	pusher *pushWriter            // of its link, or nil; for the cohort
+	idle   sched.Element[*cursor] // in the session's queue of others that wait
+
+	statusPlace sched.Element[*cursor] // in the link's queue for a status, whose lock protects it
 }
 
 // remove takes the cursor off its session, after its link let go of it, and releases the
@@ -67,9 +64,9 @@ func (c *cursor) remove() {
 	s.h.release(s)
 }
 
-// endLocked takes the cursor off its session and its link, and gives back what it holds: its
-// request, permits and places in queues. To remove the session as well would take the hub's
-// lock, which comes before the session's: that is for remove, or else for the session's age.
+// endLocked takes the cursor off its session and its link, and gives up its fetch and its places
+// in queues. To remove the session as well would take the hub's lock, which comes before the
+// session's: that is for remove, or else for the session's age.
 func (c *cursor) endLocked() {
 	s, hv := c.s, c.hv
 	c.restartLocked("", 0)
@@ -81,8 +78,6 @@ func (c *cursor) endLocked() {
 		delete(hv.cursors, s.id)
 	}
 	c.statusPlace.Remove()
-	c.atLink.Remove()
-	hv.offerLocked()
 	hv.mu.Unlock()
 	hv.forget(&c.task)
 }
@@ -92,18 +87,15 @@ func (c *cursor) restartLocked(epoch string, seq uint64) {
 	c.leaveLocked()
 	c.stopAskingLocked()
 	c.epoch, c.seq = epoch, seq
-	c.pages, c.unavailableTo, c.ended = nil, 0, false
+	c.ended = false
 	c.hv.ready(&c.task)
 }
 
-// start is restartLocked for a watch, which is answered by a status. A request that is open
-// is given up first, while it is still known to have been sent, so that its permit stays taken
-// for a while.
-func (c *cursor) start(now time.Time, epoch string, seq uint64) {
+// start is restartLocked for a watch, which is answered by a status.
+func (c *cursor) start(epoch string, seq uint64) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if !c.gone {
-		c.giveUpLocked(now)
 		c.restartLocked(epoch, seq)
 		c.queueStatusLocked()
 	}
@@ -203,40 +195,22 @@ func (c *cursor) logLocked() *log {
 
 // next hands out what comes next in the session: a piece of the hub's log, a piece
 // that the agent replayed, or a gap. The session is locked only to choose the page, and the
-// payload is made of it after that.
-//
-// The link serves the cursor now, so it leaves its cohort. If it was woken because it is its
-// turn to take a permit of the link, and did not take it, the next in the queue gets the turn: it
-// may have moved into the log meanwhile, and nobody else would pass the permit on.
+// payload is made of it after that. The link serves the cursor now, so it leaves its cohort.
 func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
 	c.leaveLocked()
 	l := c.resolveLogLocked()
 	var p *page
-	var replayed bool
 	if l != nil {
-		p, replayed = c.nextPageLocked(now, l)
-	}
-	if c.atLink.Queued() {
-		c.passOnLocked()
+		p = c.nextPageLocked(now, l)
 	}
 	if p == nil {
 		s.mu.Unlock()
 		return nil
 	}
-	epoch, head, first := c.epoch, l.head, l.first()
+	epoch, head := c.epoch, l.head
 	s.mu.Unlock()
-	if replayed {
-		b := newReplayBatch()
-		b.ReplayBatchPayload = ReplayBatchPayload{
-			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
-			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
-			Done: p.last == first-1,
-		}
-		b.Gaps, b.page = p.gaps, *p
-		return b
-	}
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{
 		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
@@ -265,13 +239,13 @@ func (c *cursor) resolveLogLocked() *log {
 	return l
 }
 
-// nextPageLocked returns the next piece of the session, or nil if there is none yet, and
-// whether the agent replayed it. The log comes before what the agent replayed: where it reaches
-// far enough, nothing has to be waited for.
+// nextPageLocked returns the next piece of the session, or nil if there is none yet. The log
+// comes before what the agent replayed: where it reaches far enough, nothing has to be waited
+// for.
 //
 // At the head an ended session is named in one more status, so that a viewer learns of an end
 // that lies in a gap (rule 16).
-func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) {
+func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page) {
 	s := c.s
 	switch {
 	case c.seq >= l.head:
@@ -280,21 +254,17 @@ func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) 
 			c.ended = true
 			c.queueStatusLocked()
 		}
-		return nil, false
+		return nil
 	case c.seq+1 >= l.first():
 		c.stopAskingLocked()
-		c.pages = nil
 		p = s.readLocked(l, c.seq)
-	case len(c.pages) > 0:
-		p, replayed = &c.pages[0], true
-		c.pages = c.pages[1:]
 	default:
 		p = c.fetchOlderLocked(now, l)
 	}
 	if p != nil {
 		c.seq = p.last
 	}
-	return p, replayed
+	return p
 }
 
 // parkLocked puts the cursor among those that wait for the next event. Those that stand at the

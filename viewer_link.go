@@ -85,7 +85,7 @@ func (vl *viewerLink) checkSilence(now time.Time) bool {
 // of the calls below may wait for room and give up the lock meanwhile, see awaitRoomLocked.
 //
 // A batch's events are copied before, since they may lie in the frame, while items are the
-// reader's to keep. A replay_batch has no link id: it counts for the connection it came on.
+// reader's to keep.
 func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
@@ -101,11 +101,6 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 		}
 	case *eventBatch:
 		if vl.heardLocked(now, p.Link, p.ViewerID) {
-			events, gaps := p.copies()
-			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
-		}
-	case *replayBatch:
-		if vl.heardLocked(now, vl.id, p.ViewerID) {
 			events, gaps := p.copies()
 			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
