@@ -555,7 +555,7 @@ func TestHandleKeepsNothing(t *testing.T) {
 		answer.Events, answer.Gaps = nil, []Gap{{1, 15, ReasonEvicted}}
 		handle(a, answer)
 		answer.Gaps[0].Reason = ReasonDropped
-		if p := tab.next().(*ReplayBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
+		if p := tab.next().(*EventBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
 			t.Errorf("replayed: %v", p.Gaps)
 		}
 

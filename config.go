@@ -146,11 +146,10 @@ type HubConfig struct {
 	// zero, 100. If negative, none.
 	MaxWatches int
 	// MaxReplays is the number of replay requests to an agent that are open at a
-	// time for one session; more wait their turn. If zero, 8. If negative, none.
+	// time for one session, each for all viewers that need its events; more wait
+	// their turn. An answer is about 1 MiB at most, and the hub holds up to four
+	// times as many for viewers that read them. If zero, 8. If negative, none.
 	MaxReplays int
-	// MaxViewerReplays is the number that are open for one viewer's link. If
-	// zero, 4. If negative, none.
-	MaxViewerReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
 	// session. If zero, 1,024. If negative, one.
 	Window int
@@ -162,8 +161,9 @@ type HubConfig struct {
 	// negative, not at all.
 	SessionTTL time.Duration
 	// ReplayWait is how long a viewer waits for older events while their agent
-	// is away, before they are declared unavailable. If zero, 10 seconds. If
-	// negative, not at all.
+	// is away, or is there and answers nothing, before they are declared
+	// unavailable. If zero, 10 seconds. If negative, not at all for an agent that is
+	// away, and a second for one that is there.
 	ReplayWait time.Duration
 }
 
@@ -180,7 +180,6 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxAgentSessions = defaultTo(d.MaxAgentSessions, 10_000)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
-	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
 	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // an agent may have ints of 32 bits
 	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
 	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)

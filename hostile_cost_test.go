@@ -756,8 +756,9 @@ func TestFramesPinNoMemory(t *testing.T) {
 	}
 	var slots []slot
 	counted := 0
-	for _, p := range h.lookup("s").cursors[0].pages {
-		slots, counted = append(slots, p.slots...), counted+p.bytes
+	replayed := &h.lookup("s").fetches[0].log
+	for i := range replayed.ring.n {
+		slots, counted = append(slots, *replayed.ring.at(i)), counted+int(replayed.ring.at(i).size)
 	}
 	if has := memory(slots, nil); len(slots) != known+50 || has > 4*counted+4<<10 {
 		t.Errorf("%d events to replay have %d bytes of memory, count %d", len(slots), has, counted)

@@ -550,7 +550,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			}
 		}
 		c := h.lookup("long").cursors[0]
-		return append(state, c.sent, c.unavailableTo, len(c.pages), c.request.expected, c.request.left)
+		return append(state, c.sent, c.fetch.log.head, c.fetch.left, c.fetch.lost, c.fetch.open)
 	}
 	last := uint64(2)
 	v.next = func() {

@@ -14,17 +14,17 @@ import (
 //	ahead of the agent                ends the watch by replay_ahead
 //	at the log's head                 waits: alone in idle, or in a cohort (cohort.go)
 //	in the log                        sends a page of it
-//	below the log                     sends what the agent replayed, asks the agent for it,
-//	                                  waits, or declares a gap (hub_replay.go)
+//	below the log                     sends what the agent replayed, waits for it, or declares a
+//	                                  gap (hub_replay.go)
 //
 // This is decided anew each time, from epoch and sent. So no cursor is ever bound to a replay:
 // events that are accepted during one are in the log when the cursor gets there.
 
 // A cursor is one viewer's place in one session, and what it has been sent: the sender of a
 // leg, as an agent's sender is, of which the viewer's subscription is the receiver. All that a
-// viewer costs the hub is this, and one answer to a replay request at most.
-// hubViewerLink.cursor makes it, and it is gone when its watch ends or its link dies. It does
-// not outlive the link or the session. The session's lock protects it.
+// viewer costs the hub is this, and its part in a fetch. hubViewerLink.cursor makes it, and it is
+// gone when its watch ends or its link dies. It does not outlive the link or the session. The
+// session's lock protects it.
 //
 // The watch opens it, so that it is always opened: a position and a window are what a first
 // ack says.
@@ -46,20 +46,17 @@ type cursor struct {
 	toldEnd       bool      // the session's end was sent, as an event or by a status
 
 	// The way to what is older than the log. Reading a page of the log ends it.
-	request       *replayRequest // its open replay request, or nil
-	retry         retry          // runs until the request is given up or, without one, it asks again
-	pages         []page         // what came of it, to be sent; the bytes are the cursor's
-	unavailableTo uint64         // the agent can't give what is up to here
-	waitingSince  time.Time      // it waits for the agent since then; zero: it does not
+	fetch        *fetch                 // that has its next number, unless it is gone; or nil
+	fetchPlace   sched.Element[*cursor] // in the session's asking, or the fetch's waiting
+	fromStart    bool                   // it reads the fetch from its first number on
+	waitingSince time.Time              // it waits for the agent since then; zero: it does not
 
-	// Where it waits for the next event, in a cohort or in idle, or for a permit.
-	cohort    *cohort                // in which it rests, or nil
-	pusher    *pushWriter            // of its link, or nil; for the cohort
-	idle      sched.Element[*cursor] // in the session's queue of others that wait
-	atSession sched.Element[*cursor] // in the queue for the session's permit; it has the link's then
-	// The link's lock protects these.
-	atLink      sched.Element[*cursor] // in the queue for the link's permit; changes under both locks
-	statusPlace sched.Element[*cursor] // in the link's queue for a status
+	// Where it waits for the next event, in a cohort or in idle.
+	cohort *cohort                // in which it rests, or nil
+	pusher *pushWriter            // of its link, or nil; for the cohort
+	idle   sched.Element[*cursor] // in the session's queue of others that wait
+
+	statusPlace sched.Element[*cursor] // in the link's queue for a status, whose lock protects it
 }
 
 // remove takes the cursor off its session, after its link let go of it, and releases the
@@ -74,9 +71,9 @@ func (c *cursor) remove() {
 	s.h.release(s)
 }
 
-// endLocked takes the cursor off its session and its link, and gives back what it holds: its
-// request, permits and places in queues. To remove the session as well would take the hub's
-// lock, which comes before the session's: that is for remove, or else for the session's age.
+// endLocked takes the cursor off its session and its link, and gives up its fetch and its places
+// in queues. To remove the session as well would take the hub's lock, which comes before the
+// session's: that is for remove, or else for the session's age.
 func (c *cursor) endLocked() {
 	s, hv := c.s, c.hv
 	c.restartLocked("", 0)
@@ -88,8 +85,6 @@ func (c *cursor) endLocked() {
 		delete(hv.cursors, s.id)
 	}
 	c.statusPlace.Remove()
-	c.atLink.Remove()
-	hv.offerLocked()
 	hv.mu.Unlock()
 	hv.forget(&c.task)
 }
@@ -109,18 +104,15 @@ func (c *cursor) restartLocked(epoch string, seq uint64) {
 func (c *cursor) movedLocked() {
 	c.leaveLocked()
 	c.stopAskingLocked()
-	c.flights, c.pages, c.unavailableTo = c.flights[:0], nil, 0
+	c.flights = c.flights[:0]
 	c.hv.ready(&c.task)
 }
 
-// start is restartLocked for a watch, which is answered by a status. A request that is open
-// is given up first, while it is still known to have been sent, so that its permit stays taken
-// for a while.
-func (c *cursor) start(now time.Time, p *WatchPayload) {
+// start is restartLocked for a watch, which is answered by a status.
+func (c *cursor) start(p *WatchPayload) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if !c.gone {
-		c.giveUpLocked(now)
 		c.window = newWindow(p.WindowEvents, p.WindowBytes)
 		c.restartLocked(p.Epoch, p.AfterSeq)
 		c.queueStatusLocked()
@@ -293,11 +285,7 @@ func (c *cursor) logLocked() *log {
 // next sends what comes next in the session: a piece of the hub's log, a piece that the agent
 // replayed, or a gap. The session is locked only to choose the page, and the payload is made of
 // it after that. All but a gap that was declared for this viewer is true for every viewer of
-// the session, and names none.
-//
-// The link serves the cursor now, so it leaves its cohort. If it was woken because it is its
-// turn to take a permit of the link, and did not take it, the next in the queue gets the turn: it
-// may have moved into the log meanwhile, and nobody else would pass the permit on.
+// the session, and names none. The link serves the cursor now, so it leaves its cohort.
 func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
@@ -306,9 +294,6 @@ func (c *cursor) next(now time.Time) Payload {
 	var p *page
 	if l != nil {
 		p = c.nextPageLocked(now, l)
-	}
-	if c.atLink.Queued() {
-		c.passOnLocked()
 	}
 	if p == nil {
 		s.mu.Unlock()
@@ -377,23 +362,16 @@ func (c *cursor) nextPageLocked(now time.Time, l *log) *page {
 		return nil
 	case c.window.full:
 		return nil
+	}
+	r := span{after: c.sent, until: l.head, events: events, bytes: bytes, first: first}
+	switch {
 	case c.sent+1 >= l.first():
 		c.stopAskingLocked()
-		c.pages = nil
-		return s.readLocked(l, span{after: c.sent, until: l.head, events: events, bytes: bytes, first: first})
-	case len(c.pages) > 0:
-		p := &c.pages[0]
-		fits := p.part(p.fitting(events, bytes, first))
-		if fits.last == p.last {
-			c.pages = c.pages[1:]
-		} else {
-			p.clip(fits.last)
-		}
-		return fits.orNil()
+		return s.readLocked(l, r)
 	case events == 0: // what is older costs the agent something
 		return nil
 	}
-	return c.fetchOlderLocked(now, l)
+	return c.fetchOlderLocked(now, l, r)
 }
 
 // parkLocked puts the cursor among those that wait for the next event. Those that stand at the

@@ -31,6 +31,7 @@ type hubSession struct {
 	ownership
 	history
 	audience
+	fetching
 
 	expiry   sched.Entry[*hubSession] // Hub.expiryMu protects it
 	jobPlace sched.Element[job]       // in the queue of the hub's workers, whose lock protects it
@@ -83,6 +84,7 @@ func (s *hubSession) callLocked(ctx context.Context, ha *hubAgentLink, f func(ct
 // (rules 5 and 15). The caller has counted a session that had none. The log before is kept
 // for a while, so that cursors in it can read it to its end.
 func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
+	s.endFetchesLocked()
 	next := history{epoch: epoch, log: log{head: start}, agentHead: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
@@ -156,6 +158,9 @@ func (s *hubSession) forgetEpochsLocked() {
 // setOwnerLocked makes an agent the owner, against whose limit the session counts. With an
 // empty id the session belongs to nobody.
 func (s *hubSession) setOwnerLocked(agentID string) {
+	if s.owner != agentID { // what the one before was asked for, the other is to be asked for
+		s.endFetchesLocked()
+	}
 	s.uncountLocked()
 	s.owner = agentID
 	if agentID == "" {
@@ -226,7 +231,8 @@ type history struct {
 // An audience is the cursors of all viewers of a session, where they wait, and what
 // they share. A cursor is in one place at most: in a cohort in one of its two queues, in
 // one that is being sent to and so in neither, or in idle. One that is in none of them is
-// on its way: its link will ask it for its next payload, or it waits for older events.
+// on its way: its link will ask it for its next payload, or it waits for older events
+// (fetching).
 type audience struct {
 	cursors []*cursor            // all of them; each knows its index
 	atHead  sched.Queue[*cohort] // that were at the head when put there: the furthest behind is first
@@ -234,7 +240,6 @@ type audience struct {
 	parked  int                  // cursors in the cohorts of both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
-	permits permits              // of replay requests to the agent
 }
 
 // A pastEpoch is what is left of an epoch that another has followed. Nothing is added to its
@@ -285,7 +290,7 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 
 // newSession returns a session that is not in the hub's map yet.
 func (h *Hub) newSession(id string) *hubSession {
-	return &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
+	return &hubSession{h: h, id: id}
 }
 
 // lookup returns the session of an id, or nil.

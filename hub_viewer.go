@@ -28,10 +28,9 @@ type hubViewerLink struct {
 	id       string // of the link; the viewer finds it in what it receives
 
 	// The link's own tasks, besides one for each cursor. status names the sessions whose
-	// cursors are in statuses, heartbeat puts all of them there every 15 s, and permitTask
-	// sends nothing: it frees permits when their time comes.
-	status, heartbeat, permitTask task
-	resend                        task // looks at the timers of all cursors, while any runs; sends nothing
+	// cursors are in statuses, heartbeat puts all of them there every 15 s, and resend looks at
+	// the timers of all cursors, while any runs, and sends nothing.
+	status, heartbeat, resend task
 
 	// Link's lock protects the fields below.
 	greeted      bool                 // hello came
@@ -40,7 +39,6 @@ type hubViewerLink struct {
 	cursors      map[string]*cursor   // by session; nil: the link is dead
 	statuses     sched.Queue[*cursor] // to be named in the next status; their statusPending is set
 	heartbeatAt  time.Time            // when the next sign of life is due
-	permits      permits              // of replay requests for this link
 	pendingAuths []*pendingAuth       // watches that are being authorized
 }
 
@@ -50,14 +48,13 @@ type hubViewerLink struct {
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewerLink {
 	hv := &hubViewerLink{
 		h: h, viewerID: viewerID, local: local, id: h.ids.ID(),
-		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
+		cursors: make(map[string]*cursor),
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.workers = &h.workers
 	hv.status = task{Source: hv.nextStatus, Control: true}
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
 	hv.resend = task{Source: hv.nextResend, Control: true}
-	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, invalidID(viewerID))
 		return hv
@@ -170,7 +167,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
-		hv.stop(now, p.SessionID)
+		hv.unwatch(p.SessionID)
 		return nil
 	}
 	for range 2 { // once more if Revoke came meanwhile; after a second one, no
@@ -179,7 +176,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 			return err
 		}
 		if c != nil {
-			c.start(now, p)
+			c.start(p)
 			return nil
 		}
 	}
@@ -215,42 +212,6 @@ func (hv *hubViewerLink) ack(now time.Time, a SessionAck) {
 		err := refusal(CodeUnknownSession, a.SessionID, "not watched on this link")
 		err.Epoch = a.Epoch
 		hv.reply(err.Payload())
-	}
-}
-
-// stop ends a watch because the viewer says so. The permit of a request that is open stays
-// taken for a second, which is why this is not unwatch alone: otherwise a viewer that watches
-// and stops in a loop could make an agent send replays without a limit.
-func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
-	hv.mu.Lock()
-	c := hv.cursors[sessionID]
-	hv.mu.Unlock()
-	if c == nil {
-		return
-	}
-	c.s.mu.Lock()
-	c.giveUpLocked(now)
-	c.s.mu.Unlock()
-	hv.unwatch(sessionID)
-}
-
-// expirePermits frees the permits of requests that the viewer gave up a second ago, and lets a
-// cursor that waits for one go on. It is permitTask's source.
-func (hv *hubViewerLink) expirePermits(now time.Time) Payload {
-	hv.mu.Lock()
-	defer hv.mu.Unlock()
-	if next := hv.permits.expire(now); !next.IsZero() {
-		hv.scheduleLocked(&hv.permitTask, next)
-	}
-	hv.offerLocked()
-	return nil
-}
-
-// offerLocked wakes the cursor whose turn it is to take a permit of the link, if one is free.
-// It is called whenever a permit may have become free or the first in the queue has changed.
-func (hv *hubViewerLink) offerLocked() {
-	if c := hv.permits.next(); c != nil {
-		hv.readyLocked(&c.task)
 	}
 }
 

@@ -49,7 +49,7 @@ var pageMemories = sync.Pool{New: func() any { return new(pageMemory) }}
 //
 //  1. It is made: by log.read, by the decoder (slots only, until load adds the rest), by
 //     load of a batch's Events, or as a gapPage.
-//  2. Its maker may narrow it (clip, cut, lose, pieces), and move its bytes (pack, detach).
+//  2. Its maker may narrow it (clip, cut, lose), and move its bytes (pack, detach).
 //  3. It goes by value into a batch, or into a log (log.accept). The value left behind is
 //     not used again, unless the page is shared: then it is not changed either.
 //  4. It is encoded (appendTo) or decoded (open, copies, items), without any lock, and ended.
@@ -67,8 +67,7 @@ type page struct {
 	of     *log          // of a shared page: the log that it was read from, for others to find it
 
 	unchecked bool // at an agent: the events' data was published unread (StreamerConfig.TrustData)
-
-	private bool // at a hub: a gap that was declared for one viewer, and is true for no other
+	private   bool // at a hub: a gap that was declared for one viewer, and is true for no other
 }
 
 // appendTo appends the events' JSON objects, separated by commas. Events that lie next to
@@ -311,28 +310,6 @@ func (p *page) lose(i int, reason Reason) {
 	p.gaps = slices.Insert(slices.Clone(p.gaps), at, Gap{seq, seq, reason})
 }
 
-// pieces splits the page into pages each of which fits one payload (rule 7). They share its
-// memory, so only a page without memory to give back may be split: a hub's answer from an
-// agent, which was detached. An agent may send more at a time than this hub would.
-func (p *page) pieces() []page {
-	var out []page
-	for rest := *p; rest.last >= rest.first; {
-		piece := rest
-		piece.cut(rest.fitting(maxBatchEvents, pageBytes, anySize))
-		rest.clip(piece.last)
-		out = append(out, piece)
-	}
-	return out
-}
-
-// part is the page up to a number. It shares the memory of the page, which must not have to be
-// given back.
-func (p *page) part(last uint64) *page {
-	part := *p
-	part.cut(last)
-	return &part
-}
-
 // orNil is the page, or nil if it is empty.
 func (p *page) orNil() *page {
 	if p.last < p.first {
@@ -345,34 +322,6 @@ func (p *page) orNil() *page {
 func (p *page) fits(events, bytes, first int) bool {
 	n := len(p.slots)
 	return n <= events && (p.eventBytes()+n <= bytes || n <= 1 && p.eventBytes() <= first)
-}
-
-// fitting returns the last number up to which the page fits a span with these limits. The first
-// gap always does, and the first event whatever its bytes, or a large one could never be sent,
-// if it is not larger than first. It walks events and gaps in the order of their numbers: the
-// next one is a gap if a gap begins there.
-func (p *page) fitting(events, bytes, first int) uint64 {
-	last, used, gaps := p.first-1, 0, 0
-	for i := 0; ; {
-		size := gapBytes
-		gap := gaps < len(p.gaps) && p.gaps[gaps].From == last+1
-		switch {
-		case gap && gaps == maxBatchGaps, !gap && (i == len(p.slots) || i == events || i == 0 && int(p.slots[i].size) > first):
-			return last
-		case !gap:
-			size = int(p.slots[i].size) + 1
-		}
-		if used += size; used > bytes && i+gaps > 0 {
-			return last
-		}
-		if gap {
-			last = p.gaps[gaps].To
-			gaps++
-		} else {
-			last = p.slots[i].to
-			i++
-		}
-	}
 }
 
 // held says who owns a page's slots, and the bytes that they point to, and so how long each
@@ -394,9 +343,7 @@ func (p *page) fitting(events, bytes, first int) uint64 {
 //
 //	heldOwn      made without events, as the zero value: there is nothing to own
 //	             encode: of the Events of a batch, from Handle or a frame that is not plain
-//	             detach: of a page from a peer; pack does it to save memory, and a hub does
-//	             it to an answer to a replay request, which must outlast its frame: it waits
-//	             for its viewer
+//	             detach: of a page from a peer; pack does it to save memory
 //	heldByLog    log.read, of more bytes than the span lets it copy: replays at an agent,
 //	             everything that a hub reads for viewers, a large event
 //	 …, shared   hubSession.readLocked, of such a page if the session has several cursors: it

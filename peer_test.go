@@ -347,6 +347,14 @@ func (p *peer) wantSuperseded() {
 	p.wantDead(ErrSuperseded)
 }
 
+// askedAgain wants the hub to repeat a request, from another number on.
+func (p *peer) askedAgain(r *ReplayRequestPayload, after uint64, limit int) {
+	p.t.Helper()
+	again := *r
+	again.AfterSeq, again.Limit = after, limit
+	p.want(&again)
+}
+
 // asked wants the hub to ask the agent for a replay, under an id of its own.
 func (p *peer) asked(session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
 	p.t.Helper()
@@ -625,11 +633,6 @@ func request(session, viewer, id, epoch string, after, until uint64) *ReplayRequ
 // answerTo is an agent's answer to a request, or a page of it.
 func answerTo(r *ReplayRequestPayload, from, to uint64, done bool) *ReplayBatchPayload {
 	return agentPage(r, from, to, r.UntilSeq, 1, done)
-}
-
-// replayedTo is the part of it that the hub passes on to the viewer.
-func replayedTo(r *ReplayRequestPayload, from, to uint64) *ReplayBatchPayload {
-	return answerTo(r, from, to, to == r.UntilSeq)
 }
 
 // agentPage is answerTo for an agent that may no longer have the first events.

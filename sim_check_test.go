@@ -257,24 +257,16 @@ func (w *simWorld) forgetPositions() {
 
 // checkRequests: S10 for the replays of a session.
 func (w *simWorld) checkRequests(s *hubSession) {
-	requests := 0
-	for _, c := range s.cursors {
-		if c.request != nil {
-			requests++
+	for _, f := range s.fetches {
+		if at := f.log.head; at > s.log.head { // S8
+			w.fail("S8: viewers are about to get %d of %s, of which the hub accepted %d", at, s.id, s.log.head)
 		}
-		n := 0
-		for i := range c.pages {
-			n += len(c.pages[i].slots)
-			if at := c.pages[i].last; c.epoch == s.epoch && at > s.log.head { // S8
-				w.fail("S8: a viewer is about to get %d of %s, of which the hub accepted %d", at, s.id, s.log.head)
-			}
-		}
-		if n > w.sizes.replay {
-			w.fail("S10: a cursor holds %d fetched events", n)
+		if n := f.log.events; n > w.sizes.replay {
+			w.fail("S10: a request brought %d events", n)
 		}
 	}
-	if n := s.requests(); n != requests || n > w.hub.cfg.MaxReplays {
-		w.fail("S10: %d requests of %s are open, and count as %d", requests, s.id, n)
+	if n := s.requests(); n > w.hub.cfg.MaxReplays {
+		w.fail("S10: %d requests of %s are open", n, s.id)
 	}
 }
 
@@ -298,9 +290,6 @@ func (w *simWorld) checkViewer(v *simViewer) {
 		return
 	}
 	hv := v.wire.hub.link.endpoint.(*hubViewerLink)
-	if n := hv.requests(); n < 0 || n > w.hub.cfg.MaxViewerReplays { // S10
-		w.fail("S10: %s has %d requests open", v.id, n)
-	}
 	if len(hv.cursors) > w.hub.cfg.MaxWatches { // S10
 		w.fail("S10: %s has %d watches", v.id, len(hv.cursors))
 	}
@@ -488,7 +477,7 @@ func (w *simWorld) noteRequest(al *streamerLink, p *ReplayRequestPayload) {
 		return
 	}
 	for _, open := range s.sender.replays {
-		if open.req.RequestID == p.RequestID {
+		if open.req == *p {
 			return // it is answered once
 		}
 	}
@@ -669,7 +658,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			s := w.hub.sessions[p.SessionID]
 			return p.Link != m.id || s != nil && p.Epoch < s.epoch
 		case *ReplayBatchPayload:
-			return m.requests[p.RequestID] == nil
+			return m.requests[p.RequestID] == nil || !m.requests[p.RequestID].open
 		}
 	case *hubViewerLink:
 		switch p := p.(type) {
@@ -740,7 +729,11 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.flag(s.receiver != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {
-				d.add(c.sent, uint64(len(c.pages)))
+				d.add(c.sent)
+			}
+			for _, f := range s.fetches {
+				d.add(f.log.head)
+				d.flag(f.lost)
 			}
 		}
 	case *hubViewerLink:
@@ -931,38 +924,41 @@ func hubSessionFault(s *hubSession) string {
 	if f := cohortFault(s); f != "" {
 		return f
 	}
-	requests := 0
+	readers := make(map[*fetch]int)
 	for _, c := range s.cursors {
-		if f := cursorFault(c); f != "" {
-			return c.hv.viewerID + ": " + f
+		if c.gone || c.hv.cursors[c.s.id] != c {
+			return c.hv.viewerID + ": a cursor of no link"
 		}
-		if c.request != nil {
-			requests++
+		if c.fetch != nil {
+			readers[c.fetch]++
 		}
 	}
-	if n := s.requests(); n != requests || n > cfg.MaxReplays || s.permits.waiting.Len() > len(s.cursors) || s.permits.next() != nil {
-		return fmt.Sprintf("S10: %d requests count as %d of %d, %d wait", requests, n, cfg.MaxReplays, s.permits.waiting.Len())
-	}
-	return ""
+	return fetchesFault(s, readers)
 }
 
-func cursorFault(c *cursor) string {
-	events, bytes := 0, 0
-	next := c.sent + 1
-	for i := range c.pages {
-		p := &c.pages[i]
-		if p.first != next {
-			return fmt.Sprintf("a page begins at %d, not %d", p.first, next)
+// fetchesFault: S10 of what a session has asked its agent for.
+func fetchesFault(s *hubSession, readers map[*fetch]int) string {
+	cfg, held := &s.h.cfg, 0
+	for _, f := range s.fetches {
+		if fault := logFault(&f.log); fault != "" {
+			return "fetch: " + fault
 		}
-		next = p.last + 1
-		events += len(p.slots)
-		bytes += p.bytes
+		if f.log.events > s.h.sizes.replay || f.bytes > maxRequestBytes+2<<20 {
+			return fmt.Sprintf("S10: a request brought %d events, %d bytes", f.log.events, f.bytes)
+		}
+		if f.gone || f.log.head > f.until || f.until > s.log.head || f.readers != readers[f] || f.waiting.Len() > f.readers {
+			return fmt.Sprintf("a fetch to %d of %d is at %d, with %d of %d readers, %d wait", f.until, s.log.head, f.log.head, f.readers, readers[f], f.waiting.Len())
+		}
+		if f.ha == nil && (f.open || f.readers == 0) || f.ha != nil && f.ha.requests[f.id] != f {
+			return "a fetch of no link"
+		}
+		held += f.size()
 	}
-	if events > c.s.h.sizes.replay || bytes > maxRequestBytes+2<<20 {
-		return fmt.Sprintf("S10: holds %d events, %d bytes of a replay", events, bytes)
+	if n := s.requests(); n > cfg.MaxReplays || held > (6*cfg.MaxReplays+1)*maxRequestBytes || s.asking.Len() > len(s.cursors) {
+		return fmt.Sprintf("S10: %d of %d requests, %d bytes of answers, %d wait", n, cfg.MaxReplays, held, s.asking.Len())
 	}
-	if c.gone || c.hv.cursors[c.s.id] != c {
-		return "a cursor of no link"
+	if ha, greeted := s.h.agent(s.owner); greeted && s.asking.Len() > 0 && s.silentOn != ha.id && s.mayAskLocked() {
+		return "a cursor waits for a request that may be made"
 	}
 	return ""
 }
@@ -977,7 +973,7 @@ func hubAgentFault(ha *hubAgentLink) string {
 		}
 	}
 	for id, f := range ha.requests {
-		if f.id != id || f.c.request != f {
+		if f.id != id || f.ha != ha || !slices.Contains(f.s.fetches, f) {
 			return "request " + id + " is nobody's"
 		}
 	}
@@ -985,20 +981,8 @@ func hubAgentFault(ha *hubAgentLink) string {
 }
 
 func hubViewerFault(hv *hubViewerLink) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.statuses.Len() > len(hv.cursors) || hv.permits.waiting.Len() > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.statuses.Len(), hv.permits.waiting.Len())
-	}
-	requests := 0
-	for _, c := range hv.cursors {
-		if c.atSession.Queued() || c.request != nil {
-			requests++
-		}
-	}
-	if n := hv.requests(); requests+len(hv.permits.later) != n || n > hv.h.cfg.MaxViewerReplays {
-		return fmt.Sprintf("S10: %d requests count as %d of %d", requests, n, hv.h.cfg.MaxViewerReplays)
-	}
-	if c := hv.permits.next(); c != nil && !c.Queued() {
-		return "a permit is free, and the cursor whose turn it is sleeps"
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.statuses.Len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due", len(hv.cursors), hv.statuses.Len())
 	}
 	return linkFault(hv.Link)
 }

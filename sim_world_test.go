@@ -50,6 +50,7 @@ type simAgent struct {
 	lead time.Duration // of its timers: it stood still for a while
 	wall time.Duration // of its wall clock, which only epochs show
 	away bool          // does not connect
+	mute bool          // answers no replay requests
 }
 
 // A simViewer is one viewer: its Viewer is replaced when it restarts.
@@ -230,8 +231,8 @@ func (w *simWorld) configure() {
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, Claim: w.claim,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
-		Window:     pick(w, 256, 16, 4, 1),
-		MaxReplays: pick(w, 8, 2, 1, -1), MaxViewerReplays: pick(w, 4, 1),
+		Window:           pick(w, 256, 16, 4, 1),
+		MaxReplays:       pick(w, 8, 2, 1, -1),
 		ReplayWait:       pick(w, 10*time.Second, time.Second, -1),
 		MaxEventBytes:    pick(w, 0, 0, 0, 200),
 		MaxSessions:      pick(w, 0, 0, 0, 0, 0, 2),
@@ -693,6 +694,11 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 		return false
 	}
 	p := to.inbox[0]
+	if _, asks := p.(*ReplayRequestPayload); asks && slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.mute && a.wire == x }) {
+		w.tell("ignored: %s to %s", p, to)
+		to.inbox = to.inbox[1:]
+		return true
+	}
 	err := w.handle(x, to, p)
 	if to.dead { // handling it ended the link
 		return false

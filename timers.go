@@ -29,9 +29,11 @@ const (
 	nackEvery      = time.Second
 
 	// replayAgain is how long the hub waits before it asks again for a replay of which a
-	// part was lost, and how long the permit of a request that a viewer gave up stays
-	// taken, since its agent may still be answering (rule 12).
+	// part was lost, or for which the agent was busy, and how long it keeps what it got when
+	// nobody reads it any more. replayLost is how long a request may bring nothing before it
+	// counts as lost (rule 12).
 	replayAgain = time.Second
+	replayLost  = 5 * time.Second
 
 	// growWithin is how soon the ack of a batch has to come for the next ones to be larger.
 	growWithin = time.Second
