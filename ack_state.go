@@ -20,8 +20,9 @@ type ackState struct {
 	delay  time.Duration // how long the ack of something accepted is held back
 	window window        // how much the receiver takes at the most
 
-	now bool      // an ack is due at once
-	at  time.Time // when an ack that was held back is due; zero: none is
+	now   bool      // an ack is due at once
+	at    time.Time // when an ack that was held back is due; zero: none is
+	since time.Time // when the first came of what it is to acknowledge; zero: nothing did
 
 	// How much further the sender may go than the last ack said.
 	granted      int // in events
@@ -35,15 +36,18 @@ type ackState struct {
 }
 
 // accept notes that something new was accepted, the session's last number if it has ended. It
-// is acknowledged after the delay, or at once at the end.
-func (a *ackState) accept(now time.Time, ended bool) {
+// is acknowledged after the delay, or at once at the end. If the sender has more, and does not
+// send it soon, it may be waiting for room: a large event can't go before this is acknowledged.
+func (a *ackState) accept(now time.Time, ended, more bool) {
 	a.lacks, a.again = false, false // what was missing has come
-	switch {
-	case ended:
-		a.now = true
-	case a.at.IsZero():
-		a.at = now.Add(a.delay)
+	if a.since.IsZero() {
+		a.since = now
 	}
+	a.at = a.since.Add(a.delay)
+	if soon := now.Add(ackDelay); more && soon.Before(a.at) {
+		a.at = soon
+	}
+	a.now = a.now || ended
 }
 
 // grant notes that the sender may go further: a hub has accepted events, a viewer's caller has
@@ -85,6 +89,6 @@ func (a *ackState) sent(now time.Time, accepted uint64) (nack bool) {
 	if nack = a.lacks && (a.again || a.mayNack(now, accepted)); nack {
 		a.nacked, a.nackedAt, a.again = accepted, now, false
 	}
-	a.now, a.at, a.granted, a.grantedBytes = false, time.Time{}, 0, 0
+	a.now, a.at, a.since, a.granted, a.grantedBytes = false, time.Time{}, time.Time{}, 0, 0
 	return nack
 }

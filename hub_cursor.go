@@ -120,9 +120,10 @@ func (c *cursor) start(p *WatchPayload) {
 }
 
 // ackLocked takes the viewer's ack, by which the cursor may send more, or has to go back (rules
-// 6 and 14). One that is old, or of another epoch, or of another watch, changes nothing; if it
-// asks for something, the viewer is told where the session stands, and can watch it anew. One
-// of what no agent is known to have ends the watch.
+// 6 and 14). One that is old, or of another epoch, changes nothing; if it asks for something, the
+// viewer is told where the session stands, and can watch it anew. One of more than was sent puts
+// the cursor there: the viewer knows best what it has, and the watch by which it said so was lost.
+// But what no agent is known to have it can't have, and the watch ends.
 //
 // With the ack of the session's end the watch is over, if the viewer can know that it is the
 // end.
@@ -136,18 +137,23 @@ func (c *cursor) ackLocked(now time.Time, a SessionAck) {
 	default:
 		verdict = c.ack(now, a, c.acked, 0)
 	}
-	if verdict == ackBeyond && c.epoch == s.epoch && a.UpToSeq > s.agentHead {
-		err := refusal(CodeAckBeyondSent, s.id, "an ack of %d, but %d is the last that was sent", a.UpToSeq, c.limit(0))
-		err.Epoch, err.Seq = c.epoch, c.limit(0)
-		c.refuseLocked(err)
-		return
-	}
-	if verdict != ackTaken {
+	switch verdict {
+	case ackStale:
 		s.h.stalePayloads.Add(1)
 		if a.Nack && now.Sub(c.statusAgainAt) >= nackEvery {
 			c.statusAgainAt = now
 			c.queueStatusLocked()
 		}
+		return
+	case ackBeyond:
+		if c.epoch == s.epoch && a.UpToSeq > s.agentHead {
+			err := refusal(CodeAckBeyondSent, s.id, "an ack of %d, but %d is the last number there is", a.UpToSeq, s.agentHead)
+			err.Epoch, err.Seq = c.epoch, s.agentHead
+			c.refuseLocked(err)
+			return
+		}
+		c.window.update(a)
+		c.restartLocked(c.epoch, a.UpToSeq)
 		return
 	}
 	c.acked = a.UpToSeq

@@ -52,7 +52,7 @@ func (rc *receiver) nackLocked(now time.Time) {
 
 // acceptedLocked owes an ack for what is new, after which the agent may send as much more.
 func (rc *receiver) acceptedLocked(now time.Time, p *page) {
-	rc.acks.accept(now, rc.s.ended)
+	rc.acks.accept(now, rc.s.ended, false)
 	rc.acks.grant(len(p.slots), p.eventBytes())
 	rc.wakeLocked(now)
 }

@@ -40,7 +40,6 @@ type viewerLink struct {
 	// all watches are named, in case an ack that gave credit was lost (rule 13).
 	unsaid     sched.Queue[*subscription] // those with something to say
 	ackNow     bool                       // one of them is due
-	ackAt      time.Time                  // when the first of them will be; zero: none will
 	signOfLife time.Time
 
 	// Sessions that the hub is to send no longer, and has not been told of. A stop is a state
@@ -157,7 +156,7 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 	vl.id, vl.viewerID = p.Link, p.ViewerID
 	for vl.unsaid.Pop() != nil {
 	}
-	vl.ackNow, vl.ackAt, vl.stops = false, time.Time{}, nil
+	vl.ackNow, vl.stops = false, nil
 	vl.signOfLife = now.Add(heartbeatEvery)
 	vl.schedule(&vl.ack, vl.signOfLife)
 	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
@@ -263,7 +262,7 @@ func (vl *viewerLink) batchLocked(now time.Time, p *eventBatch) {
 		sub.acks.lost()
 	default:
 		vl.acceptLocked(w, p)
-		sub.acks.accept(now, w.ended)
+		sub.acks.accept(now, w.ended, p.HeadSeq > w.received)
 	}
 	sub.sayLocked(now)
 }
@@ -340,7 +339,7 @@ func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus) {
 		w.subscription.againLocked()
 	case s.Ended && w.received == w.last:
 		vl.endLocked(w)
-		w.subscription.acks.accept(now, true)
+		w.subscription.acks.accept(now, true, false)
 		w.subscription.sayLocked(now)
 	}
 }
@@ -423,8 +422,7 @@ func (vl *viewerLink) nextAck(now time.Time) Payload {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	late := !now.Before(vl.signOfLife)
-	if !vl.ackNow && !late && (vl.ackAt.IsZero() || now.Before(vl.ackAt)) {
-		vl.scheduleAckLocked()
+	if !vl.ackNow && !late && !vl.ackDueLocked(now) {
 		return nil
 	}
 	if !now.Before(vl.signOfLife.Add(-viewerAckDelay)) {
@@ -445,8 +443,8 @@ func (vl *viewerLink) nextAck(now time.Time) Payload {
 			p.Acks = append(p.Acks, a)
 		}
 	}
-	vl.ackNow, vl.ackAt = vl.unsaid.Len() > 0, time.Time{}
-	vl.scheduleAckLocked()
+	vl.ackNow = vl.unsaid.Len() > 0
+	vl.schedule(&vl.ack, vl.signOfLife)
 	switch {
 	case p.SessionID != "":
 		return p
@@ -456,12 +454,21 @@ func (vl *viewerLink) nextAck(now time.Time) Payload {
 	return nil
 }
 
-// scheduleAckLocked makes the link ask nextAck when the next ack is due.
-func (vl *viewerLink) scheduleAckLocked() {
-	vl.schedule(&vl.ack, vl.signOfLife)
-	if !vl.ackAt.IsZero() {
-		vl.schedule(&vl.ack, vl.ackAt)
+// ackDueLocked reports whether an ack that was held back is due. If not, the link asks again
+// when the first one is.
+func (vl *viewerLink) ackDueLocked(now time.Time) bool {
+	first := vl.signOfLife
+	for sub := range vl.unsaid.All() {
+		due, next := sub.acks.due(now)
+		if due {
+			return true
+		}
+		if !next.IsZero() && next.Before(first) {
+			first = next
+		}
 	}
+	vl.schedule(&vl.ack, first)
+	return false
 }
 
 // A subscription is one watch on one link: whether the hub is to be asked for it, and what it
@@ -513,12 +520,10 @@ func (sub *subscription) sayLocked(now time.Time) {
 		return
 	}
 	vl.unsaid.Push(&sub.place, sub)
-	switch {
-	case due:
+	if due {
 		vl.ackNow = true
 		vl.ready(&vl.ack)
-	case vl.ackAt.IsZero() || next.Before(vl.ackAt):
-		vl.ackAt = next
+	} else {
 		vl.schedule(&vl.ack, next)
 	}
 }
