@@ -189,7 +189,7 @@ func TestHubNacksOnceASecond(t *testing.T) {
 
 // Rule 6: when acks go out.
 func TestHubAckTiming(t *testing.T) {
-	for _, test := range []struct{ window, batch int }{{0, 64}, {256, 64}, {512, 64}, {100, 25}, {8, 2}, {4, 1}, {1, 1}, {-1, 1}} {
+	for _, test := range []struct{ window, batch int }{{256, 128}, {100, 50}, {9, 4}, {8, 4}, {3, 1}, {2, 1}, {1, 1}, {-1, 1}} {
 		t.Run(fmt.Sprint(test.window), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := playAgent(t, NewHub(&HubConfig{Window: test.window}), "agent")
@@ -254,6 +254,7 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 			}
 			return nil
 		}})
+		h.sizes.first = maxBatchBytes
 		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(SessionStatus{SessionID: "s"}))
@@ -270,6 +271,7 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 		other.send(other.batch("r", "e1", 1, 1))
 		release <- true
 		wantReturned(t, done, nil)
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 72))
 		want := append(itemTexts("s", "e1", 1, 70), "s e1 gap 71-72 dropped")
 		if diff := cmp.Diff(want, stored); diff != "" {

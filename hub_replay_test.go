@@ -372,6 +372,7 @@ func TestHubReplaysInPieces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(&HubConfig{LogEvents: 5})
+		h.sizes.first = maxBatchBytes
 		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 700)
 		v := playReader(t, h, "tab")

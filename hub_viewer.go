@@ -183,21 +183,27 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 	return refusal(CodeForbidden, p.SessionID, "revoked")
 }
 
-// acks takes what a viewer says of the sessions that it watches (rule 14).
+// acks takes what a viewer says of the sessions that it watches (rule 14). Of the refusals the
+// last is returned, which Link.handle answers, and the others are answered here.
 func (hv *hubViewerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
 		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
 	}
-	hv.ack(now, p.first())
+	last := hv.ack(now, p.first())
 	for _, a := range p.Acks {
-		hv.ack(now, a)
+		if err := hv.ack(now, a); err != nil {
+			if last != nil {
+				hv.refuse(now, last)
+			}
+			last = err
+		}
 	}
-	return nil
+	return last
 }
 
 // ack hands an ack to the session's cursor. If there is none, the viewer is told so: its watch
 // may have been lost, and then it asks for it again.
-func (hv *hubViewerLink) ack(now time.Time, a SessionAck) {
+func (hv *hubViewerLink) ack(now time.Time, a SessionAck) *ProtocolError {
 	hv.mu.Lock()
 	c := hv.cursors[a.SessionID]
 	tell := c == nil && hv.unknown.allow(now, a.SessionID)
@@ -205,14 +211,14 @@ func (hv *hubViewerLink) ack(now time.Time, a SessionAck) {
 	switch {
 	case c != nil:
 		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
 		c.ackLocked(now, a)
-		c.s.mu.Unlock()
 	case tell:
-		hv.refused.Add(1)
 		err := refusal(CodeUnknownSession, a.SessionID, "not watched on this link")
 		err.Epoch = a.Epoch
-		hv.reply(err.Payload())
+		return err
 	}
+	return nil
 }
 
 // A pendingAuth is a watch that is being authorized: from before Authorize is asked until its

@@ -551,9 +551,13 @@ func (p *peer) private(b *EventBatchPayload) *EventBatchPayload {
 	return b
 }
 
-// lost is one gap, on this link.
+// lost is one gap. A hub declares those that are true for one viewer to that one.
 func (p *peer) lost(session, epoch string, from, to uint64, reason Reason) *EventBatchPayload {
-	return p.batch(session, epoch, from, to, Gap{from, to, reason})
+	b := p.batch(session, epoch, from, to, Gap{from, to, reason})
+	if p.hub != nil && (reason == ReasonUnavailable || reason == ReasonEvicted) {
+		p.private(b)
+	}
+	return b
 }
 
 // last is one event, the end of its session.

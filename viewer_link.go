@@ -307,8 +307,9 @@ func (vl *viewerLink) endLocked(w *watch) {
 func (vl *viewerLink) statusLocked(now time.Time, p *StatusPayload) {
 	for _, s := range p.Sessions {
 		if w := vl.findLocked(now, s.SessionID); w != nil && !w.ended {
+			answer := w.subscription.timer.running()
 			w.subscription.timer.reset()
-			vl.sessionLocked(now, w, s)
+			vl.sessionLocked(now, w, s, answer)
 		}
 	}
 }
@@ -317,12 +318,12 @@ func (vl *viewerLink) statusLocked(now time.Time, p *StatusPayload) {
 // the entry's epoch, for only then can the numbers be compared; and only a reader that has
 // everything before the end gets the end. If the hub takes more for acknowledged than was
 // received, it has another watch in mind, which was given up, and has lost the present one.
-func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus) {
+func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus, answer bool) {
 	switch before := w.epoch; {
 	case s.Epoch == "": // the hub does not know the session yet
 		return
 	case s.Epoch == before:
-	case !vl.moveLocked(w, s):
+	case !vl.moveLocked(w, s, answer):
 		return
 	case before != "": // the hub knows only of the room that there was then
 		w.subscription.acks.now = true
@@ -352,17 +353,17 @@ func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus) {
 //
 // Instead it asks for the watch again if the epoch is smaller: either the status is old, or
 // the hub has gone back, and then its answer is replay_ahead. It does the same, once for
-// each new epoch, if numbers of the old one are missing: the hub may still hold them, and
-// a reset gives them up for good. If there is no room for a reset, the status is asked for
+// each new epoch, if numbers of the old one are missing, unless this is what the hub answers
+// when it is asked for them: it may still hold them, and a reset gives them up for good. If there is no room for a reset, the status is asked for
 // again when there is.
-func (vl *viewerLink) moveLocked(w *watch, s SessionStatus) bool {
+func (vl *viewerLink) moveLocked(w *watch, s SessionStatus, answer bool) bool {
 	missed := w.epoch != "" && s.PrevEpoch == w.epoch && s.PrevSeq > w.received
 	switch events, bytes := vl.v.roomLocked(w); {
 	case w.fresh && !missed:
 	case s.Epoch < w.epoch: // an old status, or the hub has gone back
 		w.subscription.againLocked()
 		return false
-	case missed && w.askedAgainFor != s.Epoch:
+	case missed && !answer && w.askedAgainFor != s.Epoch:
 		w.askedAgainFor = s.Epoch
 		w.subscription.againLocked()
 		return false
