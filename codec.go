@@ -59,8 +59,9 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 // Unknown fields are ignored, null is an absent field, and the order of fields
 // does not matter. It never spends memory on more entries than a payload may have.
 //
-// Every error is a *ProtocolError with CodeMalformed, or CodeUnknownType for a
-// type that this version does not know: answer it, and go on (rule 11).
+// Every error is a *ProtocolError: with CodeUnknownType for a type that this version does
+// not know, with CodeEventRejected for a batch in which nothing is wrong but an event whose
+// number can be read, and otherwise with CodeMalformed. Answer it, and go on (rule 11).
 func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
 	defer d.release()

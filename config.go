@@ -182,10 +182,13 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // an agent may have ints of 32 bits
 	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
-	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)
-	d.ReplayWait = defaultTo(d.ReplayWait, 10*time.Second)
+	d.SessionTTL = min(defaultTo(d.SessionTTL, time.Hour), forever)
+	d.ReplayWait = min(defaultTo(d.ReplayWait, 10*time.Second), forever)
 	return d
 }
+
+// forever is as good as any longer time, and its sums with others don't overflow.
+const forever = 100 * 365 * 24 * time.Hour
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
 type ViewerConfig struct {

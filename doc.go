@@ -142,7 +142,7 @@
 // No event is lost by that: connect again.
 //
 // [Streamer.Close] returns an [*UnackedError] if events were left that the hub had
-// not acknowledged; [Streamer.Unacked] still yields them.
+// not acknowledged, which [Streamer.Unacked] still yields, or if some were lost.
 //
 // # Limits
 //

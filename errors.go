@@ -189,21 +189,25 @@ func clipTo(s string, n int) string {
 	return s[:n]
 }
 
-// An UnackedError is what Close returns when events were left that the hub had
-// not acknowledged. Streamer.Unacked still yields them.
+// An UnackedError is what Close returns when the hub has not acknowledged all events: some
+// are left, which Streamer.Unacked still yields, or some were lost.
 type UnackedError struct {
-	Sessions int // sessions with unacknowledged events
-	Events   int // unacknowledged events in all
-	Err      error
+	Sessions int    // sessions with unacknowledged events
+	Events   int    // unacknowledged events in all
+	Lost     uint64 // events that became gaps instead, as in StreamerStats
+	Err      error  // why Close could not wait on; nil if nothing is left
 }
 
 // Error gives the counts and why Close could not wait on.
 func (e *UnackedError) Error() string {
-	return fmt.Sprintf("gvstream: %d events of %d sessions not acknowledged: %v", e.Events, e.Sessions, e.Err)
+	if e.Err == nil {
+		return fmt.Sprintf("gvstream: %d events lost", e.Lost)
+	}
+	return fmt.Sprintf("gvstream: %d events of %d sessions not acknowledged, %d lost: %v", e.Events, e.Sessions, e.Lost, e.Err)
 }
 
 // Unwrap returns what ended the wait: the context's error, or the error that
-// stopped a session.
+// stopped a session. It is nil if the wait came to its end.
 func (e *UnackedError) Unwrap() error { return e.Err }
 
 // asError makes an error of a *ProtocolError that may be nil: a nil pointer in an error is

@@ -178,11 +178,11 @@ func ExampleStreamerConfig() {
 			break
 		}
 	}
-	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 4<<10)}))
+	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 5000)}))
 	fmt.Println(agent.Publish(ctx, "build-44", gvstream.Event{}))
 	// Output:
 	// 0 gvstream: pending is full: 100 events, at most 100
-	// 0 gvstream: event too large: 5545 bytes of JSON, at most 4096
+	// 0 gvstream: event too large: 5000 bytes of data, and at most 4096 of JSON
 	// 0 gvstream: too many: 2 sessions, at most 2
 }
 
@@ -201,13 +201,13 @@ func ExampleOverflow() {
 	}
 	agent.End(ctx, "load", gvstream.Event{Type: "exit"})
 	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
-	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+	fmt.Println(agent.Close(ctx))
 
 	for item, err := range hub.Items(ctx, "load", gvstream.Position{}) {
 		printItem(item, err)
 	}
 	// Output:
-	// all acknowledged: true
+	// gvstream: 8 events lost
 	// 1 to 8 are missing: dropped
 	// 9 cpu(8)
 	// 10 cpu(9)

@@ -71,6 +71,14 @@ type listener interface {
 	checkSilence(now time.Time) bool
 }
 
+// An unreader is a machine that has to know of an event that it can't be given, since it would
+// only ask for it again: a viewer's.
+type unreader interface {
+	// unreadable is called with no lock held, for an event batch that was refused with
+	// CodeEventRejected before the machine saw it.
+	unreadable(err *ProtocolError)
+}
+
 // A task is something on a link that may have a payload to send: a session, a cursor, a
 // replay, a heartbeat. Its Source is called without any lock, by take only. A Source that
 // returns nil is not asked again before somebody calls ready or schedule: either it
@@ -359,6 +367,9 @@ func (l *Link) refuseFrame(now time.Time, err *ProtocolError) {
 // payload.
 func (l *Link) refuse(now time.Time, err *ProtocolError) {
 	l.refused.Add(1)
+	if m, ok := l.endpoint.(unreader); ok && err.Code == CodeEventRejected {
+		m.unreadable(err)
+	}
 	if err.fatal {
 		l.failWith(now, err, err.Payload())
 	} else {

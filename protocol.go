@@ -303,7 +303,11 @@ func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 	case p.LastSeq < p.FirstSeq:
 		return malformed("event_batch: empty")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	err := checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	if err != nil && err.Seq != 0 { // the rest is as it should be, so the agent can make a gap of the event
+		return rejected(p.SessionID, p.Epoch, err.Seq, err.Message)
+	}
+	return err
 }
 
 func (p *AckBatchPayload) check() *ProtocolError {
@@ -399,7 +403,11 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	err := checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	if err != nil {
+		err.Seq = 0 // an agent can't be refused what it has been acknowledged
+	}
+	return err
 }
 
 // ordered reports whether the batch lies within its request, and the request within the
@@ -475,10 +483,15 @@ func eventAt(i int, events []Event, slots []slot) (seq uint64, end bool, ev *Eve
 	return 0, false, nil
 }
 
-// checkEventTile checks the event at number next of a batch that ends at last.
+// checkEventTile checks the event at number next of a batch that ends at last. An error that is
+// about the event itself names its number.
 func checkEventTile(next, last uint64, end bool, ev *Event) *ProtocolError {
-	if ev != nil && ev.checkFields() != nil {
-		return malformed("batch: event %d: bad type, data or time", next)
+	if ev != nil {
+		if bad := ev.checkFields(); bad != nil {
+			err := malformed("%v", &eventError{next, bad})
+			err.Seq = next
+			return err
+		}
 	}
 	if end && next != last {
 		return malformed("batch: something follows the end %d", next)

@@ -308,7 +308,7 @@ func badPayloads(t testing.TB) (out []badCase) {
 		}
 	}
 	year := time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
-	badEvent := "malformed: batch: event 4: bad type, data or time"
+	badEvent := `event_rejected {"session_id":"s","epoch":"e1","seq":4}: event 4: gvstream: invalid event: `
 	noJSON := `event_rejected {"session_id":"s","epoch":"e1","seq":4}: event 4: gvstream: invalid event: data: `
 	for _, c := range []struct {
 		name, to string
@@ -351,12 +351,12 @@ func badPayloads(t testing.TB) (out []badCase) {
 		{"batch of 257 events", "any", batch(func(p *EventBatchPayload) { p.Events = make([]Event, 257) }), "malformed: event_batch: more than 256 events", false},
 		{"batch of 513 gaps", "any", batch(func(p *EventBatchPayload) { p.Gaps = make([]Gap, 513) }), "malformed: batch: more than 512 gaps", false},
 		{"gap up to 64 bits", "any", batch(func(p *EventBatchPayload) { p.Events, p.Gaps = nil, []Gap{{4, math.MaxUint64, ReasonDropped}} }), "malformed: batch: nothing tiles number 4", false},
-		{"a type in two lines", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "a\nb" }), badEvent, false},
-		{"a type that rings", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "\a" }), badEvent, false},
-		{"a type of 129 bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", maxID+1) }), badEvent, false},
-		{"data and bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Bytes = []byte("x") }), badEvent, false},
-		{"the year 10000", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year }), badEvent, false},
-		{"the year -1", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year.AddDate(-10_001, 0, 0) }), badEvent, false},
+		{"a type in two lines", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "a\nb" }), badEvent + "type: control character U+000A at byte 1", false},
+		{"a type that rings", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "\a" }), badEvent + "type: control character U+0007 at byte 0", false},
+		{"a type of 129 bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", maxID+1) }), badEvent + "type: 129 bytes, at most 128", false},
+		{"data and bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Bytes = []byte("x") }), badEvent + "9 bytes of Data and 1 of Bytes, at most one of them", false},
+		{"the year 10000", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year }), badEvent + "time: year 10000, not one of 0 to 9999", false},
+		{"the year -1", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year.AddDate(-10_001, 0, 0) }), badEvent + "time: year -1, not one of 0 to 9999", false},
 		{"replay of 101", "any", replay(func(p *ReplayBatchPayload) { p.Events = make([]Event, 101) }), "malformed: replay_batch: more than 100 events", false},
 		{"replay until beyond the greatest", "any", replay(func(p *ReplayBatchPayload) { p.UntilSeq = large }), "malformed: replay_batch: numbers out of order", false},
 		{"replay available from nowhere", "any", replay(func(p *ReplayBatchPayload) { p.AvailableFrom = large + 1 }), "malformed: replay_batch: numbers out of order", false},

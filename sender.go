@@ -200,7 +200,7 @@ func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 
 // recheckDataLocked turns the sent events whose data is wrong into gaps (rule 11). What is
 // acknowledged the hub could read, and what was checked once stays checked.
-func (sd *sender) recheckDataLocked() {
+func (sd *sender) recheckDataLocked() (wrong bool) {
 	s := sd.s
 	for seq := max(sd.checkedTo, s.acked); seq < sd.maxSentOnLink; {
 		var found bool
@@ -208,8 +208,10 @@ func (sd *sender) recheckDataLocked() {
 			break
 		}
 		sd.rejectLocked(seq)
+		wrong = true
 	}
 	sd.checkedTo = max(sd.checkedTo, sd.maxSentOnLink)
+	return wrong
 }
 
 // rejectLocked turns an event that the hub refuses into a gap, and sends again from the

@@ -222,8 +222,14 @@ func (s *Session) loseLocked(seq uint64, reason Reason) bool {
 func (s *Session) noteLostLocked(bytes int) {
 	s.pendingEvents--
 	s.pendingBytes -= bytes
-	s.lostCount++
+	s.countLostLocked(1)
 	s.st.budget.release(bytes)
+}
+
+// countLostLocked counts lost events for the session, and for the Streamer, which outlives it.
+func (s *Session) countLostLocked(n uint64) {
+	s.lostCount += n
+	s.st.lost.Add(n)
 }
 
 // trimLocked evicts what is acknowledged and more than is kept for replay. If the oldest
@@ -296,7 +302,7 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) (events, bytes int) {
 // again must not be forgotten, so overAt is cleared.
 func (s *Session) moveBackLocked(to uint64) {
 	if first := s.log.first(); first > to+1 {
-		s.lostCount += min(first-1, s.acked) - to
+		s.countLostLocked(min(first-1, s.acked) - to)
 		s.log.declare(to, ReasonEvicted)
 	}
 	events, bytes := s.log.tally(to, s.acked)

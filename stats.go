@@ -11,6 +11,7 @@ type StreamerStats struct {
 	PendingBytes    int    // of their JSON
 	Bytes           int    // of the JSON of all events held
 	Connected       bool   // a link was welcomed by the hub
+	Lost            uint64 // events that became gaps before they were acknowledged, also of sessions that are gone
 	StalePayloads   uint64 // payloads of another link or epoch, which changed nothing
 	RefusedPayloads uint64 // payloads answered by an error
 }

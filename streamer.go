@@ -40,6 +40,7 @@ type Streamer struct {
 
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
+	lost            atomic.Uint64 // events that became gaps while they were pending
 
 	mu       sync.RWMutex        // level 1; protects the fields below
 	sessions map[string]*Session // by id; those that are not gone
@@ -157,6 +158,10 @@ func (st *Streamer) rotatedLocked() []*Session {
 // next one the next number (rule 1). It sets the event's Seq, and its Time if that
 // is zero, and ignores its End. The event's bytes are copied: the caller may change
 // them once Publish has returned.
+//
+// The event is held then until the hub has acknowledged it, or its loss was declared: the
+// hub may refuse it, and the policy may drop it, in which case readers get a gap in its
+// place and StreamerStats.Lost counts it.
 //
 // It blocks only under the policy Block, while pending is full; ctx ends the wait,
 // and its cause is returned. A call that returns an error has used no number.
@@ -331,7 +336,7 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 }
 
 // Flush waits until the hub has acknowledged every event published before the call,
-// or the gap that declares it lost; the hub may hold an ack back for 250 ms (rule 6).
+// or the gap that declares it lost, as StreamerStats.Lost tells; the hub may hold an ack back for 250 ms (rule 6).
 // Then it returns nil. It returns ctx's cause if ctx ends first, ErrClosed once Close
 // is done, and otherwise the first error by which the hub stopped a session. It does
 // not wait for a session that is forgotten or renewed meanwhile. Without a connection
@@ -352,10 +357,12 @@ func (st *Streamer) Flush(ctx context.Context) error {
 }
 
 // Close ends publishing, which returns ErrClosed from then on, waits like Flush
-// until everything is acknowledged or ctx ends, and closes the link. It returns nil
-// only if nothing is left unacknowledged, and otherwise an *UnackedError: Unacked
-// still yields what is left. While it waits, links may break and be made. Another
-// call after it has returned does not wait.
+// until everything is acknowledged or ctx ends, and closes the link. It returns nil only
+// if the hub has acknowledged each event that was published, but for those of sessions that
+// were forgotten or renewed. Otherwise it returns an *UnackedError, which counts those that
+// are left, and Unacked still yields, and those that were lost: refused by the hub, dropped,
+// or evicted before a hub that had lost them could be sent them again. While it waits, links
+// may break and be made. Another call after it has returned does not wait.
 func (st *Streamer) Close(ctx context.Context) error {
 	st.closed.Store(true)
 	st.wakeAll() // blocked publishers
@@ -370,7 +377,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 		sl.Close()
 	}
 	st.wakeAll() // other calls that wait for acks, which come no more
-	left := &UnackedError{Err: err}
+	left := &UnackedError{Lost: st.lost.Load(), Err: err}
 	for _, s := range st.all() {
 		s.mu.Lock()
 		if s.acked < s.log.head {
@@ -379,7 +386,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
-	if left.Sessions == 0 {
+	if left.Sessions == 0 && left.Lost == 0 {
 		return nil
 	}
 	return left
@@ -401,7 +408,7 @@ func (st *Streamer) wakeAll() {
 // and takes time in proportion to the number of sessions.
 func (st *Streamer) Stats() StreamerStats {
 	st.expire(time.Now())
-	out := StreamerStats{StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
+	out := StreamerStats{Lost: st.lost.Load(), StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
 	st.mu.RLock()
 	sl := st.link
 	st.mu.RUnlock()

@@ -338,8 +338,7 @@ func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 		err.fatal = true
 		return err
 	case !sl.heard(now, ""):
-	case p.Code == CodeMalformed && sl.st.cfg.TrustData:
-		sl.recheckData()
+	case sl.st.cfg.TrustData && (p.Code == CodeMalformed || p.Code == CodeEventRejected) && sl.recheckData():
 	case p.SessionID != "" && p.RequestID == "":
 		if s := sl.st.lookup(p.SessionID); s != nil {
 			s.refused(now, sl, p)
@@ -367,18 +366,20 @@ func (p *ErrorPayload) endsLink() bool {
 	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
-// recheckData checks the data that was sent unchecked, since the hub could not read a frame.
-// The hub does not say which, so all sessions on the link are checked. However often it
-// says malformed, nothing is checked twice, so that a hub can't keep the agent busy.
-func (sl *streamerLink) recheckData() {
+// recheckData checks the data that was sent unchecked, since the hub could not read a frame,
+// and reports whether any was wrong. The hub does not say which frame, and the event that it
+// names may be one that the data of another passed for, so all sessions on the link are
+// checked. However often it says so, nothing is checked twice: a hub can't keep the agent busy.
+func (sl *streamerLink) recheckData() (wrong bool) {
 	if !sl.hasUnchecked.Swap(false) {
-		return
+		return false
 	}
 	for _, s := range sl.st.all() {
 		s.mu.Lock()
 		if sd := s.sender; sd != nil && sd.link == sl {
-			sd.recheckDataLocked()
+			wrong = sd.recheckDataLocked() || wrong
 		}
 		s.mu.Unlock()
 	}
+	return wrong
 }

@@ -450,6 +450,9 @@ func TestStreamerFirstAckEvicted(t *testing.T) {
 				hub := reopenHub(t, st, map[string]uint64{"s": test.ack})
 				hub.want(agentBatch("s", test.ack+1, 5, 5, test.gap...))
 				s := stats(t, st, "s")
+				if st.Stats().Lost != test.lost {
+					t.Errorf("the Streamer has lost %d, want %d", st.Stats().Lost, test.lost)
+				}
 				if s.Lost != test.lost || s.Acked != test.ack || s.PendingEvents != int(5-test.ack-test.lost) {
 					t.Errorf("%+v, want %d lost", s, test.lost)
 				}

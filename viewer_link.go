@@ -405,14 +405,32 @@ func (vl *viewerLink) refusedLocked(now time.Time, p *ErrorPayload) error {
 		sub.timer.stop() // the watch was lost, if it was not said after what is refused here
 		sub.againLocked()
 	case !p.Retryable:
-		w.ended = true
-		vl.v.pushLocked(&queued{w: w, err: p.protocolError(), size: itemBytes})
+		vl.giveUpLocked(w, p.protocolError())
 		sub.endLocked()
 	case !sub.timer.running():
 		sub.timer.start(now)
 		vl.schedule(&sub.task, sub.timer.at)
 	}
 	return nil
+}
+
+// giveUpLocked ends a watch by an error, which its reader gets after all items that came before.
+func (vl *viewerLink) giveUpLocked(w *watch, err *ProtocolError) {
+	w.ended = true
+	vl.v.pushLocked(&queued{w: w, err: err, size: itemBytes})
+}
+
+// unreadable implements unreader: a hub sends an event that is none. To ask for it again would
+// bring the same frame for ever, so the watch is over, unless it has gone past that number.
+func (vl *viewerLink) unreadable(err *ProtocolError) {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	w := vl.v.watches[err.SessionID]
+	if w == nil || w.subscription == nil || w.epoch != err.Epoch || w.received >= err.Seq {
+		return
+	}
+	vl.giveUpLocked(w, err)
+	vl.v.detachWatchLocked(w)
 }
 
 // nextAck is the Source of the ack task: what all watches have to say, as soon as one of them

@@ -292,7 +292,7 @@ func hostileFrames(t *testing.T) {
 	equal(t, "answered last", said[len(said)-1], "welcome")
 	equal(t, "state", hub.Stats().Sessions, 0)
 	for _, s := range said[:len(said)-1] {
-		if s != "error malformed" && s != "error unknown_type" && s != "error stale_link" && s != "error unexpected" && s != "error version_unsupported" {
+		if s != "error malformed" && s != "error unknown_type" && s != "error stale_link" && s != "error unexpected" && s != "error version_unsupported" && s != "error event_rejected" {
 			t.Errorf("answered: %s", s)
 		}
 	}

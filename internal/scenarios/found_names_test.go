@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,7 +157,8 @@ func TestFoundF26(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := gvstream.NewStreamer(nil)
 		publish(t, st, "before", 1)
-		bad := laterBy(stats(t, st, "before").Epoch, 23*time.Hour+59*time.Minute)
+		before := stats(t, st, "before").Epoch
+		bad := laterBy(before, 23*time.Hour+59*time.Minute-time.Until(epochTime(before))) // other tests' clocks may have been ahead
 		h := answer(t, st, 8)
 		publish(t, st, "s", 1)
 		h.says()
@@ -170,21 +173,118 @@ func TestFoundF26(t *testing.T) {
 		other := gvstream.NewStreamer(nil)
 		publish(t, other, "another", 1)
 		for id, epoch := range map[string]string{"after": stats(t, st, "after").Epoch, "another": stats(t, other, "another").Epoch} {
-			if epoch >= bad {
-				t.Errorf("%s is in epoch %s, as far ahead as %s", id, epoch, bad)
+			if epoch > laterBy(before, time.Minute) {
+				t.Errorf("%s is in epoch %s, a second after %s", id, epoch, before)
 			}
 		}
 	})
 }
 
-// laterBy is an epoch of a time that much after that of another.
-func laterBy(epoch string, d time.Duration) string {
-	text := base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
-	b, err := text.DecodeString(epoch)
+var epochText = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+// epochTime is the time in an epoch.
+func epochTime(epoch string) time.Time {
+	b, err := epochText.DecodeString(epoch)
 	if err != nil {
 		panic(err)
 	}
-	head := binary.BigEndian.Uint64(b)
-	binary.BigEndian.PutUint64(b, head+uint64(d.Milliseconds())<<16)
-	return text.EncodeToString(b)
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(b) >> 16))
+}
+
+// laterBy is an epoch of a time that much after that of another.
+func laterBy(epoch string, d time.Duration) string {
+	b, err := epochText.DecodeString(epoch)
+	if err != nil {
+		panic(err)
+	}
+	binary.BigEndian.PutUint64(b, binary.BigEndian.Uint64(b)+uint64(d.Milliseconds())<<16)
+	return epochText.EncodeToString(b)
+}
+
+// A SessionTTL of the greatest duration overflowed, and ended sessions were forgotten after
+// ten minutes. Each limit and each time may be as great as its type allows.
+func TestFoundF27(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			agentCfg  gvstream.StreamerConfig
+			hubCfg    gvstream.HubConfig
+			viewerCfg gvstream.ViewerConfig
+		)
+		setGreatest(t, &agentCfg)
+		setGreatest(t, &hubCfg)
+		setGreatest(t, &viewerCfg)
+		sc := scene.New(t, &hubCfg)
+		st, v := gvstream.NewStreamer(&agentCfg), gvstream.NewViewer(&viewerCfg)
+		noError(t, v.Watch("s", gvstream.Position{}))
+		sc.Viewer("viewer", v)
+		w := sc.Agent("agent", st)
+		publish(t, st, "s", 2000)
+		_, err := st.End(t.Context(), "s", event(2001))
+		noError(t, err)
+		publish(t, st, "away", 1)
+		sc.Acked()
+		equal(t, "the viewer gets", read(t, v), "1..2001, end")
+		noError(t, v.Close())
+		w.Cut()
+		epoch := hubStats(sc.Hub, "s").Epoch
+
+		pass(365 * 24 * time.Hour) // nobody is there meanwhile
+		equal(t, "sessions", sc.Hub.Stats().Sessions, 2)
+		equal(t, "what is known of the ended one", hubStats(sc.Hub, "s").Acked, 2001)
+		equal(t, "its epoch", hubStats(sc.Hub, "s").Epoch, epoch)
+		equal(t, "the other one", hubStats(sc.Hub, "away").Acked, 1)
+
+		v = newViewer(t, "away", gvstream.Position{Epoch: hubStats(sc.Hub, "away").Epoch})
+		sc.Viewer("viewer", v)
+		sc.Later(time.Minute)
+		equal(t, "it still has", read(t, v), "1")
+	})
+}
+
+// setGreatest sets each limit and each time of a config to the greatest of its type.
+func setGreatest(t *testing.T, cfg any) {
+	t.Helper()
+	set := 0
+	for _, f := range reflect.ValueOf(cfg).Elem().Fields() {
+		if f.Kind() == reflect.Int && f.Type() == reflect.TypeFor[int]() {
+			f.SetInt(math.MaxInt)
+			set++
+		} else if f.Type() == reflect.TypeFor[time.Duration]() {
+			f.SetInt(math.MaxInt64)
+			set++
+		}
+	}
+	if set < 3 {
+		t.Errorf("%T: %d fields", cfg, set)
+	}
+}
+
+// A hub refused ten of ten events. Publish, Flush and Close returned nil, and no statistics
+// of the Streamer told of a loss.
+func TestFoundF25(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := store{fails: func(items []gvstream.Item) error {
+			for _, it := range items {
+				if it.Event != nil {
+					return &gvstream.ProtocolError{Code: gvstream.CodeEventRejected, Seq: it.Event.Seq}
+				}
+			}
+			return nil
+		}}
+		sc := scene.New(t, &gvstream.HubConfig{Commit: disk.commit})
+		st := gvstream.NewStreamer(nil)
+		publish(t, st, "s", 10)
+		sc.Join(st.Connect(), sc.Hub.ConnectAgent("agent"), nil)
+		noError(t, st.Flush(sc.Context()))
+		equal(t, "lost", st.Stats().Lost, 10)
+		st.Forget("s")
+		publish(t, st, "t", 1)
+		noError(t, st.Renew("t")) // what that gives up is not lost: the caller wants it so
+		equal(t, "lost, with the session gone", st.Stats().Lost, 10)
+		err := st.Close(sc.Context())
+		var left *gvstream.UnackedError
+		if !errors.As(err, &left) || left.Lost != 10 || left.Events != 0 || left.Unwrap() != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
 }
