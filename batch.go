@@ -40,8 +40,6 @@ func (p *eventBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, 
 
 func (p *replayBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
 
-func (p *replayBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
-
 // Batches that were ended, as zero values, to be used again.
 var (
 	eventBatches  = sync.Pool{New: func() any { return new(eventBatch) }}

@@ -385,7 +385,7 @@ func lentBytesStay(t *testing.T) {
 		spoil(items)
 		return nil
 	}})
-	v := NewViewer(&ViewerConfig{BufferItems: 50})
+	v := NewViewer(&ViewerConfig{Window: 50})
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	link := func(what string, a, b *Link) {
@@ -555,7 +555,7 @@ func TestHandleKeepsNothing(t *testing.T) {
 		answer.Events, answer.Gaps = nil, []Gap{{1, 15, ReasonEvicted}}
 		handle(a, answer)
 		answer.Gaps[0].Reason = ReasonDropped
-		if p := tab.next().(*ReplayBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
+		if p := tab.next().(*EventBatchPayload); !slices.Equal(p.Gaps, []Gap{{1, 15, ReasonEvicted}}) {
 			t.Errorf("replayed: %v", p.Gaps)
 		}
 

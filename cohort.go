@@ -45,8 +45,8 @@ type cohort struct {
 // worker never sends for long, and several can share the work of one session.
 func (s *hubSession) joinLocked(c *cursor) {
 	co := s.atHead.Back()
-	if co == nil || co.seq != c.seq || len(co.cursors) >= s.h.sizes.cohort {
-		co = &cohort{s: s, seq: c.seq}
+	if co == nil || co.seq != c.sent || len(co.cursors) >= s.h.sizes.cohort {
+		co = &cohort{s: s, seq: c.sent}
 		s.atHead.Push(&co.place, co)
 	}
 	co.cursors = append(co.cursors, c)
@@ -104,7 +104,7 @@ func (s *hubSession) work(now time.Time) {
 		if co == nil {
 			return
 		}
-		loaded := co.loadLocked()
+		loaded := co.loadLocked(now)
 		s.mu.Unlock()
 		for _, c := range others { // not under the lock, which they take as soon as they wake
 			c.hv.ready(&c.task)
@@ -113,7 +113,7 @@ func (s *hubSession) work(now time.Time) {
 			co.send(now)
 		}
 		s.mu.Lock()
-		co.endSendLocked()
+		co.endSendLocked(now)
 	}
 	s.callWorkersLocked()
 }
@@ -137,11 +137,12 @@ func (s *hubSession) nextBehindLocked() *cohort {
 	return s.lagging.Front()
 }
 
-// beginSendLocked takes the next cohort that is behind the head, with those of its cursors whose
-// links it could claim. The others leave the cohort and are returned: their own links serve
-// them, since they are run, are sending something else, owe a status that comes first, or are
-// so far behind that the agent has to be asked. If another cohort is behind, a second worker may
-// take that.
+// beginSendLocked takes the next cohort that is behind the head, with the page that comes next
+// for those of its cursors that have room for it and whose links it could claim. The others
+// leave the cohort and are returned: their own links serve them, since they are run, are
+// sending something else, owe a status that comes first, have less room or none, or are so far
+// behind that the agent has to be asked. If another cohort is behind, a second worker may take
+// that.
 func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 	if co = s.nextBehindLocked(); co == nil {
 		return nil, nil
@@ -149,9 +150,9 @@ func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 	co.place.Remove()
 	s.callWorkersLocked()
 	s.parked -= len(co.cursors)
-	held := co.seq+1 >= s.log.first()
+	co.page = co.readLocked()
 	co.keepLocked(func(c *cursor) bool {
-		if held && !c.statusPending && c.claimLocked() {
+		if co.page != nil && !c.statusPending && c.hasRoomLocked(co.page) && c.claimLocked() {
 			return true
 		}
 		c.cohort = nil
@@ -162,23 +163,43 @@ func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 	return co, others
 }
 
+// readLocked returns the next page for the cohort: as large as the first of its cursors that has
+// any room may be sent. It is nil if none has, or the log no longer has what comes next.
+func (co *cohort) readLocked() *page {
+	l := &co.s.log
+	if co.seq >= l.head || co.seq+1 < l.first() {
+		return nil
+	}
+	for _, c := range co.cursors {
+		if events, bytes, first := c.allowed(pageBytes); !c.window.full {
+			if p := co.s.readLocked(l, span{after: co.seq, until: l.head, events: events, bytes: bytes, first: first}); p != nil {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+// hasRoomLocked reports whether the viewer has room for a page.
+func (c *cursor) hasRoomLocked(p *page) bool {
+	return !c.window.full && p.fits(c.allowed(pageBytes))
+}
+
 // claimLocked makes the caller the one that may send to the viewer, if its link is pushed
 // and has nothing else to send. The latter keeps the order of rule 7: no batch overtakes an
 // answer or a status that waits.
 func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.tryClaim() }
 
-// loadLocked reads the next page for the cursors, if there is one and anybody to get it. They
-// count as having it from here on, while the lock is still held: a watch that moves a cursor
-// during the sending sets a new position, which must not be overwritten after it.
-func (co *cohort) loadLocked() bool {
-	s := co.s
-	if len(co.cursors) == 0 || co.seq >= s.log.head {
+// loadLocked makes the cursors count as having been sent the page, while the lock is still held:
+// a watch that moves a cursor during the sending sets a new position, which must not be
+// overwritten after it. It reports whether there is anything to send, and anybody to send it to.
+func (co *cohort) loadLocked(now time.Time) bool {
+	if len(co.cursors) == 0 {
 		return false
 	}
-	co.page, co.epoch, co.head = s.readLocked(&s.log, co.seq), s.epoch, s.log.head
-	co.seq = co.page.last
+	co.epoch, co.head, co.seq = co.s.epoch, co.s.log.head, co.page.last
 	for _, c := range co.cursors {
-		c.seq = co.seq
+		c.sentLocked(now, co.page)
 	}
 	return true
 }
@@ -199,7 +220,6 @@ func (co *cohort) send(now time.Time) {
 		b := &batches[0]
 		batches = batches[1:]
 		*b = first
-		b.ViewerID, b.Link = c.hv.viewerID, c.hv.id
 		c.pusher.write(now, b)
 	}
 }
@@ -207,18 +227,20 @@ func (co *cohort) send(now time.Time) {
 // endSendLocked lets those cursors go that left meanwhile, and makes the others rest again. All
 // links that beginSendLocked claimed are given back, also those of cursors that left: a link
 // that got something else to send meanwhile is served from now on.
-func (co *cohort) endSendLocked() {
+func (co *cohort) endSendLocked(now time.Time) {
 	s := co.s
 	co.sending, co.page = false, nil
 	if co.left {
 		co.keepLocked(func(c *cursor) bool {
 			if c.cohort != co {
+				c.writtenLocked(now)
 				c.pusher.unclaim()
 			}
 			return c.cohort == co
 		})
 	}
 	for _, c := range co.cursors {
+		c.writtenLocked(now)
 		c.pusher.unclaim()
 	}
 	if len(co.cursors) > 0 {

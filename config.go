@@ -166,13 +166,12 @@ type HubConfig struct {
 	// zero, 100. If negative, none.
 	MaxWatches int
 	// MaxReplays is the number of replay requests to an agent that are open at a
-	// time for one session; more wait their turn. If zero, 8. If negative, none.
+	// time for one session, each for all viewers that need its events; more wait
+	// their turn. An answer is about 1 MiB at most, and the hub holds up to four
+	// times as many for viewers that read them. If zero, 8. If negative, none.
 	MaxReplays int
-	// MaxViewerReplays is the number that are open for one viewer's link. If
-	// zero, 4. If negative, none.
-	MaxViewerReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
-	// session. If zero, 1,024. If negative, none.
+	// session. If zero, 1,024. If negative, one.
 	Window int
 	// WindowBytes is the bytes of JSON that an agent may send beyond the hub's ack,
 	// a session. If zero, 1 MiB. If negative, 16 KiB, as for all less than that.
@@ -191,8 +190,9 @@ type HubConfig struct {
 	// negative, not at all.
 	SessionTTL time.Duration
 	// ReplayWait is how long a viewer waits for older events while their agent
-	// is away, before they are declared unavailable. If zero, 10 seconds. If
-	// negative, not at all.
+	// is away, or is there and answers nothing, before they are declared
+	// unavailable. If zero, 10 seconds. If negative, not at all for an agent that is
+	// away, and a second for one that is there.
 	ReplayWait time.Duration
 }
 
@@ -209,8 +209,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxAgentSessions = defaultTo(d.MaxAgentSessions, 10_000)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
-	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
-	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
+	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // an agent may have ints of 32 bits
 	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
 	d.MaxCommits = max(1, defaultTo(d.MaxCommits, 64))
 	d.MaxUncommittedBytes = min(defaultTo(d.MaxUncommittedBytes, 16<<20), math.MaxInt/2) // two of them are added
@@ -224,13 +223,14 @@ const forever = 100 * 365 * 24 * time.Hour
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
 type ViewerConfig struct {
-	// BufferItems is the number of items that wait to be read from Items; when it
-	// is reached, the viewer takes nothing more from its link. If zero, 256. If
-	// negative, one.
-	BufferItems int
-	// BufferBytes is the bytes of those items' data; an item that is larger by
-	// itself is taken alone. If zero, 1 MiB. If negative, one item.
-	BufferBytes int
+	// Window is the number of items of one session that may wait to be read from
+	// Items. The hub sends no more of it than there is room for: what a slow reader
+	// leaves unread waits at the hub. If zero, 1,024. If negative, one.
+	Window int
+	// WindowBytes is the bytes of those items' data. An item that is larger by
+	// itself comes when nothing else waits. If zero, 256 KiB. If negative, one, so
+	// that items come one at a time.
+	WindowBytes int
 	// MaxWatches is the number of sessions watched at a time. If zero, 100. If
 	// negative, none.
 	MaxWatches int
@@ -242,8 +242,8 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	if c != nil {
 		d = *c
 	}
-	d.BufferItems = max(1, defaultTo(d.BufferItems, 256))
-	d.BufferBytes = defaultTo(d.BufferBytes, 1<<20)
+	d.Window = min(max(1, defaultTo(d.Window, defaultWindow)), math.MaxInt32) // a hub may have ints of 32 bits
+	d.WindowBytes = min(max(1, defaultTo(d.WindowBytes, defaultWindowBytes)), math.MaxInt32)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	return d
 }

@@ -121,7 +121,7 @@ func TestNarrowTransport(t *testing.T) {
 						go serve(ctx, far, b)
 					}
 					viewer := func(id string) *Viewer {
-						v := NewViewer(&ViewerConfig{BufferItems: 1000})
+						v := NewViewer(&ViewerConfig{Window: 1000})
 						v.Watch("s", Position{})
 						connect(v.Connect(), h.ConnectViewer(id))
 						return v

@@ -631,7 +631,7 @@ func ExampleViewer_Position() {
 
 // A viewer that buffers no more than a screenful.
 func ExampleViewerConfig() {
-	viewer := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 50, MaxWatches: 1})
+	viewer := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 50, MaxWatches: 1})
 	fmt.Println(viewer.Watch("build-42", gvstream.Position{}))
 	fmt.Println(viewer.Watch("build-43", gvstream.Position{}))
 	viewer.Unwatch("build-42")

@@ -39,7 +39,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 		Commit:    w.commit,
 		LogEvents: one(c, []int{4, -1, 1, 20}), LogBytes: one(c, []int{0, 400}),
 		MaxEventBytes: one(c, []int{0, 200}), MaxSessions: one(c, []int{8, 2}), MaxAgentSessions: one(c, []int{8, 1}),
-		MaxReplays: one(c, []int{8, 1, -1}), MaxViewerReplays: one(c, []int{4, 1, -1}), MaxWatches: 4,
+		MaxReplays: one(c, []int{8, 1, -1}), MaxWatches: 4,
 		Window: one(c, []int{4, 256, 1}),
 	}
 	if c.of(4) == 1 {
@@ -54,7 +54,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	w.h.ids = countingSource()
 	w.h.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.h.openings.size, w.h.commits.size = 0, 0
-	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
+	w.v = NewViewer(&ViewerConfig{Window: 1 << 20, WindowBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
 	}
@@ -162,8 +162,6 @@ func (w *hubTest) mayGo(hv *hubViewerLink, p Payload) {
 		ok = p.ViewerID == hv.viewerID && p.Link == hv.id
 	case *EventBatchPayload:
 		ok = p.ViewerID == hv.viewerID && p.Link == hv.id
-	case *ReplayBatchPayload:
-		ok = p.ViewerID == hv.viewerID
 	case *ErrorPayload:
 	default:
 		ok = false
@@ -231,7 +229,7 @@ func (w *hubTest) settle(agentID string) {
 	if s := st.lookup(id); s.acked != 5 {
 		w.Fatalf("L1: %s: acked %d of 5, stopped: %v", id, s.acked, s.stopped)
 	}
-	for range 40 { // requests to agents that don't answer hold its permits for a timer period each
+	for range 40 {
 		if w.seen[id].ended {
 			break
 		}
@@ -422,7 +420,7 @@ func (w *hubAgentTest) heardStatus() {
 }
 
 // open returns one of the requests whose answer the hub awaits.
-func (w *hubAgentTest) open(ha *hubAgentLink) *replayRequest {
+func (w *hubAgentTest) open(ha *hubAgentLink) *fetch {
 	if ha == nil || len(ha.requests) == 0 {
 		w.c.next()
 		return nil
@@ -443,14 +441,14 @@ func (w *hubAgentTest) heardReplay() {
 		return
 	}
 	p := &ReplayBatchPayload{
-		SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Epoch: f.c.epoch,
-		FirstSeq: f.expected, LastSeq: f.expected - 1, UntilSeq: f.until, AvailableFrom: f.expected, Done: done,
+		SessionID: f.s.id, ViewerID: f.viewerID, RequestID: f.id, Epoch: f.s.epoch,
+		FirstSeq: f.log.head + 1, LastSeq: f.log.head, UntilSeq: f.until, AvailableFrom: f.log.head + 1, Done: done,
 	}
 	if lost && p.FirstSeq < f.until {
 		p.FirstSeq++
 		p.LastSeq++
 	}
-	for p.LastSeq < min(f.until, f.expected+n) {
+	for p.LastSeq < min(f.until, f.log.head+1+n) {
 		p.LastSeq++
 		p.Events = append(p.Events, Event{Seq: p.LastSeq, Data: fuzzData[0]})
 	}
@@ -461,7 +459,7 @@ func (w *hubAgentTest) heardReplay() {
 func (w *hubAgentTest) heardNo() {
 	f, retry := w.open(w.link()), w.c.of(2) == 1
 	if f != nil {
-		w.hears(f.ha, &ErrorPayload{SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Code: CodeReplayBusy, Retryable: retry})
+		w.hears(f.ha, &ErrorPayload{SessionID: f.s.id, ViewerID: f.viewerID, RequestID: f.id, Code: CodeReplayBusy, Retryable: retry})
 	}
 }
 
@@ -474,7 +472,7 @@ func (w *hubAgentTest) pools() {
 		g.links = append(g.links, ha.id)
 		for id, f := range ha.requests {
 			g.requests = append(g.requests, id)
-			g.numbers = append(g.numbers, f.expected, f.until)
+			g.numbers = append(g.numbers, f.log.head, f.until)
 		}
 	}
 	slices.Sort(g.requests)

@@ -507,7 +507,7 @@ func runViewerTest(t *testing.T, script []byte) {
 func newViewerTest(t *testing.T, script []byte) *viewerTest {
 	w := &viewerTest{machineTest: newMachineTest(t, script), seen: make(map[string]*shown)}
 	w.v = NewViewer(&ViewerConfig{
-		BufferItems: one(w.c, []int{8, 1, 256}), BufferBytes: one(w.c, []int{0, -1, 500}), MaxWatches: one(w.c, []int{8, 3}),
+		Window: one(w.c, []int{8, 1, 256}), WindowBytes: one(w.c, []int{0, -1, 500}), MaxWatches: one(w.c, []int{8, 3}),
 	})
 	w.g.viewers, w.g.requests = []string{"me", "other"}, []string{"r1"}
 	return w

@@ -419,6 +419,9 @@ func count(v reflect.Value, path string, counts map[string]int, seen map[uintptr
 			count(v.Elem(), v.Type().Elem().Name(), counts, seen)
 		}
 	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[onceASecond]() {
+			return // what was said within a second: TestOnceASecondBounded
+		}
 		if v.Type().PkgPath() == "github.com/vibetools/gvstream" {
 			for i := range v.NumField() {
 				switch v.Field(i).Kind() {
@@ -527,7 +530,7 @@ func victimAgent(t *testing.T) *victim {
 }
 
 func victimHubOfAgent(t *testing.T) *victim {
-	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 2, Window: 4})
+	h := NewHub(&HubConfig{MaxEventBytes: 1000, LogEvents: 5, MaxAgentSessions: 2, Window: 2})
 	playAgent(t, h, "other").feed("theirs", "e1", 1, 3)
 	v := &victim{peer: playAgent(t, h, "agent")}
 	v.send(v.last("ended", "e1", 1), headed(v.batch("s", "e1", 1, 2), 9))
@@ -554,7 +557,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 			}
 		}
 		c := h.lookup("long").cursors[0]
-		return append(state, c.seq, c.unavailableTo, len(c.pages), c.request.expected, c.request.left)
+		return append(state, c.sent, c.fetch.log.head, c.fetch.left, c.fetch.lost, c.fetch.open)
 	}
 	last := uint64(2)
 	v.next = func() {
@@ -567,7 +570,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 }
 
 func victimHubOfViewer(t *testing.T) *victim {
-	h := NewHub(&HubConfig{MaxWatches: 2, Window: 4, LogEvents: 5, Authorize: func(_ context.Context, _, session string) error {
+	h := NewHub(&HubConfig{MaxWatches: 2, Window: 2, LogEvents: 5, Authorize: func(_ context.Context, _, session string) error {
 		if session == "secret" {
 			return errors.New("a reason that nobody is told")
 		}
@@ -590,7 +593,7 @@ func victimHubOfViewer(t *testing.T) *victim {
 			state = append(state, s)
 		}
 		c := h.viewers["tab"].cursors["s"]
-		return append(state, c.epoch, c.seq, c.statusPending)
+		return append(state, c.epoch, c.sent, c.statusPending)
 	}
 	last := uint64(4)
 	v.next = func() {
@@ -619,7 +622,9 @@ func victimViewer(t *testing.T) *victim {
 		st := w.Stats()
 		st.StalePayloads, st.RefusedPayloads, st.Connected = 0, 0, false
 		held := footprint(w)
-		maps.DeleteFunc(held, func(field string, _ int) bool { return strings.HasPrefix(field, "Link.") }) // in some cases it dies
+		maps.DeleteFunc(held, func(field string, _ int) bool {
+			return strings.HasPrefix(field, "Link.") || strings.HasPrefix(field, "viewerLink.")
+		}) // in some cases it dies
 		state := []any{st, held, w.Position("s"), w.Position("later")}
 		for _, q := range w.queue {
 			state = append(state, itemText(q.item))

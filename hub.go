@@ -20,7 +20,7 @@ import (
 //	hub_session.go, hub_expiry.go              one session: its log, its life, its age
 //	hub_agent.go, hub_open.go, receiver.go     one agent's link, and a session open on it
 //	hub_viewer.go, hub_cursor.go, cohort.go    one viewer's link, and its place in a session
-//	hub_replay.go, permits.go                  events older than the log, from the agent
+//	hub_replay.go                              events older than the log, from the agent
 //	hub_items.go                               a viewer inside the hub's own process
 
 // A Hub takes the events of many agents, each exactly once and in order, and
@@ -61,7 +61,8 @@ type Hub struct {
 	// session's lock held: mu could not protect them.
 	agentsMu sync.Mutex // level 4; protects the fields below
 	agents   map[string]*hubAgentLink
-	owned    map[string]int // sessions that count against an agent's limit: those with counted set, and openings
+	owned    map[string]int                  // sessions that count against an agent's limit: those with counted set, and openings
+	awaiting map[string]map[*hubSession]bool // sessions of which cursors wait for an agent's hello
 
 	uncommitted map[string]int // bytes that an agent has sent and that are not stored, by agent
 
@@ -77,6 +78,7 @@ func NewHub(cfg *HubConfig) *Hub {
 		sessions:    make(map[string]*hubSession),
 		agents:      make(map[string]*hubAgentLink),
 		owned:       make(map[string]int),
+		awaiting:    make(map[string]map[*hubSession]bool),
 		uncommitted: make(map[string]int),
 		viewers:     make(map[string]*hubViewerLink),
 		locals:      make(map[*hubViewerLink]bool),

@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
 
 // A hubAgentLink is the hub's half of one connection to an agent. It sorts what comes in:
 // statuses open sessions (hub_open.go), batches go to the session's receiver (receiver.go),
-// replay batches to the cursor that asked for them (hub_replay.go). What goes out comes from
-// receivers and replay requests, which are tasks on the link.
+// replay batches to the fetch that asked for them (hub_replay.go). What goes out comes from
+// receivers and fetches, which are tasks on the link.
 //
 //	made       in Hub.agents; nothing counts but hello (rule 3)
 //	greeted    after the first hello: everything counts, and replays are asked for here
 //	dead       after detach: sessions, openings and requests are nil, and no more can be added
 //
-// A newer link of the agent makes it dead. Sessions outlive it, receivers and requests don't.
+// A newer link of the agent makes it dead. Sessions outlive it, receivers don't, and of a
+// fetch what has come.
 type hubAgentLink struct {
 	*Link
 	h       *Hub
@@ -29,15 +32,17 @@ type hubAgentLink struct {
 	heartbeat task
 
 	// Link's lock protects the fields below.
-	greeted bool      // hello came
-	staleAt time.Time // when stale_link was last said
+	greeted   bool      // hello came
+	greetedAt time.Time // when it came first
+	heardAt   time.Time // when the last payload came, of whatever kind
+	staleAt   time.Time // when stale_link was last said
 
 	// What is in these maps is the session's to change: receiver.closeLocked and
-	// replayRequest.withdrawLocked take it out, with the session's lock held as well. Nil once
-	// the link is dead.
+	// fetch.dropLocked take it out, with the session's lock held as well. Nil once the link is
+	// dead.
 	sessions     map[*hubSession]*receiver // open on this link
 	openings     map[string]*opening       // that are under way, by session
-	requests     map[string]*replayRequest // not over yet, by their id
+	requests     map[string]*fetch         // made on this link and not gone, by their id
 	requestCount int                       // made so far, for the next id
 }
 
@@ -48,7 +53,7 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	ha := &hubAgentLink{
 		h: h, agentID: agentID, id: h.ids.ID(),
 		sessions: make(map[*hubSession]*receiver), openings: make(map[string]*opening),
-		requests: make(map[string]*replayRequest),
+		requests: make(map[string]*fetch),
 	}
 	ha.alive, ha.die = context.WithCancel(h.open)
 	ha.Link = newLink(ha, &h.refusedPayloads)
@@ -104,8 +109,15 @@ func (h *Hub) agent(agentID string) (ha *hubAgentLink, greeted bool) {
 	return ha, ha.greeted
 }
 
-// detach leaves the link's sessions without a receiver, and the cursors whose requests were
-// sent on it without a request: they ask again on the next link, or give up after a while.
+// times returns when the agent said hello on the link, and when it last said anything.
+func (ha *hubAgentLink) times() (greeted, heard time.Time) {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	return ha.greetedAt, ha.heardAt
+}
+
+// detach leaves the link's sessions without a receiver, and ends what was asked for on it: the
+// cursors ask again on the next link, or give up after a while.
 //
 // The order matters. The link leaves the hub's table first, so that no cursor chooses it any
 // more. Then its maps go, so that what chose it before finds it dead. Only then the sessions
@@ -125,7 +137,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	}
 	ha.sessions, ha.openings, ha.requests = nil, nil, nil
 	ha.mu.Unlock()
-	for s, rc := range sessions {
+	for _, s := range slices.SortedFunc(maps.Keys(sessions), compareIDs) { // for runs that can be repeated
+		rc := sessions[s]
 		s.mu.Lock()
 		if s.receiver == rc {
 			s.receiver = nil
@@ -138,20 +151,19 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		}
 		s.mu.Unlock()
 	}
-	for _, rq := range requests {
-		s := rq.c.s
-		s.mu.Lock()
-		if rq.c.request == rq {
-			rq.c.releaseLocked()
-		}
-		rq.c.hv.ready(&rq.c.task)
-		s.mu.Unlock()
+	for _, f := range requests {
+		f.s.mu.Lock()
+		f.orphanLocked()
+		f.s.mu.Unlock()
 	}
 }
 
 // handle implements machine. A stale payload is no error to the caller.
 func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	ha.h.expire(now)
+	ha.mu.Lock()
+	ha.heardAt = now
+	ha.mu.Unlock()
 	err := ha.dispatch(ctx, now, p)
 	if err == errStale {
 		return nil
@@ -197,12 +209,16 @@ func (ha *hubAgentLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 		return wrongRole(p.Role, roleAgent)
 	}
 	ha.mu.Lock()
-	if !ha.greeted {
-		ha.greeted = true
+	first := !ha.greeted
+	if first {
+		ha.greeted, ha.greetedAt = true, now
 		ha.scheduleLocked(&ha.heartbeat, now.Add(heartbeatEvery))
 	}
 	ha.mu.Unlock()
-	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window})
+	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window, WindowBytes: ha.h.cfg.WindowBytes})
+	if first {
+		ha.greet(now)
+	}
 	return nil
 }
 
@@ -286,20 +302,9 @@ func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayl
 	return asError(last)
 }
 
-// refused deals with an agent's error. Only one that answers a replay request matters. The
-// request is looked up under the link's lock and used under the session's, between which it
-// may have ended; that it is still its cursor's is what counts.
+// refused deals with an agent's error. Only one that answers a replay request matters.
 func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
-	ha.mu.Lock()
-	rq := ha.requests[p.RequestID]
-	ha.mu.Unlock()
-	if rq == nil {
-		return
-	}
-	s := rq.c.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if rq.c.request == rq {
-		rq.refusedLocked(now, p.Retryable)
+	if f := ha.request(p.RequestID); f != nil {
+		f.refused(now, p.Retryable)
 	}
 }

@@ -189,7 +189,7 @@ func TestHubNacksOnceASecond(t *testing.T) {
 
 // Rule 6: when acks go out.
 func TestHubAckTiming(t *testing.T) {
-	for _, test := range []struct{ window, batch int }{{0, 64}, {256, 64}, {512, 64}, {100, 25}, {8, 2}, {4, 1}, {1, 1}, {-1, 1}} {
+	for _, test := range []struct{ window, batch int }{{256, 128}, {100, 50}, {9, 4}, {8, 4}, {3, 1}, {2, 1}, {1, 1}, {-1, 1}} {
 		t.Run(fmt.Sprint(test.window), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := playAgent(t, NewHub(&HubConfig{Window: test.window}), "agent")
@@ -254,6 +254,7 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 			}
 			return nil
 		}})
+		h.sizes.first = maxBatchBytes
 		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(SessionStatus{SessionID: "s"}))
@@ -267,9 +268,11 @@ func TestHubCommitsBeforeAck(t *testing.T) {
 			t.Errorf("accepted %d", st.Acked)
 		}
 		a.send(a.batch("r", "e1", 1, 64)) // another session of the same agent
+		pass(ackDelay)
 		a.want(a.ack("r", "e1", 64))
 		release <- true
 		synctest.Wait()
+		pass(ackDelay)
 		a.want(a.ack("s", "e1", 72))
 		want := append(itemTexts("s", "e1", 1, 70), "s e1 gap 71-72 dropped")
 		if diff := cmp.Diff(want, stored); diff != "" {
@@ -394,6 +397,7 @@ func TestHubMaxUncommittedBytes(t *testing.T) {
 			t.Errorf("window of %d events and %d bytes", e, b)
 		}
 		pass(time.Second)
+		a.credit.bytes = minWindowBytes
 		a.want(a.nack("s", "e1", 0))
 		a.send(large(a, "r", 1))
 		if e, b := window("r"); e != 1024 || b != minWindowBytes {
@@ -409,7 +413,9 @@ func TestHubMaxUncommittedBytes(t *testing.T) {
 		release <- true
 		release <- true
 		pass(ackDelay)
+		other.credit.bytes = 30 << 10
 		other.want(other.ack("p", "e1", 1))
+		a.credit.bytes = 30 << 10
 		pass(time.Second)
 		a.want(a.nack("q", "e1", 0))
 		a.send(large(a, "q", 1))
@@ -857,8 +863,9 @@ func TestHubCallbackPanics(t *testing.T) {
 	if len(h.uncommitted) > 0 {
 		t.Errorf("after a panic in Commit: %v", h.uncommitted)
 	}
-	sends(a.batch("s", "e1", 1, 64))
-	a.want(a.ack("s", "e1", 64))
+	sends(a.batch("s", "e1", 1, 200))
+	sends(a.status(entryOf("s", "e1", 1, 0, 200)))
+	a.want(a.ack("s", "e1", 200))
 	if h.owned["agent"] != 1 {
 		t.Errorf("%v", h.owned)
 	}
@@ -1002,6 +1009,7 @@ func TestHubAuthorizeAgent(t *testing.T) {
 		b.send(b.status(entryOf("s", "e1", 1, 5, 5)))
 		b.want(b.ack("s", "e1", 5))
 		b.send(b.batch("s", "e2", 1, 64)) // another epoch
+		pass(ackDelay)
 		b.want(b.ack("s", "e2", 64))
 		if want := []string{"a s ", "b s a", "b s a", "b r ", "b s a", "a s b", "a s b", "a s b", "a s b", "b s b", "b s b"}; !slices.Equal(want, asked) {
 			t.Errorf("asked: %q", asked)

@@ -13,46 +13,50 @@ import (
 //	in no epoch that the hub holds    goes to the start of the current one, after a status
 //	ahead of the agent                ends the watch by replay_ahead
 //	at the log's head                 waits: alone in idle, or in a cohort (cohort.go)
-//	in the log                        hands out a page of it
-//	below the log                     hands out what the agent replayed, asks the agent for it,
-//	                                  waits, or declares a gap (hub_replay.go)
+//	in the log                        sends a page of it
+//	below the log                     sends what the agent replayed, waits for it, or declares a
+//	                                  gap (hub_replay.go)
 //
-// This is decided anew each time, from epoch and seq. So no cursor is ever bound to a replay:
+// This is decided anew each time, from epoch and sent. So no cursor is ever bound to a replay:
 // events that are accepted during one are in the log when the cursor gets there.
 
-// A cursor is one viewer's place in one session. All that a viewer costs the hub is this, and
-// one answer to a replay request at most. hubViewerLink.cursor makes it, and it is gone when
-// its watch ends or its link dies. It does not outlive the link or the session, and is the
-// counterpart of the viewer's subscription. The session's lock protects it.
+// A cursor is one viewer's place in one session, and what it has been sent: the sender of a
+// leg, as an agent's sender is, of which the viewer's subscription is the receiver. All that a
+// viewer costs the hub is this, and its part in a fetch. hubViewerLink.cursor makes it, and it is
+// gone when its watch ends or its link dies. It does not outlive the link or the session. The
+// session's lock protects it.
+//
+// The watch opens it, so that it is always opened: a position and a window are what a first
+// ack says.
 type cursor struct {
-	task  // hands out the session's events and gaps
+	task // sends the session's events and gaps
+	sendCursor
 	hv    *hubViewerLink
 	s     *hubSession
 	index int // its index in the session's cursors
 
-	// The position. seq is in epoch, and is what the link was handed, whether or not it
-	// arrived. The statuses that are owed come before anything after it.
-	epoch         string // empty: from the first event of whatever epoch there is
-	seq           uint64 // handed out up to here
-	gone          bool   // off its session; final
-	statusPending bool   // it is in its link's statuses, and hands out nothing meanwhile
-	ended         bool   // a status that names the end was queued
+	// The position: acked and sent are in epoch. The statuses that are owed come before
+	// anything after it.
+	epoch         string    // empty: from the first event of whatever epoch there is
+	acked         uint64    // the viewer has what is up to here
+	flights       flights   // what is between acked and sent, as far as it is events
+	gone          bool      // off its session; final
+	statusPending bool      // it is in its link's statuses, and sends nothing meanwhile
+	statusAgainAt time.Time // when a nack that is of no use was last answered by a status
+	toldEnd       bool      // the session's end was sent, as an event or by a status
 
 	// The way to what is older than the log. Reading a page of the log ends it.
-	request       *replayRequest // its open replay request, or nil
-	retry         retry          // runs until the request is given up or, without one, it asks again
-	pages         []page         // what came of it, to be handed out; the bytes are the cursor's
-	unavailableTo uint64         // the agent can't give what is up to here
-	waitingSince  time.Time      // it waits for the agent since then; zero: it does not
+	fetch        *fetch                 // that has its next number, unless it is gone; or nil
+	fetchPlace   sched.Element[*cursor] // in the session's asking, or the fetch's waiting
+	fromStart    bool                   // it reads the fetch from its first number on
+	waitingSince time.Time              // it waits for the agent since then; zero: it does not
 
-	// Where it waits for the next event, in a cohort or in idle, or for a permit.
-	cohort    *cohort                // in which it rests, or nil
-	pusher    *pushWriter            // of its link, or nil; for the cohort
-	idle      sched.Element[*cursor] // in the session's queue of others that wait
-	atSession sched.Element[*cursor] // in the queue for the session's permit; it has the link's then
-	// The link's lock protects these.
-	atLink      sched.Element[*cursor] // in the queue for the link's permit; changes under both locks
-	statusPlace sched.Element[*cursor] // in the link's queue for a status
+	// Where it waits for the next event, in a cohort or in idle.
+	cohort *cohort                // in which it rests, or nil
+	pusher *pushWriter            // of its link, or nil; for the cohort
+	idle   sched.Element[*cursor] // in the session's queue of others that wait
+
+	statusPlace sched.Element[*cursor] // in the link's queue for a status, whose lock protects it
 }
 
 // remove takes the cursor off its session, after its link let go of it, and releases the
@@ -67,9 +71,9 @@ func (c *cursor) remove() {
 	s.h.release(s)
 }
 
-// endLocked takes the cursor off its session and its link, and gives back what it holds: its
-// request, permits and places in queues. To remove the session as well would take the hub's
-// lock, which comes before the session's: that is for remove, or else for the session's age.
+// endLocked takes the cursor off its session and its link, and gives up its fetch and its places
+// in queues. To remove the session as well would take the hub's lock, which comes before the
+// session's: that is for remove, or else for the session's age.
 func (c *cursor) endLocked() {
 	s, hv := c.s, c.hv
 	c.restartLocked("", 0)
@@ -81,32 +85,114 @@ func (c *cursor) endLocked() {
 		delete(hv.cursors, s.id)
 	}
 	c.statusPlace.Remove()
-	c.atLink.Remove()
-	hv.offerLocked()
 	hv.mu.Unlock()
 	hv.forget(&c.task)
 }
 
-// restartLocked puts the cursor at a position, and drops all that belonged to the one before.
+// restartLocked puts the cursor at a position up to which the viewer has everything, and drops
+// all that belonged to the one before but the window.
 func (c *cursor) restartLocked(epoch string, seq uint64) {
+	c.movedLocked()
+	c.epoch, c.acked, c.toldEnd = epoch, seq, false
+	c.sendCursor = sendCursor{
+		window: c.window, firstBytes: c.s.h.sizes.first, opened: true, firstAck: seq, sent: seq,
+	}
+}
+
+// movedLocked follows a step of sent, back to what is missing or beyond what was to be sent again:
+// what was read for the place before is of no use, and the link is to ask for what comes next.
+func (c *cursor) movedLocked() {
 	c.leaveLocked()
 	c.stopAskingLocked()
-	c.epoch, c.seq = epoch, seq
-	c.pages, c.unavailableTo, c.ended = nil, 0, false
+	c.flights = c.flights[:0]
 	c.hv.ready(&c.task)
 }
 
-// start is restartLocked for a watch, which is answered by a status. A request that is open
-// is given up first, while it is still known to have been sent, so that its permit stays taken
-// for a while.
-func (c *cursor) start(now time.Time, epoch string, seq uint64) {
+// start is restartLocked for a watch, which is answered by a status.
+func (c *cursor) start(p *WatchPayload) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if !c.gone {
-		c.giveUpLocked(now)
-		c.restartLocked(epoch, seq)
+		c.window = newWindow(p.WindowEvents, p.WindowBytes)
+		c.restartLocked(p.Epoch, p.AfterSeq)
 		c.queueStatusLocked()
 	}
+}
+
+// ackLocked takes the viewer's ack, by which the cursor may send more, or has to go back (rules
+// 6 and 14). One that is old, or of another epoch, changes nothing; if it asks for something, the
+// viewer is told where the session stands, and can watch it anew. One of more than was sent puts
+// the cursor there: the viewer knows best what it has, and the watch by which it said so was lost.
+// But what no agent is known to have it can't have, and the watch ends.
+//
+// With the ack of the session's end the watch is over, if the viewer can know that it is the
+// end.
+func (c *cursor) ackLocked(now time.Time, a SessionAck) {
+	s, sent := c.s, c.sent
+	verdict := ackStale
+	switch {
+	case c.gone || a.Epoch != c.epoch:
+	case c.epoch == "": // both wait for the session to appear
+		return
+	default:
+		verdict = c.ack(now, a, c.acked, 0)
+	}
+	switch verdict {
+	case ackStale:
+		s.h.stalePayloads.Add(1)
+		if a.Nack && now.Sub(c.statusAgainAt) >= nackEvery {
+			c.statusAgainAt = now
+			c.queueStatusLocked()
+		}
+		return
+	case ackBeyond:
+		if c.epoch == s.epoch && a.UpToSeq > s.agentHead {
+			err := refusal(CodeAckBeyondSent, s.id, "an ack of %d, but %d is the last number there is", a.UpToSeq, s.agentHead)
+			err.Epoch, err.Seq = c.epoch, s.agentHead
+			c.refuseLocked(err)
+			return
+		}
+		c.window.update(a)
+		c.restartLocked(c.epoch, a.UpToSeq)
+		return
+	}
+	c.acked = a.UpToSeq
+	if c.toldEnd && s.ended && c.epoch == s.epoch && c.acked >= s.log.head {
+		c.endLocked()
+		return
+	}
+	if c.sent != sent {
+		c.movedLocked()
+	}
+	if c.inFlight == 0 {
+		c.flights = c.flights[:0]
+	} else {
+		c.landed(c.flights.land(c.acked))
+	}
+	c.scheduleResendLocked()
+	if c.cohort == nil && !c.idle.Queued() { // it may have waited for this
+		c.hv.ready(&c.task)
+	}
+}
+
+// scheduleResendLocked makes the link look at the cursor's timer when that expires.
+func (c *cursor) scheduleResendLocked() {
+	if c.timer.running() {
+		c.hv.schedule(&c.hv.resend, c.timer.at)
+	}
+}
+
+// resendLocked looks at the cursor's timer, and returns when it expires, or zero if it does not
+// run. If nothing was heard of what was sent, it is sent again, and the timer starts with the
+// first of it.
+func (c *cursor) resendLocked(now time.Time) time.Time {
+	if !c.gone && c.timer.expired(now) {
+		c.resend(c.acked)
+		c.timer.backOff()
+		c.timer.stop()
+		c.movedLocked()
+	}
+	return c.timer.at
 }
 
 // queueStatusLocked makes the link's next status say where the session stands, before anything
@@ -124,11 +210,10 @@ func (c *cursor) queueStatusLocked() {
 }
 
 // takeStatus returns the session's entry in a status to this viewer, unless there is nothing to
-// say. Its AckSeq is what was handed to the viewer's link: if less than that arrived, something
-// was lost. A cursor that can't stay where it is moves here, so that the status says where it
+// say. A cursor that can't stay where it is moves here, so that the status says where it
 // goes on; one that is ahead of the agent ends, with an error in the status's place.
 //
-// With this the status is no longer pending, and the cursor may hand out what follows it.
+// With this the status is no longer pending, and the cursor may send what follows it.
 func (c *cursor) takeStatus() (SessionStatus, bool) {
 	s := c.s
 	s.mu.Lock()
@@ -154,14 +239,16 @@ func (c *cursor) takeStatus() (SessionStatus, bool) {
 // standingLocked returns a status entry of the cursor's epoch. Of an epoch before the current
 // one it says neither an end nor what came before: the viewer is to read on in it, and hears
 // of the next epoch when it has. The position may be ahead of what is accepted, while the hub
-// catches up with its agent (rule 13); AckSeq must not be.
+// catches up with its agent (rule 13); AckSeq, which says how far the hub takes the viewer to
+// be, must not be.
 func (c *cursor) standingLocked() SessionStatus {
 	s, l := c.s, c.logLocked()
 	st := SessionStatus{
-		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.seq, l.head),
+		SessionID: s.id, Epoch: c.epoch, FirstSeq: l.first(), HeadSeq: l.head, AckSeq: min(c.acked, l.head),
 	}
 	if l == &s.log {
 		st.Ended, st.PrevEpoch, st.PrevSeq = s.ended, s.prevID, s.prevSeq
+		c.toldEnd = c.toldEnd || s.ended
 	}
 	return st
 }
@@ -171,10 +258,10 @@ func (c *cursor) standingLocked() SessionStatus {
 // is sent that again.
 func (c *cursor) checkAheadLocked() *ProtocolError {
 	s := c.s
-	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.agentHead {
+	if c.epoch < s.epoch || c.epoch == s.epoch && c.sent <= s.agentHead {
 		return nil
 	}
-	err := refusal(CodeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
+	err := refusal(CodeReplayAhead, s.id, "position %d is ahead of the session", c.sent)
 	err.Epoch, err.Seq = s.epoch, s.log.head
 	return err
 }
@@ -195,55 +282,64 @@ func (c *cursor) logLocked() *log {
 	switch {
 	case c.epoch == s.epoch:
 		return &s.log
-	case s.prev != nil && s.prev.epoch == c.epoch && c.seq < s.prev.log.head:
+	case s.prev != nil && s.prev.epoch == c.epoch && c.sent < s.prev.log.head:
 		return &s.prev.log
 	}
 	return nil
 }
 
-// next hands out what comes next in the session: a piece of the hub's log, a piece
-// that the agent replayed, or a gap. The session is locked only to choose the page, and the
-// payload is made of it after that.
-//
-// The link serves the cursor now, so it leaves its cohort. If it was woken because it is its
-// turn to take a permit of the link, and did not take it, the next in the queue gets the turn: it
-// may have moved into the log meanwhile, and nobody else would pass the permit on.
+// next sends what comes next in the session: a piece of the hub's log, a piece that the agent
+// replayed, or a gap. The session is locked only to choose the page, and the payload is made of
+// it after that. All but a gap that was declared for this viewer is true for every viewer of
+// the session, and names none. The link serves the cursor now, so it leaves its cohort.
 func (c *cursor) next(now time.Time) Payload {
 	s := c.s
 	s.mu.Lock()
 	c.leaveLocked()
 	l := c.resolveLogLocked()
 	var p *page
-	var replayed bool
 	if l != nil {
-		p, replayed = c.nextPageLocked(now, l)
-	}
-	if c.atLink.Queued() {
-		c.passOnLocked()
+		p = c.nextPageLocked(now, l)
 	}
 	if p == nil {
 		s.mu.Unlock()
 		return nil
 	}
-	epoch, head, first := c.epoch, l.head, l.first()
+	c.sentLocked(now, p)
+	epoch, head := c.epoch, l.head
 	s.mu.Unlock()
-	if replayed {
-		b := newReplayBatch()
-		b.ReplayBatchPayload = ReplayBatchPayload{
-			SessionID: s.id, ViewerID: c.hv.viewerID, RequestID: p.request, Epoch: epoch,
-			FirstSeq: p.first, LastSeq: p.last, UntilSeq: first - 1, AvailableFrom: p.available,
-			Done: p.last == first-1,
-		}
-		b.Gaps, b.page = p.gaps, *p
-		return b
-	}
 	b := newEventBatch()
 	b.EventBatchPayload = EventBatchPayload{
-		SessionID: s.id, ViewerID: c.hv.viewerID, Epoch: epoch, Link: c.hv.id,
-		FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
+		SessionID: s.id, Epoch: epoch, FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
+	}
+	if p.private {
+		b.ViewerID, b.Link = c.hv.viewerID, c.hv.id
 	}
 	b.Gaps, b.page = p.gaps, *p
 	return b
+}
+
+// sentLocked notes that a page is sent.
+func (c *cursor) sentLocked(now time.Time, p *page) {
+	events, bytes := len(p.slots), p.eventBytes()
+	c.advance(now, p.last, events, bytes, c.acked)
+	c.flights.add(p.last, events, bytes, c.window)
+	c.toldEnd = c.toldEnd || p.hasEnd()
+}
+
+// written is called by the link when what the cursor handed out is written.
+func (c *cursor) written(now time.Time) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.writtenLocked(now)
+}
+
+// writtenLocked starts the cursor's timer, unless it runs: so the link is not asked for each
+// event to look at it.
+func (c *cursor) writtenLocked(now time.Time) {
+	if !c.gone && c.sendCursor.written(now, c.acked) {
+		c.scheduleResendLocked()
+	}
 }
 
 // resolveLogLocked returns the log that the cursor reads, or nil if there is nothing to read
@@ -265,36 +361,35 @@ func (c *cursor) resolveLogLocked() *log {
 	return l
 }
 
-// nextPageLocked returns the next piece of the session, or nil if there is none yet, and
-// whether the agent replayed it. The log comes before what the agent replayed: where it reaches
-// far enough, nothing has to be waited for.
+// nextPageLocked returns the next piece of the session that the viewer has room for, or nil if
+// there is none yet. The log comes before what the agent replayed: where it reaches far enough,
+// nothing has to be waited for. Where there is no room, the viewer's ack wakes the cursor, or
+// its timer (rule 7).
 //
-// At the head an ended session is named in one more status, so that a viewer learns of an end
-// that lies in a gap (rule 16).
-func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) {
+// At the head a session whose end lies in a gap is named in one more status, or the viewer would
+// not learn of it (rule 16).
+func (c *cursor) nextPageLocked(now time.Time, l *log) *page {
 	s := c.s
+	events, bytes, first := c.allowed(pageBytes)
 	switch {
-	case c.seq >= l.head:
+	case c.sent >= l.head:
 		c.parkLocked()
-		if s.ended && !c.ended {
-			c.ended = true
+		if s.ended && !c.toldEnd {
 			c.queueStatusLocked()
 		}
-		return nil, false
-	case c.seq+1 >= l.first():
+		return nil
+	case c.window.full:
+		return nil
+	}
+	r := span{after: c.sent, until: l.head, events: events, bytes: bytes, first: first}
+	switch {
+	case c.sent+1 >= l.first():
 		c.stopAskingLocked()
-		c.pages = nil
-		p = s.readLocked(l, c.seq)
-	case len(c.pages) > 0:
-		p, replayed = &c.pages[0], true
-		c.pages = c.pages[1:]
-	default:
-		p = c.fetchOlderLocked(now, l)
+		return s.readLocked(l, r)
+	case events == 0: // what is older costs the agent something
+		return nil
 	}
-	if p != nil {
-		c.seq = p.last
-	}
-	return p, replayed
+	return c.fetchOlderLocked(now, l, r)
 }
 
 // parkLocked puts the cursor among those that wait for the next event. Those that stand at the
@@ -303,7 +398,7 @@ func (c *cursor) nextPageLocked(now time.Time, l *log) (p *page, replayed bool) 
 // caller asks by Next: it is woken by acceptLocked itself.
 func (c *cursor) parkLocked() {
 	s := c.s
-	if c.hv.started.Load() && c.seq == s.log.head && c.epoch == s.epoch {
+	if c.hv.started.Load() && c.sent == s.log.head && c.epoch == s.epoch {
 		s.joinLocked(c)
 	} else {
 		s.idle.Push(&c.idle, c)
@@ -330,17 +425,19 @@ func (s *hubSession) dropSharedPageLocked() {
 	}
 }
 
-// readLocked returns the page after a number of one of the session's logs. Cursors that come
-// one after the other share it, and the events that are made of it for their payloads. Nobody
-// knows which of them uses it last, so a shared page's memory is left to the garbage collector.
-func (s *hubSession) readLocked(l *log, after uint64) *page {
-	if p := s.page; p != nil && p.of == l && p.first == after+1 {
+// readLocked returns the page of one of the session's logs that a span asks for, or nil if it
+// would be empty. Cursors that come one after the other share it if all of it fits them, and the
+// events that are made of it for their payloads. Nobody knows which of them uses it last, so a
+// shared page's memory is left to the garbage collector.
+func (s *hubSession) readLocked(l *log, r span) *page {
+	if p := s.page; p != nil && p.of == l && p.first == r.after+1 && p.fits(r.events, r.bytes, r.first) {
 		return p
 	}
-	p := l.read(span{after: after, until: l.head, events: s.h.sizes.batch, bytes: pageBytes, first: anySize})
-	if len(s.cursors) > 1 {
+	r.events = min(r.events, s.h.sizes.batch)
+	p := l.read(r)
+	if len(s.cursors) > 1 && p.last >= p.first {
 		p.of, p.shared, p.memory = l, new(sharedEvents), nil
 		s.page = &p
 	}
-	return &p
+	return p.orNil()
 }

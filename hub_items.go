@@ -3,7 +3,6 @@ package gvstream
 import (
 	"context"
 	"iter"
-	"math"
 	"time"
 )
 
@@ -23,12 +22,7 @@ import (
 // Position of the last item that was dealt with.
 func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		v := NewViewer(&ViewerConfig{
-			// The viewer may have to wait for room, for which this goroutine would have to read
-			// at the same time: so the buffer takes any payload that comes while it is empty.
-			BufferItems: 2 * (maxBatchEvents + maxBatchGaps),
-			BufferBytes: math.MaxInt / 2,
-		})
+		v := NewViewer(nil)
 		if err := v.Watch(sessionID, after); err != nil {
 			yield(Item{}, err)
 			return

@@ -419,7 +419,9 @@ func (s *hubSession) leavePlaceLocked(agentID string) {
 // there is an agent now that can replay older events.
 func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]page, error) {
 	ha := o.ha
-	rc := &receiver{s: s, ha: ha}
+	rc := &receiver{s: s, ha: ha, acks: ackState{
+		delay: ackDelay, window: window{events: ha.h.cfg.Window, bytes: ha.h.cfg.WindowBytes},
+	}}
 	rc.task = task{Source: rc.next, Control: true}
 	ha.mu.Lock()
 	dead, changed := ha.sessions == nil, o.entry.Epoch != s.epoch

@@ -1,231 +1,297 @@
 package gvstream
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// This file gets events for a cursor that are older than the hub's log (rule 12). The agent has
-// them; the hub asks for them, one request a cursor at a time, and hands them on without
-// keeping them.
+// This file gets events that are older than the hub's log (rule 12). The agent has them; the hub
+// asks for a piece at a time, which is a fetch, and all cursors that need events of that piece
+// read them there, as they read the log. A fetch goes a second after the last of them has left.
 //
-//	the cursor                        what it has
-//	waits for a permit of its link    a place in atLink
-//	waits for one of the session      the link's permit, a place in atSession
-//	has a request                     both permits, a replayRequest
-//	hands out what came               pages; the permits only until the answer is complete
-//	waits to ask again                retry: after a refusal, a loss or silence
-//	waits for the agent               waitingSince: it is away, or has not said hello
+//	the cursor                what it has
+//	waits to be asked for     a place in its session's asking
+//	waits for events          a fetch, and a place in its waiting
+//	reads                     a fetch
+//	has waited too long       a gap up to the hub's log, and nothing of the above
 //
-// The events of a request arrive on the agent's link, and what the cursor does next depends on
-// the viewer's link asking it. Either connection may be stuck, so the clock of a request is
-// looked at from both sides, and a free permit of the session, for which other viewers wait, is
-// used by whichever goroutine frees it.
+// The events of a fetch arrive on the agent's link, and a cursor goes on when its viewer's link
+// asks it. Either connection may be stuck. So the agent's link keeps the time of requests and
+// the viewer's that of its cursors, and neither waits for the other.
 
-// fetchOlderLocked deals with what is older than the hub's log: it asks the agent, waits, or
-// declares a gap, which it returns. The order: what can't be had is declared before anything
-// is waited for, a request that is open or put off keeps its time, and only then the agent is
-// asked. If it returns nil, the cursor is in a queue or has set a time, so that something
-// wakes it.
-func (c *cursor) fetchOlderLocked(now time.Time, l *log) *page {
+// fetching is what a session has asked its agent for. hubSession embeds it.
+type fetching struct {
+	fetches []*fetch             // in the order in which they were made
+	asking  sched.Queue[*cursor] // need events that are in no fetch; the first is asked for next
+
+	newsAt   time.Time // when the agent last answered a request
+	silentOn string    // the link on which the agent answers none, or empty
+}
+
+// fetchOlderLocked returns the next piece of what is older than the hub's log, as much of it as
+// the span allows, or a gap if nobody has it. If it returns nil, the cursor is in a queue and has set a time, so that something wakes
+// it. What has come is given out before anything else is looked at, however old it is.
+func (c *cursor) fetchOlderLocked(now time.Time, l *log, r span) *page {
 	s := c.s
 	until := l.first() - 1
-	switch {
-	case l != &s.log: // no agent has the older epoch any more
+	if l != &s.log { // no agent has the older epoch any more
 		return c.gapLocked(until, ReasonEvicted)
-	case c.unavailableTo > c.seq:
-		return c.gapLocked(min(c.unavailableTo, until), ReasonUnavailable)
-	case c.tickRequestLocked(now):
-		return nil
-	case s.h.cfg.MaxReplays == 0 || s.h.cfg.MaxViewerReplays == 0: // there are no permits
+	}
+	if c.attachLocked() {
+		switch f := c.fetch; {
+		case c.sent < f.log.head:
+			c.waitingSince = time.Time{}
+			r.until = f.log.head
+			return s.readLocked(&f.log, r)
+		case f.lost:
+			return c.gapLocked(f.until, ReasonUnavailable)
+		}
+	}
+	if s.h.cfg.MaxReplays == 0 || !now.Before(c.patienceLocked(now)) {
 		return c.gapLocked(until, ReasonUnavailable)
 	}
-	ha, greeted := s.h.agent(s.owner)
-	if greeted {
-		c.waitingSince = time.Time{}
-		c.requestReplayLocked(ha, until)
-		c.tickRequestLocked(now) // starts the clock of a request that it made
-		return nil
+	if c.fetch == nil {
+		s.asking.Push(&c.fetchPlace, c)
+		s.h.await(s)
+		s.askLocked(now)
 	}
-	if !c.waitForAgentLocked(now, ha != nil) {
-		return c.gapLocked(until, ReasonUnavailable)
+	if c.fetch != nil {
+		c.fetch.waiting.Push(&c.fetchPlace, c)
 	}
+	c.hv.schedule(&c.task, c.patienceLocked(now))
 	return nil
 }
 
-// waitForAgentLocked reports whether the cursor still waits for an agent that can't be asked. It is
-// called again within a second, since a hello, which may precede the session's opening by far,
-// wakes no cursors. The wait counts from when the cursor first needed the agent, over all
-// links that come and go meanwhile.
-func (c *cursor) waitForAgentLocked(now time.Time, connected bool) bool {
+// patienceLocked returns until when the cursor waits. An agent that is away is waited for from
+// when the cursor first needed it, over all links that come and go meanwhile. One that is there
+// is waited for as long from when it last answered any request of the session, since the others
+// may have to wait for that.
+//
+// A request may be lost, and an answer may take long on a slow link, where nothing else comes
+// meanwhile. So silence counts only if the agent was asked twice, or reads nothing, and once
+// something else of it has come after the time, up to timerMax: that much no payload takes. It is
+// remembered for the link, so that later cursors don't wait.
+func (c *cursor) patienceLocked(now time.Time) time.Time {
+	s, wait := c.s, c.s.h.cfg.ReplayWait
 	if c.waitingSince.IsZero() {
 		c.waitingSince = now
 	}
-	patience := c.s.h.cfg.ReplayWait
-	if connected { // its hello may have been lost; by then it has come again, or the link is dead
-		patience = max(patience, maxSilence)
+	ha, greeted := s.h.agent(s.owner)
+	switch {
+	case ha == nil:
+		return c.waitingSince.Add(wait)
+	case !greeted: // its hello may have been lost; by then it has come again, or the link is dead
+		return c.waitingSince.Add(max(wait, maxSilence))
+	case s.silentOn == ha.id:
+		return now
 	}
-	left := c.waitingSince.Add(patience).Sub(now)
-	if left > 0 {
-		c.hv.schedule(&c.task, now.Add(min(left, time.Second)))
+	since := later(c.waitingSince, s.newsAt)
+	last := since.Add(max(wait, timerMax))
+	f := c.fetch
+	if f == nil { // those that are asked for first find out
+		return last
 	}
-	return left > 0
+	last = earlier(last, f.newsAt.Add(max(wait, timerMax))) // it answers others, and never this one
+	greetedAt, heardAt := ha.times()
+	at := later(later(since, greetedAt).Add(max(wait, replayAgain)), f.againAt.Add(replayLost))
+	if now.Before(at) {
+		return earlier(at, last)
+	}
+	if !heardAt.Before(at) {
+		if !f.againAt.IsZero() || f.overdueLocked(now) {
+			s.silenceLocked(ha)
+			return now
+		}
+		f.askAgainLocked(now)
+	}
+	return earlier(now.Add(time.Second), last)
 }
 
-// gapLocked declares what nobody can give to the cursor, up to a number.
+// silenceLocked remembers that the agent answers nothing on its link, and tells all that wait.
+func (s *hubSession) silenceLocked(ha *hubAgentLink) {
+	s.silentOn = ha.id
+	for c := s.asking.Pop(); c != nil; c = s.asking.Pop() {
+		c.hv.ready(&c.task)
+	}
+	for _, f := range s.fetches {
+		f.wakeLocked()
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// gapLocked declares what nobody can give to the cursor, up to a number. It is true for this
+// viewer alone: another may have got the events, or get them when the agent is back.
 func (c *cursor) gapLocked(to uint64, reason Reason) *page {
 	c.stopAskingLocked()
-	p := gapPage(c.seq+1, to, reason)
+	p := gapPage(c.sent+1, to, reason)
+	p.private = true
 	return &p
 }
 
-// tickRequestLocked reports whether the cursor waits for an answer, or for the time to ask again.
-// A request's time counts from when it was made, and anew from when it is sent: an agent's
-// link that is stuck must not keep the permits.
-func (c *cursor) tickRequestLocked(now time.Time) bool {
-	if c.request != nil && !c.retry.running() {
-		c.retry.start(now)
-	}
-	c.retryUnansweredLocked(now)
-	if !c.retry.running() || c.retry.expired(now) {
-		return false
-	}
-	c.hv.schedule(&c.task, c.retry.at)
-	return true
+// stopAskingLocked ends the cursor's wait for older events, and its reading of them.
+func (c *cursor) stopAskingLocked() {
+	c.fetchPlace.Remove()
+	c.leaveFetchLocked()
+	c.waitingSince = time.Time{}
 }
 
-// retryUnansweredLocked ends a request to which nothing came for a timer period, and reports
-// whether it did. The agent is asked again under a new id, so that the two answers can't be
-// confused, and in turn: the permits go to the cursors that wait, so that an agent that
-// answers some requests and not others does not hold up all of them.
-func (c *cursor) retryUnansweredLocked(now time.Time) bool {
-	if c.request == nil || !c.retry.expired(now) {
-		return false
+// attachLocked makes the cursor read the fetch that has its next number, or will have it, and
+// reports whether there is one.
+func (c *cursor) attachLocked() bool {
+	next := c.sent + 1
+	if c.fetch != nil && c.fetch.covers(next) {
+		return true
 	}
-	c.retry.backOff()
-	c.releaseLocked()
-	return true
-}
-
-// requestReplayLocked sends a replay request to the agent, or waits for the permits that it
-// takes. The cursor has no request.
-func (c *cursor) requestReplayLocked(ha *hubAgentLink, until uint64) {
-	if c.acquireLocked() {
-		c.sendRequestLocked(ha, until)
-	}
-}
-
-// acquireLocked takes the permits that a request needs, or waits for one. The link's comes
-// before the session's: so a viewer at its own limit takes no turn away from the session's
-// other viewers, and as all take them in this order, none waits for another in a circle. A
-// cursor in the queue for the session's permit has the link's.
-func (c *cursor) acquireLocked() bool {
-	if !c.atSession.Queued() {
-		c.hv.mu.Lock()
-		ok := c.hv.permits.acquire(c, &c.atLink)
-		c.hv.offerLocked()
-		c.hv.mu.Unlock()
-		if !ok {
-			return false
+	c.leaveFetchLocked()
+	for _, f := range c.s.fetches {
+		if f.covers(next) {
+			c.readFetchLocked(f)
+			return true
 		}
 	}
-	return c.s.permits.acquire(c, &c.atSession)
+	return false
 }
 
-// sendRequestLocked makes the request for which the cursor has the permits, and queues it on the
-// agent's link. That may have died since it was looked up: then its map is nil.
-func (c *cursor) sendRequestLocked(ha *hubAgentLink, until uint64) {
-	rq := &replayRequest{c: c, ha: ha, from: c.seq + 1, expected: c.seq + 1, until: until, left: c.s.h.sizes.replay}
-	rq.task = task{Source: rq.next, Control: true}
-	c.request = rq
-	c.retry.stop()
-	ha.mu.Lock()
-	dead := ha.requests == nil
-	if !dead {
-		ha.requestCount++
-		rq.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // an id that no other link uses
-		ha.requests[rq.id] = rq
-		ha.readyLocked(&rq.task)
+func (c *cursor) readFetchLocked(f *fetch) {
+	c.fetchPlace.Remove()
+	c.fetch, c.fromStart = f, c.sent+1 == f.log.first()
+	f.readers++
+	f.leftAt = time.Time{}
+}
+
+// leaveFetchLocked takes the cursor off its fetch. What becomes of one that nobody reads any
+// more is for its task, on the agent's link; if that is dead, it goes at once.
+func (c *cursor) leaveFetchLocked() {
+	f := c.fetch
+	if f == nil {
+		return
 	}
-	ha.mu.Unlock()
-	if dead { // the cursor looks for the next link, and waits for it if need be
-		c.releaseLocked()
+	c.fetchPlace.Remove()
+	c.fetch = nil
+	f.readers--
+	f.read = f.read || c.fromStart && c.sent >= f.end()
+	switch {
+	case f.gone || f.readers > 0:
+	case f.ha == nil:
+		f.dropLocked()
+	default:
+		f.ha.ready(&f.task)
+	}
+}
+
+// askLocked makes requests for the cursors that wait to be asked for, in their order, as far as
+// MaxReplays allows. It makes them here and now, for the cursors: to wake one and let it ask
+// would be wrong, since its viewer's link may be stuck, and the others would wait for it.
+func (s *hubSession) askLocked(now time.Time) {
+	ha, greeted := s.h.agent(s.owner)
+	if !greeted {
+		return
+	}
+	for c := s.asking.Front(); c != nil; c = s.asking.Front() {
+		if c.epoch == s.epoch && c.sent+1 < s.log.first() && s.silentOn != ha.id && !c.attachLocked() {
+			if !s.mayAskLocked() || !s.fetchLocked(now, c, ha) {
+				return
+			}
+		}
+		c.fetchPlace.Remove()
 		c.hv.ready(&c.task)
 	}
 }
 
-// releaseLocked ends the cursor's request, or its wait for the session's permit, and gives
-// back the permits that it has. What came of the request stays in pages.
-func (c *cursor) releaseLocked() { c.releaseAtLocked(time.Time{}) }
-
-// releaseAtLocked is releaseLocked, except that the link's permit stays taken until the given
-// time, if there is one. The session's is free at once in any case: one viewer that asks and
-// gives up must not keep the others waiting.
-func (c *cursor) releaseAtLocked(at time.Time) {
-	s, hv, rq := c.s, c.hv, c.request
-	if rq == nil && !c.atSession.Queued() {
-		return
-	}
-	c.atSession.Remove()
-	hv.mu.Lock()
-	hv.permits.release(at)
-	hv.offerLocked()
-	hv.mu.Unlock()
-	if rq != nil {
-		c.request = nil
-		c.retry.stop()
-		rq.withdrawLocked()
-		s.permits.release(time.Time{})
-		s.passPermitsLocked()
-	}
-}
-
-// passPermitsLocked gives the session's free permits to the first cursors that wait for one and
-// can use it. Their requests go out here and now. To wake a cursor and let it ask, as
-// offerLocked does, would be wrong: its viewer's link may be stuck, and would keep a turn for
-// which the cursors of other links wait. A cursor that can't use it, because it reads an older
-// epoch or the agent can't be asked, leaves the queue and decides anew.
-func (s *hubSession) passPermitsLocked() {
-	for c := s.permits.next(); c != nil; c = s.permits.next() {
-		if ha, greeted := s.h.agent(s.owner); greeted && c.epoch == s.epoch {
-			c.requestReplayLocked(ha, s.log.first()-1)
-		} else {
-			c.releaseLocked()
+// mayAskLocked reports whether another request may be made. The agent is answering MaxReplays at
+// most. And what it has answered and nobody has read from start to end counts for the second that
+// it stays, up to as much: so viewers that come and go can't make an agent send without a limit.
+func (s *hubSession) mayAskLocked() bool {
+	open, unread := 0, 0
+	for _, f := range s.fetches {
+		if f.open {
+			open++
+		} else if f.unreadLocked() {
+			unread += f.size()
 		}
-		c.hv.ready(&c.task) // to decide anew, or to start the clock of its request
+	}
+	return open < s.h.cfg.MaxReplays && unread/maxRequestBytes < s.h.cfg.MaxReplays
+}
+
+// fetchLocked asks for the events that a cursor needs next, up to what another fetch has or the
+// log begins with. It reports false if the link is dead: then its map is nil.
+func (s *hubSession) fetchLocked(now time.Time, c *cursor, ha *hubAgentLink) bool {
+	f := &fetch{
+		s: s, ha: ha, viewerID: c.hv.viewerID, log: log{head: c.sent}, until: s.log.first() - 1,
+		left: s.h.sizes.replay, open: true, askAt: now, newsAt: now,
+	}
+	for _, other := range s.fetches {
+		if from := other.log.first(); from > c.sent {
+			f.until = min(f.until, from-1)
+		}
+	}
+	f.task = task{Source: f.next, Control: true}
+	ha.mu.Lock()
+	dead := ha.requests == nil
+	if !dead {
+		ha.requestCount++
+		f.id = ha.id + "-" + strconv.Itoa(ha.requestCount) // an id that no other link uses
+		ha.requests[f.id] = f
+		ha.readyLocked(&f.task)
+	}
+	ha.mu.Unlock()
+	if dead {
+		return false
+	}
+	s.evictFetchesLocked()
+	s.fetches = append(s.fetches, f)
+	c.readFetchLocked(f)
+	return true
+}
+
+// evictFetchesLocked makes room for another fetch, if four times as much is held as may be asked
+// for at a time: the oldest go, those first that nobody reads. A viewer that is that slow has to
+// ask again. What counts as unread stays, or it would no longer count; it is bounded itself.
+func (s *hubSession) evictFetchesLocked() {
+	for {
+		var oldest *fetch
+		held := 0
+		for _, f := range s.fetches {
+			held += f.size()
+			if !f.open && !f.unreadLocked() && (oldest == nil || oldest.readers > 0 && f.readers == 0) {
+				oldest = f
+			}
+		}
+		if held/maxRequestBytes/4 < s.h.cfg.MaxReplays || oldest == nil {
+			return
+		}
+		oldest.dropLocked()
 	}
 }
 
-// passOnLocked gives up the cursor's turn to take a permit of the link, which it was woken for
-// and did not use, and wakes the next one.
-func (c *cursor) passOnLocked() {
-	c.hv.mu.Lock()
-	defer c.hv.mu.Unlock()
-	if c.hv.permits.next() == c {
-		c.atLink.Remove()
-		c.hv.offerLocked()
+// endFetchesLocked ends everything that was asked for: the session gets another epoch, another
+// owner or none. Cursors decide anew when they are woken.
+func (s *hubSession) endFetchesLocked() {
+	for len(s.fetches) > 0 {
+		s.fetches[0].dropLocked()
 	}
-}
-
-// giveUpLocked ends a request that the viewer gives up, by another watch or a stop. It counts
-// for its link for another second, since the agent may be sending what nobody wants any more
-// (rule 12): so a viewer that watches again and again costs the agent no more than its permits
-// allow. A request that was not sent yet costs it nothing.
-func (c *cursor) giveUpLocked(now time.Time) {
-	if c.request == nil || !c.request.sent {
-		return
+	for c := s.asking.Pop(); c != nil; c = s.asking.Pop() {
+		c.hv.ready(&c.task)
 	}
-	at := now.Add(replayAgain)
-	c.releaseAtLocked(at)
-	c.hv.schedule(&c.hv.permitTask, at)
-}
-
-// stopAskingLocked ends whatever the cursor does to get older events from the agent, its waits
-// included. What came already is the caller's to keep or drop.
-func (c *cursor) stopAskingLocked() {
-	c.releaseLocked()
-	c.retry.reset()
-	c.waitingSince = time.Time{}
+	s.h.unawait(s)
+	s.newsAt, s.silentOn = time.Time{}, ""
 }
 
 // maxRequestBytes is how much of the answers to one request the hub holds before it takes no
@@ -233,159 +299,331 @@ func (c *cursor) stopAskingLocked() {
 // itself; one that doesn't is held to it here.
 const maxRequestBytes = maxReplayBytes
 
-// A replayRequest is one open replay request to an agent, for one cursor. It holds a permit of
-// the session and one of the viewer's link. The session's lock protects it.
+// A fetch is a replay request to a session's agent, and the events that came of it, as a log of
+// its own. Any number of cursors read it. The session's lock protects it.
 //
-//	made       in its agent's link's requests, and a task there
-//	sent       answers are awaited, until the cursor's retry expires; each one that brings
-//	           something new starts that again
-//	over       no longer its cursor's request: what still comes for it is stale
+//	made       a task on its agent's link
+//	asked      answers are awaited; asked again, under the same id, after a loss or a refusal
+//	complete   not open: all has come, or all that the agent gives at a time, or the link died
+//	gone       no longer in its session's fetches; what comes for it is stale
 //
-// It is over when it is answered in full or refused, a part of its answer was lost, its time
-// has passed, the viewer gave it up, or either link died. It is never used again.
-type replayRequest struct {
-	task // sends the request, then looks at its time
-	c    *cursor
-	ha   *hubAgentLink // whose link it was sent on: answers count on no other
-	id   string
+// An answer goes into the log in order; the agent is asked to go on from the log's head. One
+// that the agent refuses for good, or to which it has nothing to give, is lost.
+type fetch struct {
+	task     // asks, and drops the fetch when nobody reads it any more
+	s        *hubSession
+	ha       *hubAgentLink // on whose link it was made; nil: that is dead
+	id       string
+	viewerID string // of the viewer that needed it first: every payload names one
 
-	// from ≤ expected ≤ until+1: the answer is taken in order, from its first number on.
-	from, expected, until uint64 // asked from, expected next, asked until
-	left                  int    // events that may still come
-	bytes                 int    // that came
-	sent                  bool
+	log   log    // begins at the first number that was asked for
+	until uint64 // the last one
+	left  int    // events that may still come
+	bytes int    // that came
+	open  bool   // the agent may be answering it
+	lost  bool   // the agent does not give what the log lacks
+	gone  bool
+
+	askAt   time.Time // when to ask; zero: it was asked
+	askedAt time.Time // when it was asked last; zero: never
+	againAt time.Time // when it was asked for the second time; zero: it was not
+	newsAt  time.Time // when it was made, or something new came
+
+	readers int                  // cursors that have it as their fetch
+	waiting sched.Queue[*cursor] // of these, those that have read what there is
+	read    bool                 // one has read all of it
+	leftAt  time.Time            // when it was seen without a reader; zero: it has some
 }
 
-// next sends the request, once. After that it only looks at the time, as the cursor's own task
-// does: that one is not asked while the viewer's link is stuck, and the permits of a request
-// without an answer would stay taken.
-func (rq *replayRequest) next(now time.Time) Payload {
-	c := rq.c
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
+// end is the last number that the fetch has, or may still get.
+func (f *fetch) end() uint64 {
+	if f.open || f.lost {
+		return f.until
+	}
+	return f.log.head
+}
+
+// size is what the fetch counts for, in bytes. A small one costs as well.
+func (f *fetch) size() int { return max(f.bytes, firstReplayPage) }
+
+// unreadLocked reports whether all cursors left a fetch and none has read all of it, so that the
+// agent may have sent it for nothing.
+func (f *fetch) unreadLocked() bool { return f.readers == 0 && !f.read }
+
+// covers reports whether a cursor finds a number here, or that nobody has it.
+func (f *fetch) covers(seq uint64) bool {
+	return !f.gone && seq >= f.log.first() && seq <= f.end()
+}
+
+// next asks the agent, when it is time to: at first, a second after a part was lost or the agent
+// was busy, and when nothing has come for a while though something else came after that. On a
+// slow link an answer may take longer, and then nothing else comes before it.
+func (f *fetch) next(now time.Time) Payload {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
 	switch {
-	case c.request != rq:
+	case f.gone || f.ha == nil:
 		return nil
-	case rq.sent && c.retryUnansweredLocked(now):
-		c.hv.ready(&c.task)
+	case f.readers == 0:
+		f.lingerLocked(now)
 		return nil
-	case rq.sent:
-		rq.ha.schedule(&rq.task, c.retry.at)
+	case !f.open:
 		return nil
 	}
-	rq.sent = true
-	c.retry.start(now)
-	c.hv.schedule(&c.task, c.retry.at)
+	at := f.askAt
+	if at.IsZero() {
+		at = later(f.askedAt, f.newsAt).Add(replayLost)
+		if _, heardAt := f.ha.times(); !now.Before(at) && heardAt.Before(at) {
+			at = now.Add(time.Second)
+		}
+	}
+	if now.Before(at) {
+		f.ha.schedule(&f.task, at)
+		return nil
+	}
+	if !f.askedAt.IsZero() && f.againAt.IsZero() {
+		f.againAt = now
+	}
+	f.askAt, f.askedAt = time.Time{}, now
 	return &ReplayRequestPayload{
-		SessionID: c.s.id, ViewerID: c.hv.viewerID, RequestID: rq.id, Epoch: c.epoch,
-		AfterSeq: rq.from - 1, UntilSeq: rq.until, Limit: rq.left,
+		SessionID: f.s.id, ViewerID: f.viewerID, RequestID: f.id, Epoch: f.s.epoch,
+		AfterSeq: f.log.head, UntilSeq: f.until, Limit: f.left,
 	}
 }
 
-// withdrawLocked takes the request off its agent's link. The agent does not hear of
-// it: there is no payload for that, and it stops by itself at the request's limit.
-func (rq *replayRequest) withdrawLocked() {
-	rq.ha.mu.Lock()
-	delete(rq.ha.requests, rq.id)
-	rq.ha.mu.Unlock()
-	rq.ha.forget(&rq.task)
-}
-
-// refusedLocked ends a request that the agent refuses. If that may change, the cursor asks again
-// on the timer; else what it asked for can't be had, and becomes a gap. The wait is doubled
-// for the next time only after this one has started.
-func (rq *replayRequest) refusedLocked(now time.Time, retryable bool) {
-	c := rq.c
-	c.releaseLocked()
-	if retryable {
-		c.retry.start(now)
-		c.hv.schedule(&c.task, c.retry.at)
-		c.retry.backOff()
+// lingerLocked drops a fetch that nobody reads, in time. One that was never sent costs the agent
+// nothing, and goes at once. What has come stays for a second, so that a viewer that comes back,
+// or another, finds it, and the agent need not send the same twice in a second. One that the agent may still be answering keeps its place, or the hub
+// would ask for more than the agent does at a time; there is no payload that ends it. If the
+// agent answers none, it stays: an answer to it would show that the agent has come to life.
+func (f *fetch) lingerLocked(now time.Time) {
+	if f.leftAt.IsZero() {
+		f.leftAt = now
+	}
+	at := f.leftAt.Add(replayAgain)
+	switch {
+	case f.askedAt.IsZero():
+		at = now
+	case f.open && f.s.silentOn == f.ha.id:
+		return
+	case f.open:
+		at = later(f.leftAt, f.newsAt).Add(max(f.s.h.cfg.ReplayWait, replayAgain))
+	}
+	if now.Before(at) {
+		f.ha.schedule(&f.task, at)
 		return
 	}
-	c.unavailableTo = rq.until
-	c.hv.ready(&c.task)
+	f.dropLocked()
+	f.s.askLocked(now)
 }
 
-// answered takes an answer, unless the request is over, or the answer does not fit it: that is
-// refused, since it could bring one viewer what another asked for, or more than there is room
-// for. It is clipped to what is new before it is measured, so that a transport may repeat it.
-func (rq *replayRequest) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
-	s := rq.c.s
+// askAgainLocked asks once more at a time, unless that is due already.
+func (f *fetch) askAgainLocked(at time.Time) {
+	if f.askAt.IsZero() {
+		f.askAt = at
+		f.ha.schedule(&f.task, at)
+	}
+}
+
+// overdueLocked reports whether the agent's link has not taken a request for long.
+func (f *fetch) overdueLocked(now time.Time) bool {
+	return !f.askAt.IsZero() && !now.Before(f.askAt.Add(replayLost))
+}
+
+// closeLocked notes that nothing more is to come. The agent's place is free.
+func (f *fetch) closeLocked(now time.Time) {
+	f.open = false
+	f.wakeLocked()
+	f.s.askLocked(now)
+}
+
+func (f *fetch) wakeLocked() {
+	for c := f.waiting.Pop(); c != nil; c = f.waiting.Pop() {
+		c.hv.ready(&c.task)
+	}
+}
+
+// dropLocked forgets the fetch. Its readers find that out when they are asked next.
+func (f *fetch) dropLocked() {
+	s := f.s
+	f.gone = true
+	f.wakeLocked()
+	i := slices.Index(s.fetches, f)
+	s.fetches = slices.Delete(s.fetches, i, i+1)
+	if s.page != nil && s.page.of == &f.log {
+		s.page = nil
+	}
+	if f.ha != nil {
+		f.ha.mu.Lock()
+		delete(f.ha.requests, f.id)
+		f.ha.mu.Unlock()
+		f.ha.forget(&f.task)
+	}
+}
+
+// orphanLocked is for a fetch whose agent's link died. What has come of it stays as long as
+// somebody reads it.
+func (f *fetch) orphanLocked() {
+	if f.gone {
+		return
+	}
+	f.ha, f.open = nil, false
+	if f.readers == 0 || f.log.empty() && !f.lost {
+		f.dropLocked()
+	}
+	f.wakeLocked()
+}
+
+// answeredLocked notes that the agent answers requests of the session.
+func (f *fetch) answeredLocked(now time.Time) {
+	f.newsAt, f.s.newsAt, f.s.silentOn = now, now, ""
+	if f.readers == 0 {
+		f.ha.ready(&f.task)
+	}
+}
+
+// refused deals with an agent's refusal, or an answer that can't be read. If that may change, the
+// agent is asked again; else what it was asked for can't be had, and becomes a gap for each reader.
+func (f *fetch) refused(now time.Time, retryable bool) {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	switch {
+	case !f.open || f.gone:
+	case retryable:
+		f.askAgainLocked(now.Add(replayAgain))
+	default:
+		f.answeredLocked(now)
+		f.lost = true
+		f.closeLocked(now)
+	}
+}
+
+// isOpen reports whether an answer would count.
+func (f *fetch) isOpen() bool {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return f.open
+}
+
+// answered takes an answer, unless the fetch is complete or gone, or the answer does not fit it:
+// that is refused, since it could bring more than there is room for. It is clipped to what is
+// new before it is measured, so that a transport may repeat it.
+func (f *fetch) answered(now time.Time, p *replayBatch, answer *page) *ProtocolError {
+	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if rq.c.request != rq {
+	if !f.open || f.gone {
 		s.h.stalePayloads.Add(1)
 		return nil
 	}
-	answer.clip(rq.expected - 1) // a duplicate asks for nothing more
+	answer.clip(f.log.head)
 	switch {
-	case p.SessionID != s.id || p.Epoch != rq.c.epoch || p.ViewerID != rq.c.hv.viewerID:
+	case p.SessionID != s.id || p.Epoch != s.epoch || p.ViewerID != f.viewerID:
 		return malformed("replay_batch: not what request %q asked for", p.RequestID)
-	case p.LastSeq > rq.until || len(answer.slots) > rq.left:
+	case p.LastSeq > f.until || len(answer.slots) > f.left:
 		return malformed("replay_batch: more than request %q asked for", p.RequestID)
 	}
-	rq.acceptAnswerLocked(now, p, answer)
+	f.acceptLocked(now, p, answer)
 	return nil
 }
 
-// acceptAnswerLocked keeps what is new in an answer for the cursor to hand out, in bytes of its own and
-// in pages that fit a payload. A request that is complete, or as much as the hub holds at a
-// time, gives its permits back now, before the viewer has taken anything: the cursor asks on
-// when its pages are handed out.
-func (rq *replayRequest) acceptAnswerLocked(now time.Time, p *replayBatch, answer *page) {
-	c := rq.c
-	if p.FirstSeq > rq.expected { // a part was lost: ask again, at most once a second
-		c.releaseLocked()
-		c.retry.startIn(now, replayAgain)
-		c.hv.schedule(&c.task, c.retry.at)
+// acceptLocked keeps what is new in an answer. A request that is complete, or as much as the hub
+// holds at a time, is over before any viewer has taken anything.
+func (f *fetch) acceptLocked(now time.Time, p *replayBatch, answer *page) {
+	if p.FirstSeq > f.log.head+1 { // a part was lost
+		f.askAgainLocked(now.Add(replayAgain))
 		return
 	}
-	if answer.pack(); answer.held != heldOwn {
-		answer.detach()
+	if answer.last > f.log.head {
+		f.answeredLocked(now)
+		f.left -= len(answer.slots)
+		f.bytes += answer.bytes
+		answer.pack()
+		f.log.accept(answer, func() {})
+		f.wakeLocked()
 	}
-	for _, pg := range answer.pieces() {
-		c.retry.reset() // here, as only an answer with news is progress
-		c.retry.start(now)
-		pg.request, pg.available = rq.id, p.AvailableFrom
-		c.pages = append(c.pages, pg)
-		rq.expected = pg.last + 1
-		rq.left -= len(pg.slots)
-		rq.bytes += pg.bytes
+	if p.Done && f.log.empty() { // the agent has nothing to give: don't ask for the same again
+		f.answeredLocked(now)
+		f.lost = true
 	}
-	if p.Done && rq.expected == rq.from { // the agent has nothing to give: don't ask for the same again
-		c.unavailableTo = rq.until
+	if p.Done || f.fullLocked() {
+		f.closeLocked(now)
 	}
-	if p.Done || rq.fullLocked() {
-		c.releaseLocked()
-	}
-	c.hv.ready(&c.task)
 }
 
 // fullLocked reports whether the request has got all that it asked for, or all that it may
 // get, whether or not the agent said that it is done.
-func (rq *replayRequest) fullLocked() bool {
-	return rq.expected > rq.until || rq.left == 0 || rq.bytes >= maxRequestBytes
+func (f *fetch) fullLocked() bool {
+	return f.log.head >= f.until || f.left == 0 || f.bytes >= maxRequestBytes
+}
+
+// greet asks for what cursors waited for while the agent was away. Those beyond MaxReplays go on
+// waiting, on this link or the next.
+func (ha *hubAgentLink) greet(now time.Time) {
+	for _, s := range ha.h.awaited(ha.agentID) {
+		s.mu.Lock()
+		s.askLocked(now)
+		if s.asking.Len() > 0 {
+			ha.h.await(s)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// request returns what was asked for under an id on this link, or nil.
+func (ha *hubAgentLink) request(id string) *fetch {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	return ha.requests[id]
 }
 
 // replayed takes an agent's answer to a replay request (rule 12). Its data is checked before any
-// session is locked, and only if the request is known: stale answers cost nothing. An event
-// that is larger than the hub takes becomes a gap, as it would in a batch (rule 11), but
-// without a word to the agent: it can't change what it has published.
+// session is locked, and only if it is awaited: stale answers cost nothing. An event that is
+// larger than the hub takes becomes a gap, as it would in a batch (rule 11), but without a word
+// to the agent: it can't change what it has published.
 func (ha *hubAgentLink) replayed(now time.Time, p *replayBatch) *ProtocolError {
-	ha.mu.Lock()
-	rq := ha.requests[p.RequestID]
-	ha.mu.Unlock()
-	if rq == nil {
+	f := ha.request(p.RequestID)
+	if f == nil || !f.isOpen() {
 		ha.h.stalePayloads.Add(1)
 		return nil
 	}
 	pg := &p.page
 	if err := p.load(); err != nil {
+		f.refused(now, true) // like a part that was lost
 		return malformed("replay_batch: %v", err)
 	}
 	for i := pg.firstLarger(ha.h.cfg.MaxEventBytes); i >= 0; i = pg.firstLarger(ha.h.cfg.MaxEventBytes) {
 		pg.lose(i, ReasonRejected)
 	}
-	return rq.answered(now, p, pg)
+	return f.answered(now, p, pg)
+}
+
+// await makes the hello of a session's agent ask for what the session's cursors need.
+func (h *Hub) await(s *hubSession) {
+	h.agentsMu.Lock()
+	defer h.agentsMu.Unlock()
+	if h.awaiting[s.owner] == nil {
+		h.awaiting[s.owner] = make(map[*hubSession]bool)
+	}
+	h.awaiting[s.owner][s] = true
+}
+
+func (h *Hub) unawait(s *hubSession) {
+	h.agentsMu.Lock()
+	defer h.agentsMu.Unlock()
+	delete(h.awaiting[s.owner], s)
+	if len(h.awaiting[s.owner]) == 0 {
+		delete(h.awaiting, s.owner)
+	}
+}
+
+// awaited returns the sessions of which cursors wait for an agent that has come, in the order of
+// their ids, and forgets them.
+func (h *Hub) awaited(agentID string) []*hubSession {
+	h.agentsMu.Lock()
+	out := slices.Collect(maps.Keys(h.awaiting[agentID]))
+	delete(h.awaiting, agentID)
+	h.agentsMu.Unlock()
+	slices.SortFunc(out, compareIDs)
+	return out
 }

@@ -32,6 +32,7 @@ type hubSession struct {
 	intake
 	history
 	audience
+	fetching
 
 	expiry   sched.Entry[*hubSession] // Hub.expiryMu protects it
 	jobPlace sched.Element[job]       // in the queue of the hub's workers, whose lock protects it
@@ -41,6 +42,7 @@ type hubSession struct {
 // (rules 5 and 15). The caller has counted a session that had none. The log before is kept
 // for a while, so that cursors in it can read it to its end.
 func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
+	s.endFetchesLocked()
 	next := history{epoch: epoch, log: log{head: start}, agentHead: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
@@ -114,7 +116,7 @@ func (s *hubSession) forgetEpochsLocked() {
 	s.history, s.page = history{}, nil
 	s.received, s.endsAt = 0, 0
 	for _, c := range s.cursors {
-		c.restartLocked(c.epoch, c.seq)
+		c.restartLocked(c.epoch, c.acked)
 		c.queueStatusLocked()
 	}
 }
@@ -122,8 +124,9 @@ func (s *hubSession) forgetEpochsLocked() {
 // setOwnerLocked makes an agent the owner; with an empty id the session belongs to nobody. What
 // the owner before has sent and is not stored is not the new one's to confirm.
 func (s *hubSession) setOwnerLocked(agentID string) {
-	if s.owner != agentID {
+	if s.owner != agentID { // what the one before was asked for, the other is to be asked for
 		s.dropIntakeLocked()
+		s.endFetchesLocked()
 	}
 	s.uncountLocked()
 	s.owner = agentID
@@ -188,7 +191,8 @@ type history struct {
 // An audience is the cursors of all viewers of a session, where they wait, and what
 // they share. A cursor is in one place at most: in a cohort in one of its two queues, in
 // one that is being sent to and so in neither, or in idle. One that is in none of them is
-// on its way: its link will ask it for its next payload, or it waits for older events.
+// on its way: its link will ask it for its next payload, or it waits for older events
+// (fetching).
 type audience struct {
 	cursors []*cursor            // all of them; each knows its index
 	atHead  sched.Queue[*cohort] // that were at the head when put there: the furthest behind is first
@@ -196,7 +200,6 @@ type audience struct {
 	parked  int                  // cursors in the cohorts of both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
-	permits permits              // of replay requests to the agent
 }
 
 // A pastEpoch is what is left of an epoch that another has followed. Nothing is added to its
@@ -222,7 +225,7 @@ func (h *Hub) getOrCreate(id string) *hubSession {
 
 // newSession returns a session that is not in the hub's map yet.
 func (h *Hub) newSession(id string) *hubSession {
-	s := &hubSession{h: h, id: id, audience: audience{permits: permits{free: h.cfg.MaxReplays}}}
+	s := &hubSession{h: h, id: id}
 	s.commit.s, s.ctx = s, context.Background()
 	return s
 }

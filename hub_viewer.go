@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -27,17 +28,17 @@ type hubViewerLink struct {
 	id       string // of the link; the viewer finds it in what it receives
 
 	// The link's own tasks, besides one for each cursor. status names the sessions whose
-	// cursors are in statuses, heartbeat puts all of them there every 15 s, and permitTask
-	// sends nothing: it frees permits when their time comes.
-	status, heartbeat, permitTask task
+	// cursors are in statuses, heartbeat puts all of them there every 15 s, and resend looks at
+	// the timers of all cursors, while any runs, and sends nothing.
+	status, heartbeat, resend task
 
 	// Link's lock protects the fields below.
 	greeted      bool                 // hello came
 	staleAt      time.Time            // when stale_link was last said
+	unknown      onceASecond          // unknown_session, to acks of what is not watched
 	cursors      map[string]*cursor   // by session; nil: the link is dead
 	statuses     sched.Queue[*cursor] // to be named in the next status; their statusPending is set
 	heartbeatAt  time.Time            // when the next sign of life is due
-	permits      permits              // of replay requests for this link
 	pendingAuths []*pendingAuth       // watches that are being authorized
 }
 
@@ -47,13 +48,13 @@ type hubViewerLink struct {
 func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubViewerLink {
 	hv := &hubViewerLink{
 		h: h, viewerID: viewerID, local: local, id: h.ids.ID(),
-		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
+		cursors: make(map[string]*cursor),
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
 	hv.workers, hv.patient = &h.workers, local
 	hv.status = task{Source: hv.nextStatus, Control: true}
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
-	hv.permitTask = task{Source: hv.expirePermits, Control: true}
+	hv.resend = task{Source: hv.nextResend, Control: true}
 	if !local && !validID(viewerID) {
 		hv.fail(now, invalidID(viewerID))
 		return hv
@@ -87,7 +88,7 @@ func (hv *hubViewerLink) detach(time.Time) {
 	delete(hv.h.locals, hv)
 	hv.h.mu.Unlock()
 	hv.mu.Lock()
-	cursors := hv.cursors
+	cursors := hv.sortedLocked()
 	hv.cursors = nil
 	hv.mu.Unlock()
 	for _, c := range cursors {
@@ -110,14 +111,17 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	case *HelloPayload:
 		return asError(hv.hello(now, p))
 	case *WatchPayload:
-		if err := hv.current(now, hv.id); err != nil { // a watch names no link
+		if err := hv.current(now, hv.id); err != nil {
 			return err
 		}
 		return hv.watch(ctx, now, p)
-	case *StatusPayload:
-		if len(p.Sessions) == 0 { // a sign of life
-			return hv.current(now, p.Link)
+	case *AckBatchPayload:
+		if err := hv.current(now, p.Link); err != nil {
+			return err
 		}
+		return asError(hv.acks(now, p))
+	case *StatusPayload:
+		return hv.current(now, p.Link) // a sign of life
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
@@ -144,8 +148,8 @@ func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	return nil
 }
 
-// current returns errStale for a payload of another link, or one before hello. A viewer that
-// took a late welcome for this link's learns of it by the answer (rule 3).
+// current returns errStale for a payload that comes before hello, or of another link. A watch
+// names none.
 func (hv *hubViewerLink) current(now time.Time, link string) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
@@ -163,7 +167,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
-		hv.stop(now, p.SessionID)
+		hv.unwatch(p.SessionID)
 		return nil
 	}
 	for range 2 { // once more if Revoke came meanwhile; after a second one, no
@@ -172,47 +176,49 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 			return err
 		}
 		if c != nil {
-			c.start(now, p.Epoch, p.AfterSeq)
+			c.start(p)
 			return nil
 		}
 	}
 	return refusal(CodeForbidden, p.SessionID, "revoked")
 }
 
-// stop ends a watch because the viewer says so. The permit of a request that is open stays
-// taken for a second, which is why this is not unwatch alone: otherwise a viewer that watches
-// and stops in a loop could make an agent send replays without a limit.
-func (hv *hubViewerLink) stop(now time.Time, sessionID string) {
+// acks takes what a viewer says of the sessions that it watches (rule 14). Of the refusals the
+// last is returned, which Link.handle answers, and the others are answered here.
+func (hv *hubViewerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
+	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
+		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
+	}
+	last := hv.ack(now, p.first())
+	for _, a := range p.Acks {
+		if err := hv.ack(now, a); err != nil {
+			if last != nil {
+				hv.refuse(now, last)
+			}
+			last = err
+		}
+	}
+	return last
+}
+
+// ack hands an ack to the session's cursor. If there is none, the viewer is told so: its watch
+// may have been lost, and then it asks for it again.
+func (hv *hubViewerLink) ack(now time.Time, a SessionAck) *ProtocolError {
 	hv.mu.Lock()
-	c := hv.cursors[sessionID]
+	c := hv.cursors[a.SessionID]
+	tell := c == nil && hv.unknown.allow(now, a.SessionID)
 	hv.mu.Unlock()
-	if c == nil {
-		return
+	switch {
+	case c != nil:
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		c.ackLocked(now, a)
+	case tell:
+		err := refusal(CodeUnknownSession, a.SessionID, "not watched on this link")
+		err.Epoch = a.Epoch
+		return err
 	}
-	c.s.mu.Lock()
-	c.giveUpLocked(now)
-	c.s.mu.Unlock()
-	hv.unwatch(sessionID)
-}
-
-// expirePermits frees the permits of requests that the viewer gave up a second ago, and lets a
-// cursor that waits for one go on. It is permitTask's source.
-func (hv *hubViewerLink) expirePermits(now time.Time) Payload {
-	hv.mu.Lock()
-	defer hv.mu.Unlock()
-	if next := hv.permits.expire(now); !next.IsZero() {
-		hv.scheduleLocked(&hv.permitTask, next)
-	}
-	hv.offerLocked()
 	return nil
-}
-
-// offerLocked wakes the cursor whose turn it is to take a permit of the link, if one is free.
-// It is called whenever a permit may have become free or the first in the queue has changed.
-func (hv *hubViewerLink) offerLocked() {
-	if c := hv.permits.next(); c != nil {
-		hv.readyLocked(&c.task)
-	}
 }
 
 // A pendingAuth is a watch that is being authorized: from before Authorize is asked until its
@@ -303,7 +309,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 		return nil, refusal(CodeLimitExceeded, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, index: len(s.cursors)}
-	c.task.Source = c.next
+	c.task.Source, c.task.Written = c.next, c.written
 	h.sessions[sessionID] = s
 	hv.cursors[sessionID] = c
 	s.cursors = append(s.cursors, c)
@@ -346,9 +352,8 @@ func (hv *hubViewerLink) nextStatus(time.Time) Payload {
 }
 
 // nextHeartbeat gives the sign of life, every 15 s: it makes nextStatus name all watches, or
-// sends an empty status itself if there are none (rule 13). The status is also how a viewer
-// finds that something was lost, by the entry's AckSeq. It may be called too early, and then
-// only sets its time again. The order of ids is for runs that can be repeated.
+// sends an empty status itself if there are none (rule 13). It may be called too early, and
+// then only sets its time again.
 func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 	hv.mu.Lock()
 	due := !now.Before(hv.heartbeatAt)
@@ -356,23 +361,51 @@ func (hv *hubViewerLink) nextHeartbeat(now time.Time) Payload {
 		hv.heartbeatAt = now.Add(heartbeatEvery)
 	}
 	hv.scheduleLocked(&hv.heartbeat, hv.heartbeatAt)
-	cursors := make([]*cursor, 0, len(hv.cursors))
-	for _, c := range hv.cursors {
-		cursors = append(cursors, c)
-	}
 	hv.mu.Unlock()
 	if !due {
 		return nil
 	}
 	hv.h.expire(now)
+	cursors := hv.sorted()
 	if len(cursors) == 0 {
 		return &StatusPayload{ViewerID: hv.viewerID, Link: hv.id}
 	}
-	slices.SortFunc(cursors, func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 	for _, c := range cursors {
 		c.s.mu.Lock()
 		c.queueStatusLocked()
 		c.s.mu.Unlock()
 	}
 	return nil
+}
+
+// nextResend looks at the timers of all cursors (rule 9), and comes again when the first of those
+// that run expires. One task does it for all, since a timer starts and ends with every few
+// events.
+func (hv *hubViewerLink) nextResend(now time.Time) Payload {
+	var next time.Time
+	for _, c := range hv.sorted() {
+		c.s.mu.Lock()
+		at := c.resendLocked(now)
+		c.s.mu.Unlock()
+		if next.IsZero() || !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	if !next.IsZero() {
+		hv.schedule(&hv.resend, next)
+	}
+	return nil
+}
+
+// sorted is sortedLocked for callers without the lock.
+func (hv *hubViewerLink) sorted() []*cursor {
+	hv.mu.Lock()
+	defer hv.mu.Unlock()
+	return hv.sortedLocked()
+}
+
+// sortedLocked returns the link's cursors in the order of their sessions' ids, for runs that can
+// be repeated.
+func (hv *hubViewerLink) sortedLocked() []*cursor {
+	return slices.SortedFunc(maps.Values(hv.cursors), func(a, b *cursor) int { return compareIDs(a.s, b.s) })
 }

@@ -845,7 +845,7 @@ func TestFrames(t *testing.T) {
 		const events = 600
 		st := NewStreamer(nil)
 		h := NewHub(&HubConfig{LogEvents: 50})
-		early, late := NewViewer(&ViewerConfig{BufferItems: 2 * events}), NewViewer(&ViewerConfig{BufferItems: 2 * events})
+		early, late := NewViewer(&ViewerConfig{WindowBytes: 1 << 20}), NewViewer(&ViewerConfig{WindowBytes: 1 << 20})
 		agent, hub := st.Connect(), h.ConnectAgent("a")
 		hubEarly, atEarly := h.ConnectViewer("early"), early.Connect()
 		hubLate, atLate := h.ConnectViewer("late"), late.Connect()

@@ -49,7 +49,7 @@ var pageMemories = sync.Pool{New: func() any { return new(pageMemory) }}
 //
 //  1. It is made: by log.read, by the decoder (slots only, until load adds the rest), by
 //     load of a batch's Events, or as a gapPage.
-//  2. Its maker may narrow it (clip, cut, lose, pieces), and move its bytes (pack, detach).
+//  2. Its maker may narrow it (clip, cut, lose), and move its bytes (pack, detach).
 //  3. It goes by value into a batch, or into a log (log.accept). The value left behind is
 //     not used again, unless the page is shared: then it is not changed either.
 //  4. It is encoded (appendTo) or decoded (open, copies, items), without any lock, and ended.
@@ -67,10 +67,7 @@ type page struct {
 	of     *log          // of a shared page: the log that it was read from, for others to find it
 
 	unchecked bool // at an agent: the events' data was published unread (StreamerConfig.TrustData)
-
-	// At a hub, of a page that answers a replay request and waits in its cursor (rule 12).
-	request   string // the id of the request, or empty
-	available uint64 // the first number that the agent still held, as it said
+	private   bool // at a hub: a gap that was declared for one viewer, and is true for no other
 }
 
 // appendTo appends the events' JSON objects, separated by commas. Events that lie next to
@@ -204,6 +201,9 @@ func (p *page) addGap(to uint64, reason Reason) {
 	p.bytes += gapBytes
 }
 
+// eventBytes is the bytes of the events' JSON alone, as windows count them.
+func (p *page) eventBytes() int { return p.bytes - len(p.gaps)*gapBytes - len(p.slots) }
+
 // load completes the page of a batch that arrived and passed its check. Events that the
 // decoder left in the frame are in the slots already; those of a payload are checked and
 // encoded here. Callers hold no lock, since that may take long. An error is an *eventError;
@@ -310,45 +310,18 @@ func (p *page) lose(i int, reason Reason) {
 	p.gaps = slices.Insert(slices.Clone(p.gaps), at, Gap{seq, seq, reason})
 }
 
-// pieces splits the page into pages each of which fits one payload (rule 7). They share its
-// memory, so only a page without memory to give back may be split: a hub's answer from an
-// agent, which was detached. An agent may send more at a time than this hub would.
-func (p *page) pieces() []page {
-	var out []page
-	for rest := *p; rest.last >= rest.first; {
-		piece := rest
-		piece.cut(rest.fitting())
-		rest.clip(piece.last)
-		out = append(out, piece)
+// orNil is the page, or nil if it is empty.
+func (p *page) orNil() *page {
+	if p.last < p.first {
+		return nil
 	}
-	return out
+	return p
 }
 
-// fitting returns the last number up to which the page fits one payload. The first event or
-// gap always does, whatever its size, or a large event could never be sent. It walks events
-// and gaps in the order of their numbers: the next one is a gap if a gap begins there.
-func (p *page) fitting() uint64 {
-	last, bytes, gaps := p.first-1, 0, 0
-	for i := 0; ; {
-		size := gapBytes
-		gap := gaps < len(p.gaps) && p.gaps[gaps].From == last+1
-		switch {
-		case gap && gaps == maxBatchGaps, !gap && i == len(p.slots):
-			return last
-		case !gap:
-			size = int(p.slots[i].size) + 1
-		}
-		if bytes += size; bytes > pageBytes && i+gaps > 0 {
-			return last
-		}
-		if gap {
-			last = p.gaps[gaps].To
-			gaps++
-		} else {
-			last = p.slots[i].to
-			i++
-		}
-	}
+// fits reports whether the page has no more than a span with these limits asks for.
+func (p *page) fits(events, bytes, first int) bool {
+	n := len(p.slots)
+	return n <= events && (p.eventBytes()+n <= bytes || n <= 1 && p.eventBytes() <= first)
 }
 
 // held says who owns a page's slots, and the bytes that they point to, and so how long each
@@ -370,9 +343,7 @@ func (p *page) fitting() uint64 {
 //
 //	heldOwn      made without events, as the zero value: there is nothing to own
 //	             encode: of the Events of a batch, from Handle or a frame that is not plain
-//	             detach: of a page from a peer; pack does it to save memory, and a hub does
-//	             it to an answer to a replay request, which must outlast its frame: it waits
-//	             for its viewer
+//	             detach: of a page from a peer; pack does it to save memory
 //	heldByLog    log.read, of more bytes than the span lets it copy: replays at an agent,
 //	             everything that a hub reads for viewers, a large event
 //	 …, shared   hubSession.readLocked, of such a page if the session has several cursors: it
@@ -405,9 +376,9 @@ const (
 	pageBytes     = maxBatchBytes - batchOverhead
 )
 
-// gapPage makes a page of one gap, which nobody has to end.
+// gapPage makes a page of one gap that is declared for one viewer. Nobody has to end it.
 func gapPage(from, to uint64, reason Reason) page {
-	p := page{first: from, last: from - 1}
+	p := page{first: from, last: from - 1, private: true}
 	p.addGap(to, reason)
 	return p
 }

@@ -49,8 +49,15 @@ type peer struct {
 	st     *Streamer
 	window int // that its welcome grants
 
-	waits    bool            // the hub's callbacks are called by goroutines of its own: send waits for them
-	deaf     bool            // passes over empty statuses, unless they are wanted
+	waits bool // the hub's callbacks are called by goroutines of its own: send waits for them
+	deaf  bool // passes over empty statuses, unless they are wanted
+	// If set, the peer is the viewer of a Hub. What it is sent is true for every viewer, and it
+	// acknowledges each batch when it takes it, unless it is silent.
+	hub    *hubViewerLink
+	silent bool
+
+	credit window // that the hub's acks are to name, if the peer is its agent
+
 	pushed   *inbox          // receives what the link pushes, if it does
 	requests map[string]bool // ids of the replay requests that were wanted
 }
@@ -134,6 +141,7 @@ func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	if w.V != 1 || w.WindowEvents != h.cfg.Window || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
 	}
+	a.credit = window{events: w.WindowEvents, bytes: w.WindowBytes}
 	return a
 }
 
@@ -142,6 +150,7 @@ func playViewer(t *testing.T, h *Hub, viewerID string) *peer {
 	t.Helper()
 	v := newPeer(t, h.ConnectViewer(viewerID))
 	v.viewer = viewerID
+	v.hub = v.link.endpoint.(*hubViewerLink)
 	w := v.hello(roleViewer)
 	if w.V != 1 || w.ViewerID != viewerID || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
@@ -235,8 +244,12 @@ func (p *peer) feed(session, epoch string, from, to uint64) {
 func (p *peer) next() Payload {
 	p.t.Helper()
 	for {
-		if said := p.take(); !p.deaf || !isBeat(said) {
-			return said
+		got := p.take()
+		if b, ok := got.(*EventBatchPayload); ok && p.hub != nil && !p.silent {
+			p.settle(b.SessionID, b.Epoch, b.LastSeq)
+		}
+		if !p.deaf || !isBeat(got) {
+			return got
 		}
 	}
 }
@@ -244,6 +257,23 @@ func (p *peer) next() Payload {
 func isBeat(p Payload) bool {
 	s, ok := p.(*StatusPayload)
 	return ok && len(s.Sessions) == 0
+}
+
+// settle acknowledges what came to a hub's viewer, unless the hub has another watch by now.
+func (p *peer) settle(session, epoch string, upTo uint64) {
+	p.t.Helper()
+	p.hub.mu.Lock()
+	c := p.hub.cursors[session]
+	p.hub.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.s.mu.Lock()
+	current := c.epoch == epoch && c.acked < upTo && upTo <= c.limit(0)
+	c.s.mu.Unlock()
+	if current {
+		p.send(p.ack(session, epoch, upTo))
+	}
 }
 
 func (p *peer) take() Payload {
@@ -353,6 +383,14 @@ func (p *peer) wantSuperseded() {
 	p.wantDead(ErrSuperseded)
 }
 
+// askedAgain wants the hub to repeat a request, from another number on.
+func (p *peer) askedAgain(r *ReplayRequestPayload, after uint64, limit int) {
+	p.t.Helper()
+	again := *r
+	again.AfterSeq, again.Limit = after, limit
+	p.want(&again)
+}
+
 // asked wants the hub to ask the agent for a replay, under an id of its own.
 func (p *peer) asked(session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
 	p.t.Helper()
@@ -446,7 +484,9 @@ func (p *peer) fill(said Payload) {
 			epoch(said.Sessions[i].SessionID, &said.Sessions[i].Epoch)
 		}
 	case *EventBatchPayload:
-		link(&said.Link)
+		if p.hub == nil {
+			link(&said.Link)
+		}
 		epoch(said.SessionID, &said.Epoch)
 	case *AckBatchPayload:
 		link(&said.Link)
@@ -529,17 +569,31 @@ func numbered(from, to uint64, gaps ...Gap) (out []Event) {
 	return out
 }
 
-// batch is events, and gaps between them, on this link.
+// batch is events, and gaps between them: on this link, or for every viewer of a hub.
 func (p *peer) batch(session, epoch string, from, to uint64, gaps ...Gap) *EventBatchPayload {
-	return &EventBatchPayload{
-		SessionID: session, ViewerID: p.viewer, Epoch: epoch, Link: p.id,
+	b := &EventBatchPayload{
+		SessionID: session, Epoch: epoch,
 		FirstSeq: from, LastSeq: to, HeadSeq: to, Events: numbered(from, to, gaps...), Gaps: gaps,
 	}
+	if p.hub == nil {
+		p.private(b)
+	}
+	return b
 }
 
-// lost is one gap, on this link.
+// private makes a batch one for this viewer alone.
+func (p *peer) private(b *EventBatchPayload) *EventBatchPayload {
+	b.ViewerID, b.Link = p.viewer, p.id
+	return b
+}
+
+// lost is one gap. A hub declares those that are true for one viewer to that one.
 func (p *peer) lost(session, epoch string, from, to uint64, reason Reason) *EventBatchPayload {
-	return p.batch(session, epoch, from, to, Gap{from, to, reason})
+	b := p.batch(session, epoch, from, to, Gap{from, to, reason})
+	if p.hub != nil && (reason == ReasonUnavailable || reason == ReasonEvicted) {
+		p.private(b)
+	}
+	return b
 }
 
 // last is one event, the end of its session.
@@ -555,11 +609,16 @@ func headed(b *EventBatchPayload, head uint64) *EventBatchPayload {
 }
 
 func (p *peer) ack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: p.id, UpToSeq: upTo}
+	return &AckBatchPayload{
+		SessionID: session, ViewerID: p.viewer, Epoch: epoch, Link: p.id, UpToSeq: upTo,
+		WindowEvents: p.credit.events, WindowBytes: p.credit.bytes,
+	}
 }
 
 func (p *peer) nack(session, epoch string, upTo uint64) *AckBatchPayload {
-	return &AckBatchPayload{SessionID: session, Epoch: epoch, Link: p.id, UpToSeq: upTo, Nack: true}
+	a := p.ack(session, epoch, upTo)
+	a.Nack = true
+	return a
 }
 
 func (p *peer) status(sessions ...SessionStatus) *StatusPayload {
@@ -587,12 +646,16 @@ func entryOf(session, epoch string, first, ack, head uint64) SessionStatus {
 }
 
 // stands is a session in a hub's status for a viewer.
-func stands(session, epoch string, first, head, handed uint64) SessionStatus {
-	return entryOf(session, epoch, first, handed, head)
+func stands(session, epoch string, first, head, acked uint64) SessionStatus {
+	return entryOf(session, epoch, first, acked, head)
 }
 
+// watch is a viewer's watch, with room for as much as usual.
 func (p *peer) watch(session, epoch string, after uint64) *WatchPayload {
-	return &WatchPayload{SessionID: session, ViewerID: p.viewer, Epoch: epoch, AfterSeq: after}
+	return &WatchPayload{
+		SessionID: session, ViewerID: p.viewer, Epoch: epoch, AfterSeq: after,
+		WindowEvents: defaultWindow, WindowBytes: defaultWindowBytes,
+	}
 }
 
 func (p *peer) stop(session string) *WatchPayload {
@@ -610,11 +673,6 @@ func request(session, viewer, id, epoch string, after, until uint64) *ReplayRequ
 // answerTo is an agent's answer to a request, or a page of it.
 func answerTo(r *ReplayRequestPayload, from, to uint64, done bool) *ReplayBatchPayload {
 	return agentPage(r, from, to, r.UntilSeq, 1, done)
-}
-
-// replayedTo is the part of it that the hub passes on to the viewer.
-func replayedTo(r *ReplayRequestPayload, from, to uint64) *ReplayBatchPayload {
-	return answerTo(r, from, to, to == r.UntilSeq)
 }
 
 // agentPage is answerTo for an agent that may no longer have the first events.

@@ -88,7 +88,7 @@ type EventBatchPayload struct {
 type AckBatchPayload struct {
 	SessionID    string `json:"session_id"`
 	ViewerID     string `json:"viewer_id"` // empty: the hub
-	Epoch        string `json:"epoch"`
+	Epoch        string `json:"epoch"`     // empty with UpToSeq 0: a viewer that was told of no epoch yet
 	Link         string `json:"link"`
 	UpToSeq      uint64 `json:"up_to_seq"`               // inclusive; 0: nothing yet
 	Nack         bool   `json:"nack,omitempty"`          // what follows UpToSeq did not arrive: send again from there
@@ -118,6 +118,12 @@ func (p *AckBatchPayload) first() SessionAck {
 		SessionID: p.SessionID, Epoch: p.Epoch, UpToSeq: p.UpToSeq, Nack: p.Nack, Full: p.Full,
 		WindowEvents: p.WindowEvents, WindowBytes: p.WindowBytes, ReadSeq: p.ReadSeq,
 	}
+}
+
+// setFirst is the reverse of first.
+func (p *AckBatchPayload) setFirst(a SessionAck) {
+	p.SessionID, p.Epoch, p.UpToSeq, p.Nack, p.Full = a.SessionID, a.Epoch, a.UpToSeq, a.Nack, a.Full
+	p.WindowEvents, p.WindowBytes, p.ReadSeq = a.WindowEvents, a.WindowBytes, a.ReadSeq
 }
 
 // WatchPayload asks the hub for a session from a position on, or to stop
@@ -330,8 +336,10 @@ func (a *SessionAck) check() *ProtocolError {
 	switch {
 	case !validID(a.SessionID):
 		return malformed("ack_batch: bad session_id")
-	case !validEpoch(a.Epoch):
+	case !optionalEpoch(a.Epoch):
 		return malformed("ack_batch: bad epoch")
+	case a.Epoch == "" && a.UpToSeq > 0:
+		return malformed("ack_batch: up_to_seq %d without an epoch", a.UpToSeq)
 	case a.UpToSeq > MaxSeq:
 		return malformed("ack_batch: up_to_seq too large")
 	case a.ReadSeq > a.UpToSeq:

@@ -17,6 +17,7 @@ func TestPush(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		v := newPeer(t, h.ConnectViewer("tab"))
+		v.hub = v.link.endpoint.(*hubViewerLink)
 		v.push()
 		v.wantIdle("it waits for a hello")
 		v.hello(roleViewer)

@@ -54,14 +54,17 @@ func (rc *receiver) nackLocked(now time.Time) {
 	rc.wakeLocked(now)
 }
 
-// acceptLocked accepts pages that are stored, in order, and owes an ack for them.
+// acceptLocked accepts pages that are stored, in order, and owes an ack for them, after which the
+// agent may send as much more.
 func (rc *receiver) acceptLocked(now time.Time, pages ...page) {
-	s, events := rc.s, 0
+	s, events, bytes := rc.s, 0, 0
 	for i := range pages {
 		events += len(pages[i].slots)
+		bytes += pages[i].eventBytes()
 	}
 	s.acceptLocked(pages...)
-	rc.acks.accept(now, events, rc.ha.h.cfg.Window, s.ended)
+	rc.acks.accept(now, s.ended, false)
+	rc.acks.grant(events, bytes)
 	rc.wakeLocked(now)
 }
 
@@ -126,7 +129,8 @@ func (rc *receiver) next(now time.Time) Payload {
 		}
 		return nil
 	}
-	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent()}
+	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent(now, s.log.head)}
+	p.WindowEvents, p.WindowBytes = rc.windowLocked()
 	return p
 }
 
@@ -163,7 +167,7 @@ func (ha *hubAgentLink) refusedBatch(now time.Time, err *ProtocolError) {
 	}
 	if s := ha.lockOpen(err.SessionID, err.Epoch); s != nil {
 		defer s.mu.Unlock()
-		s.receiver.acks.missing(now, s.log.head)
+		s.receiver.acks.missing()
 		s.receiver.wakeLocked(now)
 	}
 }

@@ -7,6 +7,14 @@ import "math"
 // viewer costs it. A limit of events alone would not: one event may take 1 MiB.
 const maxReplayBytes = 1 << 20
 
+// The pages of an answer begin with firstReplayPage bytes and double up to maxReplayPage, which is
+// less than a batch may have: a connection that breaks early has brought one by then, and what
+// else the agent sends does not wait long for one on a slow link.
+const (
+	firstReplayPage = 16 << 10
+	maxReplayPage   = 64 << 10
+)
+
 // A replayCursor is where the answer to one replay request stands: one more cursor on the
 // session's log, with a ceiling (rule 12). It is done when it has reached its ceiling, or has
 // used up its events or bytes; a page that has nothing to send is its last. It is a value
@@ -19,12 +27,13 @@ type replayCursor struct {
 	until  uint64 // last number asked for that there is; the ceiling
 	events int    // that may still be sent; gaps count as nothing
 	bytes  int    // that may still be sent; one page may go beyond
+	page   int    // bytes of the next page; one event may have more
 }
 
 // newReplayCursor begins the answer to a request, of a log that ends at head. Without a limit
 // nothing but the ceiling ends it.
 func newReplayCursor(p *ReplayRequestPayload, head uint64) replayCursor {
-	c := replayCursor{after: p.AfterSeq, until: head, events: math.MaxInt, bytes: math.MaxInt}
+	c := replayCursor{after: p.AfterSeq, until: head, events: math.MaxInt, bytes: math.MaxInt, page: firstReplayPage}
 	if p.UntilSeq != 0 {
 		c.until = min(p.UntilSeq, head)
 	}
@@ -36,7 +45,7 @@ func newReplayCursor(p *ReplayRequestPayload, head uint64) replayCursor {
 
 // span is the span of the next page, of at most that many events.
 func (c *replayCursor) span(events int) span {
-	return span{after: c.after, until: c.until, events: min(events, c.events), bytes: pageBytes, first: anySize}
+	return span{after: c.after, until: c.until, events: min(events, c.events), bytes: c.page, first: anySize}
 }
 
 // advance notes that a page was sent, and reports whether it was the last. A page that
@@ -45,5 +54,6 @@ func (c *replayCursor) advance(last uint64, events, bytes int) (done bool) {
 	c.after = last
 	c.events -= events
 	c.bytes -= bytes
+	c.page = min(2*c.page, maxReplayPage)
 	return c.after >= c.until || c.events <= 0 || c.bytes <= 0
 }

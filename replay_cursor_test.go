@@ -44,15 +44,15 @@ func TestReplayCursor(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newReplayCursor(&test.request, head)
-			want := span{test.request.AfterSeq, test.until, test.page, pageBytes, anySize, 0}
+			want := span{test.request.AfterSeq, test.until, test.page, firstReplayPage, anySize, 0}
 			if next := c.span(4); next != want {
 				t.Fatalf("the next page is %+v, want %+v", next, want)
 			}
 			if done := c.advance(test.last, test.events, test.bytes); done != test.done {
 				t.Errorf("done is %v", done)
 			}
-			if next := c.span(4); next.after != test.last {
-				t.Errorf("it goes on after %d, want %d", next.after, test.last)
+			if next := c.span(4); next.after != test.last || next.bytes != 2*firstReplayPage {
+				t.Errorf("it goes on after %d with %d bytes, want %d with %d", next.after, next.bytes, test.last, 2*firstReplayPage)
 			}
 		})
 	}
@@ -271,15 +271,15 @@ func TestStreamerNoReplays(t *testing.T) {
 	})
 }
 
-// TestStreamerReplayBig: an answer to a request with a limit ends after about 1 MiB,
-// and its batches stay within 256 KiB (rule 12).
+// TestStreamerReplayBig: an answer to a request with a limit ends after about 1 MiB (rule 12). Its
+// batches begin with 16 KiB and double up to 64 KiB, so that they arrive on a slow link.
 func TestStreamerReplayBig(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
 		hub := playHub(t, st)
-		for range 20 {
-			if _, err := st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 75<<10)}); err != nil {
+		for range 200 {
+			if _, err := st.Publish(t.Context(), "s", Event{Bytes: make([]byte, 7500)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -289,14 +289,14 @@ func TestStreamerReplayBig(t *testing.T) {
 		for _, test := range []struct {
 			limit int
 			last  uint64
-		}{{500, 12}, {0, 20}} {
+		}{{500, 106}, {0, 200}} {
 			hub.send(&ReplayRequestPayload{SessionID: "s", RequestID: "r", Limit: test.limit})
 			next := uint64(1)
-			for done := false; !done; {
+			for page, done := firstReplayPage, false; !done; page = min(2*page, 64<<10) {
 				p := hub.next()
 				b := p.(*ReplayBatchPayload)
-				if b.FirstSeq != next || len(b.Events) != 2 {
-					t.Errorf("limit %d: batch of %d to %d after %d", test.limit, b.FirstSeq, b.LastSeq, next-1)
+				if want := page / (10_100); b.FirstSeq != next || len(b.Events) != want && !b.Done {
+					t.Errorf("limit %d: batch of %d to %d after %d, want %d events", test.limit, b.FirstSeq, b.LastSeq, next-1, want)
 				}
 				next, done = b.LastSeq+1, b.Done
 			}
@@ -358,10 +358,46 @@ func TestStreamerReplayAcrossRenew(t *testing.T) {
 	})
 }
 
-// TestStreamerReplayGivenUpWhileSent: a viewer's new request replaces its older one.
-// The older one's last batch read whether it was done while others could write that
-// (rule 12): the race detector sees it, and a batch in the middle could have said done.
-func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
+// L10: a request with the id of one that is being answered goes on from where it says. The hub has
+// lost a part, and needs no further place for it.
+func TestStreamerReplayAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{MaxReplays: 1})
+		hub := playHubWindow(t, st, 1000)
+		publishN(t, st, "s", 250)
+		hub.want(agentBatch("s", 1, 250, 250))
+		hub.acks("s", 250)
+		r := &ReplayRequestPayload{SessionID: "s", RequestID: "r1", UntilSeq: 220, Limit: 500}
+		hub.send(r, r)
+		hub.want(agentPage(r, 1, 100, 220, 1, false))
+		hub.send(r) // a transport's repetition
+		hub.want(agentPage(r, 101, 200, 220, 1, false))
+		again := *r
+		again.AfterSeq, again.Limit = 30, 120
+		hub.send(&again, &again)
+		hub.want(agentPage(r, 31, 130, 220, 1, false), agentPage(r, 131, 150, 220, 1, true))
+		hub.wantIdle("its limit was 120")
+		again.AfterSeq = 150
+		hub.send(&again) // it has been answered, and is a new one
+		hub.want(agentPage(r, 151, 220, 220, 1, true))
+		hub.wantIdle("all is sent")
+	})
+}
+
+// A viewer's requests are answered one by one, in whatever viewer's name: others may need them.
+func TestStreamerReplaysOfOneViewer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, hub := ackedStreamer(t, nil, 4)
+		r1 := &ReplayRequestPayload{SessionID: "s", ViewerID: "tab", RequestID: "r1", UntilSeq: 2}
+		r2 := &ReplayRequestPayload{SessionID: "s", ViewerID: "tab", RequestID: "r2", AfterSeq: 2}
+		hub.send(r1, r2)
+		hub.want(agentPage(r1, 1, 2, 2, 1, true), agentPage(r2, 3, 4, 4, 1, true))
+	})
+}
+
+// A request that is repeated, or asked on, while its page is made: the race detector is what
+// checks.
+func TestStreamerReplayAgainWhileSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -374,8 +410,9 @@ func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
 				_, err = hub.link.NextFrame(ctx, nil)
 			}
 		})
-		for i := range 3000 {
-			r := &ReplayRequestPayload{SessionID: "s", ViewerID: "tab", RequestID: fmt.Sprint(i)}
+		epoch := stats(t, st, "s").Epoch
+		for i := range uint64(3000) {
+			r := &ReplayRequestPayload{SessionID: "s", ViewerID: "tab", RequestID: "r", Epoch: epoch, AfterSeq: i % 200}
 			if err := hub.link.Handle(ctx, r); err != nil {
 				t.Fatal(err)
 			}
@@ -385,7 +422,7 @@ func TestStreamerReplayGivenUpWhileSent(t *testing.T) {
 	})
 }
 
-// The cost of replaying a page of 100 events, by its depth in the log.
+// The cost of replaying a page of 50 events, which fit the first one, by its depth in the log.
 func BenchmarkReplayPage(b *testing.B) {
 	for _, depth := range []uint64{0, 500, 900} {
 		b.Run(fmt.Sprint("depth=", depth), func(b *testing.B) {
@@ -397,7 +434,7 @@ func BenchmarkReplayPage(b *testing.B) {
 				}
 			}
 			ackAll(b, al, now)
-			ask := &ReplayRequestPayload{SessionID: "s", RequestID: "r", AfterSeq: depth, Limit: 100}
+			ask := &ReplayRequestPayload{SessionID: "s", RequestID: "r", AfterSeq: depth, Limit: 50}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for range b.N {
@@ -405,7 +442,7 @@ func BenchmarkReplayPage(b *testing.B) {
 					b.Fatal(err)
 				}
 				p, _, _ := al.next(now)
-				if p, ok := p.(*ReplayBatchPayload); !ok || len(p.Events) != 100 || p.FirstSeq != depth+1 {
+				if p, ok := p.(*ReplayBatchPayload); !ok || len(p.Events) != 50 || p.FirstSeq != depth+1 {
 					b.Fatalf("got %s", payloadText(p))
 				}
 			}

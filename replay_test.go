@@ -2,12 +2,10 @@ package gvstream
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -673,7 +671,7 @@ func pageModel(p *page) (out []string) {
 	return out
 }
 
-// TestPageParts: clip, cut and pieces keep what they should, count its bytes, and leave
+// TestPageParts: clip and cut keep what they should, count its bytes, and leave
 // the original batch unchanged.
 func TestPageParts(t *testing.T) {
 	events := []Event{testEvent(3), testEvent(4), testEvent(6)}
@@ -732,24 +730,6 @@ func TestPageClipsGap(t *testing.T) {
 	}
 }
 
-// A piece is as large as a payload may be, to the byte.
-func TestPagePieceBytes(t *testing.T) {
-	page := func(fill int) page {
-		p, err := newPage(1, 2, []Event{{Seq: 1, Data: json.RawMessage(`"` + strings.Repeat("x", fill) + `"`)}, {Seq: 2}}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	base := page(0)
-	for over, want := range []int{1, 2} {
-		p := page(pageBytes - base.bytes + over)
-		if n := len(p.pieces()); n != want || p.bytes != pageBytes+over {
-			t.Errorf("%d bytes in %d pieces, want %d", p.bytes, n, want)
-		}
-	}
-}
-
 // A log that accepts a page from the page's second chunk on has the right bytes.
 func TestLogAcceptsClippedPage(t *testing.T) {
 	l := testLog(200)
@@ -778,38 +758,6 @@ func TestReadCopies(t *testing.T) {
 		if p := l.read(span{until: 2, events: 2, bytes: pageBytes, first: anySize, copied: copied}); p.held != want {
 			t.Errorf("%d bytes, copied up to %d: held %v, want %v", size, copied, p.held, want)
 		}
-	}
-}
-
-// TestPagePieces: each piece fits one payload, and together they are the page.
-func TestPagePieces(t *testing.T) {
-	t.Parallel()
-	var events []Event
-	var gaps []Gap
-	seq := uint64(1)
-	for i := range 100 {
-		events = append(events, Event{Seq: seq, Type: "out", Data: []byte(`"` + strings.Repeat("x", i*i*40) + `"`)})
-		seq++
-		for range i % 9 {
-			gaps = append(gaps, Gap{seq, seq + 1, ReasonRejected})
-			seq += 2
-		}
-	}
-	p, err := newPage(1, seq-1, events, gaps)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	next := uint64(1)
-	for _, piece := range p.pieces() {
-		if piece.first != next || piece.bytes != pageSize(&piece) || piece.bytes > pageBytes && len(piece.slots)+len(piece.gaps) > 1 || len(piece.gaps) > maxBatchGaps {
-			t.Errorf("a piece of %d to %d has %d bytes and %d gaps", piece.first, piece.last, piece.bytes, len(piece.gaps))
-		}
-		next = piece.last + 1
-		got = append(got, pageModel(&piece)...)
-	}
-	if !slices.Equal(got, pageModel(&p)) {
-		t.Error("the pieces are not the page")
 	}
 }
 

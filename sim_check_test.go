@@ -1,8 +1,11 @@
 package gvstream
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 
 	"github.com/vibetools/gvstream/internal/epoch"
@@ -188,7 +191,7 @@ func (w *simWorld) checkHub() {
 		w.fail("S10: the hub counts %d sessions, and knows %d", n, known)
 	}
 	for _, a := range w.agents {
-		if n := w.waiting(a.id); w.hub.uncommitted[a.id] != n || n > max(w.hub.cfg.MaxUncommittedBytes, w.largest) {
+		if n := w.waiting(a.id); w.hub.uncommitted[a.id] != n || n > max(w.hub.cfg.MaxUncommittedBytes, w.largestIn) {
 			w.fail("S10: %d bytes of %s wait for the store, and count as %d", n, a.id, w.hub.uncommitted[a.id])
 		}
 		if ha, _ := w.hub.agent(a.id); ha != nil && livingSessions(ha) > w.hub.cfg.MaxAgentSessions {
@@ -218,7 +221,7 @@ func (w *simWorld) noteSize(p *EventBatchPayload) {
 	for _, ev := range p.Events {
 		size += len(ev.Data) + 150
 	}
-	w.largest = max(w.largest, size)
+	w.largestIn = max(w.largestIn, size)
 }
 
 // checkHubLog: S10. Gaps lie between the events, before and after them.
@@ -287,37 +290,22 @@ func (w *simWorld) forgetPositions() {
 
 // checkRequests: S10 for the replays of a session.
 func (w *simWorld) checkRequests(s *hubSession) {
-	requests := 0
-	for _, c := range s.cursors {
-		if c.request != nil {
-			requests++
+	for _, f := range s.fetches {
+		if at := f.log.head; at > s.log.head { // S8
+			w.fail("S8: viewers are about to get %d of %s, of which the hub accepted %d", at, s.id, s.log.head)
 		}
-		n := 0
-		for i := range c.pages {
-			n += len(c.pages[i].slots)
-			if at := c.pages[i].last; c.epoch == s.epoch && at > s.log.head { // S8
-				w.fail("S8: a viewer is about to get %d of %s, of which the hub accepted %d", at, s.id, s.log.head)
-			}
-		}
-		if n > w.sizes.replay {
-			w.fail("S10: a cursor holds %d fetched events", n)
+		if n := f.log.events; n > w.sizes.replay {
+			w.fail("S10: a request brought %d events", n)
 		}
 	}
-	if n := s.requests(); n != requests || n > w.hub.cfg.MaxReplays {
-		w.fail("S10: %d requests of %s are open, and count as %d", requests, s.id, n)
+	if n := s.requests(); n > w.hub.cfg.MaxReplays {
+		w.fail("S10: %d requests of %s are open", n, s.id)
 	}
 }
 
 func (w *simWorld) checkViewer(v *simViewer) {
-	errs := 0
-	for _, q := range v.v.queue {
-		if q.err != nil {
-			errs++
-		}
-	}
-	items := len(v.v.queue) - errs
-	if items > v.v.cfg.BufferItems || items > 1 && v.v.bytes > v.v.cfg.BufferBytes+errs*itemBytes { // S10
-		w.fail("S10: %s holds %d items, %d bytes", v.id, items, v.v.bytes)
+	if f := queueFault(v.v, w.largest, w.largestBytes); f != "" {
+		w.fail("%s: %s", f, v.id)
 	}
 	if n := len(v.v.watches); n > v.v.cfg.MaxWatches { // S10
 		w.fail("S10: %s watches %d sessions", v.id, n)
@@ -335,9 +323,6 @@ func (w *simWorld) checkViewer(v *simViewer) {
 		return
 	}
 	hv := v.wire.hub.link.endpoint.(*hubViewerLink)
-	if n := hv.requests(); n < 0 || n > w.hub.cfg.MaxViewerReplays { // S10
-		w.fail("S10: %s has %d requests open", v.id, n)
-	}
 	if len(hv.cursors) > w.hub.cfg.MaxWatches { // S10
 		w.fail("S10: %s has %d watches", v.id, len(hv.cursors))
 	}
@@ -436,15 +421,58 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 			w.checkAnswer(m, p)
 		}
 	case *hubViewerLink:
-		switch p := p.(type) {
-		case *EventBatchPayload:
-			w.checkServed(x, p.SessionID, p.ViewerID)
-		case *ReplayBatchPayload:
-			w.checkServed(x, p.SessionID, p.ViewerID)
-			if r := w.requests[p.RequestID]; r == nil || r.viewer != p.ViewerID || r.session != p.SessionID { // S11
-				w.fail("S11: %s gets what request %s of another viewer brought", x.viewer.id, p.RequestID)
+		if p, ok := p.(*EventBatchPayload); ok {
+			w.checkServed(x, p)
+			w.checkCredit(m, p)
+			size := 0
+			for i := range p.Events {
+				size += itemBytes + len(p.Events[i].Type) + len(p.Events[i].Data)
 			}
+			w.largest = max(w.largest, len(p.Events)+len(p.Gaps))
+			w.largestBytes = max(w.largestBytes, size+len(p.Gaps)*itemBytes)
 		}
+	}
+}
+
+// checkCredit: S15 of a viewer's link, for a batch that is sent. What is in flight is what was
+// sent of the session beyond the last ack, once however often; one event may go alone, whatever
+// it is.
+func (w *simWorld) checkCredit(hv *hubViewerLink, p *EventBatchPayload) {
+	c := hv.cursors[p.SessionID]
+	if c == nil || c.epoch != p.Epoch || c.sent != p.LastSeq { // the watch has ended, or moved
+		return
+	}
+	sent := w.sentTo[hv]
+	if sent == nil {
+		sent = make(map[simKey]map[uint64]int)
+		w.sentTo[hv] = sent
+	}
+	k := simKey{p.SessionID, p.Epoch}
+	if sent[k] == nil {
+		sent[k] = make(map[uint64]int)
+	}
+	maps.DeleteFunc(sent[k], func(seq uint64, _ int) bool { return seq >= p.FirstSeq }) // it went back
+	for i := range p.Events {
+		line, err := json.Marshal(p.Events[i])
+		if err != nil {
+			w.fail("wire: %v", err)
+		}
+		sent[k][p.Events[i].Seq] = len(line)
+	}
+	events, size := 0, 0
+	for seq, n := range sent[k] {
+		if seq <= c.acked {
+			delete(sent[k], seq)
+		} else if seq <= c.sent {
+			events++
+			size += n
+		}
+	}
+	if len(p.Events) > 0 && events > 1 && (c.window.full || events > c.window.events || size > c.window.bytes) {
+		w.fail("S15: %s makes %d events and %d bytes beyond ack %d, the window is %+v", brief(p), events, size, c.acked, c.window)
+	}
+	if c.window.full {
+		w.fail("S15: %s goes to a viewer that has no room", brief(p))
 	}
 }
 
@@ -463,14 +491,19 @@ func (w *simWorld) checkBatch(al *streamerLink, p *EventBatchPayload) {
 	}
 }
 
-// checkServed: S11, and rule 13.
-func (w *simWorld) checkServed(x *simWire, session, viewer string) {
+// checkServed: S11, and rule 13. What is true for one viewer alone names it.
+func (w *simWorld) checkServed(x *simWire, p *EventBatchPayload) {
 	v := x.viewer
-	if want := v.wireID(); viewer != want { // S11
-		w.fail("S11: a payload for %q goes to %q", viewer, want)
+	if hv := x.hub.link.endpoint.(*hubViewerLink); p.Link != "" && (p.Link != hv.id || p.ViewerID != v.wireID()) { // S11
+		w.fail("S11: a payload for %q on %s goes to %q on %s", p.ViewerID, p.Link, v.wireID(), hv.id)
 	}
-	if !v.local && w.forbidden[[2]string{v.id, session}] { // rule 13
-		w.fail("S11: %s is served %s, which it may not watch", v.id, session)
+	for _, g := range p.Gaps {
+		if p.Link == "" && g.Reason == ReasonUnavailable { // S11
+			w.fail("S11: %s tells every viewer what %s alone can't have", brief(p), v.id)
+		}
+	}
+	if !v.local && w.forbidden[[2]string{v.id, p.SessionID}] { // rule 13
+		w.fail("S11: %s is served %s, which it may not watch", v.id, p.SessionID)
 	}
 }
 
@@ -489,7 +522,7 @@ func (w *simWorld) noteRequest(al *streamerLink, p *ReplayRequestPayload) {
 		return
 	}
 	for _, open := range s.sender.replays {
-		if open.req.RequestID == p.RequestID {
+		if open.req == *p {
 			return // it is answered once
 		}
 	}
@@ -545,6 +578,7 @@ func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
 	case err.Code == CodeForbidden && w.everForbidden && !v.local:
 	case err.Code == CodeLimitExceeded && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
 	case err.Code == CodeLimitExceeded && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
+	case err.Code == CodeAckBeyondSent && w.rewatched && w.backward: // an ack of another watch came late
 	default:
 		w.fail("honest: %s: unexpected error %v", v.id, q.err)
 	}
@@ -560,7 +594,7 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 	case r.ended: // S12
 		w.fail("S12: %s %s: %s after the end", v.id, it.SessionID, briefItem(it))
 	case it.Reset != nil: // S9
-		if it.Reset.Old != r.pos || it.Epoch <= r.pos.Epoch {
+		if it.Reset.Old != r.pos && (r.pos != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= r.pos.Epoch {
 			w.fail("S9: %s %s: a reset from %v, but the position is %v", v.id, it.SessionID, it.Reset.Old, r.pos)
 		}
 	case r.pos.Epoch != "" && it.Epoch != r.pos.Epoch: // S9
@@ -674,7 +708,14 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			s := w.hub.sessions[p.SessionID]
 			return p.Link != m.id || s != nil && p.Epoch < s.epoch
 		case *ReplayBatchPayload:
-			return m.requests[p.RequestID] == nil
+			return m.requests[p.RequestID] == nil || !m.requests[p.RequestID].open
+		}
+	case *hubViewerLink:
+		switch p := p.(type) {
+		case *StatusPayload:
+			return p.Link != m.id
+		case *AckBatchPayload:
+			return p.Link != m.id
 		}
 	case *viewerLink:
 		switch p := p.(type) {
@@ -684,10 +725,7 @@ func (w *simWorld) stale(to *simEnd, p Payload) bool {
 			return p.Link != m.id
 		case *EventBatchPayload:
 			x := m.v.watches[p.SessionID]
-			return p.Link != m.id || x == nil || p.Epoch != x.epoch
-		case *ReplayBatchPayload:
-			x := m.v.watches[p.SessionID]
-			return x == nil || p.Epoch != x.epoch
+			return p.Link != m.id && p.Link != "" || x == nil || p.Epoch != x.epoch
 		}
 	}
 	return false
@@ -741,7 +779,11 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.flag(s.receiver != nil)
 			d.flag(s.ended)
 			for _, c := range s.cursors {
-				d.add(c.seq, uint64(len(c.pages)))
+				d.add(c.sent)
+			}
+			for _, f := range s.fetches {
+				d.add(f.log.head)
+				d.flag(f.lost)
 			}
 		}
 	case *hubViewerLink:
@@ -750,7 +792,8 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.add(uint64(len(s.cursors)))
 			for _, c := range s.cursors {
 				d.text(c.epoch)
-				d.add(c.seq)
+				d.add(c.sent, c.acked, uint64(c.window.events), uint64(c.window.bytes))
+				d.flag(c.window.full)
 			}
 		}
 	case *viewerLink:
@@ -759,7 +802,7 @@ func (w *simWorld) digestOf(m endpoint) digest {
 			d.text(x.epoch)
 			d.add(x.received)
 			d.flag(x.ended)
-			d.flag(x.subscription != nil && x.subscription.want)
+			d.add(uint64(x.unread))
 		}
 	}
 	return d
@@ -943,38 +986,41 @@ func hubSessionFault(s *hubSession) string {
 	if f := cohortFault(s); f != "" {
 		return f
 	}
-	requests := 0
+	readers := make(map[*fetch]int)
 	for _, c := range s.cursors {
-		if f := cursorFault(c); f != "" {
-			return c.hv.viewerID + ": " + f
+		if c.gone || c.hv.cursors[c.s.id] != c {
+			return c.hv.viewerID + ": a cursor of no link"
 		}
-		if c.request != nil {
-			requests++
+		if c.fetch != nil {
+			readers[c.fetch]++
 		}
 	}
-	if n := s.requests(); n != requests || n > cfg.MaxReplays || s.permits.waiting.Len() > len(s.cursors) || s.permits.next() != nil {
-		return fmt.Sprintf("S10: %d requests count as %d of %d, %d wait", requests, n, cfg.MaxReplays, s.permits.waiting.Len())
-	}
-	return ""
+	return fetchesFault(s, readers)
 }
 
-func cursorFault(c *cursor) string {
-	events, bytes := 0, 0
-	next := c.seq + 1
-	for i := range c.pages {
-		p := &c.pages[i]
-		if p.first != next {
-			return fmt.Sprintf("a page begins at %d, not %d", p.first, next)
+// fetchesFault: S10 of what a session has asked its agent for.
+func fetchesFault(s *hubSession, readers map[*fetch]int) string {
+	cfg, held := &s.h.cfg, 0
+	for _, f := range s.fetches {
+		if fault := logFault(&f.log); fault != "" {
+			return "fetch: " + fault
 		}
-		next = p.last + 1
-		events += len(p.slots)
-		bytes += p.bytes
+		if f.log.events > s.h.sizes.replay || f.bytes > maxRequestBytes+2<<20 {
+			return fmt.Sprintf("S10: a request brought %d events, %d bytes", f.log.events, f.bytes)
+		}
+		if f.gone || f.log.head > f.until || f.until > s.log.head || f.readers != readers[f] || f.waiting.Len() > f.readers {
+			return fmt.Sprintf("a fetch to %d of %d is at %d, with %d of %d readers, %d wait", f.until, s.log.head, f.log.head, f.readers, readers[f], f.waiting.Len())
+		}
+		if f.ha == nil && (f.open || f.readers == 0) || f.ha != nil && f.ha.requests[f.id] != f {
+			return "a fetch of no link"
+		}
+		held += f.size()
 	}
-	if events > c.s.h.sizes.replay || bytes > maxRequestBytes+2<<20 {
-		return fmt.Sprintf("S10: holds %d events, %d bytes of a replay", events, bytes)
+	if n := s.requests(); n > cfg.MaxReplays || held > (6*cfg.MaxReplays+1)*maxRequestBytes || s.asking.Len() > len(s.cursors) {
+		return fmt.Sprintf("S10: %d of %d requests, %d bytes of answers, %d wait", n, cfg.MaxReplays, held, s.asking.Len())
 	}
-	if c.gone || c.hv.cursors[c.s.id] != c {
-		return "a cursor of no link"
+	if ha, greeted := s.h.agent(s.owner); greeted && s.asking.Len() > 0 && s.silentOn != ha.id && s.mayAskLocked() {
+		return "a cursor waits for a request that may be made"
 	}
 	return ""
 }
@@ -999,7 +1045,7 @@ func hubAgentFault(ha *hubAgentLink) string {
 		}
 	}
 	for id, f := range ha.requests {
-		if f.id != id || f.c.request != f {
+		if f.id != id || f.ha != ha || !slices.Contains(f.s.fetches, f) {
 			return "request " + id + " is nobody's"
 		}
 	}
@@ -1007,20 +1053,8 @@ func hubAgentFault(ha *hubAgentLink) string {
 }
 
 func hubViewerFault(hv *hubViewerLink) string {
-	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.statuses.Len() > len(hv.cursors) || hv.permits.waiting.Len() > len(hv.cursors) {
-		return fmt.Sprintf("S10: %d watches, %d due, %d waiting", len(hv.cursors), hv.statuses.Len(), hv.permits.waiting.Len())
-	}
-	requests := 0
-	for _, c := range hv.cursors {
-		if c.atSession.Queued() || c.request != nil {
-			requests++
-		}
-	}
-	if n := hv.requests(); requests+len(hv.permits.later) != n || n > hv.h.cfg.MaxViewerReplays {
-		return fmt.Sprintf("S10: %d requests count as %d of %d", requests, n, hv.h.cfg.MaxViewerReplays)
-	}
-	if c := hv.permits.next(); c != nil && !c.Queued() {
-		return "a permit is free, and the cursor whose turn it is sleeps"
+	if len(hv.cursors) > hv.h.cfg.MaxWatches || hv.statuses.Len() > len(hv.cursors) {
+		return fmt.Sprintf("S10: %d watches, %d due", len(hv.cursors), hv.statuses.Len())
 	}
 	return linkFault(hv.Link)
 }
@@ -1028,24 +1062,46 @@ func hubViewerFault(hv *hubViewerLink) string {
 // viewerFault: S10 of a viewer. An error needs no room, and there is at most one per
 // watch.
 func viewerFault(v *Viewer) string {
-	bytes, errs := 0, 0
-	for _, q := range v.queue {
-		bytes += q.size
-		if q.err != nil {
-			errs++
-		}
-		if v.watches[q.w.id] != q.w {
-			return q.w.id + ": an item of a watch of the past"
-		}
-	}
-	if n := len(v.queue) - errs; n > v.cfg.BufferItems || errs > len(v.watches) || bytes != v.bytes {
-		return fmt.Sprintf("S10: %d items and %d errors wait, %d of %d bytes", n, errs, v.bytes, bytes)
+	if f := queueFault(v, maxBatchEvents+maxBatchGaps, math.MaxInt/2); f != "" {
+		return f
 	}
 	if len(v.watches) > v.cfg.MaxWatches {
 		return fmt.Sprintf("S10: %d watches", len(v.watches))
 	}
 	if v.link != nil {
 		return linkFault(v.link.Link)
+	}
+	return ""
+}
+
+// queueFault: S10 of what waits for a viewer's reader: of each watch no more than its window, one
+// batch of at most so many items and bytes, and a reset, an end and an error.
+func queueFault(v *Viewer, items, bytes int) string {
+	sum := 0
+	var unread, unreadBytes, errs = make(map[*watch]int), make(map[*watch]int), make(map[*watch]int)
+	for _, q := range v.queue {
+		sum += q.size
+		if v.watches[q.w.id] != q.w {
+			return "S10: an item of a watch of the past of " + q.w.id
+		}
+		if q.err != nil {
+			errs[q.w]++
+			continue
+		}
+		unread[q.w]++
+		unreadBytes[q.w] += q.size
+	}
+	if sum != v.bytes {
+		return fmt.Sprintf("S10: %d bytes wait, and %d count", sum, v.bytes)
+	}
+	for _, w := range v.watches {
+		n, size := unread[w], unreadBytes[w]
+		if n != w.unread || size != w.unreadBytes || errs[w] > 1 {
+			return fmt.Sprintf("S10: %d items, %d bytes and %d errors of %s wait, and %d and %d count", n, size, errs[w], w.id, w.unread, w.unreadBytes)
+		}
+		if n > v.cfg.Window+items+1 || size > v.cfg.WindowBytes+bytes+2*itemBytes {
+			return fmt.Sprintf("S10: %d items and %d bytes of %s wait", n, size, w.id)
+		}
 	}
 	return ""
 }
@@ -1068,7 +1124,7 @@ func (r *shown) fault(it Item) string {
 	case r.ended:
 		return fmt.Sprintf("S12: %s after the end", briefItem(it))
 	case it.Reset != nil:
-		if it.Reset.Old != was || it.Epoch <= was.Epoch || it.Seq != 0 {
+		if it.Reset.Old != was && (was != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= was.Epoch || it.Seq != 0 {
 			return fmt.Sprintf("S9: %s at %v", briefItem(it), was)
 		}
 	case was.Epoch != "" && it.Epoch != was.Epoch:

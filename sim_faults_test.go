@@ -153,7 +153,7 @@ func (w *simWorld) recover() {
 		v.stuck, v.away = false, false
 	}
 	for _, a := range w.agents {
-		a.away, a.wall = false, 0
+		a.away, a.mute, a.wall = false, false, 0
 	}
 }
 
@@ -171,7 +171,7 @@ func (w *simWorld) upset() {
 
 func (w *simWorld) upsetAgent(a *simAgent) {
 	id := a.ids[w.choose(len(a.ids))]
-	switch w.choose(10) {
+	switch w.choose(11) {
 	case 0, 1:
 		w.say("%s restarts without its log", a.id)
 		w.now = w.now.Add(time.Duration(w.choose(3)) * time.Millisecond)
@@ -201,6 +201,9 @@ func (w *simWorld) upsetAgent(a *simAgent) {
 	case 9:
 		w.claims = !w.claims
 		w.say("take-overs: %v", w.claims)
+	case 10:
+		a.mute = !a.mute
+		w.say("%s answers no replays: %v", a.id, a.mute)
 	}
 }
 
@@ -237,6 +240,13 @@ func (w *simWorld) upsetViewer(v *simViewer) {
 		v.stuck = !v.stuck
 		w.say("%s: stuck %v", v.id, v.stuck)
 	case 5:
+		if w.rarely(4) {
+			w.say("all viewers leave")
+			for _, v := range w.viewers {
+				w.breakWire(v.wire)
+			}
+			return
+		}
 		v.away = !v.away
 		w.say("%s: away %v", v.id, v.away)
 		if v.away {
@@ -387,7 +397,8 @@ func (w *simWorld) stayAndVanish() {
 	}
 }
 
-// calm ends everything that goes wrong, except that an agent may be away for good.
+// calm ends everything that goes wrong, except that an agent may be away for good, or answer no
+// replays any more.
 func (w *simWorld) calm() {
 	w.recover()
 	w.claims, w.calmed = false, true
@@ -402,6 +413,11 @@ func (w *simWorld) calm() {
 		w.say("%s is away for good", a.id)
 		a.away = true
 		w.breakWire(a.wire)
+	}
+	if w.rarely(4) {
+		a := w.agents[w.choose(len(w.agents))]
+		w.say("%s answers no replays any more", a.id)
+		a.mute = true
 	}
 }
 
@@ -654,7 +670,7 @@ func (w *simWorld) continues(h *hubSession) bool {
 func (w *simWorld) loseOne() {
 	countdown := 1 + w.choose(8)
 	a, v := w.agents[w.choose(len(w.agents))], w.viewers[w.choose(min(3, len(w.viewers)))]
-	if n := a.st.cfg.MaxReplays; a.away || n > 0 && n < w.hub.cfg.MaxReplays { // it may be too busy, and say so for a timer period
+	if a.away {
 		return
 	}
 	for _, x := range w.wires { // what nobody has noticed yet is noticed now
@@ -686,9 +702,12 @@ func (w *simWorld) loseOne() {
 		countdown--
 		return countdown == 0
 	}
-	limit := timerFirst + 2*time.Second // what is held back takes some time
+	limit := timerFirst + viewerAckDelay + 2*time.Second // the timer begins anew with each ack, and those are held back
 	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
 		limit += w.hub.cfg.ReplayWait
+	}
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.mute }) {
+		limit += w.hub.cfg.ReplayWait + 3*heartbeatEvery // it is asked twice, and each time there has to be a sign of life
 	}
 	w.restWithin(limit, time.Second, lost)
 	if w.err != nil {

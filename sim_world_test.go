@@ -50,6 +50,7 @@ type simAgent struct {
 	lead time.Duration // of its timers: it stood still for a while
 	wall time.Duration // of its wall clock, which only epochs show
 	away bool          // does not connect
+	mute bool          // answers no replay requests
 }
 
 // A simViewer is one viewer: its Viewer is replaced when it restarts.
@@ -101,20 +102,20 @@ type simWorld struct {
 	err     error
 	steps   int
 
-	agents   []*simAgent
-	hub      *Hub
-	hubLead  time.Duration
-	viewers  []*simViewer
-	wires    []*simWire // of agents and viewers, as they are now
-	old      []*simWire // earlier ones
-	busy     []busyEnd
-	handling Payload // the last that was handled
-	pushed   int     // payloads
-	inside   bool    // something goes on while one is pushed
-	calmed   bool    // faults have stopped
-	blocked  []*blocked
-	serial   int // events made
-	largest  int // bytes that a batch of an agent's may have counted
+	agents    []*simAgent
+	hub       *Hub
+	hubLead   time.Duration
+	viewers   []*simViewer
+	wires     []*simWire // of agents and viewers, as they are now
+	old       []*simWire // earlier ones
+	busy      []busyEnd
+	handling  Payload // the last that was handled
+	pushed    int     // payloads
+	inside    bool    // something goes on while one is pushed
+	calmed    bool    // faults have stopped
+	blocked   []*blocked
+	serial    int // events made
+	largestIn int // bytes that a batch of an agent's may have counted
 
 	// The configuration.
 	sizes     sizes
@@ -158,7 +159,10 @@ type simWorld struct {
 	spoke    map[*Session]bool
 	looked   map[*log]logLook
 	requests map[string]*simRequest
-	divided  []simRange // batches that were too large
+	divided  []simRange                                   // batches that were too large
+	sentTo   map[*hubViewerLink]map[simKey]map[uint64]int // numbers of events, and their bytes
+
+	largest, largestBytes int // items and bytes of the batches that viewers were sent
 }
 
 // simRequest is a replay request that reached its agent.
@@ -197,6 +201,7 @@ func emptyWorld(src source) *simWorld {
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
+		sentTo:   make(map[*hubViewerLink]map[simKey]map[uint64]int),
 	}
 }
 
@@ -235,7 +240,7 @@ func (w *simWorld) configure() {
 		Commit: w.commit, Authorize: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
 		Window: pick(w, 256, 16, 4, 1), MaxUncommittedBytes: pick(w, 0, 0, 600),
-		MaxReplays: pick(w, 8, 2, 1, -1), MaxViewerReplays: pick(w, 4, 1),
+		MaxReplays:       pick(w, 8, 2, 1, -1),
 		ReplayWait:       pick(w, 10*time.Second, time.Second, -1),
 		MaxEventBytes:    pick(w, 0, 0, 0, 200),
 		MaxSessions:      pick(w, 0, 0, 0, 0, 0, 2),
@@ -247,7 +252,7 @@ func (w *simWorld) configure() {
 		w.hubCfg.Resume = w.resume
 	}
 	w.viewerCfg = ViewerConfig{
-		BufferItems: pick(w, 256, 4, 1), BufferBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
+		Window: pick(w, 256, 4, 1), WindowBytes: pick(w, 0, 0, 300), MaxWatches: pick(w, 0, 0, 0, 2),
 	}
 	w.encoded = w.rarely(16)
 	w.pushes = w.rarely(3)
@@ -290,7 +295,7 @@ func (w *simWorld) startViewer(v *simViewer, persisted bool) {
 	old := v.positions()
 	v.v = NewViewer(&w.viewerCfg)
 	if v.local {
-		v.v = NewViewer(nil) // Items has room for a payload whatever it holds
+		v.v = NewViewer(nil)
 	}
 	v.seen = make(map[string]*simReader)
 	for _, id := range simIDs {
@@ -770,10 +775,12 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 		return false
 	}
 	p := to.inbox[0]
-	err := w.handle(x, to, p)
-	if errors.Is(err, context.Canceled) {
-		return false // no room: it waits
+	if _, asks := p.(*ReplayRequestPayload); asks && slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.mute && a.wire == x }) {
+		w.tell("ignored: %s to %s", p, to)
+		to.inbox = to.inbox[1:]
+		return true
 	}
+	err := w.handle(x, to, p)
 	if to.dead { // handling it ended the link
 		return false
 	}
@@ -802,9 +809,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	ctx, now := context.Background(), w.at(to)
 	switch m := to.link.endpoint.(type) {
-	case *viewerLink:
-		ctx = w.ended
-	case *hubAgentLink:
+	case *hubAgentLink, *hubViewerLink:
 		w.hub.expire(now) // as any call may do
 		w.forgetPositions()
 	case *streamerLink:
@@ -1091,7 +1096,11 @@ func brief(p Payload) string {
 	case *EventBatchPayload:
 		return fmt.Sprintf("events %s(%s) %d-%d %v", p.SessionID, tail(p.Epoch), p.FirstSeq, p.LastSeq, p.Gaps)
 	case *AckBatchPayload:
-		return fmt.Sprintf("ack %s(%s) %d nack %v", p.SessionID, tail(p.Epoch), p.UpToSeq, p.Nack)
+		text := "ack"
+		for _, a := range append([]SessionAck{p.first()}, p.Acks...) {
+			text += fmt.Sprintf(" %s(%s) %d nack %v full %v window %d %d read %d", a.SessionID, tail(a.Epoch), a.UpToSeq, a.Nack, a.Full, a.WindowEvents, a.WindowBytes, a.ReadSeq)
+		}
+		return text
 	case *WatchPayload:
 		return fmt.Sprintf("watch %s(%s) %d stop %v", p.SessionID, tail(p.Epoch), p.AfterSeq, p.Stop)
 	case *ReplayRequestPayload:

@@ -263,7 +263,7 @@ func (w *simWorld) beginSmall(c smallWorld) {
 	if w.durable = c.durable; c.durable {
 		w.hubCfg.Resume = w.resume
 	}
-	w.viewerCfg = ViewerConfig{BufferItems: 4}
+	w.viewerCfg = ViewerConfig{Window: 4}
 	w.startHub()
 	a, v := &simAgent{id: "agent0", ids: simIDs[:1]}, &simViewer{id: "viewer0"}
 	w.agents, w.viewers = []*simAgent{a}, []*simViewer{v}

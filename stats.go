@@ -49,12 +49,11 @@ type HubStats struct {
 }
 
 // ViewerStats is what a Viewer holds and has seen. Items and Bytes are what its reader is
-// behind; when they reach the limits of ViewerConfig, the viewer takes nothing more from
-// its link.
+// behind by; how much more may come of a session, ViewerConfig.Window says.
 type ViewerStats struct {
 	Watches         int    // ended ones included, until Unwatch
 	Items           int    // that wait for Items
-	Bytes           int    // what they count against ViewerConfig.BufferBytes
+	Bytes           int    // what they count against ViewerConfig.WindowBytes, all sessions together
 	Connected       bool   // a link was welcomed by the hub
 	StalePayloads   uint64 // payloads of another link, epoch, viewer or watch, which changed nothing
 	RefusedPayloads uint64 // payloads answered by an error

@@ -11,8 +11,7 @@ import (
 // the hub has a queue of its own and asks again.
 
 // A replayAnswer answers one request, a page at a time and in turn with everything else. It
-// is made by an accepted request. It is done when its last page was sent or another request
-// has replaced it, and dead with its sender or epoch. Pages are made one by one, from the log
+// is made by an accepted request. It is done when its last page was sent, and dead with its sender or epoch. Pages are made one by one, from the log
 // as it is by then: what was evicted since the request is a gap. The session's lock protects
 // it.
 type replayAnswer struct {
@@ -21,7 +20,7 @@ type replayAnswer struct {
 	sender *sender
 	req    ReplayRequestPayload // returned in part in every page
 	epoch  string               // of the request, filled in if that left it open
-	done   bool                 // the last page was sent, or no more is wanted
+	done   bool                 // the last page was sent
 }
 
 // next is the task: it returns the next page. The link asks it once more after the last page,
@@ -78,8 +77,7 @@ func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 }
 
 // replayLocked accepts a request, or returns why not. Repetition is looked at before the
-// limit: a request that replaces another one, or repeats it, needs no further place. An agent
-// whose limit is zero never has a place, so asking again is of no use: not retryable.
+// limit: a request that is being answered needs no further place. An agent whose limit is zero never has a place, so asking again is of no use: not retryable.
 func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	s := sd.s
 	switch {
@@ -91,7 +89,7 @@ func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 		err := refusal(CodeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
 		err.Epoch, err.Seq = s.epoch, s.log.head
 		return err
-	case sd.dedupeLocked(p):
+	case sd.repeatedLocked(p):
 		return nil
 	}
 	if n := len(sd.replays); n >= s.st.cfg.MaxReplays {
@@ -106,20 +104,18 @@ func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// dedupeLocked reports whether a request is being answered already: a transport may repeat
-// payloads. If not, it ends the answer to the one that its viewer has open: the viewer has
-// moved on. Requests of the hub itself, without a viewer, replace none.
-func (sd *sender) dedupeLocked(p *ReplayRequestPayload) bool {
-	for _, r := range sd.replays {
-		if r.req.RequestID == p.RequestID {
-			return true
-		}
-		if p.ViewerID != "" && r.req.ViewerID == p.ViewerID {
-			sd.dropReplayLocked(r)
-			return false
-		}
+// repeatedLocked reports whether a request is being answered already, by its id. One that says
+// the same changes nothing, since a transport may repeat payloads. If it says anything else, a
+// part was lost, and the answer goes on from where the hub is.
+func (sd *sender) repeatedLocked(p *ReplayRequestPayload) bool {
+	i := slices.IndexFunc(sd.replays, func(r *replayAnswer) bool { return r.req.RequestID == p.RequestID })
+	if i < 0 {
+		return false
 	}
-	return false
+	if r := sd.replays[i]; r.req != *p {
+		r.req, r.replayCursor = *p, newReplayCursor(p, sd.s.log.head)
+	}
+	return true
 }
 
 // dropReplayLocked ends a replay and frees its place among MaxReplays.

@@ -23,18 +23,21 @@ const (
 	heartbeatEvery = 15 * time.Second
 	maxSilence     = 3 * heartbeatEvery
 
-	// ackDelay and ackEvents are how long, and for how many events, a hub holds an ack
-	// back, so that one ack serves many events of a busy session and a quiet one does not
-	// wait (rule 6). nackEvery is how long it waits before it sends the same nack again: what
-	// is on its way when it finds a hole would each bring another (rule 7).
-	ackDelay  = 250 * time.Millisecond
-	ackEvents = 64
-	nackEvery = time.Second
+	// ackDelay and viewerAckDelay are how long a hub and a viewer hold an ack back, so that
+	// one ack serves many events of a busy session and a quiet one does not wait. A viewer
+	// waits longer: a hub has many of them, and frees nothing when they ack (rules 6 and 14).
+	// nackEvery is how long a receiver waits before it sends the same nack again: what is on
+	// its way when it finds a hole would each bring another (rule 7).
+	ackDelay       = 250 * time.Millisecond
+	viewerAckDelay = 5 * time.Second
+	nackEvery      = time.Second
 
 	// replayAgain is how long the hub waits before it asks again for a replay of which a
-	// part was lost, and how long the permit of a request that a viewer gave up stays
-	// taken, since its agent may still be answering (rule 12).
+	// part was lost, or for which the agent was busy, and how long it keeps what it got when
+	// nobody reads it any more. replayLost is how long a request may bring nothing before it
+	// counts as lost (rule 12).
 	replayAgain = time.Second
+	replayLost  = 5 * time.Second
 
 	// growWithin is how soon the ack of a batch has to come for the next ones to be larger.
 	growWithin = time.Second

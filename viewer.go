@@ -31,11 +31,10 @@ type Viewer struct {
 	link    *viewerLink       // the newest, or nil if that is dead
 
 	// One queue for all watches, in the order of arrival. Its front is being yielded while
-	// Items runs the loop's body; done takes it out. Items wait for room, by count and by
-	// bytes (rule 14); errors don't, since a watch has at most one.
+	// Items runs the loop's body; done takes it out. How much of it a watch may fill is said
+	// to the hub (rule 14); errors need no room, since a watch has at most one.
 	queue []*queued
 	bytes int          // sum of the queue's sizes
-	room  sched.Signal // something was taken out, or a wait for room is void
 	more  sched.Signal // something was added, or the Viewer was closed
 
 	reading bool // Items runs
@@ -44,7 +43,7 @@ type Viewer struct {
 
 // A watch is one session that the viewer watches, from Watch to Unwatch, across links.
 //
-//	fresh     begun at the zero position, nothing queued: takes whatever epoch a status names
+//	fresh     begun at the zero position, told of no numbers: takes whatever epoch a status names
 //	running   at a position in an epoch: another epoch is a reset, or old (rule 15)
 //	ended     its End or its error is queued: never asked for again, keeps its position
 //
@@ -57,10 +56,15 @@ type watch struct {
 	received      uint64
 	fresh         bool
 	handled       Position // after the last item that the body of the loop over Items has finished
+	last          uint64   // of the epoch, if a status said that the session ended there; 0: unknown
 	ended         bool
 	askedAgainFor string // the new epoch at which the rest of the old one was asked for once more
 
-	subscription *subscription // on the Viewer's link; nil: none, or not welcomed, or ended
+	// What waits in the queue, of every kind: the window less this is what the hub may send.
+	unread      int
+	unreadBytes int // as queued.size
+
+	subscription *subscription // on the Viewer's link; nil: none, or not welcomed, or over
 }
 
 // queued is an item, or an error, that waits for Items. Its bytes are the reader's once it
@@ -69,7 +73,7 @@ type queued struct {
 	w    *watch
 	item Item
 	err  error // then item is zero
-	size int   // about the bytes of memory, counted against BufferBytes
+	size int   // about the bytes of memory, counted against WindowBytes
 }
 
 // NewViewer returns a Viewer without watches or links. A nil config means the
@@ -130,16 +134,16 @@ func (v *Viewer) Unwatch(sessionID string) {
 	}
 	clear(v.queue[len(kept):])
 	v.queue = kept
-	v.room.Broadcast()
 }
 
 // detachWatchLocked takes a watch off the link, if it is on one, and makes the hub stop
-// sending it.
+// sending it, if that was asked to begin.
 func (v *Viewer) detachWatchLocked(w *watch) {
 	if sub := w.subscription; sub != nil {
-		w.subscription = nil
-		sub.vl.forget(&sub.task)
-		sub.vl.stopLocked(w.id)
+		sub.endLocked()
+		if sub.said {
+			sub.vl.stopLocked(w.id)
+		}
 	}
 }
 
@@ -235,10 +239,22 @@ func (v *Viewer) done(q *queued) {
 	v.queue[0] = nil
 	v.queue = v.queue[1:]
 	v.bytes -= q.size
-	if q.err == nil {
-		q.w.handled = q.item.Position()
+	if q.err != nil {
+		return
 	}
-	v.room.Broadcast()
+	q.w.handled = q.item.Position()
+	events, bytes := v.roomLocked(q.w)
+	q.w.unread--
+	q.w.unreadBytes -= q.size
+	if sub := q.w.subscription; sub != nil {
+		eventsNow, bytesNow := v.roomLocked(q.w)
+		sub.grantLocked(eventsNow-events, bytesNow-bytes)
+	}
+}
+
+// roomLocked is how much more of a watch there is room for.
+func (v *Viewer) roomLocked(w *watch) (events, bytes int) {
+	return max(v.cfg.Window-w.unread, 0), max(v.cfg.WindowBytes-w.unreadBytes, 0)
 }
 
 // Close ends Items and the link, and everything that waits. It does not wait for a
@@ -247,7 +263,6 @@ func (v *Viewer) Close() error {
 	v.mu.Lock()
 	v.closed = true
 	vl := v.link
-	v.room.Broadcast()
 	v.more.Broadcast()
 	v.mu.Unlock()
 	if vl != nil { // its detach takes the lock again
@@ -268,6 +283,10 @@ func (v *Viewer) Stats() ViewerStats {
 
 // pushLocked appends to the queue, whether or not there is room.
 func (v *Viewer) pushLocked(q *queued) {
+	if q.err == nil {
+		q.w.unread++
+		q.w.unreadBytes += q.size
+	}
 	v.queue = append(v.queue, q)
 	v.bytes += q.size
 	v.more.Broadcast()

@@ -3,15 +3,19 @@ package gvstream
 import (
 	"cmp"
 	"context"
+	"slices"
 	"time"
+
+	"github.com/vibetools/gvstream/internal/sched"
 )
 
 // A viewerLink is a Viewer's half of one connection to the hub. It takes the hub's
-// payloads, asks for each watch from what was received, and queues for Viewer.Items what
-// follows on that, each number once and in order (rules 13 to 16).
+// payloads, asks for each watch from what was received, queues for Viewer.Items what
+// follows on that, each number once and in order, and tells the hub by acks how far it is and
+// how much more there is room for (rules 13 to 16).
 //
 //	new        from Connect: says hello; everything but a welcome is stale
-//	welcomed   has an id, and each watch that has not ended has a subscription
+//	welcomed   has an id, and each watch that is not over has a subscription
 //	dead       no longer the Viewer's link: its payloads change nothing (rule 3)
 //
 // A second welcome with another id begins it afresh, with new subscriptions. The watches
@@ -25,13 +29,23 @@ type viewerLink struct {
 	v *Viewer
 
 	hello     *handshake
-	heartbeat task
+	ack, stop task
 
 	// From the welcome. Whatever names another link or viewer is stale.
 	id       string // the hub's name for the link; empty before the welcome
 	viewerID string // the hub's name for the viewer
 
-	heartbeatAt time.Time // when to give the next sign of life
+	// Acks go out together: when one is due, all that can be said is. At the latest signOfLife
+	// all watches are named, in case an ack that gave credit was lost (rule 13).
+	unsaid     sched.Queue[*subscription] // those with something to say
+	ackNow     bool                       // one of them is due
+	signOfLife time.Time
+
+	// Sessions that the hub is to send no longer, and has not been told of. A stop is a state
+	// of the session, which a later watch of it ends: however often a caller changes its mind,
+	// the hub is told what holds last.
+	stops     []string
+	stopsSaid onceASecond // to a hub that sends what nobody watches
 }
 
 // detach takes the dead link off the Viewer, unless that has a newer one, and every watch
@@ -48,32 +62,12 @@ func (vl *viewerLink) detach(time.Time) {
 			w.subscription = nil
 		}
 	}
-	v.room.Broadcast() // payloads of this link wait for room no longer
 }
 
-// nextHeartbeat gives a sign of life every 15 s, from the welcome on (rule 13). It may be
-// asked too early, and then only schedules itself again.
-func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
-	vl.v.mu.Lock()
-	defer vl.v.mu.Unlock()
-	due := !now.Before(vl.heartbeatAt)
-	if due {
-		vl.heartbeatAt = now.Add(heartbeatEvery)
-	}
-	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
-	if !due {
-		return nil
-	}
-	return &StatusPayload{ViewerID: vl.viewerID, Link: vl.id}
-}
-
-// handle applies a payload of the hub's. One of a link that is no longer the Viewer's
-// changes nothing, even if its call began before and only now gets the lock (rule 3). Any
-// of the calls below may wait for room and give up the lock meanwhile, see awaitRoomLocked.
-//
-// A batch's events are copied before, since they may lie in the frame, while items are the
-// reader's to keep. A replay_batch has no link id: it counts for the connection it came on.
-func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) error {
+// handle applies a payload of the hub's, and never waits: what there is no room for is
+// dropped. One of a link that is no longer the Viewer's changes nothing, even if its call began
+// before and only now gets the lock (rule 3).
+func (vl *viewerLink) handle(_ context.Context, now time.Time, p Payload) error {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	if vl.v.link != vl {
@@ -84,20 +78,14 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 		return asError(vl.welcomeLocked(now, p))
 	case *StatusPayload:
 		if vl.isCurrentLocked(p.Link, p.ViewerID) {
-			return vl.statusLocked(ctx, now, p)
+			vl.statusLocked(now, p)
 		}
 	case *eventBatch:
-		if vl.isCurrentLocked(p.Link, p.ViewerID) {
-			events, gaps := p.copies()
-			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
-		}
-	case *replayBatch:
-		if vl.isCurrentLocked(vl.id, p.ViewerID) {
-			events, gaps := p.copies()
-			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
+		if vl.isCurrentLocked(cmp.Or(p.Link, vl.id), p.ViewerID) { // without a link it is true on any
+			vl.batchLocked(now, p)
 		}
 	case *ErrorPayload:
-		return vl.refusedLocked(ctx, now, p)
+		return vl.refusedLocked(now, p)
 	default:
 		return &ProtocolError{Code: CodeUnexpected, Message: "a viewer takes no " + p.payloadType()}
 	}
@@ -134,22 +122,34 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 	}
 	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
-	vl.heartbeatAt = now.Add(heartbeatEvery)
-	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
+	for vl.unsaid.Pop() != nil {
+	}
+	vl.ackNow, vl.stops = false, nil
+	vl.signOfLife = now.Add(heartbeatEvery)
+	vl.schedule(&vl.ack, vl.signOfLife)
 	for _, w := range vl.v.sortedLocked() {
+		w.subscription = nil
 		vl.attachLocked(w)
 	}
 	return nil
 }
 
 // attachLocked subscribes to a watch on this link. Before the welcome it does nothing, since
-// welcomeLocked does it for all watches then.
+// welcomeLocked does it for all watches then. A stop of the session that was not said yet is
+// void: the watch moves the hub's cursor.
 func (vl *viewerLink) attachLocked(w *watch) {
 	if vl.id == "" || w.ended {
 		return
 	}
-	sub := &subscription{w: w, vl: vl, want: true}
+	cfg := &vl.v.cfg
+	sub := &subscription{w: w, vl: vl, want: true, acks: ackState{
+		delay: viewerAckDelay, window: window{events: cfg.Window, bytes: cfg.WindowBytes},
+	}}
 	sub.task = task{Source: sub.next, Control: true}
+	if i := slices.Index(vl.stops, w.id); i >= 0 {
+		vl.stops = slices.Delete(vl.stops, i, i+1)
+		sub.said = true // of the one before
+	}
 	w.subscription = sub
 	vl.ready(&sub.task)
 }
@@ -157,199 +157,200 @@ func (vl *viewerLink) attachLocked(w *watch) {
 // stopLocked asks the hub to end a watch. There is no answer: if it is lost, findLocked
 // repeats it when something of the session comes.
 func (vl *viewerLink) stopLocked(sessionID string) {
-	vl.reply(&WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true})
+	if !slices.Contains(vl.stops, sessionID) {
+		vl.stops = append(vl.stops, sessionID)
+		vl.ready(&vl.stop)
+	}
+}
+
+// nextStop is the Source of the stop task. A watch that is about to be asked for says the
+// stops before it as well: the hub may have room for it only after them.
+func (vl *viewerLink) nextStop(time.Time) Payload {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	if p := vl.takeStopLocked(); p != nil {
+		return p
+	}
+	return nil
+}
+
+// takeStopLocked takes the oldest stop, or returns nil.
+func (vl *viewerLink) takeStopLocked() *WatchPayload {
+	if len(vl.stops) == 0 {
+		return nil
+	}
+	sessionID := vl.stops[0]
+	vl.stops = vl.stops[1:]
+	return &WatchPayload{SessionID: sessionID, ViewerID: vl.viewerID, Stop: true}
 }
 
 // findLocked returns the watch of a session if it is on this link. If not, it is over, and
 // the hub has yet to hear that.
-func (vl *viewerLink) findLocked(sessionID string) *watch {
+func (vl *viewerLink) findLocked(now time.Time, sessionID string) *watch {
 	w := vl.v.watches[sessionID]
-	if w == nil || w.subscription == nil || w.subscription.vl != vl {
+	if w == nil || w.subscription == nil {
 		vl.v.stalePayloads.Add(1)
-		vl.stopLocked(sessionID)
+		if len(vl.stops) < maxOnce && vl.stopsSaid.allow(now, sessionID) {
+			vl.stopLocked(sessionID)
+		}
 		return nil
 	}
 	return w
 }
 
 // batchLocked receives events and gaps that tile first to last (rule 14): those beyond what
-// was received are queued one by one, and received moves with each, so that a wait that is
-// broken off in the middle loses nothing and repeats nothing. A batch after a hole is
-// dropped as a whole: the hub is asked to go on from received, which brings it again.
+// was received are queued one by one. A batch after a hole is dropped as a whole, and the hub
+// is asked to go back to what was received, which brings it again. So is one that comes when
+// the watch is full: a hub that keeps to what it is told sends none.
 //
 // A batch of another epoch is dropped too. Only a status announces an epoch, with what the
-// reset has to say about the one before (rule 15).
-func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch string, first, last uint64, events []Event, gaps []Gap) error {
-	w := vl.findLocked(id)
+// reset has to say about the one before (rule 15). If the epoch is new, that status was lost,
+// and a nack makes the hub say it again.
+//
+// The events are copied, since they may lie in the frame, while items are the reader's to keep.
+func (vl *viewerLink) batchLocked(now time.Time, p *eventBatch) {
+	w := vl.findLocked(now, p.SessionID)
 	if w == nil {
-		return nil
+		return
 	}
-	if epoch != w.epoch {
+	sub := w.subscription
+	switch events, bytes := vl.v.roomLocked(w); {
+	case p.Epoch != w.epoch:
 		vl.v.stalePayloads.Add(1)
-		return nil
+		if p.Epoch > w.epoch && !sub.timer.running() { // or the hub's answer will say
+			sub.acks.hole(now, w.received)
+		}
+	case p.LastSeq <= w.received:
+		sub.acks.now = true // its ack may have been lost
+	case p.FirstSeq > w.received+1:
+		sub.acks.hole(now, w.received)
+	case events == 0 || bytes == 0:
+		sub.acks.hole(now, w.received)
+		sub.acks.lost()
+	default:
+		vl.acceptLocked(w, p)
+		sub.acks.accept(now, w.ended, p.HeadSeq > w.received)
 	}
-	w.subscription.heardAt = now
-	switch {
-	case last <= w.received:
-		return nil
-	case first > w.received+1:
-		w.subscription.againLocked()
-		return nil
-	}
-	w.subscription.progressLocked()
-	for _, it := range interleave(id, epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
+	sub.sayLocked(now)
+}
+
+// acceptLocked queues what is new in a batch, all of it: the room was for its first item.
+func (vl *viewerLink) acceptLocked(w *watch, p *eventBatch) {
+	events, gaps := p.copies()
+	for _, it := range interleave(w.id, w.epoch, newEvents(events, w.received), newGaps(gaps, w.received)) {
 		if it.Gap != nil && it.Gap.From <= w.received { // known in part
 			it.Gap = &Gap{w.received + 1, it.Gap.To, it.Gap.Reason}
 		}
-		if ok, err := vl.putLocked(ctx, w, it); !ok {
-			return err
-		}
+		vl.putLocked(w, it)
 		w.received = it.Seq
 		if it.Event != nil && it.Event.End {
-			return vl.endLocked(ctx, w)
+			w.last = it.Seq
 		}
 	}
-	return nil
+	if w.received == w.last {
+		vl.endLocked(w)
+	}
 }
 
-// putLocked queues an item when there is room. An item that is larger than the buffer is
-// taken when the queue is empty, or it would never be. It reports false if the wait for
-// room was broken off, with awaitRoomLocked's error; the item is then not received, and
-// comes again. If it reports true, the watch stands where it did before the call.
-func (vl *viewerLink) putLocked(ctx context.Context, w *watch, it Item) (bool, error) {
-	v := vl.v
+// putLocked queues an item.
+func (vl *viewerLink) putLocked(w *watch, it Item) {
 	size := itemBytes
 	if it.Event != nil {
 		size += len(it.Event.Data) + len(it.Event.Bytes) + len(it.Event.Type)
 	}
-	for len(v.queue) > 0 && (len(v.queue) >= v.cfg.BufferItems || v.bytes+size > v.cfg.BufferBytes) {
-		if ok, err := vl.awaitRoomLocked(ctx, w); !ok {
-			return false, err
-		}
-	}
-	v.pushLocked(&queued{w: w, item: it, size: size})
+	vl.v.pushLocked(&queued{w: w, item: it, size: size})
 	w.fresh = false
-	return true, nil
 }
 
-// awaitRoomLocked waits until something was taken out of the queue, which is the one thing
-// that holds up a viewer's link: what is not received stays with the transport, and the
-// hub is held up in turn.
-//
-// The lock is free meanwhile, and anything may happen: the Viewer is closed, a newer link
-// takes over, the watch is removed or ends, or a concurrent call of Handle moves it. In
-// all these cases, and if ctx ends, it reports false: what the caller was about to queue
-// is void, or was queued by the other call. A ctx that ends does not count if the queue is
-// empty by then: the item is at hand, and room is ready.
-func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, error) {
-	v := vl.v
-	wait := v.room.Wait()
-	before := Position{w.epoch, w.received}
-	v.mu.Unlock()
-	select {
-	case <-wait:
-	case <-ctx.Done():
-	}
-	ended := ctx.Err() != nil
-	v.mu.Lock()
-	switch {
-	case v.closed:
-		return false, ErrClosed
-	case v.link != vl:
-		return false, vl.goneLocked()
-	case w.subscription == nil || w.subscription.vl != vl || before != (Position{w.epoch, w.received}):
-		return false, nil
-	case ended && len(v.queue) > 0:
-		return false, context.Cause(ctx)
-	}
-	return true, nil
-}
-
-// endLocked ends a watch whose last number was received (rule 16). If the wait for room is
-// broken off, the watch goes on: the hub's next status says again that the session ended.
-func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
-	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, Seq: w.received})
-	if ok {
-		w.ended = true
-		vl.v.detachWatchLocked(w)
-	}
-	return err
+// endLocked ends a watch whose last number was received (rule 16). It keeps its subscription
+// until the end is acknowledged; then it is over here and at the hub.
+func (vl *viewerLink) endLocked(w *watch) {
+	vl.putLocked(w, Item{SessionID: w.id, Epoch: w.epoch, End: true, Seq: w.received})
+	w.ended = true
 }
 
 // statusLocked applies a status: where the watched sessions stand at the hub (rules 13 to
-// 16). It looks each watch up when its turn comes, since the lock may be free in between.
-// A status is the answer to a watch, so the timer stops; but its wait stays as long as it
-// is, since only events and gaps are progress.
-func (vl *viewerLink) statusLocked(ctx context.Context, now time.Time, p *StatusPayload) error {
+// 16). An entry answers the watch.
+func (vl *viewerLink) statusLocked(now time.Time, p *StatusPayload) {
 	for _, s := range p.Sessions {
-		w := vl.findLocked(s.SessionID)
-		if w == nil {
-			continue
-		}
-		w.subscription.heardAt = now
-		w.subscription.timer.stop() // an answer came
-		if err := vl.sessionLocked(ctx, w, s); err != nil {
-			return err
+		if w := vl.findLocked(now, s.SessionID); w != nil && !w.ended {
+			answer := w.subscription.timer.running()
+			w.subscription.timer.reset()
+			vl.sessionLocked(now, w, s, answer)
 		}
 	}
-	return nil
 }
 
 // sessionLocked applies the entry of one session. The order matters: first the watch moves to
-// the entry's epoch, for only then can the numbers be compared; then a hole before the
-// end is found, so that only a reader that has everything before it gets the end.
-func (vl *viewerLink) sessionLocked(ctx context.Context, w *watch, s SessionStatus) error {
-	switch {
+// the entry's epoch, for only then can the numbers be compared; and only a reader that has
+// everything before the end gets the end. If the hub takes more for acknowledged than was
+// received, it has another watch in mind, which was given up, and has lost the present one.
+func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus, answer bool) {
+	switch before := w.epoch; {
 	case s.Epoch == "": // the hub does not know the session yet
-		return nil
-	case s.Epoch != w.epoch:
-		if ok, err := vl.moveLocked(ctx, w, s); !ok {
-			return err
-		}
+		return
+	case s.Epoch == before:
+	case !vl.moveLocked(w, s, answer):
+		return
+	case before != "": // the hub knows only of the room that there was then
+		w.subscription.acks.now = true
+		w.subscription.sayLocked(now)
 	}
-	if s.AckSeq > w.received { // sent on this link, and not here
+	if s.HeadSeq > 0 {
+		w.fresh = false // it was told of something
+	}
+	if s.Ended { // which may be said before all of it has come, and its last number lie in a gap
+		w.last = s.HeadSeq
+	}
+	switch {
+	case s.AckSeq > w.received:
 		w.subscription.againLocked()
-		return nil
+	case s.Ended && w.received == w.last:
+		vl.endLocked(w)
+		w.subscription.acks.accept(now, true, false)
+		w.subscription.sayLocked(now)
 	}
-	if s.Ended && s.HeadSeq == w.received && !w.ended {
-		return vl.endLocked(ctx, w)
-	}
-	return nil
 }
 
 // moveLocked moves a watch to the start of another epoch that a status announces, and
 // reports whether it did (rule 15). A fresh watch takes any epoch, without a reset: its
-// reader knows of none before. Otherwise there is a reset, which tells the reader that
-// numbers start again, and how much of the old epoch it has missed.
+// reader knows of none before, unless something of that was accepted and did not arrive.
+// Otherwise there is a reset, which tells the reader that numbers start again, and how much of
+// the old epoch it has missed.
 //
 // Instead it asks for the watch again if the epoch is smaller: either the status is old, or
 // the hub has gone back, and then its answer is replay_ahead. It does the same, once for
-// each new epoch, if numbers of the old one are missing: the hub may still hold them, and
-// a reset gives them up for good.
-func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus) (bool, error) {
-	switch {
-	case s.Epoch < w.epoch && !w.fresh: // an old status, or the hub has gone back
+// each new epoch, if numbers of the old one are missing, unless this is what the hub answers
+// when it is asked for them: it may still hold them, and a reset gives them up for good. If there is no room for a reset, the status is asked for
+// again when there is.
+func (vl *viewerLink) moveLocked(w *watch, s SessionStatus, answer bool) bool {
+	missed := w.epoch != "" && s.PrevEpoch == w.epoch && s.PrevSeq > w.received
+	switch events, bytes := vl.v.roomLocked(w); {
+	case w.fresh && !missed:
+	case s.Epoch < w.epoch: // an old status, or the hub has gone back
 		w.subscription.againLocked()
-		return false, nil
-	case s.Epoch > w.epoch && !w.fresh:
-		if s.PrevEpoch == w.epoch && s.PrevSeq > w.received && w.askedAgainFor != s.Epoch {
-			w.askedAgainFor = s.Epoch
-			w.subscription.againLocked()
-			return false, nil
-		}
+		return false
+	case missed && !answer && w.askedAgainFor != s.Epoch:
+		w.askedAgainFor = s.Epoch
+		w.subscription.againLocked()
+		return false
+	case events == 0 || bytes == 0:
+		w.subscription.acks.lost()
+		return false
+	default:
 		reset := &Reset{Old: Position{w.epoch, w.received}, PrevEpoch: s.PrevEpoch, PrevSeq: s.PrevSeq}
-		if ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset}); !ok {
-			return false, err
-		}
+		vl.putLocked(w, Item{SessionID: w.id, Epoch: s.Epoch, Reset: reset})
 	}
-	w.epoch, w.received = s.Epoch, 0
-	return true, nil
+	w.epoch, w.received, w.last = s.Epoch, 0, 0
+	w.subscription.acks.lacks = false // of the epoch before
+	return true
 }
 
 // refusedLocked deals with an error payload: one about a session ends its watch, unless
-// it may be retried; then the subscription asks again on its timer. The error is queued
-// without a wait for room: there is at most one for each watch.
-func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *ErrorPayload) error {
+// it may be retried; then the subscription asks again on its timer. A hub that does not know
+// the watch is asked at once. The error is queued whether or not there is room: there is at
+// most one for each watch.
+func (vl *viewerLink) refusedLocked(now time.Time, p *ErrorPayload) error {
 	switch {
 	case p.Code == CodeStaleLink:
 		vl.hello.start()
@@ -362,13 +363,20 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
-	if w == nil || w.subscription == nil || w.subscription.vl != vl {
+	if w == nil || w.subscription == nil || w.ended {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	w.subscription.heardAt = now
-	if !p.Retryable {
+	switch sub := w.subscription; {
+	case p.Code == CodeUnknownSession:
+		sub.timer.stop() // the watch was lost, if it was not said after what is refused here
+		sub.againLocked()
+	case !p.Retryable:
 		vl.giveUpLocked(w, p.protocolError())
+		sub.endLocked()
+	case !sub.timer.running():
+		sub.timer.start(now)
+		vl.schedule(&sub.task, sub.timer.at)
 	}
 	return nil
 }
@@ -377,7 +385,6 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 func (vl *viewerLink) giveUpLocked(w *watch, err *ProtocolError) {
 	w.ended = true
 	vl.v.pushLocked(&queued{w: w, err: err, size: itemBytes})
-	vl.v.detachWatchLocked(w)
 }
 
 // unreadable implements unreader: a hub sends an event that is none. To ask for it again would
@@ -386,35 +393,104 @@ func (vl *viewerLink) unreadable(err *ProtocolError) {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	w := vl.v.watches[err.SessionID]
-	if w == nil || w.subscription == nil || w.subscription.vl != vl || w.epoch != err.Epoch || w.received >= err.Seq {
+	if w == nil || w.subscription == nil || w.epoch != err.Epoch || w.received >= err.Seq {
 		return
 	}
 	vl.giveUpLocked(w, err)
+	vl.v.detachWatchLocked(w)
 }
 
-// A subscription is one watch on one link: whether the hub is to be asked for it. It is made
-// when the link is welcomed, or by Watch after that, and ends with the link, its id or the
-// watch; then w.subscription is another or nil, and its task has no payload.
+// nextAck is the Source of the ack task: what all watches have to say, as soon as one of them
+// is due (rule 14). When the next sign of life is near, it names all watches and is that, so
+// that a viewer of quiet sessions needs no more than an ack in viewerAckDelay.
+func (vl *viewerLink) nextAck(now time.Time) Payload {
+	v := vl.v
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	late := !now.Before(vl.signOfLife)
+	if !vl.ackNow && !late && !vl.ackDueLocked(now) {
+		return nil
+	}
+	if !now.Before(vl.signOfLife.Add(-viewerAckDelay)) {
+		vl.signOfLife = now.Add(heartbeatEvery)
+		for _, w := range v.sortedLocked() {
+			if sub := w.subscription; sub != nil {
+				vl.unsaid.Push(&sub.place, sub)
+			}
+		}
+	}
+	p := &AckBatchPayload{ViewerID: vl.viewerID, Link: vl.id}
+	for len(p.Acks) < maxAcks && vl.unsaid.Len() > 0 {
+		switch a, ok := vl.unsaid.Pop().takeAckLocked(now); {
+		case !ok:
+		case p.SessionID == "":
+			p.setFirst(a)
+		default:
+			p.Acks = append(p.Acks, a)
+		}
+	}
+	vl.ackNow = vl.unsaid.Len() > 0
+	vl.schedule(&vl.ack, vl.signOfLife)
+	switch {
+	case p.SessionID != "":
+		return p
+	case late:
+		return &StatusPayload{ViewerID: vl.viewerID, Link: vl.id}
+	}
+	return nil
+}
+
+// ackDueLocked reports whether an ack that was held back is due. If not, the link asks again
+// when the first one is.
+func (vl *viewerLink) ackDueLocked(now time.Time) bool {
+	first := vl.signOfLife
+	for sub := range vl.unsaid.All() {
+		due, next := sub.acks.due(now)
+		if due {
+			return true
+		}
+		if !next.IsZero() && next.Before(first) {
+			first = next
+		}
+	}
+	vl.schedule(&vl.ack, first)
+	return false
+}
+
+// A subscription is one watch on one link: whether the hub is to be asked for it, and what it
+// is to be told. It is made when the link is welcomed, or by Watch after that, and ends with
+// the link, its id or the watch; then w.subscription is another or nil, and its task has no
+// payload.
 //
 //	          want   timer
 //	to ask    yes    stopped   at first, and from againLocked: next makes a watch payload
-//	asked     no     running   until a status or something new comes; at each expiry asked again
-//	settled   no     stopped   asked again if nothing is heard of the session for 30 s
+//	asked     no     running   until a status comes; at each expiry asked again
+//	settled   no     stopped   what is missing is asked for by nacks
 //
-// The Viewer's lock protects it.
+// A subscription whose watch has ended waits to say so, by its last ack. The Viewer's lock
+// protects it.
 type subscription struct {
 	task
 	w  *watch
 	vl *viewerLink
 
-	want    bool
-	timer   retry     // runs while an answer is awaited
-	heardAt time.Time // when something of the session came on this link; zero: never
+	want   bool
+	said   bool      // the hub was asked, by this subscription or one before: it may be sending
+	saidAt time.Time // when
+	timer  retry     // runs while an answer is awaited
+
+	acks  ackState
+	place sched.Element[*subscription] // in the link's queue of those that have something to say
 }
 
-// againLocked asks once more from what was received, unless an answer is awaited: after one
-// hole every batch on its way shows the same hole, and each watch would make the hub send
-// everything from there again (rule 14).
+// endLocked takes the subscription off its watch.
+func (sub *subscription) endLocked() {
+	sub.w.subscription = nil
+	sub.place.Remove()
+	sub.vl.forget(&sub.task)
+}
+
+// againLocked asks once more from what was received, unless an answer is awaited.
 func (sub *subscription) againLocked() {
 	if !sub.timer.running() {
 		sub.want = true
@@ -422,39 +498,95 @@ func (sub *subscription) againLocked() {
 	}
 }
 
-// progressLocked notes that what was asked for comes: a later hole is asked about at once,
-// and the timer starts again from its shortest wait.
-func (sub *subscription) progressLocked() { sub.timer.reset() }
+// sayLocked makes the link ask for acks when this one's is due, if it has something to say.
+func (sub *subscription) sayLocked(now time.Time) {
+	vl := sub.vl
+	due, next := sub.acks.due(now)
+	if !due && next.IsZero() {
+		return
+	}
+	vl.unsaid.Push(&sub.place, sub)
+	if due {
+		vl.ackNow = true
+		vl.ready(&vl.ack)
+	} else {
+		vl.schedule(&vl.ack, next)
+	}
+}
 
-// next is the task's Source. It asks when something is missing, when no answer came, or
-// when nothing was heard of the session for two heartbeats of the hub (rules 13 and 14). A
-// session that is missing from two statuses is one that the hub does not serve here: it may
-// never have got the watch.
-func (sub *subscription) next(now time.Time) Payload {
-	sub.vl.v.mu.Lock()
-	defer sub.vl.v.mu.Unlock()
+// grantLocked notes that there is more room: the caller has read something. If that is not
+// worth an ack of its own, the next one says it.
+func (sub *subscription) grantLocked(events, bytes int) {
+	vl := sub.vl
+	sub.acks.grant(events, bytes)
+	vl.unsaid.Push(&sub.place, sub)
+	if sub.acks.now {
+		vl.ackNow = true
+		vl.ready(&vl.ack)
+	}
+}
+
+// takeAckLocked returns the entry of an ack that says where the watch is, unless there is
+// nothing that the hub could take: it is to be asked for the watch first. With the ack of the
+// end the watch is over on this link.
+func (sub *subscription) takeAckLocked(now time.Time) (SessionAck, bool) {
 	w := sub.w
-	if w.subscription != sub {
+	if !sub.said || sub.want {
+		return SessionAck{}, false
+	}
+	a := SessionAck{SessionID: w.id, Epoch: w.epoch, UpToSeq: w.received, Nack: sub.acks.sent(now, w.received)}
+	a.WindowEvents, a.WindowBytes = sub.vl.v.roomLocked(w)
+	a.Full = a.WindowEvents == 0 || a.WindowBytes == 0
+	if w.handled.Epoch == w.epoch {
+		a.ReadSeq = w.handled.Seq
+	}
+	if w.ended {
+		sub.endLocked()
+	}
+	return a, true
+}
+
+// next is the task's Source. It asks when that is wanted or no answer came (rules 13 and 14),
+// at most once a second, and says the stops of other sessions before. A watch says what an ack
+// would, except that there is no room at all.
+func (sub *subscription) next(now time.Time) Payload {
+	vl := sub.vl
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	w := sub.w
+	if w.subscription != sub || w.ended {
 		return nil
 	}
-	asked, late := sub.timer.running(), sub.timer.expired(now)
-	quiet := !asked && !sub.heardAt.IsZero() && !now.Before(sub.heardAt.Add(2*heartbeatEvery))
-	if !sub.want && !late && !quiet {
-		if asked {
-			sub.vl.schedule(&sub.task, sub.timer.at)
-		} else {
-			sub.vl.schedule(&sub.task, sub.heardAt.Add(2*heartbeatEvery))
+	late := sub.timer.expired(now)
+	switch again := sub.saidAt.Add(nackEvery); {
+	case !sub.want && !late:
+		if sub.timer.running() {
+			vl.schedule(&sub.task, sub.timer.at)
 		}
 		return nil
+	case now.Before(again):
+		vl.schedule(&sub.task, again)
+		return nil
+	}
+	if p := vl.takeStopLocked(); p != nil {
+		return p
 	}
 	if late {
 		sub.timer.again(now)
 	} else {
 		sub.timer.start(now)
 	}
-	sub.want = false
-	sub.vl.schedule(&sub.task, sub.timer.at)
-	return &WatchPayload{SessionID: w.id, ViewerID: sub.vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
+	sub.want, sub.said, sub.saidAt = false, true, now
+	vl.schedule(&sub.task, sub.timer.at)
+	p := &WatchPayload{SessionID: w.id, ViewerID: vl.viewerID, Epoch: w.epoch, AfterSeq: w.received}
+	events, bytes := vl.v.roomLocked(w)
+	p.WindowEvents, p.WindowBytes = max(events, 1), max(bytes, 1)
+	sub.acks.lacks = false // the watch asks for all that comes next
+	if sub.acks.sent(now, w.received); events == 0 || bytes == 0 {
+		sub.acks.now = true
+		sub.sayLocked(now)
+	}
+	return p
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -469,7 +601,8 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 	vl := &viewerLink{v: v}
 	vl.Link = newLink(vl, &v.refusedPayloads)
 	vl.hello = newHandshake(vl.Link, roleViewer)
-	vl.heartbeat = task{Source: vl.nextHeartbeat, Control: true}
+	vl.ack = task{Source: vl.nextAck, Control: true}
+	vl.stop = task{Source: vl.nextStop, Control: true}
 	v.mu.Lock()
 	old, closed := v.link, v.closed
 	if !closed {

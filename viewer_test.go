@@ -26,10 +26,37 @@ func watching(t *testing.T, cfg *ViewerConfig, sessions ...string) (*Viewer, *pe
 	h := playHub(t, v)
 	slices.Sort(sessions)
 	for _, id := range sessions {
-		h.want(h.watch(id, "", 0))
+		h.want(h.watchWith(v, id, "", 0, 0, 0))
 	}
 	return v, h
 }
+
+// watchWith is a viewer's watch, when so many unread items and bytes wait.
+func (p *peer) watchWith(v *Viewer, session, epoch string, after uint64, items, bytes int) *WatchPayload {
+	w := p.watch(session, epoch, after)
+	w.WindowEvents, w.WindowBytes = v.cfg.Window-items, v.cfg.WindowBytes-bytes
+	return w
+}
+
+// says is what a viewer tells the hub of a session: up to where it has received, and its reader has
+// read, and the room that so many unread items and bytes leave.
+func (p *peer) says(v *Viewer, session, epoch string, upTo, read uint64, items, bytes int) *AckBatchPayload {
+	room, bytesLeft := max(0, v.cfg.Window-items), max(0, v.cfg.WindowBytes-bytes)
+	return &AckBatchPayload{
+		SessionID: session, ViewerID: p.viewer, Epoch: epoch, Link: p.id, UpToSeq: upTo, ReadSeq: read,
+		WindowEvents: room, WindowBytes: bytesLeft, Full: room == 0 || bytesLeft == 0,
+	}
+}
+
+// lacks is says for a viewer that has found a hole.
+func (p *peer) lacks(v *Viewer, session, epoch string, upTo, read uint64, items, bytes int) *AckBatchPayload {
+	a := p.says(v, session, epoch, upTo, read, items, bytes)
+	a.Nack = true
+	return a
+}
+
+// itemSize is what the event of a one-digit number counts while it waits.
+const itemSize = itemBytes + len(`out"event 1"`)
 
 // has checks that these items are ready, and no others.
 func has(t *testing.T, v *Viewer, want ...string) {
@@ -47,8 +74,7 @@ func has(t *testing.T, v *Viewer, want ...string) {
 	}
 }
 
-// takesOne deals with one item, and leaves any item that takes its place: a payload
-// that waits for room may be quicker than a loop that ends.
+// takesOne deals with one item.
 func takesOne(t *testing.T, v *Viewer, want string) {
 	t.Helper()
 	q, _ := v.front()
@@ -156,12 +182,10 @@ func TestViewerItems(t *testing.T) {
 		b := h.batch("s", "e1", 1, 2)
 		b.LastSeq, b.HeadSeq, b.Gaps = 5, 5, []Gap{{3, 5, ReasonDropped}}
 		h.send(b, h.batch("r", "e5", 1, 1))
-		h.send(&ReplayBatchPayload{
-			SessionID: "s", ViewerID: "tab", RequestID: "r1", Epoch: "e1", FirstSeq: 6, LastSeq: 7,
-			UntilSeq: 7, AvailableFrom: 1, Events: numbered(6, 7), Done: true,
-		})
-		h.send(h.last("s", "e1", 8))
-		h.want(h.stop("s"))
+		h.send(h.batch("s", "e1", 6, 7), h.last("s", "e1", 8))
+		all := h.says(v, "s", "e1", 8, 0, 7, 5*itemSize+2*itemBytes)
+		all.Acks = []SessionAck{h.says(v, "r", "e5", 1, 0, 1, itemSize).first()}
+		h.want(all)
 		isAt(t, v, "s", "", 0)
 		has(t, v, "s e1 1", "s e1 2", "s e1 gap 3-5 dropped", "r e5 1", "s e1 6", "s e1 7", "s e1 8", "s e1 end")
 		isAt(t, v, "s", "e1", 8)
@@ -247,39 +271,133 @@ func TestViewerItemsWaits(t *testing.T) {
 	})
 }
 
-// Rule 14: a hole causes one watch until something arrives or the timer fires.
+// Rule 14: a hole is nacked once a second for the same number, as long as batches come.
 func TestViewerHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
 		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 2))
 		h.send(h.batch("s", "e1", 4, 5))
-		h.want(h.watch("s", "e1", 2))
+		nack := h.lacks(v, "s", "e1", 2, 0, 2, 2*itemSize)
+		h.want(nack)
 		h.send(h.batch("s", "e1", 6, 6), h.batch("s", "e1", 7, 7))
 		h.wantIdle("asked already")
-		h.wantAfter(timerFirst, h.watch("s", "e1", 2))
-		h.send(h.status()) // the hub is there
-		h.wantAfter(2*timerFirst, h.watch("s", "e1", 2))
-		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 7))
-		has(t, v, itemTexts("s", "e1", 1, 7)...)
-		h.wantIdle("answered")
+		pass(nackEvery - 1)
+		h.send(h.batch("s", "e1", 8, 8))
+		h.wantIdle("asked within the last second")
+		pass(1)
+		h.wantIdle("nothing comes")
 		h.send(h.batch("s", "e1", 9, 9))
-		h.want(h.watch("s", "e1", 7))
+		h.want(nack)
+		h.send(h.batch("s", "e1", 3, 7))
+		h.send(h.batch("s", "e1", 9, 9))
+		h.want(h.lacks(v, "s", "e1", 7, 0, 7, 7*itemSize)) // another one
 		h.send(h.batch("s", "e1", 8, 9))
-		has(t, v, "s e1 8", "s e1 9")
-		pass(29 * time.Second)
-		h.wantIdle("answered")
+		has(t, v, itemTexts("s", "e1", 1, 9)...)
+		h.wantAfter(viewerAckDelay, h.says(v, "s", "e1", 9, 9, 0, 0))
 	})
 }
 
-// Rule 14: so does a status that says that more was sent than has arrived.
-func TestViewerStatusBeyondReceived(t *testing.T) {
+// Rule 14: what was received is acknowledged 5 s after the first of it, for all watches together,
+// and when the reader has made room for half a window.
+func TestViewerAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, &ViewerConfig{Window: 8}, "r", "s")
+		h.send(h.status(stands("r", "e5", 1, 9, 0), stands("s", "e1", 1, 9, 0)))
+		h.send(h.batch("s", "e1", 1, 2))
+		pass(time.Second)
+		h.send(h.batch("r", "e5", 1, 1), h.batch("s", "e1", 3, 3))
+		both := h.says(v, "s", "e1", 3, 0, 3, 3*itemSize)
+		both.Acks = []SessionAck{h.says(v, "r", "e5", 1, 0, 1, itemSize).first()}
+		h.wantAfter(viewerAckDelay-time.Second, both)
+		h.wantIdle("said")
+		for _, text := range []string{"s e1 1", "s e1 2", "r e5 1"} {
+			takesOne(t, v, text)
+			h.wantIdle("less than half a window of either was read")
+		}
+		h.send(h.batch("s", "e1", 4, 8))
+		takesOne(t, v, "s e1 3")
+		h.wantIdle("three events of s")
+		takesOne(t, v, "s e1 4")
+		both = h.says(v, "s", "e1", 8, 4, 4, 4*itemSize)
+		both.Acks = []SessionAck{h.says(v, "r", "e5", 1, 1, 0, 0).first()}
+		h.want(both)
+	})
+}
+
+// A viewer of sessions in which something happens once a second sends an ack in 5 seconds, for
+// all of them, and that is its sign of life.
+func TestViewerFewAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "r", "s")
+		h.send(h.status(stands("r", "e1", 1, 0, 0), stands("s", "e1", 1, 0, 0)))
+		last := time.Now()
+		acks, beats := 0, time.Now().Add(heartbeatEvery)
+		for i := range uint64(600) {
+			session := []string{"r", "s"}[i%2]
+			h.send(h.batch(session, "e1", i/2+1, i/2+1))
+			for it := range v.Items(endedContext) {
+				_ = it
+			}
+			for range 10 {
+				pass(time.Second / 10)
+				for _, p := range h.drain() {
+					a, ok := p.(*AckBatchPayload)
+					if !ok || time.Since(last) < viewerAckDelay {
+						t.Fatalf("%v after the last ack: %s", time.Since(last), payloadText(p))
+					}
+					last = time.Now()
+					if acks++; len(a.Acks) == 1 {
+						beats = time.Now().Add(heartbeatEvery)
+					}
+				}
+			}
+			if time.Now().After(beats) {
+				t.Fatal("no ack named all watches for 15 s")
+			}
+		}
+		if acks < 100 {
+			t.Errorf("%d acks in 10 minutes", acks)
+		}
+	})
+}
+
+// Rule 13: a viewer gives a sign of life every 15 s. It repeats what credit there is, for an ack
+// that said so may have been lost.
+func TestViewerSignOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		h.wantAfter(heartbeatEvery, h.says(v, "s", "", 0, 0, 0, 0), h.watch("s", "", 0))
+		h.send(h.status(SessionStatus{SessionID: "s"}))
+		h.wantAfter(heartbeatEvery, h.says(v, "s", "", 0, 0, 0, 0))
+		h.send(h.status(stands("s", "e1", 1, 2, 0)), h.batch("s", "e1", 1, 2))
+		has(t, v, "s e1 1", "s e1 2")
+		h.drain()
+		pass(heartbeatEvery)
+		h.drain()
+		for range 3 {
+			h.send(h.status(stands("s", "e1", 1, 2, 2)))
+			h.wantAfter(heartbeatEvery, h.says(v, "s", "e1", 2, 2, 0, 0))
+		}
+		v.Unwatch("s")
+		h.want(h.stop("s"))
+		h.wantAfter(heartbeatEvery, h.status())
+	})
+}
+
+// Rule 14: a hub that takes more for acknowledged than was received has another watch in mind:
+// the present one was lost.
+func TestViewerStatusOfAnotherWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
 		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 2))
 		h.send(h.status(stands("s", "e1", 1, 9, 2)))
-		h.wantIdle("what is not handed out yet, is not lost")
-		h.send(h.status(stands("s", "e1", 1, 9, 4)))
-		h.want(h.watch("s", "e1", 2))
+		h.wantIdle("right")
+		for range 3 {
+			h.send(h.status(stands("s", "e1", 1, 9, 4)))
+		}
+		again := h.watch("s", "e1", 2)
+		again.WindowEvents, again.WindowBytes = defaultWindow-2, defaultWindowBytes-2*itemSize
+		h.wantAfter(nackEvery, again) // after the first one
 		h.send(h.status(stands("s", "e1", 1, 9, 2)), h.batch("s", "e1", 3, 9))
 		has(t, v, itemTexts("s", "e1", 1, 9)...)
 	})
@@ -292,6 +410,7 @@ func TestViewerDuplicates(t *testing.T) {
 		h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 3), h.batch("s", "e1", 1, 3))
 		h.send(h.batch("s", "e1", 2, 4), h.lost("s", "e1", 3, 6, ReasonUnavailable), h.lost("s", "e1", 5, 6, ReasonEvicted))
 		has(t, v, "s e1 1", "s e1 2", "s e1 3", "s e1 4", "s e1 gap 5-6 unavailable")
+		h.want(h.says(v, "s", "e1", 6, 6, 0, 0)) // at once, since the one before may have been lost
 		h.wantIdle("nothing is missing")
 	})
 }
@@ -314,15 +433,20 @@ func TestViewerReset(t *testing.T) {
 		{"beyond the hub's own", next("e1", 2), "s e2 reset from e1 3, prev e1 2"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v, h := watching(t, nil, "s")
-			h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
-			h.send(h.batch("s", "e2", 1, 2)) // it comes from a status, never from a batch
-			h.send(h.status(test.status), h.status(test.status), h.batch("s", "e2", 1, 2), h.batch("s", "e1", 4, 5))
-			h.wantIdle("nothing is missing")
-			h.send(h.status(stands("s", "e1", 1, 5, 5)))
-			h.want(h.watch("s", "e2", 2)) // the hub continues elsewhere
-			has(t, v, "s e1 1", "s e1 2", "s e1 3", test.want, "s e2 1", "s e2 2")
-			isAt(t, v, "s", "e2", 2)
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, nil, "s")
+				pass(nackEvery)
+				h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+				h.send(h.batch("s", "e2", 1, 2)) // it comes from a status, never from a batch
+				h.drain()
+				h.send(h.status(test.status), h.status(test.status), h.batch("s", "e2", 1, 2), h.batch("s", "e1", 4, 5))
+				h.want(h.says(v, "s", "e2", 2, 0, 6, 5*itemSize+itemBytes))
+				h.wantIdle("nothing is missing")
+				h.send(h.status(stands("s", "e1", 1, 5, 5)))
+				h.want(h.watchWith(v, "s", "e2", 2, 6, 5*itemSize+itemBytes)) // the hub continues elsewhere
+				has(t, v, "s e1 1", "s e1 2", "s e1 3", test.want, "s e2 1", "s e2 2")
+				isAt(t, v, "s", "e2", 2)
+			})
 		})
 	}
 }
@@ -340,40 +464,71 @@ func TestViewerPositionAfterReset(t *testing.T) {
 	has(t, v, "s e3 reset from e2 0, prev  0")
 }
 
-// Rule 15: the first epoch after a zero position is not a reset.
+// Rule 15: the first epoch after a zero position is not a reset, if nothing is known to be lost.
 func TestViewerFirstEpoch(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(SessionStatus{SessionID: "s"})) // not known yet
-	next := stands("s", "e2", 1, 2, 0)
-	next.PrevEpoch, next.PrevSeq = "e1", 9
-	h.send(h.status(stands("s", "e1", 1, 0, 0)), h.status(next), h.batch("s", "e2", 1, 2))
+	next := stands("s", "e3", 1, 2, 0)
+	next.PrevEpoch, next.PrevSeq = "e2", 9
+	h.send(h.status(stands("s", "e1", 1, 0, 0)), h.status(next), h.batch("s", "e3", 1, 2))
 	h.send(h.status(SessionStatus{SessionID: "s"})) // the hub restarted
+	h.want(h.says(v, "s", "e3", 2, 0, 2, 2*itemSize))
 	h.wantIdle("nothing is missing")
-	has(t, v, "s e2 1", "s e2 2")
+	has(t, v, "s e3 1", "s e3 2")
+}
+
+// Rule 15: a viewer that was told of an epoch, and got nothing of it, learns what it missed. It may
+// have been told only by the status of the epoch that follows.
+func TestViewerMissesFirstEpoch(t *testing.T) {
+	for name, first := range map[string]SessionStatus{
+		"with numbers":        stands("s", "e1", 1, 5, 0),
+		"before it had any":   stands("s", "e1", 1, 0, 0),
+		"with fewer than now": stands("s", "e1", 1, 2, 0),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, nil, "s")
+				pass(nackEvery)
+				next := stands("s", "e2", 1, 2, 0)
+				next.PrevEpoch, next.PrevSeq = "e1", 5
+				h.send(h.status(first), h.status(next))
+				h.want(h.watch("s", "e1", 0))
+				h.send(h.status(next), h.batch("s", "e2", 1, 2))
+				has(t, v, "s e2 reset from e1 0, prev e1 5", "s e2 1", "s e2 2")
+			})
+		})
+	}
 }
 
 // Rule 15: the last events of the old epoch are requested, once.
 func TestViewerAsksForOldTailOnce(t *testing.T) {
 	next := stands("s", "e2", 1, 2, 0)
 	next.PrevEpoch, next.PrevSeq = "e1", 5
-	t.Run("it is there", func(t *testing.T) {
-		v, h := watching(t, nil, "s")
-		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), h.status(next))
-		h.want(h.watch("s", "e1", 3))
-		h.send(h.status(stands("s", "e1", 1, 5, 3)), h.batch("s", "e1", 4, 5), h.status(next), h.batch("s", "e2", 1, 2))
-		has(t, v, append(itemTexts("s", "e1", 1, 5), "s e2 reset from e1 5, prev e1 5", "s e2 1", "s e2 2")...)
-	})
-	t.Run("it is gone", func(t *testing.T) {
-		v, h := watching(t, nil, "s")
-		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), h.status(next))
-		h.want(h.watch("s", "e1", 3))
-		h.send(h.status(next), h.batch("s", "e2", 1, 2))
-		h.wantIdle("asked once")
-		has(t, v, append(itemTexts("s", "e1", 1, 3), "s e2 reset from e1 3, prev e1 5", "s e2 1", "s e2 2")...)
-	})
+	for name, old := range map[string]bool{"it is there": true, "it is gone": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, nil, "s")
+				pass(nackEvery)
+				h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), h.status(next))
+				h.want(h.watchWith(v, "s", "e1", 3, 3, 3*itemSize))
+				h.send(h.batch("s", "e2", 1, 2)) // the answer will say what to make of it
+				last, text := uint64(3), "s e2 reset from e1 3, prev e1 5"
+				if old {
+					h.send(h.status(stands("s", "e1", 1, 5, 3)), h.batch("s", "e1", 4, 5))
+					last, text = 5, "s e2 reset from e1 5, prev e1 5"
+				}
+				h.send(h.status(next), h.batch("s", "e2", 1, 2))
+				items := int(last) + 2
+				h.want(h.says(v, "s", "e2", 2, 0, items+1, items*itemSize+itemBytes))
+				h.wantIdle("asked once")
+				has(t, v, append(itemTexts("s", "e1", 1, last), text, "s e2 1", "s e2 2")...)
+			})
+		})
+	}
 }
 
-// Rule 16: the end is yielded once, also if its event lay in a gap.
+// Rule 16: the end is yielded once, also if its event lay in a gap. Its ack is the last word about
+// the watch, unless the hub goes on.
 func TestViewerEnd(t *testing.T) {
 	ended := stands("s", "e1", 1, 3, 3)
 	ended.Ended = true
@@ -381,34 +536,60 @@ func TestViewerEnd(t *testing.T) {
 		"event": func(h *peer) string { h.send(h.last("s", "e1", 3)); return "s e1 3" },
 		"gap": func(h *peer) string {
 			h.send(h.lost("s", "e1", 3, 3, ReasonDropped))
+			return "s e1 gap 3-3 dropped"
+		},
+		"gap before it is known": func(h *peer) string {
+			h.send(h.lost("s", "e1", 3, 3, ReasonDropped))
 			h.wantIdle("not told yet")
 			h.send(h.status(ended))
 			return "s e1 gap 3-3 dropped"
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, h := watching(t, nil, "s")
-			early := stands("s", "e1", 1, 3, 0)
-			early.Ended = true
-			h.send(h.status(early), h.batch("s", "e1", 1, 2), h.status(early))
-			third := play(h)
-			h.want(h.stop("s"))
-			h.send(h.last("s", "e1", 3), h.status(ended), h.status(stands("s", "e2", 1, 3, 0)))
-			h.want(h.stop("s"), h.stop("s"), h.stop("s")) // again, to a hub that missed it
-			has(t, v, "s e1 1", "s e1 2", third, "s e1 end")
-			has(t, v)
-			h = playHub(t, v)
-			h.wantIdle("an ended watch is not asked for again")
-			if err := v.Watch("s", Position{}); !errors.Is(err, ErrWatched) {
-				t.Errorf("an ended watch is one until Unwatch: %v", err)
-			}
-			v.Unwatch("s")
-			v.Watch("s", Position{"e1", 3})
-			h.want(h.watch("s", "e1", 3))
-			h.send(h.status(ended))
-			has(t, v, "s e1 end")
+			synctest.Test(t, func(t *testing.T) {
+				v, h := watching(t, nil, "s")
+				early := stands("s", "e1", 1, 3, 0)
+				early.Ended = name != "gap before it is known"
+				h.send(h.status(early), h.batch("s", "e1", 1, 2), h.status(early))
+				third := play(h)
+				h.send(h.status(ended), h.batch("s", "e1", 2, 2)) // before the ack is out
+				bytes := 2*itemSize + 2*itemBytes
+				if name == "event" {
+					bytes += itemSize - itemBytes
+				}
+				h.want(h.says(v, "s", "e1", 3, 0, 4, bytes))
+				h.wantIdle("the watch is over")
+				h.send(h.last("s", "e1", 3), h.status(ended), h.status(stands("s", "e2", 1, 3, 0)))
+				h.want(h.stop("s")) // to a hub that missed it
+				pass(nackEvery)
+				h.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s"}, h.status(ended))
+				h.want(h.stop("s"))
+				has(t, v, "s e1 1", "s e1 2", third, "s e1 end")
+				has(t, v)
+				h = playHub(t, v)
+				h.wantIdle("an ended watch is not asked for again")
+				if err := v.Watch("s", Position{}); !errors.Is(err, ErrWatched) {
+					t.Errorf("an ended watch is one until Unwatch: %v", err)
+				}
+				v.Unwatch("s")
+				h.wantIdle("there is nothing to stop")
+				v.Watch("s", Position{"e1", 3})
+				h.want(h.watch("s", "e1", 3))
+				h.send(h.status(ended))
+				h.want(h.says(v, "s", "e1", 3, 3, 1, itemBytes))
+				has(t, v, "s e1 end")
+			})
 		})
 	}
+}
+
+// An end that is not acknowledged yet is taken along when the caller is done with the watch.
+func TestViewerUnwatchEnded(t *testing.T) {
+	v, h := watching(t, nil, "s")
+	h.send(h.status(stands("s", "e1", 1, 1, 0)), h.last("s", "e1", 1))
+	v.Unwatch("s")
+	h.want(h.stop("s"))
+	h.wantIdle("said")
 }
 
 func TestViewerUnwatchDropsItems(t *testing.T) {
@@ -451,193 +632,235 @@ func TestViewerUnwatchInBody(t *testing.T) {
 	isAt(t, v, "s", "e1", 9) // the item was the old watch's
 }
 
-// Rule 14: when the buffer is full, Handle waits.
-func TestViewerBufferFull(t *testing.T) {
+// Rule 14: what there is no room for is dropped, and asked for when there is room.
+func TestViewerFull(t *testing.T) {
 	for name, test := range map[string]struct {
 		cfg  *ViewerConfig
-		room int
+		room int // events that fit
+		half int // of which the reading is said
 	}{
-		"items":         {&ViewerConfig{BufferItems: 4}, 4},
-		"one item":      {&ViewerConfig{BufferItems: -1}, 1},
-		"default":       {nil, 256},
-		"bytes":         {&ViewerConfig{BufferBytes: 3 * (itemBytes + len("out") + len(`"event 1"`))}, 3},
-		"bytes, almost": {&ViewerConfig{BufferBytes: 3*(itemBytes+len("out")+len(`"event 1"`)) - 1}, 2},
-		"one's bytes":   {&ViewerConfig{BufferBytes: -1}, 1},
+		"events":        {&ViewerConfig{Window: 8}, 8, 4},
+		"one event":     {&ViewerConfig{Window: -1}, 1, 1},
+		"bytes":         {&ViewerConfig{WindowBytes: 8 * itemSize}, 8, 4},
+		"bytes, almost": {&ViewerConfig{WindowBytes: 8*itemSize - 1}, 8, 4},
+		"one byte more": {&ViewerConfig{WindowBytes: 8*itemSize + 1}, 9, 5},
+		"one's bytes":   {&ViewerConfig{WindowBytes: -1}, 1, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v, h := watching(t, test.cfg, "s")
-				h.send(h.status(stands("s", "e1", 1, 400, 0)))
-				for from := 1; from <= test.room; from += 50 {
-					h.send(h.batch("s", "e1", uint64(from), uint64(min(from+49, test.room))))
-				}
+				h.send(h.status(stands("s", "e1", 1, 99, 0)))
 				room := uint64(test.room)
-				done := h.handling(h.batch("s", "e1", room+1, room+2))
-				select {
-				case err := <-done:
-					t.Fatalf("Handle did not wait: %v", err)
-				default:
+				for seq := uint64(1); seq <= room; seq++ {
+					h.send(h.batch("s", "e1", seq, seq))
 				}
-				isAt(t, v, "s", "", 0) // nothing that is called meanwhile waits
-				for range v.Items(t.Context()) {
-					synctest.Wait()
-					if len(v.queue) != test.room {
-						t.Errorf("%d items in the buffer", len(v.queue))
-					}
-					break // not dealt with: no room
+				h.wantIdle("there was room")
+				h.send(h.batch("s", "e1", room+1, room+1))
+				full := h.lacks(v, "s", "e1", room, 0, test.room, test.room*itemSize)
+				if full.WindowEvents > 0 && full.WindowBytes > 0 {
+					t.Fatalf("%+v", full)
 				}
-				var got []string
-				for it := range v.Items(t.Context()) {
-					if got = append(got, itemText(it)); len(got) == test.room+2 {
-						break
-					}
+				h.want(full)
+				h.send(h.batch("s", "e1", room+1, room+1))
+				h.wantIdle("that was said")
+				isAt(t, v, "s", "", 0)
+				for seq := 1; seq < test.half; seq++ {
+					takesOne(t, v, fmt.Sprint("s e1 ", seq))
+					h.wantIdle("less than half a window was read")
 				}
-				wantReturned(t, done, nil)
-				if diff := cmp.Diff(itemTexts("s", "e1", 1, room+2), got); diff != "" {
-					t.Errorf("items: -want +got\n%s", diff)
-				}
+				takesOne(t, v, fmt.Sprint("s e1 ", test.half))
+				left := test.room - test.half
+				h.want(h.lacks(v, "s", "e1", room, uint64(test.half), left, left*itemSize))
+				h.send(h.batch("s", "e1", room+1, room+1))
+				has(t, v, itemTexts("s", "e1", uint64(test.half)+1, room+1)...)
 			})
 		})
 	}
 }
 
-// One larger item is accepted, but only alone.
-func TestViewerBufferLargeItem(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, &ViewerConfig{BufferBytes: 500}, "s")
-		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
-		b := h.batch("s", "e1", 2, 3)
-		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 1000) + `"`)
-		done := h.handling(b)
-		takesOne(t, v, "s e1 1")
-		synctest.Wait()
-		if len(v.queue) != 1 {
-			t.Errorf("%d items beside the large one", len(v.queue)-1)
-		}
-		takesOne(t, v, "s e1 2")
-		wantReturned(t, done, nil)
-		has(t, v, "s e1 3")
-	})
+// A batch for which there is any room is taken whole, also one event that is larger than that.
+func TestViewerTakesBatchWhole(t *testing.T) {
+	v := NewViewer(&ViewerConfig{Window: 2, WindowBytes: 500})
+	v.Watch("s", Position{})
+	h := playHub(t, v)
+	h.drain()
+	h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 1))
+	b := h.batch("s", "e1", 2, 5)
+	b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 1000) + `"`)
+	h.send(b, h.batch("s", "e1", 6, 6))
+	h.want(h.lacks(v, "s", "e1", 5, 0, 5, 5000))
+	has(t, v, itemTexts("s", "e1", 1, 5)...)
 }
 
-// Rule 14: when ctx ends the wait, the rest counts as lost, and is sent again.
-func TestViewerBufferFullCtxEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, &ViewerConfig{BufferItems: 2}, "s")
-		h.send(h.status(stands("s", "e1", 1, 5, 0)))
-		errWhy := errors.New("enough")
-		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errWhy)
-		defer cancel()
-		if err := h.link.Handle(ctx, h.batch("s", "e1", 1, 3)); err != errWhy {
-			t.Errorf("Handle: %v", err)
-		}
-		has(t, v, "s e1 1", "s e1 2")
-		h.send(h.batch("s", "e1", 4, 5))
-		h.want(h.watch("s", "e1", 2))
-		h.send(h.batch("s", "e1", 3, 4))
-		has(t, v, "s e1 3", "s e1 4")
-	})
+// Windows are given a watch: one that nobody reads leaves room for the others.
+func TestViewerFullWatchAmongOthers(t *testing.T) {
+	v := NewViewer(&ViewerConfig{Window: 2})
+	v.Watch("r", Position{})
+	v.Watch("s", Position{})
+	h := playHub(t, v)
+	h.drain()
+	h.send(h.status(stands("r", "e1", 1, 9, 0), stands("s", "e1", 1, 9, 0)))
+	h.send(h.batch("s", "e1", 1, 2), h.batch("s", "e1", 3, 3))
+	h.want(h.lacks(v, "s", "e1", 2, 0, 2, 2*itemSize))
+	h.send(h.batch("r", "e1", 1, 2))
+	has(t, v, "s e1 1", "s e1 2", "r e1 1", "r e1 2")
 }
 
-// An end whose wait was ended comes with the next status.
-func TestViewerEndBufferFullCtxEnds(t *testing.T) {
-	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-	h.send(h.status(stands("s", "e1", 1, 1, 0)))
-	if err := h.link.Handle(endedContext, h.last("s", "e1", 1)); err == nil {
-		t.Error("there was room")
-	}
-	has(t, v, "s e1 1")
+// The end needs no room, and neither does an error.
+func TestViewerEndNeedsNoRoom(t *testing.T) {
+	v := NewViewer(&ViewerConfig{Window: 1})
+	v.Watch("s", Position{})
+	h := playHub(t, v)
+	h.drain()
+	h.send(h.status(stands("s", "e1", 1, 1, 0)), h.batch("s", "e1", 1, 1))
 	ended := stands("s", "e1", 1, 1, 1)
 	ended.Ended = true
 	h.send(h.status(ended))
-	has(t, v, "s e1 end")
+	h.want(h.says(v, "s", "e1", 1, 0, 2, itemSize+itemBytes))
+	has(t, v, "s e1 1", "s e1 end")
 }
 
-// A reset whose wait was ended comes with the next status, and nothing of the new
-// epoch before it.
-func TestViewerResetBufferFullCtxEnds(t *testing.T) {
-	v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+// A reset needs room, or a hub could fill a viewer's memory with epochs. Its status is asked for
+// when there is room; and that ack tells the hub what it did not know, the room in the new epoch.
+func TestViewerResetNeedsRoom(t *testing.T) {
+	v := NewViewer(&ViewerConfig{Window: 1})
+	v.Watch("s", Position{})
+	h := playHub(t, v)
+	h.drain()
 	h.send(h.status(stands("s", "e1", 1, 1, 0)), h.batch("s", "e1", 1, 1))
-	if err := h.link.Handle(endedContext, h.status(stands("s", "e2", 1, 2, 0))); err == nil {
-		t.Error("there was room")
+	for i := range 100 {
+		h.send(h.status(stands("s", fmt.Sprintf("e2-%02d", i), 1, 2, 0)))
 	}
-	h.send(h.batch("s", "e2", 1, 2))
+	h.wantIdle("there is no room")
 	has(t, v, "s e1 1")
-	h.send(h.status(stands("s", "e2", 1, 2, 0)))
-	has(t, v, "s e2 reset from e1 1, prev  0")
-	isAt(t, v, "s", "e2", 0)
+	h.want(h.lacks(v, "s", "e1", 1, 1, 0, 0))
+	h.send(h.status(stands("s", "e3", 1, 2, 0)))
+	h.want(h.says(v, "s", "e3", 0, 0, 1, itemBytes))
+	has(t, v, "s e3 reset from e1 1, prev  0")
+	h.want(h.says(v, "s", "e3", 0, 0, 0, 0))
+	isAt(t, v, "s", "e3", 0)
 }
 
-// A payload stops waiting for room when the link, the watch or the Viewer ends.
-func TestViewerBufferFullWaitEnds(t *testing.T) {
-	for name, test := range map[string]struct {
-		do   func(v *Viewer, l *Link)
-		want error
-		left []string
-	}{
-		"superseded": {func(v *Viewer, _ *Link) { v.Connect() }, ErrSuperseded, []string{"s e1 1"}},
-		"closed":     {func(_ *Viewer, l *Link) { l.Close() }, ErrSuperseded, []string{"s e1 1"}},
-		"viewer":     {func(v *Viewer, _ *Link) { v.Close() }, ErrClosed, nil},
-		"unwatched":  {func(v *Viewer, _ *Link) { v.Unwatch("s") }, nil, nil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-				h.send(h.status(stands("s", "e1", 1, 5, 0)))
-				done := h.handling(h.batch("s", "e1", 1, 3))
-				test.do(v, h.link)
-				err := <-done
-				if name == "closed" && errors.Is(err, ErrClosed) {
-					err = ErrSuperseded // either says that the link is over
-				}
-				if !errors.Is(err, test.want) {
-					t.Errorf("Handle: %v, want %v", err, test.want)
-				}
-				has(t, v, test.left...)
-			})
-		})
-	}
+// A watch that is asked for while there is no room says so by the ack after it: the watch itself
+// can't.
+func TestViewerWatchesWhenFull(t *testing.T) {
+	v := NewViewer(&ViewerConfig{Window: 2})
+	v.Watch("s", Position{})
+	h := playHub(t, v)
+	h.drain()
+	h.send(h.status(stands("s", "e1", 1, 9, 0)), h.batch("s", "e1", 1, 2))
+	h = playHub(t, v)
+	watch := h.watch("s", "e1", 2)
+	watch.WindowEvents, watch.WindowBytes = 1, defaultWindowBytes-2*itemSize
+	h.want(watch, h.says(v, "s", "e1", 2, 0, 2, 2*itemSize))
+	h.wantIdle("said")
 }
 
-// TestViewerHandleClosed: a Handle that waits for room says why it can't continue.
-func TestViewerHandleClosed(t *testing.T) {
+// A watch is repeated until a status answers it. Batches don't: they may be those of a watch
+// before.
+func TestViewerWatchAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-		h.send(h.status(stands("s", "e1", 1, 3, 0)))
-		errc := h.handling(h.batch("s", "e1", 1, 3))
-		h.link.Close()
-		if err := <-errc; err != ErrClosed {
-			t.Errorf("Handle: %v, want ErrClosed", err)
+		v := NewViewer(nil)
+		v.Watch("s", Position{"e1", 2})
+		h := playHub(t, v)
+		watch := h.watch("s", "e1", 2)
+		h.want(watch)
+		h.send(h.batch("s", "e1", 1, 2), h.status())
+		h.want(h.says(v, "s", "e1", 2, 2, 0, 0))
+		h.wantAfter(timerFirst, h.says(v, "s", "e1", 2, 2, 0, 0), watch)
+		h.send(h.status(stands("s", "e1", 1, 9, 2)))
+		for range 10 {
+			h.wantAfter(heartbeatEvery, h.says(v, "s", "e1", 2, 2, 0, 0))
+			h.send(h.status())
 		}
+		h.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s"})
+		h.want(watch)
+		h.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s"})
+		h.wantAfter(nackEvery, watch)
+		has(t, v)
 	})
 }
 
-// Rule 13: the watch of a session of which nothing is heard for two periods is
-// repeated.
-func TestViewerQuietSession(t *testing.T) {
+// Rule 15: a batch of an epoch that is not known is no use. The status that names the epoch was
+// lost: it is asked for once a second.
+func TestViewerUnknownEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, nil, "s", "r")
-		known := stands("s", "e1", 1, 2, 0)
-		h.send(h.status(SessionStatus{SessionID: "r"}, known), h.batch("s", "e1", 1, 2))
-		known.AckSeq = 2
-		for range 2 {
-			pass(heartbeatEvery)
-			h.send(h.status(known)) // of r it says nothing
+		v, h := watching(t, nil, "s")
+		h.send(h.status(SessionStatus{SessionID: "s"}))
+		pass(nackEvery)
+		h.send(h.batch("s", "e1", 1, 2), h.batch("s", "e1", 3, 3))
+		h.want(h.lacks(v, "s", "", 0, 0, 0, 0))
+		h.send(h.batch("s", "e1", 1, 2))
+		h.wantIdle("asked")
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+		h.send(h.batch("s", "e2", 1, 2), h.batch("s", "e2", 3, 3))
+		nack := h.lacks(v, "s", "e1", 3, 0, 3, 3*itemSize)
+		h.want(nack)
+		h.send(h.batch("s", "e0", 1, 2))
+		h.wantIdle("an old one is no news")
+		pass(nackEvery)
+		h.send(h.batch("s", "e2", 4, 4))
+		h.want(nack)
+		h.send(h.status(stands("s", "e2", 1, 4, 0)), h.batch("s", "e2", 1, 4))
+		h.want(h.says(v, "s", "e2", 4, 0, 8, 7*itemSize+itemBytes))
+		has(t, v, "s e1 1", "s e1 2", "s e1 3", "s e2 reset from e1 3, prev  0", "s e2 1", "s e2 2", "s e2 3", "s e2 4")
+	})
+}
+
+// Watch and Unwatch in a row tell the hub what holds last, and stops before watches: it may have
+// room for a watch only after them.
+func TestViewerStopsBeforeWatches(t *testing.T) {
+	v := NewViewer(&ViewerConfig{MaxWatches: 2})
+	v.Watch("a", Position{})
+	v.Watch("b", Position{})
+	h := playHub(t, v)
+	h.want(h.watch("a", "", 0), h.watch("b", "", 0))
+	for range 500 {
+		v.Unwatch("a")
+		v.Watch("c", Position{}) // it was never said
+		v.Unwatch("c")
+		v.Watch("a", Position{"e1", 3})
+	}
+	v.Unwatch("b")
+	v.Watch("d", Position{})
+	v.Unwatch("a")
+	v.Watch("e", Position{})
+	h.want(h.stop("b"), h.stop("a"), h.watch("e", "", 0), h.watch("d", "", 0))
+	h.wantIdle("said")
+	v.Unwatch("d")
+	v.Watch("d", Position{"e1", 7}) // moves it
+	h.want(h.watch("d", "e1", 7))
+	v.Unwatch("d")
+	v.Unwatch("e")
+	h.want(h.stop("d"), h.stop("e"))
+	h.wantIdle("said")
+}
+
+// A hub that sends what nobody watches is told so once a second for each session, of a bounded
+// number.
+func TestViewerStopsOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		for range 100 {
+			h.send(h.batch("x", "e1", 1, 1), h.status(stands("x", "e1", 1, 1, 0)))
 		}
-		h.want(h.watch("r", "", 0))
-		h.wantIdle("of s something was heard")
-		pass(timerFirst - 1)
-		h.wantIdle("too early")
-		h.send(h.status(known))
+		h.want(h.stop("x"))
+		h.wantIdle("said")
+		pass(nackEvery - 1)
+		h.send(h.batch("x", "e1", 1, 1))
+		h.wantIdle("within a second")
 		pass(1)
-		h.want(h.watch("r", "", 0)) // no answer
-		h.send(h.status(SessionStatus{SessionID: "r"}))
-		for range 10 {
-			pass(heartbeatEvery)
-			h.send(h.status(SessionStatus{SessionID: "r"}, known))
-			h.wantIdle("all is well")
+		h.send(h.batch("x", "e1", 1, 1))
+		h.want(h.stop("x"))
+		for range 3 {
+			for i := range 2 * maxOnce {
+				h.send(h.batch(fmt.Sprint("x", i), "e1", 1, 1))
+			}
+			pass(nackEvery)
 		}
-		has(t, v, "s e1 1", "s e1 2")
+		if n := len(v.link.stops); n > maxOnce {
+			t.Errorf("%d stops wait", n)
+		}
 	})
 }
 
@@ -662,7 +885,7 @@ func TestViewerSilentHub(t *testing.T) {
 // A slow loop is not a silence of the hub: the link stays.
 func TestViewerSlowLoopIsNoSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := NewViewer(&ViewerConfig{BufferItems: 1})
+		v := NewViewer(&ViewerConfig{Window: 1})
 		v.Watch("s", Position{})
 		near, far := tubes()
 		ended := make(chan error, 1)
@@ -697,8 +920,10 @@ func TestViewerForbidden(t *testing.T) {
 		v, h := watching(t, nil, "s", "r")
 		h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
 		no := &ErrorPayload{Code: CodeForbidden, SessionID: "s", Message: "not allowed"}
-		h.send(no, no, h.batch("s", "e1", 2, 2), h.batch("r", "e1", 1, 1))
-		h.want(h.stop("s"), h.stop("s"))
+		h.send(no, no)
+		h.wantIdle("it is over at the hub")
+		h.send(h.batch("s", "e1", 2, 2), h.batch("r", "e1", 1, 1))
+		h.want(h.stop("s"))
 		n := 0
 		for it, err := range v.Items(endedContext) {
 			var refused *ProtocolError
@@ -728,7 +953,11 @@ func TestViewerRetryableError(t *testing.T) {
 		v, h := watching(t, nil, "s")
 		h.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
 		h.send(&ErrorPayload{Code: CodeOverloaded}, &ErrorPayload{Code: CodeOverloaded, SessionID: "other"})
-		h.wantAfter(timerFirst, h.watch("s", "", 0))
+		beat := h.says(v, "s", "", 0, 0, 0, 0)
+		h.wantAfter(timerFirst, beat, h.watch("s", "", 0))
+		h.send(h.status(SessionStatus{SessionID: "s"}))
+		h.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true}) // of a watch that was answered
+		h.wantAfter(timerFirst, beat, h.watch("s", "", 0))
 		has(t, v)
 	})
 }
@@ -744,20 +973,29 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 		h.send(
 			other.batch("s", "e1", 1, 3), elsewhere.batch("s", "e1", 1, 3), elsewhere.status(stands("s", "e2", 1, 3, 0)),
 			other.status(stands("s", "e2", 1, 3, 0)), h.batch("s", "e0", 1, 3),
-			answerTo(request("s", "other", "r1", "e1", 0, 3), 1, 3, true),
 		)
 		has(t, v)
 		h.wantIdle("they are not for this viewer")
 		h.send(h.batch("unwatched", "e1", 1, 3), h.status(stands("unwatched", "e1", 1, 3, 0)))
-		h.want(h.stop("unwatched"), h.stop("unwatched"))
+		h.want(h.stop("unwatched"))
 		everyone := *h
 		everyone.viewer = ""
-		h.send(everyone.batch("s", "e1", 1, 1))
-		has(t, v, "s e1 1")
-		if n := v.stalePayloads.Load(); n != 8 {
-			t.Errorf("%d stale frames, want 8", n)
+		fact := h.batch("s", "e1", 2, 2)
+		fact.ViewerID, fact.Link = "", ""
+		if err := h.link.Handle(t.Context(), everyone.batch("s", "e1", 1, 1)); err != nil {
+			t.Error(err)
 		}
-		for _, p := range []Payload{h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1)} {
+		if err := h.link.Handle(t.Context(), fact); err != nil {
+			t.Error(err)
+		}
+		has(t, v, "s e1 1", "s e1 2")
+		if n := v.stalePayloads.Load(); n != 7 {
+			t.Errorf("%d stale frames, want 7", n)
+		}
+		for _, p := range []Payload{
+			h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1),
+			answerTo(request("s", "tab", "r1", "e1", 1, 3), 2, 3, true),
+		} {
 			h.refused(p, &ErrorPayload{Code: CodeUnexpected})
 		}
 	})
@@ -779,7 +1017,6 @@ func TestViewerBeforeWelcome(t *testing.T) {
 	h := meetHub(t, v)
 	h.hearsHello()
 	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s"})
-	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
 	h.welcome(h.id)
 	h.want(h.watch("s", "", 0))
@@ -797,7 +1034,7 @@ func TestViewerResumes(t *testing.T) {
 			}
 		}
 		h = playHub(t, v) // the same one: from what was received
-		h.want(h.watch("s", "e1", 6))
+		h.want(h.watchWith(v, "s", "e1", 6, 3, 3*itemSize))
 		saved := v.Position("s")
 		v.Close()
 		if saved != (Position{"e1", 3}) || v.Position("s") != saved {
@@ -822,7 +1059,7 @@ func TestViewerSupersedes(t *testing.T) {
 	v, old := watching(t, nil, "s")
 	old.send(old.status(stands("s", "e1", 1, 3, 0)), old.batch("s", "e1", 1, 1))
 	h := playHub(t, v)
-	h.want(h.watch("s", "e1", 1))
+	h.want(h.watchWith(v, "s", "e1", 1, 1, itemSize))
 	stale := v.stalePayloads.Load()
 	old.wantDead(ErrSuperseded)
 	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: CodeForbidden, SessionID: "s"}} {
@@ -897,13 +1134,13 @@ func TestViewerHandlesNothingOnOlderLink(t *testing.T) {
 // A watch that ended while its link was about to send it is not sent.
 func TestViewerUnwatchedIsNotAskedFor(t *testing.T) {
 	v, h := watching(t, nil, "s")
-	a := v.watches["s"].subscription
+	sub := v.watches["s"].subscription
 	h.send(h.status(stands("s", "e1", 1, 5, 5)))
-	if !a.want {
+	if !sub.want {
 		t.Fatal("nothing is to be asked")
 	}
 	v.Unwatch("s")
-	if p := a.next(time.Now()); p != nil {
+	if p := sub.next(time.Now().Add(time.Hour)); p != nil {
 		t.Errorf("got %s", payloadText(p))
 	}
 	h.want(h.stop("s"))
@@ -941,21 +1178,6 @@ func TestViewerRestOfGap(t *testing.T) {
 	}
 }
 
-// Rule 14: only something new answers a watch; a batch of known numbers does not.
-func TestViewerDuplicateIsNoAnswer(t *testing.T) {
-	v, h := watching(t, nil, "s")
-	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
-	h.send(h.batch("s", "e1", 6, 6))
-	h.want(h.watch("s", "e1", 3))
-	for last := uint64(2); last <= 3; last++ {
-		h.send(h.batch("s", "e1", 1, last), h.batch("s", "e1", 7, 7))
-		h.wantIdle("the watch is not answered")
-	}
-	h.send(h.batch("s", "e1", 1, 4), h.batch("s", "e1", 7, 7))
-	h.want(h.watch("s", "e1", 4))
-	has(t, v, itemTexts("s", "e1", 1, 4)...)
-}
-
 // The size that an item counts: a little, plus all of its event's text and bytes.
 func TestViewerItemSize(t *testing.T) {
 	v, h := watching(t, nil, "s")
@@ -971,44 +1193,6 @@ func TestViewerItemSize(t *testing.T) {
 	if n := v.Stats().Bytes; n != 0 {
 		t.Errorf("%d bytes of no items", n)
 	}
-}
-
-// Room that comes together with the end of ctx is used: a ready result is preferred.
-func TestViewerRoomAtCtxEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-		h.send(h.status(stands("s", "e1", 1, 2, 0)))
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- h.link.Handle(ctx, h.batch("s", "e1", 1, 2)) }()
-		synctest.Wait()
-		q, _ := v.front()
-		cancel()
-		v.done(q)
-		if err := <-done; err != nil {
-			t.Errorf("Handle: %v", err)
-		}
-		has(t, v, "s e1 2")
-	})
-}
-
-// The hub's silence ends a link that once waited for room, like any other.
-func TestViewerSilentAfterFullBuffer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-		h.link.patient = false
-		h.send(h.status(stands("s", "e1", 1, 2, 0)))
-		done := h.handling(h.batch("s", "e1", 1, 2))
-		pass(time.Hour) // the silence is its own
-		h.drain()
-		takesOne(t, v, "s e1 1")
-		wantReturned(t, done, nil)
-		pass(maxSilence - heartbeatEvery - 1)
-		h.drain()
-		pass(heartbeatEvery + 1)
-		synctest.Wait()
-		h.wantDead(ErrSilent)
-	})
 }
 
 func TestViewerStats(t *testing.T) {
@@ -1059,7 +1243,6 @@ func TestViewerStats(t *testing.T) {
 		want.Items, want.Bytes = 2, 2*itemBytes+len(`out"event 1"`)
 		is("one is dealt with")
 		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: CodeForbidden, SessionID: "r"})
-		h.want(h.stop("s"), h.stop("r"))
 		want.Items, want.Bytes = 5, 5*itemBytes+2*len(`out"event 1"`)
 		is("both have ended")
 		v.Unwatch("s")

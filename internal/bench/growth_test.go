@@ -128,12 +128,15 @@ func benchPage(b *testing.B, after uint64) {
 			SessionID: session, ViewerID: "viewer-1", RequestID: strconv.Itoa(asked), Epoch: a.epoch,
 			AfterSeq: after, Limit: page,
 		})
-		p := a.next().(*gvstream.ReplayBatchPayload)
-		var err error
-		buf, err = gvstream.Append(buf[:0], p)
-		must(b, err)
-		want(b, "first", p.FirstSeq, after+1)
-		events += len(p.Events)
+		for next, done := after+1, false; !done; {
+			p := a.next().(*gvstream.ReplayBatchPayload)
+			var err error
+			buf, err = gvstream.Append(buf[:0], p)
+			must(b, err)
+			want(b, "first", p.FirstSeq, next)
+			next, done = p.LastSeq+1, p.Done
+			events += len(p.Events)
+		}
 	}
 	m.done()
 	want(b, "events", events, b.N*page)

@@ -128,16 +128,16 @@ func baseName(e ast.Expr) string {
 // lockOf is where the lock is that protects a type which has none of its own, from a
 // value of the type.
 var lockOf = map[string]string{
-	"handshake":     "l.mu",
-	"sender":        "s.mu",
-	"replayAnswer":  "sender.s.mu",
-	"receiver":      "s.mu",
-	"opening":       "ha.mu",
-	"cursor":        "s.mu",
-	"cohort":        "s.mu",
-	"replayRequest": "c.s.mu",
-	"viewerLink":    "v.mu", // though it embeds a Link
-	"subscription":  "vl.v.mu",
+	"handshake":    "l.mu",
+	"sender":       "s.mu",
+	"replayAnswer": "sender.s.mu",
+	"receiver":     "s.mu",
+	"opening":      "ha.mu",
+	"cursor":       "s.mu",
+	"cohort":       "s.mu",
+	"fetch":        "s.mu",
+	"viewerLink":   "v.mu", // though it embeds a Link
+	"subscription": "vl.v.mu",
 }
 
 // both are the types whose lock a method wants besides that of the session it is given.

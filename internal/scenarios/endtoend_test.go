@@ -27,7 +27,8 @@ func TestEndToEnd(t *testing.T) {
 
 func endToEnd(t *testing.T, seed uint64) {
 	const events = 200
-	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 20, Window: 32})
+	// A replay request may be lost several times in a row.
+	sc := scene.New(t, &gvstream.HubConfig{LogEvents: 20, Window: 32, ReplayWait: time.Minute})
 	ctx, dial := sc.Context(), faulty(seed)
 	var work sync.WaitGroup
 	sessions := []string{"s1", "s2", "s3"}

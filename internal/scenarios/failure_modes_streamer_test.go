@@ -918,7 +918,7 @@ func endedGivesBack(t *testing.T) {
 	st := gvstream.NewStreamer(nil)
 	agent := sc.Agent("a", st)
 	agent.Shared = true
-	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
+	v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 1 << 20, WindowBytes: 1 << 30})
 	for i := range watched {
 		noError(t, v.Watch(fmt.Sprint("s", i), gvstream.Position{}))
 	}

@@ -94,7 +94,7 @@ func text(n int) json.RawMessage {
 // wire carries on without its reader.
 func newViewer(t *testing.T, id string, after gvstream.Position) *gvstream.Viewer {
 	t.Helper()
-	v := gvstream.NewViewer(&gvstream.ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
+	v := gvstream.NewViewer(&gvstream.ViewerConfig{Window: 1 << 20, WindowBytes: 1 << 30})
 	noError(t, v.Watch(id, after))
 	return v
 }

@@ -42,11 +42,12 @@ func (s *Tasks[M]) Ready(t *Task[M]) {
 	}
 }
 
-// ReadyAt makes t be asked at a time, or earlier, and reports whether that is earlier than
-// before. A later deadline need not be set: a task that is asked too early calls ReadyAt
-// again, so that moving a deadline back costs nothing.
+// ReadyAt makes t be asked at a time, or earlier, and reports whether that is before any task
+// was to be asked: then Next returns another time. A later deadline need not be set: a task that
+// is asked too early calls ReadyAt again, so that moving a deadline back costs nothing.
 func (s *Tasks[M]) ReadyAt(t *Task[M], at time.Time) (earlier bool) {
-	return s.timers.SetEarlier(&t.timer, t, at)
+	before := s.timers.Earliest()
+	return s.timers.SetEarlier(&t.timer, t, at) && (before.IsZero() || at.Before(before))
 }
 
 // Remove takes t out: it is not asked again, and nothing here refers to it.
