@@ -618,7 +618,9 @@ func victimViewer(t *testing.T) *victim {
 		st := w.Stats()
 		st.StalePayloads, st.RefusedPayloads, st.Connected = 0, 0, false
 		held := footprint(w)
-		maps.DeleteFunc(held, func(field string, _ int) bool { return strings.HasPrefix(field, "Link.") || strings.HasPrefix(field, "viewerLink.") }) // in some cases it dies
+		maps.DeleteFunc(held, func(field string, _ int) bool {
+			return strings.HasPrefix(field, "Link.") || strings.HasPrefix(field, "viewerLink.")
+		}) // in some cases it dies
 		state := []any{st, held, w.Position("s"), w.Position("later")}
 		for _, q := range w.queue {
 			state = append(state, itemText(q.item))
