@@ -368,11 +368,11 @@ func ExampleLink_Push() {
 	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
 	for p := range queue {
 		if batch, ok := p.(*gvstream.EventBatchPayload); ok {
-			fmt.Printf("%s: %s\n", batch.ViewerID, batch.Events[0].Bytes)
+			fmt.Printf("%s: %s\n", batch.SessionID, batch.Events[0].Bytes)
 			break
 		}
 	}
-	// Output: tab-1: ok
+	// Output: build-42: ok
 }
 
 // One agent, one hub and two viewers, one of which comes when everything is over.

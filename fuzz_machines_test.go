@@ -651,7 +651,7 @@ func (w *viewerTest) hears(vl *viewerLink, p Payload) {
 	case *StatusPayload:
 		stale = stale || p.Link != vl.id || p.ViewerID != "" && p.ViewerID != vl.viewerID
 	case *EventBatchPayload:
-		stale = stale || p.Link != vl.id || p.ViewerID != "" && p.ViewerID != vl.viewerID
+		stale = stale || p.Link != "" && p.Link != vl.id || p.ViewerID != "" && p.ViewerID != vl.viewerID
 	}
 	w.takes(vl.Link, p)
 	if stale && before != w.print() {
@@ -698,9 +698,19 @@ func (w *viewerTest) said() {
 		if p.ViewerID != vl.viewerID {
 			w.Fatalf("%s as %q", brief(p), p.ViewerID)
 		}
+	case *AckBatchPayload:
+		if p.ViewerID != vl.viewerID || p.Link != vl.id || p.check() != nil {
+			w.Fatalf("%s as %q on %q", brief(p), p.ViewerID, p.Link)
+		}
+		for _, a := range append([]SessionAck{p.first()}, p.Acks...) {
+			x := w.v.watches[a.SessionID]
+			if x == nil || a.Epoch != x.epoch || a.UpToSeq != x.received || a.WindowEvents > w.v.cfg.Window || a.Full != (a.WindowEvents == 0 || a.WindowBytes == 0) {
+				w.Fatalf("rule 14: %s", brief(p))
+			}
+		}
 	case *StatusPayload:
-		if p.Link != vl.id || p.ViewerID != vl.viewerID || len(p.Sessions) > 0 {
-			w.Fatalf("rule 13: %s of %q on %q", brief(p), p.ViewerID, p.Link)
+		if p.ViewerID != vl.viewerID || p.Link != vl.id || len(p.Sessions) > 0 {
+			w.Fatalf("%s as %q on %q", brief(p), p.ViewerID, p.Link)
 		}
 	case *ErrorPayload, nil:
 	default:

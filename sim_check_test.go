@@ -307,6 +307,11 @@ func (w *simWorld) checkViewer(v *simViewer) {
 	if f := queueFault(v.v, w.largest, w.largestBytes); f != "" {
 		w.fail("%s: %s", f, v.id)
 	}
+	for _, x := range v.v.watches { // L2: a hub that knows of no room sends nothing
+		if sub := x.subscription; sub != nil && !sub.acks.now && (2*sub.acks.granted >= max(2, v.v.cfg.Window) || 2*sub.acks.grantedBytes >= max(2, v.v.cfg.WindowBytes)) {
+			w.fail("L2: %s %s: has made room for half a window, and does not say so", v.id, x.id)
+		}
+	}
 	if n := len(v.v.watches); n > v.v.cfg.MaxWatches { // S10
 		w.fail("S10: %s watches %d sessions", v.id, n)
 	}
@@ -411,6 +416,12 @@ func (w *simWorld) checkContent(k simKey, it Item) {
 
 // checkSent looks at a payload that a link sends.
 func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
+	switch p := p.(type) {
+	case *AckBatchPayload:
+		w.checkNacks(from, p)
+	case *WatchPayload:
+		delete(w.nacks, simAsker{from.link, p.SessionID})
+	}
 	switch m := from.link.endpoint.(type) {
 	case *streamerLink:
 		switch p := p.(type) {
@@ -430,6 +441,21 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 			}
 			w.largest = max(w.largest, len(p.Events)+len(p.Gaps))
 			w.largestBytes = max(w.largestBytes, size+len(p.Gaps)*itemBytes)
+		}
+	}
+}
+
+// checkNacks: L10. A receiver asks for the same number once a second, except that one which had no
+// room asks again when it has.
+func (w *simWorld) checkNacks(from *simEnd, p *AckBatchPayload) {
+	for _, a := range append([]SessionAck{p.first()}, p.Acks...) {
+		k := simAsker{from.link, a.SessionID}
+		was, asked := w.nacks[k]
+		if now := w.at(from); a.Nack {
+			if asked && !was.full && was.epoch == a.Epoch && was.upTo == a.UpToSeq && now.Sub(was.at) < nackEvery {
+				w.fail("L10: %s asks twice within a second: %s", from.name, brief(p))
+			}
+			w.nacks[k] = simNack{a.Epoch, a.UpToSeq, now, a.Full}
 		}
 	}
 }
@@ -597,6 +623,8 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 		if it.Reset.Old != r.pos && (r.pos != Position{} || it.Reset.Old.Seq > 0) || it.Epoch <= r.pos.Epoch {
 			w.fail("S9: %s %s: a reset from %v, but the position is %v", v.id, it.SessionID, it.Reset.Old, r.pos)
 		}
+	case r.pos.Epoch == "" && r.told != "" && it.Epoch != r.told: // S9
+		w.fail("S9: %s %s: was told of epoch %s, and gets epoch %s without a reset", v.id, it.SessionID, r.told, it.Epoch)
 	case r.pos.Epoch != "" && it.Epoch != r.pos.Epoch: // S9
 		w.fail("S9: %s %s: epoch %s after %s without a reset", v.id, it.SessionID, it.Epoch, r.pos.Epoch)
 	case it.End: // S12
@@ -657,6 +685,9 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if al, ok := to.link.endpoint.(*streamerLink); ok {
 		w.noteError(al, p)
 	}
+	if st, ok := p.(*StatusPayload); ok && to.name != "" {
+		w.noteTold(to, st)
+	}
 	if !h.hub {
 		return
 	}
@@ -673,6 +704,22 @@ func (w *simWorld) afterHub(wasOwners, wasEpochs [4]string) {
 		}
 		if epochs[i] != "" && epochs[i] < wasEpochs[i] { // rule 2
 			w.fail("S6: %s went back from epoch %s to %s", id, wasEpochs[i], epochs[i])
+		}
+	}
+}
+
+// noteTold notes of which epoch a viewer's reader was told that it has events, before the reader
+// got anything.
+func (w *simWorld) noteTold(to *simEnd, p *StatusPayload) {
+	for _, v := range w.viewers {
+		if v.wire == nil || to != &v.wire.peer {
+			continue
+		}
+		for _, e := range p.Sessions {
+			r, x := v.seen[e.SessionID], v.v.watches[e.SessionID]
+			if r != nil && x != nil && e.Epoch != "" && e.HeadSeq > 0 && x.epoch == e.Epoch && p.Link == v.v.link.id && r.pos == (Position{}) && x.unread == 0 && r.told == "" {
+				r.told = e.Epoch
+			}
 		}
 	}
 }

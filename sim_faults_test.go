@@ -643,6 +643,9 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 		return ""
 	}
 	s := w.hub.sessions[id]
+	if r.ended && v.wire.hub.link.endpoint.(*hubViewerLink).cursors[id] != nil { // rule 16
+		return fmt.Sprintf("S10: %s %s: the hub keeps a watch that has ended", v.id, id)
+	}
 	if s == nil || s.epoch == "" || r.ended || r.stopped != "" {
 		return ""
 	}

@@ -69,7 +69,8 @@ type simViewer struct {
 type simReader struct {
 	pos     Position
 	ended   bool
-	stopped Code // the code of the error that ended the watch
+	stopped Code   // the code of the error that ended the watch
+	told    string // the first epoch that a status said to have events, before anything came
 }
 
 type simKey struct{ session, epoch string }
@@ -161,8 +162,22 @@ type simWorld struct {
 	requests map[string]*simRequest
 	divided  []simRange                                   // batches that were too large
 	sentTo   map[*hubViewerLink]map[simKey]map[uint64]int // numbers of events, and their bytes
+	nacks    map[simAsker]simNack                         // the last of each
 
 	largest, largestBytes int // items and bytes of the batches that viewers were sent
+}
+
+// A simAsker is the receiving end of one session on one link, and a simNack what it asked for.
+type simAsker struct {
+	link    *Link
+	session string
+}
+
+type simNack struct {
+	epoch string
+	upTo  uint64
+	at    time.Time
+	full  bool
 }
 
 // simRequest is a replay request that reached its agent.
@@ -202,6 +217,7 @@ func emptyWorld(src source) *simWorld {
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 		sentTo:   make(map[*hubViewerLink]map[simKey]map[uint64]int),
+		nacks:    make(map[simAsker]simNack),
 	}
 }
 
@@ -389,13 +405,9 @@ func (w *simWorld) connectViewer(v *simViewer) {
 				return ErrTooLarge
 			}
 			w.sent(x, &x.hub, &x.peer, p)
-			if w.rarely(4) && !w.inside {
+			if w.rarely(3) && !w.inside {
 				w.inside = true
-				if w.rarely(3) && !w.calmed {
-					w.leave(x)
-				} else {
-					w.deliver()
-				}
+				w.whilePushing(x)
 				w.inside = false
 			}
 			return nil
@@ -404,12 +416,21 @@ func (w *simWorld) connectViewer(v *simViewer) {
 	w.rewire()
 }
 
-// leave has a viewer watch a session anew, and the hub hear of it at once.
-func (w *simWorld) leave(x *simWire) {
-	w.rewatch(x.viewer, simIDs[w.choose(len(simIDs))])
-	for range 2 {
-		w.send(x, &x.peer, &x.hub)
+// whilePushing is what goes on while a payload is pushed to a viewer.
+func (w *simWorld) whilePushing(x *simWire) {
+	switch w.choose(4) {
+	case 0, 1:
+		w.deliver()
+	case 2:
 		w.receive(x, &x.hub)
+	case 3:
+		if v := x.viewer; w.rarely(4) && !v.stuck {
+			w.rewatch(v, simIDs[w.choose(len(simIDs))])
+			for range 3 {
+				w.send(x, &x.peer, &x.hub)
+				w.receive(x, &x.hub)
+			}
+		}
 	}
 }
 

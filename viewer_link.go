@@ -393,7 +393,7 @@ func (vl *viewerLink) unreadable(err *ProtocolError) {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
 	w := vl.v.watches[err.SessionID]
-	if w == nil || w.subscription == nil || w.epoch != err.Epoch || w.received >= err.Seq {
+	if w == nil || w.subscription == nil || w.ended || w.epoch != err.Epoch || w.received >= err.Seq {
 		return
 	}
 	vl.giveUpLocked(w, err)
@@ -526,12 +526,12 @@ func (sub *subscription) grantLocked(events, bytes int) {
 	}
 }
 
-// takeAckLocked returns the entry of an ack that says where the watch is, unless there is
-// nothing that the hub could take: it is to be asked for the watch first. With the ack of the
-// end the watch is over on this link.
+// takeAckLocked returns the entry of an ack that says where the watch is, unless the hub is to be
+// asked for the watch first: then that says it. With the ack of the end the watch is over on this
+// link.
 func (sub *subscription) takeAckLocked(now time.Time) (SessionAck, bool) {
 	w := sub.w
-	if !sub.said || sub.want {
+	if (!sub.said || sub.want) && !w.ended {
 		return SessionAck{}, false
 	}
 	a := SessionAck{SessionID: w.id, Epoch: w.epoch, UpToSeq: w.received, Nack: sub.acks.sent(now, w.received)}

@@ -299,14 +299,18 @@ func loadHeap(t *testing.T, m meter) {
 // very many of, which a hub cannot tell from a Viewer. It notes how far it is, and
 // fails at a number that is missing or comes twice.
 type loadViewer struct {
-	id   string
-	link *gvstream.Link
-	seq  uint64
-	gaps int
+	id      string
+	link    *gvstream.Link
+	name    string // of the link
+	session string
+	epoch   string
+	seq     uint64
+	gaps    int
+	unacked int // events since the last ack
 }
 
 func (l *load) viewer(session string, i int, after gvstream.Position) *loadViewer {
-	v := &loadViewer{id: fmt.Sprintf("viewer-%05d", i), seq: after.Seq}
+	v := &loadViewer{id: fmt.Sprintf("viewer-%05d", i), session: session, seq: after.Seq}
 	v.link = l.Hub.ConnectViewer(v.id)
 	l.handle(v.link, &gvstream.HelloPayload{V: 1, Role: "viewer"})
 	l.handle(v.link, &gvstream.WatchPayload{SessionID: session, ViewerID: v.id, Epoch: after.Epoch, AfterSeq: after.Seq})
@@ -319,17 +323,24 @@ func (v *loadViewer) take(l *load) bool {
 	switch p := p.(type) {
 	case nil:
 		return false
+	case *gvstream.WelcomePayload:
+		v.name = p.Link
 	case *gvstream.EventBatchPayload:
 		v.read(l, p.FirstSeq, p.LastSeq, len(p.Events), len(p.Gaps))
-	case *gvstream.ReplayBatchPayload:
-		if p.ViewerID != v.id {
-			l.t.Fatalf("%s got the replay of %s", v.id, p.ViewerID)
+		v.epoch = p.Epoch
+		if v.unacked += len(p.Events); v.unacked >= 512 { // half of what it takes
+			v.ack(l)
 		}
-		v.read(l, p.FirstSeq, p.LastSeq, len(p.Events), len(p.Gaps))
 	case *gvstream.ErrorPayload:
 		l.t.Fatalf("%s: %+v", v.id, p)
 	}
 	return true
+}
+
+// ack acknowledges what has come.
+func (v *loadViewer) ack(l *load) {
+	v.unacked = 0
+	l.handle(v.link, &gvstream.AckBatchPayload{SessionID: v.session, ViewerID: v.id, Epoch: v.epoch, Link: v.name, UpToSeq: v.seq})
 }
 
 func (v *loadViewer) read(l *load, first, last uint64, events, gaps int) {
@@ -403,6 +414,9 @@ func loadViewers(t *testing.T, m meter) {
 		}
 	})
 	l.wantAt(vs, head)
+	for _, v := range vs {
+		v.ack(l)
+	}
 	clear(l.sent)
 	<-time.After(heartbeat)
 	m.measure("a viewer's heartbeat", n, func() { l.drain(vs) })

@@ -1353,9 +1353,9 @@ func idleSessions(t *testing.T) {
 }
 
 func fewAcks(t *testing.T) {
-	// Ten thousand events in a second cost one ack for each 64 of them, and the last
-	// of them is acknowledged a quarter of a second later. The agent never holds more
-	// than what waits for an ack and the window.
+	// Ten thousand events in a second cost one ack for each 512 of them, half a window, or a
+	// quarter of a second, and the last of them is acknowledged a quarter of a second later. The
+	// agent never holds more than the window.
 	sc := scene.New(t, nil)
 	st := gvstream.NewStreamer(nil)
 	w := sc.Agent("a", st)
@@ -1363,7 +1363,7 @@ func fewAcks(t *testing.T) {
 	w.Forget()
 	for range 1000 {
 		publish(t, st, "s", 10)
-		if pending := st.Stats().PendingEvents; pending > 64+256 {
+		if pending := st.Stats().PendingEvents; pending > 1024 {
 			t.Fatalf("%d are pending", pending)
 		}
 		sc.Flow()
@@ -1377,7 +1377,7 @@ func fewAcks(t *testing.T) {
 	if wait := time.Since(last); wait > 250*time.Millisecond {
 		t.Errorf("the last event waited %v for its ack", wait)
 	}
-	if len(w.Down) > 160 {
+	if len(w.Down) > 24 {
 		t.Errorf("%d acks", len(w.Down))
 	}
 	equal(t, "last ack", say(w.Down[len(w.Down)-1]), "ack s 10000")
