@@ -53,7 +53,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
 	w.h.openings.size, w.h.commits.size = 0, 0
-	w.h.sizes = sizes{batch: one(c, []int{256, 2}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
+	w.h.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
@@ -561,7 +561,7 @@ func (w *hubAgentTest) saysTo(ha *hubAgentLink) {
 			w.Fatalf("rule 12: to %s, %d are accepted: %s", ha.agentID, most, brief(p))
 		}
 	case *StatusPayload:
-		if p.Link != ha.id || len(p.Sessions) > 0 {
+		if p.Link != ha.id || slices.ContainsFunc(p.Sessions, func(e SessionStatus) bool { return !e.Forgotten }) {
 			w.Fatalf("to %s: %s", ha.agentID, brief(p))
 		}
 	case *ErrorPayload, nil:
@@ -652,7 +652,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
 	w.st.epochs = w.h.ids
-	w.st.sizes = sizes{batch: 256, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batchBytes: pageBytes, batch: 256, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w

@@ -3,6 +3,8 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -115,7 +117,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 	}
 	ha.sessions, ha.openings, ha.requests = nil, nil, nil
 	ha.mu.Unlock()
-	for s, rc := range sessions {
+	for _, s := range slices.SortedFunc(maps.Keys(sessions), compareIDs) { // in the same order each time
+		rc := sessions[s]
 		s.mu.Lock()
 		if s.receiver == rc {
 			s.receiver = nil
@@ -128,7 +131,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		}
 		s.mu.Unlock()
 	}
-	for _, rq := range requests {
+	for _, id := range slices.Sorted(maps.Keys(requests)) {
+		rq := requests[id]
 		s := rq.c.s
 		s.mu.Lock()
 		if rq.c.request == rq {
@@ -143,6 +147,7 @@ func (ha *hubAgentLink) detach(now time.Time) {
 func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) error {
 	ha.h.expire(now)
 	err := ha.dispatch(ctx, now, p)
+	ha.h.total.makeRoom(0)
 	if err == errStale {
 		return nil
 	}

@@ -255,6 +255,7 @@ func (j *commitJob) work(now time.Time) {
 		if forgotten {
 			s.h.release(s)
 		}
+		s.h.total.makeRoom(0)
 	}()
 	s.mu.Lock()
 	s.storeLocked(now)
@@ -302,7 +303,7 @@ func (s *hubSession) storeLocked(now time.Time) {
 		return
 	}
 	switch {
-	case err != nil && s.owner != owner: // whose answer would it be?
+	case err != nil && (s.owner != owner || s.receiver == nil): // there is nobody to tell
 		s.h.unreserve(owner, bytes)
 		s.dropIntakeLocked()
 	case err == nil:
@@ -362,9 +363,7 @@ func (s *hubSession) rejectLocked(now time.Time, call []page, err error) bool {
 	}
 	s.refused = append(lost, s.refused...)
 	for _, seq := range lost {
-		if s.receiver != nil {
-			s.receiver.refuseLocked(now, seq, refusal(codeEventRejected, s.id, "%s", said.Message))
-		}
+		s.receiver.refuseLocked(now, seq, refusal(codeEventRejected, s.id, "%s", said.Message))
 	}
 	return len(lost) > 0
 }
@@ -374,9 +373,6 @@ func (s *hubSession) rejectLocked(now time.Time, call []page, err error) bool {
 func (s *hubSession) failLocked(now time.Time) {
 	s.dropIntakeLocked()
 	rc := s.receiver
-	if rc == nil {
-		return
-	}
 	err := notNow(s.id, "the hub's store does not take the session's events")
 	err.Epoch = s.epoch
 	rc.closeLocked()

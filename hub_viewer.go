@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -90,8 +91,8 @@ func (hv *hubViewerLink) detach(time.Time) {
 	cursors := hv.cursors
 	hv.cursors = nil
 	hv.mu.Unlock()
-	for _, c := range cursors {
-		c.remove()
+	for _, id := range slices.Sorted(maps.Keys(cursors)) { // in the same order each time
+		cursors[id].remove()
 	}
 }
 

@@ -127,6 +127,9 @@ func (rc *receiver) next(now time.Time) Payload {
 		return nil
 	}
 	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent()}
+	if s.ended {
+		s.watchClockLocked() // it may go now
+	}
 	return p
 }
 

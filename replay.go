@@ -49,9 +49,6 @@ func (l *log) first() uint64 {
 	return l.low + 1
 }
 
-// empty reports whether the log holds nothing, not even a gap.
-func (l *log) empty() bool { return l.ring.n == 0 }
-
 // from is the first number of slot i.
 func (l *log) from(i int) uint64 {
 	if i == 0 {

@@ -30,9 +30,10 @@ type sender struct {
 }
 
 // noteUnackedLocked makes the next sign of life name the session, if it still has something
-// unacknowledged by then (rule 9). The session's lock is held.
+// unacknowledged by then (rule 9), or if its end lies in a gap: an ack of the gap does not say that
+// the hub knows of the end, so that is said as long as the session is remembered. The session's lock is held.
 func (sd *sender) noteUnackedLocked() {
-	if sd.inUnacked || sd.s.acked >= sd.s.log.head {
+	if sd.inUnacked || sd.s.acked >= sd.s.log.head && !sd.s.endLost {
 		return
 	}
 	sd.inUnacked = true
@@ -140,7 +141,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
 		after: sd.sent, until: s.log.head, eventsUntil: limit,
-		events: s.st.sizes.batch, bytes: pageBytes, copied: pageBytes,
+		events: s.st.sizes.batch, bytes: s.st.sizes.batchBytes, copied: s.st.sizes.batchBytes,
 	})
 	if p.last == sd.sent {
 		return nil

@@ -200,6 +200,7 @@ func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
 		if n, ok := s.log.loseSeq(seq, reason); ok {
 			s.noteLostLocked(n)
 			lost++
+			s.endLost = s.endLost || s.hasEnded && seq == s.log.head
 		}
 	}
 	return lost
@@ -219,12 +220,15 @@ func (s *Session) noteLostLocked(bytes int) {
 // updating it each time would take the budget's lock for each event.
 func (s *Session) trimLocked() {
 	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
-	if s.st.budget.max == 0 || s.aged {
+	if s.aged {
 		return
 	}
 	if t, ok := s.log.oldest(s.acked); ok {
 		s.aged = true
-		s.st.budget.offer(s, t)
+		if s.age == nil {
+			s.age = new(sched.Entry[*Session])
+		}
+		s.st.budget.offer(s.age, s, t)
 	}
 }
 
@@ -297,7 +301,7 @@ func (s *Session) clearLocked() {
 	s.life, s.stopped = &emptyLife, nil
 	if s.aged {
 		s.aged = false
-		s.st.budget.forget(s)
+		s.st.budget.forget(s.age)
 	}
 	if s.sender != nil {
 		s.sender.link.forget(&s.sender.task)
@@ -359,6 +363,7 @@ type life struct {
 	pendingEvents  int    // events in (acked, head]
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
+	endLost        bool   // and it became a gap: only a status says where the end is
 
 	overAt    *time.Time        // when to forget the session; nil: its end is not acknowledged
 	lostCount uint64            // events that became gaps while they were pending
