@@ -1,6 +1,9 @@
 package gvstream
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // Machines exchange batches in one form: the payload without its Events, and those as a
 // page, so that a resend, a replay or a relay encodes nothing again.
@@ -120,4 +123,81 @@ func releaseBatch(p Payload) {
 		*p = replayBatch{}
 		replayBatches.Put(p)
 	}
+}
+
+// divide returns what is to be sent in place of a payload that is too large: two halves or,
+// for a batch of one event, a gap, with lost for what is lost by that. An entry that is not
+// an event has no smaller form.
+func divide(p Payload) (parts []Payload, lost *EventBatchPayload) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		head, rest := *p, *p
+		switch halve(head.half(), rest.half()) {
+		case 2:
+			return []Payload{&head, &rest}, nil
+		case 1:
+			return []Payload{&head}, p
+		}
+	case *ReplayBatchPayload:
+		head, rest := *p, *p
+		switch halve(head.half(), rest.half()) {
+		case 2:
+			head.Done = false
+			return []Payload{&head, &rest}, nil
+		case 1:
+			return []Payload{&head}, nil
+		}
+	case *StatusPayload:
+		if n := len(p.Sessions); n > 1 {
+			head, rest := *p, *p
+			head.Sessions, rest.Sessions, head.More = p.Sessions[:n/2], p.Sessions[n/2:], true
+			return []Payload{&head, &rest}, nil
+		}
+	}
+	return nil, nil
+}
+
+// A half is the fields by which a batch of either kind covers its numbers.
+type half struct {
+	first, last *uint64
+	events      *[]Event
+	gaps        *[]Gap
+	trusted     **Event
+}
+
+func (p *EventBatchPayload) half() half {
+	return half{&p.FirstSeq, &p.LastSeq, &p.Events, &p.Gaps, &p.trusted}
+}
+
+func (p *ReplayBatchPayload) half() half {
+	return half{&p.FirstSeq, &p.LastSeq, &p.Events, &p.Gaps, &p.trusted}
+}
+
+// halve leaves the first half of the entries in head and the others in rest, which is a copy
+// of it, and returns 2. Of a single event it makes a gap in head, and returns 1. It writes to
+// neither list. Otherwise it returns 0.
+func halve(head, rest half) int {
+	items := interleave("", "", *head.events, *head.gaps)
+	switch n := len(items); {
+	case n > 1:
+		at := items[n/2-1].Seq
+		*head.last, *rest.first = at, at+1
+		i := slices.IndexFunc(*head.events, func(e Event) bool { return e.Seq > at })
+		if i < 0 {
+			i = len(*head.events)
+		}
+		*head.events, *rest.events = (*head.events)[:i:i], (*head.events)[i:]
+		if i = slices.IndexFunc(*head.gaps, func(g Gap) bool { return g.From > at }); i < 0 {
+			i = len(*head.gaps)
+		}
+		*head.gaps, *rest.gaps = (*head.gaps)[:i:i], (*head.gaps)[i:]
+		if *rest.trusted != nil && len(*rest.events) > 0 {
+			*rest.trusted = &(*rest.events)[0]
+		}
+		return 2
+	case n == 1 && items[0].Event != nil:
+		*head.events, *head.gaps, *head.trusted = nil, []Gap{{*head.first, *head.last, ReasonRejected}}, nil
+		return 1
+	}
+	return 0
 }

@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -47,7 +48,7 @@ func TestBudget(t *testing.T) {
 			}
 			pass(time.Second)
 		}
-		if seq, err := st.Publish(t.Context(), "d", budgetEvent()); seq != 0 || err != ErrPendingFull {
+		if seq, err := st.Publish(t.Context(), "d", budgetEvent()); seq != 0 || !errors.Is(err, ErrPendingFull) {
 			t.Errorf("with nothing acknowledged: %d, %v", seq, err) // rule 10 applies
 		}
 		st.Forget("d")
@@ -88,7 +89,7 @@ func TestBudgetBlock(t *testing.T) {
 		{"Forget of another session", func(st *Streamer, _ *peer) { st.Forget("a") }},
 		{"Renew of another session", func(st *Streamer, _ *peer) { st.Renew("a") }},
 		{"rejected in another session", func(_ *Streamer, hub *peer) {
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "a", Seq: 2})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "a", Seq: 2})
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -135,7 +136,7 @@ func wantReturnedOr(t *testing.T, done <-chan error, st *Streamer) {
 	pass(time.Hour)
 	select {
 	case err := <-done:
-		if err != ErrTooLarge {
+		if !errors.Is(err, ErrTooLarge) {
 			t.Errorf("returned %v, want %v", err, ErrTooLarge)
 		}
 	default:
@@ -156,7 +157,7 @@ func TestBudgetDropsInVain(t *testing.T) {
 			}
 		}
 		publishN(t, st, "b", 1)
-		if seq, err := st.Publish(t.Context(), "b", budgetEvent()); seq != 0 || err != ErrPendingFull {
+		if seq, err := st.Publish(t.Context(), "b", budgetEvent()); seq != 0 || !errors.Is(err, ErrPendingFull) {
 			t.Errorf("Publish = %d, %v", seq, err)
 		}
 		if s := stats(t, st, "b"); s.Lost != 0 || s.PendingEvents != 1 {

@@ -59,8 +59,9 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 // Unknown fields are ignored, null is an absent field, and the order of fields
 // does not matter. It never spends memory on more entries than a payload may have.
 //
-// Every error is a *ProtocolError with code "malformed", or "unknown_type" for a
-// type that this version does not know: answer it, and go on (rule 11).
+// Every error is a *ProtocolError: with CodeUnknownType for a type that this version does
+// not know, with CodeEventRejected for a batch in which nothing is wrong but an event whose
+// number can be read, and otherwise with CodeMalformed. Answer it, and go on (rule 11).
 func Unmarshal(data []byte) (Payload, error) {
 	d := decoders.Get().(*decoder)
 	defer d.release()
@@ -104,7 +105,8 @@ func (w *fieldCodec) fields(p any) {
 		w.text("viewer_id", &p.ViewerID)
 		w.int("v", &p.V)
 		w.text("link", &p.Link)
-		w.int("window", &p.Window)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
 	case *StatusPayload:
 		w.text("viewer_id", &p.ViewerID)
 		w.text("link", &p.Link)
@@ -117,12 +119,19 @@ func (w *fieldCodec) fields(p any) {
 		w.text("link", &p.Link)
 		w.seq("up_to_seq", &p.UpToSeq)
 		w.flag("nack", &p.Nack)
+		w.flag("full", &p.Full)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
+		w.optSeq("read_seq", &p.ReadSeq)
+		listField(w, "acks", &p.Acks, maxAcks)
 	case *WatchPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
 		w.text("epoch", &p.Epoch)
 		w.seq("after_seq", &p.AfterSeq)
 		w.flag("stop", &p.Stop)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
 	case *ReplayRequestPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
@@ -134,7 +143,7 @@ func (w *fieldCodec) fields(p any) {
 	case *ErrorPayload:
 		w.text("session_id", &p.SessionID)
 		w.text("viewer_id", &p.ViewerID)
-		w.text("code", &p.Code)
+		w.text("code", (*string)(&p.Code))
 		w.optText("message", &p.Message)
 		w.flag("retryable", &p.Retryable)
 		w.optText("request_id", &p.RequestID)
@@ -143,7 +152,7 @@ func (w *fieldCodec) fields(p any) {
 		w.optSeq("to_seq", &p.ToSeq)
 	case *EventBatchPayload, *eventBatch, *ReplayBatchPayload, *replayBatch:
 		w.batch(p)
-	case *SessionStatus, *Gap:
+	case *SessionStatus, *SessionAck, *Gap:
 		w.entry(p)
 	default:
 		w.err = fmt.Errorf("gvstream: a %T is no payload", p)
@@ -163,6 +172,15 @@ func (w *fieldCodec) entry(p any) {
 		w.flag("forgotten", &p.Forgotten)
 		w.optText("prev_epoch", &p.PrevEpoch)
 		w.optSeq("prev_seq", &p.PrevSeq)
+	case *SessionAck:
+		w.text("session_id", &p.SessionID)
+		w.text("epoch", &p.Epoch)
+		w.seq("up_to_seq", &p.UpToSeq)
+		w.flag("nack", &p.Nack)
+		w.flag("full", &p.Full)
+		w.optInt("window_events", &p.WindowEvents)
+		w.optInt("window_bytes", &p.WindowBytes)
+		w.optSeq("read_seq", &p.ReadSeq)
 	case *Gap:
 		w.seq("from", &p.From)
 		w.seq("to", &p.To)
@@ -279,6 +297,12 @@ func (w *fieldCodec) int(name string, p *int) {
 func (w *fieldCodec) optText(name string, p *string) {
 	if w.d != nil || *p != "" {
 		w.text(name, p)
+	}
+}
+
+func (w *fieldCodec) optInt(name string, p *int) {
+	if w.d != nil || *p != 0 {
+		w.int(name, p)
 	}
 }
 

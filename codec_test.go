@@ -42,7 +42,7 @@ func wireSamples() []Payload {
 	}
 	return []Payload{
 		&HelloPayload{ViewerID: "tab-1", V: 1, Role: "viewer"},
-		&WelcomePayload{ViewerID: "tab-1", V: 1, Link: "l7", Window: 256},
+		&WelcomePayload{ViewerID: "tab-1", V: 1, Link: "l7", WindowEvents: 256, WindowBytes: 1 << 20},
 		&StatusPayload{Link: "l7", More: true, Sessions: []SessionStatus{
 			{SessionID: "build-42", Epoch: wireEpoch, FirstSeq: 12, HeadSeq: 64, AckSeq: 60, Ended: true, Forgotten: true, PrevEpoch: "01jdq", PrevSeq: 99},
 			{SessionID: "gebäude"},
@@ -51,15 +51,19 @@ func wireSamples() []Payload {
 			SessionID: "build-42", Epoch: wireEpoch, Link: "l7", FirstSeq: 61, LastSeq: 64, HeadSeq: 70,
 			Events: events, Gaps: []Gap{{61, 62, ReasonDropped}},
 		},
-		&AckBatchPayload{SessionID: "build-42", Epoch: wireEpoch, Link: "l7", UpToSeq: 64, Nack: true},
-		&WatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: wireEpoch, AfterSeq: 40, Stop: true},
+		&AckBatchPayload{SessionID: "build-42", Epoch: wireEpoch, Link: "l7", UpToSeq: 64, Nack: true, Full: true,
+			WindowEvents: 256, WindowBytes: 1 << 20, ReadSeq: 63, Acks: []SessionAck{{
+				SessionID: "build-43", Epoch: "01jdqz7c3k9w5v8x2m4n6p0rsv", UpToSeq: 12, Nack: true, Full: true,
+				WindowEvents: 1024, WindowBytes: 256 << 10, ReadSeq: 11,
+			}}},
+		&WatchPayload{SessionID: "build-42", ViewerID: "tab-1", Epoch: wireEpoch, AfterSeq: 40, Stop: true, WindowEvents: 256, WindowBytes: 1 << 20},
 		&ReplayRequestPayload{SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, AfterSeq: 40, UntilSeq: 91, Limit: 500},
 		&ReplayBatchPayload{
 			SessionID: "build-42", ViewerID: "tab-1", RequestID: "r3", Epoch: wireEpoch, FirstSeq: 41, LastSeq: 91,
-			UntilSeq: 91, AvailableFrom: 90, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
+			UntilSeq: 91, AvailableFrom: 81, Done: true, Events: last, Gaps: []Gap{{41, 80, ReasonEvicted}, {81, 89, ReasonRejected}},
 		},
 		&ErrorPayload{
-			SessionID: "build-42", ViewerID: "tab-1", Code: codeReplayAhead, Message: "after 99 of \"build-42\"",
+			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayBusy, Message: "after 99 of \"build-42\"",
 			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99, ToSeq: 120,
 		},
 	}
@@ -110,6 +114,9 @@ func jsonDecode(line []byte) (Payload, error) {
 	if p == nil {
 		return nil, fmt.Errorf("type %q", env.Type)
 	}
+	if string(env.Payload) == "null" { // as good as absent
+		return nil, errors.New("no payload")
+	}
 	if err := json.Unmarshal(env.Payload, p); err != nil {
 		return nil, err
 	}
@@ -159,8 +166,8 @@ func TestAgreesWithEncodingJSON(t *testing.T) {
 	}
 	odd := "\x00\x1f\"\\/<>&\u2028\U0001f600\x7f\xff\xc3"
 	payloads = append(payloads,
-		&ErrorPayload{SessionID: odd, Code: odd, Message: odd},
-		&WelcomePayload{V: -3, Window: -1},
+		&ErrorPayload{SessionID: odd, Code: Code(odd), Message: odd},
+		&WelcomePayload{V: -3, WindowEvents: -1},
 		&EventBatchPayload{FirstSeq: 1<<64 - 1, Events: []Event{{Time: wireTime.In(time.FixedZone("", -5*3600))}, {Bytes: []byte{}}}},
 	)
 	for _, p := range payloads {
@@ -304,10 +311,10 @@ func TestUnmarshalCost(t *testing.T) {
 		"sessions":      `{"type":"status","payload":{"sessions":[` + fill(`{},`) + `{}]}}`,
 		"unknown":       `{"type":"status","payload":{"x":[` + fill(`{},`) + `{}]}}`,
 		"payload first": `{"payload":{"events":[` + fill(`{},`) + `{}]},"type":"event_batch"}`,
-		"escaped keys":  `{"type":"hello","payload":{"x":{` + fill(`"\n":0,`) + `"":0}}}`,
+		"escaped keys":  `{"type":"hello","payload":{"v":1,"x":{` + fill(`"\n":0,`) + `"":0}}}`,
 		"nested":        `{"type":"hello","payload":` + fill(`[`),
 		"white space":   header + `{"seq":1,"data":[` + fill(" ") + `]}]}}`,
-		"long id":       `{"type":"hello","payload":{"viewer_id":"` + fill("x") + `"}}`,
+		"long id":       `{"type":"hello","payload":{"v":1,"viewer_id":"` + fill("x") + `"}}`,
 	} {
 		data := []byte(frame)
 		var before, after runtime.MemStats
@@ -387,11 +394,11 @@ func TestAppendRefuses(t *testing.T) {
 		"white space":   {event(Event{Data: json.RawMessage(` `)}), "event 7: gvstream: invalid event: data: byte 1: want a value"},
 		"no UTF-8":      {event(Event{Data: json.RawMessage("\"\xff\"")}), "event 7: gvstream: invalid event: data: not valid UTF-8"},
 		"too deep":      {event(Event{Data: json.RawMessage(deep(jsontext.MaxDepth + 1))}), "event 7: gvstream: invalid event: data: byte 500: nested too deeply"},
-		"data, bytes":   {event(Event{Data: json.RawMessage("1"), Bytes: []byte("x")}), "event 7: gvstream: invalid event"},
-		"type":          {event(Event{Type: "a\nb"}), "event 7: gvstream: invalid event"},
-		"year":          {event(Event{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}), "event 7: gvstream: invalid event"},
-		"year in UTC":   {event(Event{Time: time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200))}), "event 7: gvstream: invalid event"},
-		"year in UTC 2": {event(Event{Time: time.Date(0, 1, 1, 0, 0, 0, 0, time.FixedZone("", 7200))}), "event 7: gvstream: invalid event"},
+		"data, bytes":   {event(Event{Data: json.RawMessage("1"), Bytes: []byte("x")}), "event 7: gvstream: invalid event: 1 bytes of Data and 1 of Bytes, at most one of them"},
+		"type":          {event(Event{Type: "a\nb"}), "event 7: gvstream: invalid event: type: control character U+000A at byte 1"},
+		"year":          {event(Event{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}), "event 7: gvstream: invalid event: time: year 10000, not one of 0 to 9999"},
+		"year in UTC":   {event(Event{Time: time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200))}), "event 7: gvstream: invalid event: time: year 10000, not one of 0 to 9999"},
+		"year in UTC 2": {event(Event{Time: time.Date(0, 1, 1, 0, 0, 0, 0, time.FixedZone("", 7200))}), "event 7: gvstream: invalid event: time: year -1, not one of 0 to 9999"},
 	} {
 		got, err := Append([]byte("before"), c.p)
 		if err == nil || err.Error() != c.want || string(got) != "before" {

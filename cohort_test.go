@@ -47,7 +47,7 @@ func (f *fanned) text(p Payload) string {
 		}
 		return text
 	case *ErrorPayload:
-		return p.Code
+		return string(p.Code)
 	}
 	return payloadText(p)
 }

@@ -120,7 +120,7 @@ type HubConfig struct {
 	// waits for a second, longer each time up to 2 minutes, and sends them again; its
 	// other sessions go on. So the same items may come again: in one transaction,
 	// store only what is above the last number stored in that epoch, where a gap
-	// counts up to its last number. A *ProtocolError with Code "event_rejected" and
+	// counts up to its last number. A *ProtocolError with CodeEventRejected and
 	// Seq, or a range from Seq to ToSeq, instead refuses those events for good: each
 	// becomes a gap with ReasonRejected, at the agent as well, and comes to Commit as
 	// that, with the rest of the items.
@@ -230,14 +230,17 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	d.MaxViewerReplays = defaultTo(d.MaxViewerReplays, 4)
 	d.Window = min(defaultTo(d.Window, 1024), math.MaxInt32) // an agent may have ints of 32 bits
-	d.WindowBytes = max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20))
+	d.WindowBytes = min(max(minWindowBytes, defaultTo(d.WindowBytes, 1<<20)), math.MaxInt32)
 	d.MaxCommits = max(1, defaultTo(d.MaxCommits, 64))
-	d.MaxUncommittedBytes = defaultTo(d.MaxUncommittedBytes, 16<<20)
-	d.SessionTTL = defaultTo(d.SessionTTL, time.Hour)
-	d.EndedTTL = defaultTo(d.EndedTTL, time.Hour)
-	d.ReplayWait = defaultTo(d.ReplayWait, 10*time.Second)
+	d.MaxUncommittedBytes = min(defaultTo(d.MaxUncommittedBytes, 16<<20), math.MaxInt/2) // two of them are added
+	d.SessionTTL = min(defaultTo(d.SessionTTL, time.Hour), forever)
+	d.EndedTTL = min(defaultTo(d.EndedTTL, time.Hour), forever)
+	d.ReplayWait = min(defaultTo(d.ReplayWait, 10*time.Second), forever)
 	return d
 }
+
+// forever is as good as any longer time, and its sums with others don't overflow.
+const forever = 100 * 365 * 24 * time.Hour
 
 // A ViewerConfig holds the limits of a Viewer. A nil config is all defaults.
 type ViewerConfig struct {

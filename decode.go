@@ -47,16 +47,16 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	case len(frame) > maxFrame:
 		return nil, malformed("frame: more than %d bytes", maxFrame)
 	case !utf8.Valid(frame):
-		return nil, malformed("frame: not valid UTF-8")
+		return nil, d.refusal(frame, "frame: not valid UTF-8", validPrefix(frame))
 	}
 	d.Src = frame
 	p, typ := d.envelope()
 	var err *ProtocolError
 	switch {
 	case d.Err != nil:
-		err = malformed("%s", d.Err.Message)
+		err = d.refusal(frame, d.Err.Message, d.Err.Pos)
 	case p == nil:
-		err = &ProtocolError{Code: codeUnknownType, Message: fmt.Sprintf("unknown type %q", shorten(typ))}
+		err = &ProtocolError{Code: CodeUnknownType, Message: fmt.Sprintf("unknown type %q", shorten(typ))}
 	default:
 		err = p.check()
 	}
@@ -65,6 +65,109 @@ func (d *decoder) decode(frame []byte) (Payload, *ProtocolError) {
 	}
 	_, err.unanswered = p.(*ErrorPayload) // an error is never answered by an error (rule 11)
 	return nil, err
+}
+
+// refusal is the answer to a frame that can't be read because of what is at a place in it.
+// If that is in an event of an event batch, and the session, epoch and number of that can be
+// read, it refuses the one event: otherwise the agent would send the same frame for ever
+// (rule 11). A frame that was cut short has nothing wrong in it but its end.
+func (d *decoder) refusal(frame []byte, message string, at int) *ProtocolError {
+	d.Scanner = jsontext.Scanner{Src: frame}
+	e, ok := d.find(at)
+	if !ok || d.Err != nil && d.Err.Pos == len(frame) || !validID(e.session) || !validEpoch(e.epoch) {
+		return malformed("%s", message)
+	}
+	return rejected(e.session, e.epoch, e.seq, message)
+}
+
+// rejected refuses one event for good: its agent makes a gap of it.
+func rejected(sessionID, epoch string, seq uint64, message string) *ProtocolError {
+	err := refusal(CodeEventRejected, sessionID, "%s", message)
+	err.Epoch, err.Seq = epoch, seq
+	return err
+}
+
+// validPrefix is how many bytes of a text that is no UTF-8 come before the first that is wrong.
+func validPrefix(text []byte) int {
+	at := 0
+	for {
+		r, n := utf8.DecodeRune(text[at:])
+		if r == utf8.RuneError && n <= 1 {
+			return at
+		}
+		at += n
+	}
+}
+
+// A batchEvent names an event of an event batch.
+type batchEvent struct {
+	session, epoch string
+	seq            uint64
+}
+
+// find reads a frame that could not be read, for the event that a place in it lies in. It
+// reports false if that is in no event of an event batch, or if anything that says in which is
+// not there, or twice. Behind an error of the JSON itself nothing can be read.
+func (d *decoder) find(at int) (e batchEvent, ok bool) {
+	typ, once := "", true
+	payloads := 0
+	for key := d.FirstKey(); key != nil; key = d.NextKey() {
+		switch string(d.name(key)) {
+		case "type":
+			once = once && typ == ""
+			typ = d.text()
+		case "payload":
+			payloads++
+			e, ok = d.findInBatch(at)
+		default:
+			d.Skip()
+		}
+	}
+	return e, ok && once && typ == "event_batch" && payloads == 1
+}
+
+// findInBatch is find for the payload.
+func (d *decoder) findInBatch(at int) (e batchEvent, ok bool) {
+	lists, once := 0, true
+	for key := d.FirstKey(); key != nil; key = d.NextKey() {
+		switch string(d.name(key)) {
+		case "session_id":
+			once = once && e.session == ""
+			e.session = d.text()
+		case "epoch":
+			once = once && e.epoch == ""
+			e.epoch = d.text()
+		case "events":
+			lists++
+			for more := d.FirstItem(); more; more = d.NextItem() {
+				if seq, here := d.findInEvent(at); here {
+					e.seq = seq
+				}
+			}
+		default:
+			d.Skip()
+		}
+	}
+	return e, once && lists == 1 && e.seq != 0
+}
+
+// findInEvent reads an event's number, 0 if there is not just one, and whether a place lies in
+// the event.
+func (d *decoder) findInEvent(at int) (seq uint64, here bool) {
+	d.Peek()
+	start, numbers := d.Pos, 0
+	for key := d.FirstKey(); key != nil; key = d.NextKey() {
+		if string(d.name(key)) != "seq" {
+			d.Skip()
+			continue
+		}
+		numbers++
+		seq = d.number(MaxSeq)
+	}
+	if numbers != 1 {
+		seq = 0
+	}
+	return seq, start < at && at < d.Pos
 }
 
 // release returns a decoder to the pool, and ends the use of the frame and of a batch that it

@@ -262,7 +262,8 @@ func (d *decoder) own(events []Event) {
 		text, ok := jsontext.Unquote(e.Bytes)
 		var err error
 		if arena, err = base64.StdEncoding.AppendDecode(arena, text); err != nil || !ok {
-			d.Err = &jsontext.Error{Message: fmt.Sprintf("event %d: data_base64: not base64", e.Seq)}
+			// All that is left of the frame's bytes begins where the text does.
+			d.Err = &jsontext.Error{Message: fmt.Sprintf("event %d: data_base64: not base64", e.Seq), Pos: cap(d.Src) - cap(e.Bytes)}
 			return
 		}
 		if e.Bytes = nil; len(arena) > from {

@@ -117,8 +117,9 @@
 //
 // Errors that a caller may want to act on are variables, to be compared with
 // [errors.Is]: [ErrPendingFull], [ErrClosed], [ErrEnded], [ErrTooLarge],
-// [ErrInvalidData], [ErrInvalidID], [ErrSuperseded], [ErrSilent],
-// [ErrSeqExhausted], [ErrTooMany], [ErrUnknownSession] and [ErrBusy].
+// [ErrInvalidData], [ErrInvalidID], [ErrInvalidPosition], [ErrSuperseded], [ErrSilent],
+// [ErrSeqExhausted], [ErrTooMany], [ErrUnknownSession], [ErrEpochAhead], [ErrWatched] and
+// [ErrBusy]. Most are wrapped with the facts: what is wrong, how much and at most how much.
 //
 // What a peer did wrong, or says that this side did wrong, is a [*ProtocolError]
 // with a code. Most reject one payload only: Handle returns the error, the peer gets an
@@ -131,16 +132,17 @@
 //   - one of send, or one of receive that is no *ProtocolError
 //   - its context's cause
 //   - ErrSuperseded or ErrClosed
-//   - at an agent or viewer, ErrSilent when the hub was not heard for 45 seconds
+//   - ErrSilent when nothing has moved on the connection for 45 to 60 seconds
 //   - at a hub, the error of a Commit callback
-//   - a *ProtocolError: version_unsupported or, at an agent, ack_beyond_sent
+//   - a *ProtocolError: version_unsupported, wrong_role, superseded (which is ErrSuperseded
+//     to errors.Is) or, at an agent, ack_beyond_sent
 //   - at once, ErrInvalidID if the link was made with an invalid id, and ErrBusy if it was
 //     given to Run or Push before
 //
 // No event is lost by that: connect again.
 //
 // [Streamer.Close] returns an [*UnackedError] if events were left that the hub had
-// not acknowledged; [Streamer.Unacked] still yields them.
+// not acknowledged, which [Streamer.Unacked] still yields, or if some were lost.
 //
 // # Limits
 //

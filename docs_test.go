@@ -56,7 +56,7 @@ func TestProtocolCodes(t *testing.T) {
 	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
 		inPage[row[1]] = true
 	}
-	for _, c := range regexp.MustCompile(`(?m)^\tcode\w+ += "([a-z_]+)"`).FindAllStringSubmatch(string(source), -1) {
+	for _, c := range regexp.MustCompile(`(?m)^\tCode\w+ Code += "([a-z_]+)"`).FindAllStringSubmatch(string(source), -1) {
 		inCode[c[1]] = true
 	}
 	if diff := cmp.Diff(inPage, inCode); diff != "" || len(inCode) < 16 {
@@ -128,7 +128,7 @@ func declarations(t *testing.T) map[string]bool {
 				for i, name := range n.Names {
 					names[name.Name] = true
 					if i < len(n.Values) {
-						if lit, ok := n.Values[i].(*ast.BasicLit); ok && strings.HasPrefix(name.Name, "code") {
+						if lit, ok := n.Values[i].(*ast.BasicLit); ok && strings.HasPrefix(name.Name, "Code") {
 							names["code:"+strings.Trim(lit.Value, `"`)] = true
 						}
 					}

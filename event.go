@@ -2,7 +2,11 @@ package gvstream
 
 import (
 	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -14,7 +18,9 @@ import (
 //
 // Data is any JSON value; Bytes is for what is not JSON, such as raw terminal
 // output, and is base64 on the wire. At most one of the two may be set; an event with
-// neither is one that just happened. White space between JSON tokens is not kept.
+// neither is one that just happened, and empty Bytes are the same as none. White space
+// between JSON tokens is not kept. So with what an agent in another language sends: an empty
+// data_base64 counts as absent, as does the zero time.Time, 0001-01-01T00:00:00Z.
 //
 // Publish copies the bytes, so that the caller may change its own afterwards. Those of an
 // Item belong to its reader. Those in a payload are read-only: other payloads share them.
@@ -33,9 +39,24 @@ type Event struct {
 // into a gap.
 func (e *Event) checkFields() error {
 	if e.Type != "" && !validID(e.Type) || !e.validData() {
-		return ErrInvalidData
+		return e.fieldError()
 	}
 	return nil
+}
+
+// fieldError says what is wrong with an event's type, kinds of data or time.
+func (e *Event) fieldError() error {
+	switch {
+	case e.Type != "" && !validID(e.Type):
+		return fmt.Errorf("%w: type: %s", ErrInvalidData, idProblem(e.Type))
+	case len(e.Data) > 0 && len(e.Bytes) > 0:
+		return fmt.Errorf("%w: %d bytes of Data and %d of Bytes, at most one of them", ErrInvalidData, len(e.Data), len(e.Bytes))
+	}
+	year := e.Time.UTC().Year()
+	if year >= 0 && year <= 9999 { // then in its own zone it has another
+		year = e.Time.Year()
+	}
+	return fmt.Errorf("%w: time: year %d, not one of 0 to 9999", ErrInvalidData, year)
 }
 
 // validData reports whether there is at most one kind of data, and a time that RFC 3339 can
@@ -72,14 +93,90 @@ const (
 // in it that was dealt with. The zero Position is before the first event. Persist both
 // fields together: a number says nothing without its epoch, since each epoch counts from 1
 // (rule 2).
+//
+// Its text, which String and MarshalText return, encoding/json writes as a string and
+// ParsePosition reads, is such as "06h0n8sxg285q462xvygrj9mb4.39", and empty for the zero
+// Position. It has at most 81 bytes, all of [0-9a-z_.-], so that it can stand as it is in a
+// URL, as the id of a server-sent event or in the name of a file.
 type Position struct {
-	Epoch string `json:"epoch"`
-	Seq   uint64 `json:"seq"`
+	Epoch string
+	Seq   uint64
+}
+
+// ParsePosition reads the text of a Position, and no other form of it. What it returns is
+// one that Viewer.Watch and Hub.Items take. Error: ErrInvalidPosition.
+func ParsePosition(text string) (Position, error) {
+	if text == "" {
+		return Position{}, nil
+	}
+	i := strings.LastIndexByte(text, '.')
+	if i < 0 {
+		return Position{}, fmt.Errorf("%w: %d bytes without a dot", ErrInvalidPosition, len(text))
+	}
+	epoch, digits := text[:i], text[i+1:]
+	seq, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || digits[0] == '0' && len(digits) > 1 {
+		return Position{}, fmt.Errorf("%w: %d bytes after the dot, not a number from 0 to %d", ErrInvalidPosition, len(digits), uint64(MaxSeq))
+	}
+	p := Position{epoch, seq}
+	if epoch == "" {
+		return Position{}, fmt.Errorf("%w: number %d without an epoch", ErrInvalidPosition, seq)
+	}
+	if err := p.check(); err != nil {
+		return Position{}, err
+	}
+	return p, nil
+}
+
+// String returns the position's text. Of a Position that is not valid it is one line that no
+// ParsePosition takes.
+func (p Position) String() string {
+	switch {
+	case p == Position{}:
+		return ""
+	case !p.valid():
+		return fmt.Sprintf("invalid position %q.%d", p.Epoch, p.Seq)
+	}
+	return p.Epoch + "." + strconv.FormatUint(p.Seq, 10)
+}
+
+// MarshalText returns the position's text. Error: ErrInvalidPosition.
+func (p Position) MarshalText() ([]byte, error) { return []byte(p.String()), p.check() }
+
+// UnmarshalText is ParsePosition. After an error p is as it was.
+func (p *Position) UnmarshalText(text []byte) error {
+	parsed, err := ParsePosition(string(text))
+	if err == nil {
+		*p = parsed
+	}
+	return err
 }
 
 // valid reports whether p is the zero Position, or a number of a well-formed epoch.
-func (p Position) valid() bool {
-	return p.Epoch == "" && p.Seq == 0 || validEpoch(p.Epoch) && p.Seq <= MaxSeq
+func (p Position) valid() bool { return p.problem() == "" }
+
+// check returns what is wrong with p, wrapping ErrInvalidPosition, or nil.
+func (p Position) check() error {
+	if problem := p.problem(); problem != "" {
+		return fmt.Errorf("%w: %s", ErrInvalidPosition, problem)
+	}
+	return nil
+}
+
+// problem says what is wrong with p, or nothing. It quotes at most a byte of it, so that it
+// can go into any log.
+func (p Position) problem() string {
+	switch {
+	case p == Position{}:
+		return ""
+	case p.Epoch == "":
+		return fmt.Sprintf("number %d without an epoch", p.Seq)
+	case !validEpoch(p.Epoch):
+		return "epoch: " + epochProblem(p.Epoch)
+	case p.Seq > MaxSeq:
+		return fmt.Sprintf("number %d, at most %d", p.Seq, uint64(MaxSeq))
+	}
+	return ""
 }
 
 // validTime reports whether a time has a year from 0 to 9999, as RFC 3339 needs it, in its
@@ -162,11 +259,39 @@ const (
 	idRune               // part of a rune beyond ASCII, or of no rune at all
 )
 
+// invalidID is the error of a caller's id that is none.
+func invalidID(s string) error { return fmt.Errorf("%w: %s", ErrInvalidID, idProblem(s)) }
+
+// idProblem says what is wrong with an id that is not valid.
+func idProblem(s string) string {
+	switch {
+	case s == "":
+		return "empty"
+	case len(s) > maxID:
+		return fmt.Sprintf("%d bytes, at most %d", len(s), maxID)
+	}
+	if i := validPrefix([]byte(s)); i < len(s) {
+		return fmt.Sprintf("no UTF-8 at byte %d", i)
+	}
+	i := strings.IndexFunc(s, unicode.IsControl)
+	r, _ := utf8.DecodeRuneInString(s[i:])
+	return fmt.Sprintf("control character %U at byte %d", r, i)
+}
+
 func optionalID(s string) bool { return s == "" || validID(s) }
 
 // validEpoch reports whether s is 1 to 64 bytes of [0-9a-z_-] (rule 2).
 func validEpoch(s string) bool {
 	return len(s) > 0 && len(s) <= maxEpoch && onlyWordBytes(s)
+}
+
+// epochProblem says what is wrong with an epoch that is not valid, nor empty.
+func epochProblem(s string) string {
+	if len(s) > maxEpoch {
+		return fmt.Sprintf("%d bytes, at most %d", len(s), maxEpoch)
+	}
+	i := strings.IndexFunc(s, func(r rune) bool { return !onlyWordBytes(string(r)) })
+	return fmt.Sprintf("%q at byte %d, not one of [0-9a-z_-]", s[i:i+1], i)
 }
 
 func optionalEpoch(s string) bool { return s == "" || validEpoch(s) }

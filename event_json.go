@@ -117,7 +117,7 @@ func (d *preparedEvent) check(trust bool) error {
 	ev := d.ev
 	escapes, ok := checkID(ev.Type)
 	if !ok && ev.Type != "" || !ev.validData() {
-		return ErrInvalidData
+		return ev.fieldError()
 	}
 	d.tail, d.escapes = len(`}`), escapes
 	if d.timed == 0 && !ev.Time.IsZero() {
@@ -149,7 +149,7 @@ func (d *preparedEvent) checkData(trust bool) (err error) {
 			return fmt.Errorf("%w: data: %v", ErrInvalidData, err)
 		}
 	case bytes.IndexByte(data, '\n') >= 0:
-		return fmt.Errorf("%w: data: newline", ErrInvalidData)
+		return fmt.Errorf("%w: data: byte %d: newline", ErrInvalidData, bytes.IndexByte(data, '\n'))
 	}
 	d.tail += len(dataPrefix) + len(data) - d.spaces
 	return nil

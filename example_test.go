@@ -3,6 +3,7 @@ package gvstream_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,7 +142,7 @@ func ExampleStreamer_Renew() {
 	connect(ctx, hub.ConnectAgent("agent-1"), older.Connect())
 	err := older.Flush(ctx)
 	var refused *gvstream.ProtocolError
-	if errors.As(err, &refused) && refused.Code == "stale_epoch" {
+	if errors.As(err, &refused) && refused.Code == gvstream.CodeStaleEpoch {
 		fmt.Println("the hub says:", refused.Code, refused.SessionID)
 		var left []gvstream.Event
 		for event := range older.Unacked("build-42") {
@@ -178,12 +179,12 @@ func ExampleStreamerConfig() {
 			break
 		}
 	}
-	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 4<<10)}))
+	fmt.Println(agent.Publish(ctx, "build-43", gvstream.Event{Bytes: make([]byte, 5000)}))
 	fmt.Println(agent.Publish(ctx, "build-44", gvstream.Event{}))
 	// Output:
-	// 0 gvstream: pending is full
-	// 0 gvstream: event too large
-	// 0 gvstream: too many sessions or watches
+	// 0 gvstream: pending is full: 100 events, at most 100
+	// 0 gvstream: event too large: 5000 bytes of data, and at most 4096 of JSON
+	// 0 gvstream: too many: 2 sessions, at most 2
 }
 
 // While the hub is away, the agent keeps the newest events. The events that it dropped
@@ -201,13 +202,13 @@ func ExampleOverflow() {
 	}
 	agent.End(ctx, "load", gvstream.Event{Type: "exit"})
 	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
-	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
+	fmt.Println(agent.Close(ctx))
 
 	for item, err := range hub.Items(ctx, "load", gvstream.Position{}) {
 		printItem(item, err)
 	}
 	// Output:
-	// all acknowledged: true
+	// gvstream: 8 events lost
 	// 1 to 8 are missing: dropped
 	// 9 cpu(8)
 	// 10 cpu(9)
@@ -637,7 +638,7 @@ func ExampleViewerConfig() {
 	fmt.Println(viewer.Watch("build-43", gvstream.Position{}))
 	// Output:
 	// <nil>
-	// gvstream: too many sessions or watches
+	// gvstream: too many: 1 watches, at most 1
 	// <nil>
 }
 
@@ -820,10 +821,12 @@ func ExampleItem() {
 	// Output: step 1; step 2; step 3;  4 true
 }
 
-// A position is stored as a whole: an epoch is never without its number.
+// A position is stored as a whole: an epoch is never without its number. Its text needs no
+// escapes in a URL.
 func ExamplePosition() {
-	text, _ := json.Marshal(gvstream.Position{Epoch: "01jdqz7c", Seq: 40})
-	fmt.Println(string(text))
+	position := gvstream.Position{Epoch: "01jdqz7c", Seq: 40}
+	text, _ := json.Marshal(position)
+	fmt.Println(position, string(text))
 
 	var saved gvstream.Position
 	json.Unmarshal(text, &saved)
@@ -833,11 +836,41 @@ func ExamplePosition() {
 	fmt.Println(viewer.Watch("build-43", gvstream.Position{})) // from the first event
 	fmt.Println(viewer.Watch("build-44", gvstream.Position{Seq: 40}))
 	// Output:
-	// {"epoch":"01jdqz7c","seq":40}
+	// 01jdqz7c.40 "01jdqz7c.40"
 	// <nil>
 	// true
 	// <nil>
-	// gvstream: invalid id
+	// gvstream: invalid position: number 40 without an epoch
+}
+
+// A browser's EventSource says in Last-Event-ID how far it has come: what the server gave
+// as the id of the last event. Anybody may send anything there.
+func ExampleParsePosition() {
+	for _, header := range []string{"01jdqz7c.40", "", "40", "01JDQZ7C.40"} {
+		position, err := gvstream.ParsePosition(header)
+		fmt.Printf("%q %d %v\n", position.Epoch, position.Seq, err)
+	}
+	// Output:
+	// "01jdqz7c" 40 <nil>
+	// "" 0 <nil>
+	// "" 0 gvstream: invalid position: 2 bytes without a dot
+	// "" 0 gvstream: invalid position: epoch: "J" at byte 2, not one of [0-9a-z_-]
+}
+
+// An item that a program keeps, or passes on, as JSON is the same when it is read again.
+func ExampleItem_json() {
+	item := gvstream.Item{SessionID: "build-42", Epoch: "01jdqz7c", Seq: 40, Gap: &gvstream.Gap{From: 38, To: 40, Reason: gvstream.ReasonDropped}}
+	text, _ := json.Marshal(item)
+	fmt.Println(string(text))
+
+	var again gvstream.Item
+	json.Unmarshal(text, &again)
+	fmt.Println(again)
+	fmt.Println(again.Position() == item.Position())
+	// Output:
+	// {"session_id":"build-42","epoch":"01jdqz7c","seq":40,"gap":{"from":38,"to":40,"reason":"dropped"}}
+	// build-42 01jdqz7c.40: missing from 38: dropped
+	// true
 }
 
 // The agent was killed and starts the build again. The reader discards its result of
@@ -879,6 +912,28 @@ func ExampleReset() {
 	// 4
 }
 
+// A refusal's code says what a program can do about it.
+func ExampleCode() {
+	what := func(err error) string {
+		var refused *gvstream.ProtocolError
+		if !errors.As(err, &refused) {
+			return "not refused"
+		}
+		switch refused.Code {
+		case gvstream.CodeStaleEpoch:
+			return "renew the session"
+		case gvstream.CodeForbidden:
+			return "ask for access"
+		}
+		return "log " + string(refused.Code)
+	}
+	fmt.Println(what(&gvstream.ProtocolError{Code: gvstream.CodeForbidden, SessionID: "build-42"}))
+	fmt.Println(what(&gvstream.ProtocolError{Code: "of a later version", SessionID: "build-42"}))
+	// Output:
+	// ask for access
+	// log of a later version
+}
+
 // The hub's Commit refuses one event permanently. Readers get a gap in its place.
 func ExampleProtocolError() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -887,7 +942,7 @@ func ExampleProtocolError() {
 		Commit: func(ctx context.Context, sessionID, epoch string, items []gvstream.Item) error {
 			for _, item := range items { // before any of them is stored
 				if item.Event != nil && strings.Contains(string(item.Event.Bytes), "password") {
-					return &gvstream.ProtocolError{Code: "event_rejected", Seq: item.Event.Seq, Message: "a secret"}
+					return &gvstream.ProtocolError{Code: gvstream.CodeEventRejected, Seq: item.Event.Seq, Message: "a secret"}
 				}
 			}
 			return nil
@@ -1004,9 +1059,9 @@ func ExampleSendFunc() {
 			return ctx.Err()
 		}
 	}
-	err := send(context.Background(), &gvstream.WelcomePayload{V: 1, Link: "l7", Window: 256})
+	err := send(context.Background(), &gvstream.WelcomePayload{V: 1, Link: "l7", WindowEvents: 256})
 	fmt.Println(string(<-messages), err)
-	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window":256}} <nil>
+	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window_events":256}} <nil>
 }
 
 // A message that is not a payload costs only that message. Unmarshal's error goes to
@@ -1059,6 +1114,93 @@ func ExampleLink_NextFrame() {
 	// {"type":"hello","payload":{"viewer_id":"","v":1,"role":"agent"}}
 	// build-42 accepted 1
 }
+
+// A loop for a transport of messages. An error of HandleFrame alone says nothing about the
+// connection: it ends with its link, which Err tells, and the link ends with it. Done closes
+// it even while a write is stuck.
+func ExampleLink_HandleFrame() {
+	serve := func(ctx context.Context, link *gvstream.Link, conn *socket) error {
+		defer link.Close()
+		go func() {
+			<-link.Done()
+			conn.Close()
+		}()
+		go func() {
+			defer link.Close()
+			var buf []byte
+			for {
+				var err error
+				if buf, err = link.NextFrame(ctx, buf[:0]); err != nil {
+					return
+				}
+				if err := conn.Write(buf); err != nil {
+					return
+				}
+			}
+		}()
+		for {
+			frame, err := conn.Read()
+			if err != nil {
+				return cmp.Or(link.Err(), err)
+			}
+			if err := link.HandleFrame(ctx, frame); link.Err() != nil {
+				return link.Err()
+			} else if err != nil {
+				fmt.Println("refused:", err) // the peer is told; go on
+			}
+		}
+	}
+
+	ctx := context.Background()
+	agent, hub := gvstream.NewStreamer(nil), gvstream.NewHub(nil)
+	a, h := newSocket()
+	link := agent.Connect()
+	var served sync.WaitGroup
+	served.Go(func() { serve(ctx, hub.ConnectAgent("agent-1"), h) })
+	h.out <- []byte("nonsense")
+	served.Go(func() { fmt.Println("ended:", serve(ctx, link, a)) })
+	agent.End(ctx, "build-42", gvstream.Event{Type: "exit"})
+	fmt.Println("all acknowledged:", agent.Flush(ctx) == nil)
+	agent.Close(ctx)
+	served.Wait()
+	// Output:
+	// refused: gvstream: malformed: byte 0: want an object
+	// all acknowledged: true
+	// ended: gvstream: closed
+}
+
+// A socket is a connection of messages in memory.
+type socket struct {
+	in, out chan []byte
+	closed  chan struct{}
+	close   func()
+}
+
+func newSocket() (a, b *socket) {
+	closed, up, down := make(chan struct{}), make(chan []byte, 1), make(chan []byte, 1)
+	shut := sync.OnceFunc(func() { close(closed) })
+	return &socket{up, down, closed, shut}, &socket{down, up, closed, shut}
+}
+
+func (s *socket) Read() ([]byte, error) {
+	select {
+	case frame := <-s.in:
+		return frame, nil
+	case <-s.closed:
+		return nil, io.EOF
+	}
+}
+
+func (s *socket) Write(frame []byte) error {
+	select {
+	case s.out <- bytes.Clone(frame):
+		return nil
+	case <-s.closed:
+		return io.ErrClosedPipe
+	}
+}
+
+func (s *socket) Close() { s.close() }
 
 // Each line is one payload.
 func ExampleLines() {
@@ -1168,9 +1310,9 @@ func ExampleHelloPayload() {
 }
 
 func ExampleWelcomePayload() {
-	text, _ := gvstream.Marshal(&gvstream.WelcomePayload{V: 1, Link: "l7", Window: 256})
+	text, _ := gvstream.Marshal(&gvstream.WelcomePayload{V: 1, Link: "l7", WindowEvents: 256})
 	fmt.Println(string(text))
-	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window":256}}
+	// Output: {"type":"welcome","payload":{"viewer_id":"","v":1,"link":"l7","window_events":256}}
 }
 
 func ExampleStatusPayload() {
@@ -1237,7 +1379,7 @@ func ExampleReplayBatchPayload() {
 }
 
 func ExampleErrorPayload() {
-	refused := &gvstream.ProtocolError{Code: "forbidden", SessionID: "build-42", Message: "not allowed"}
+	refused := &gvstream.ProtocolError{Code: gvstream.CodeForbidden, SessionID: "build-42", Message: "not allowed"}
 	text, _ := gvstream.Marshal(refused.Payload())
 	fmt.Println(string(text))
 	// Output: {"type":"error","payload":{"session_id":"build-42","viewer_id":"","code":"forbidden","message":"not allowed"}}

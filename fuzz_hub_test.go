@@ -52,8 +52,8 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	}
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
+	w.h.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.h.openings.size, w.h.commits.size = 0, 0
-	w.h.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.v = NewViewer(&ViewerConfig{BufferItems: 1 << 20, BufferBytes: 1 << 30})
 	for _, id := range hubSessions {
 		w.watch(id, Position{})
@@ -91,7 +91,7 @@ func (w *hubTest) commit(_ context.Context, session, epoch string, items []Item)
 	case 1:
 		return errors.New("disk full")
 	case 2:
-		return &ProtocolError{Code: codeEventRejected, Seq: items[len(items)-1].seq, Message: "no"}
+		return &ProtocolError{Code: CodeEventRejected, Seq: items[len(items)-1].Seq, Message: "no"}
 	}
 	s := w.h.sessions[session]
 	r := shown{pos: Position{epoch, s.log.head}}
@@ -146,7 +146,7 @@ func (w *hubTest) read() {
 			continue
 		}
 		w.sound(w.seen[q.w.id].fault(q.item))
-		if most := w.accepted[simKey{q.w.id, q.item.Epoch}]; q.item.seq > most {
+		if most := w.accepted[simKey{q.w.id, q.item.Epoch}]; q.item.Seq > most {
 			w.Fatalf("S8: %s %s, but %d is accepted", q.w.id, briefItem(q.item), most)
 		}
 	}
@@ -461,7 +461,7 @@ func (w *hubAgentTest) heardReplay() {
 func (w *hubAgentTest) heardNo() {
 	f, retry := w.open(w.link()), w.c.of(2) == 1
 	if f != nil {
-		w.hears(f.ha, &ErrorPayload{SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Code: codeReplayBusy, Retryable: retry})
+		w.hears(f.ha, &ErrorPayload{SessionID: f.c.s.id, ViewerID: f.c.hv.viewerID, RequestID: f.id, Code: CodeReplayBusy, Retryable: retry})
 	}
 }
 
@@ -652,7 +652,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
 	w.st.epochs = w.h.ids
-	w.st.sizes = sizes{batchBytes: pageBytes, batch: 256, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batchBytes: pageBytes, batch: 256, first: firstBatchBytes, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w

@@ -104,10 +104,10 @@ var (
 	oddIDs     = []string{"", "\x00", "unknown", "\xff", strings.Repeat("i", maxID), strings.Repeat("i", maxID+1)}
 	oddEpochs  = []string{"", "0", "zz", "e\x00", strings.Repeat("z", maxEpoch), strings.Repeat("z", maxEpoch+1)}
 	oddNumbers = []uint64{0, 1, 2, 3, MaxSeq - 1, MaxSeq, MaxSeq + 1, MaxSeq + 2, 1 << 62, 1<<64 - 1}
-	fuzzCodes  = []string{
-		codeMalformed, codeUnknownType, codeUnexpected, codeStaleLink, codeStaleEpoch, codeForbidden, codeUnknownSession,
-		codeAckBeyondSent, codeReplayAhead, codeReplayBusy, codeEventRejected, codeEventTooLarge, codeEnded, codeOverloaded,
-		codeLimit, "later", "", "\n", codeVersion,
+	fuzzCodes  = []Code{
+		CodeMalformed, CodeUnknownType, CodeUnexpected, CodeStaleLink, CodeStaleEpoch, CodeForbidden, CodeUnknownSession,
+		CodeAckBeyondSent, CodeReplayAhead, CodeReplayBusy, CodeEventRejected, CodeEventTooLarge, CodeSessionEnded, CodeOverloaded,
+		CodeLimitExceeded, CodeSuperseded, CodeWrongRole, "later", "", "\n", CodeVersionUnsupported,
 	}
 )
 
@@ -138,6 +138,15 @@ func (g *forger) number() uint64 {
 	return n
 }
 
+// window makes a window, of events or of bytes.
+func (g *forger) window() int { return one(g.c, []int{256, 4, 1, 0, -1, 1 << 30}) }
+
+// ack makes the ack of one session.
+func (g *forger) ack() SessionAck {
+	n := g.number()
+	return SessionAck{g.session(), g.epoch(), n, g.flag(), g.flag(), g.window(), g.window(), n / 2}
+}
+
 // payload makes a payload of any type.
 func (g *forger) payload() Payload {
 	c := g.c
@@ -145,7 +154,7 @@ func (g *forger) payload() Payload {
 	case 0:
 		return &HelloPayload{g.viewer(), one(c, []int{1, 1, 2, 0, -1}), one(c, []string{roleAgent, roleViewer, "", "boss"})}
 	case 1:
-		return &WelcomePayload{g.viewer(), one(c, []int{1, 1, 1, 2, 0}), g.link(), one(c, []int{256, 4, 1, 0, -1, 1 << 30})}
+		return &WelcomePayload{g.viewer(), one(c, []int{1, 1, 1, 2, 0}), g.link(), g.window(), g.window()}
 	case 2:
 		p := &StatusPayload{ViewerID: g.viewer(), Link: g.link(), More: g.flag()}
 		for range c.of(4) {
@@ -160,9 +169,14 @@ func (g *forger) payload() Payload {
 			FirstSeq: first, LastSeq: last, HeadSeq: max(last, g.number()), Events: events, Gaps: gaps,
 		}
 	case 5:
-		return &AckBatchPayload{g.session(), g.viewer(), g.epoch(), g.link(), g.number(), g.flag()}
+		a := g.ack()
+		p := &AckBatchPayload{a.SessionID, g.viewer(), a.Epoch, g.link(), a.UpToSeq, a.Nack, a.Full, a.WindowEvents, a.WindowBytes, a.ReadSeq, nil}
+		for range c.of(3) {
+			p.Acks = append(p.Acks, g.ack())
+		}
+		return p
 	case 6:
-		return &WatchPayload{g.session(), g.viewer(), g.epoch(), g.number(), g.flag()}
+		return &WatchPayload{g.session(), g.viewer(), g.epoch(), g.number(), g.flag(), g.window(), g.window()}
 	case 7:
 		return &ReplayRequestPayload{g.session(), g.viewer(), g.request(), g.epoch(), g.number(), g.number(), one(c, []int{0, 1, 5, 500, -1})}
 	case 8:
@@ -351,7 +365,7 @@ func (m *machineTest) takes(l *Link, p Payload) error {
 		m.Fatalf("the link died of %v", err)
 	case ok && refused.Payload().check() != nil:
 		m.Fatalf("refused in a way that nobody may say: %v", err)
-	case ok && refused.fatal && refused.Code != codeVersion && refused.Code != codeAckBeyondSent:
+	case ok && refused.fatal && !refused.Payload().endsLink() && refused.Code != CodeAckBeyondSent:
 		m.Fatalf("fatal: %v", err)
 	}
 	return err
@@ -405,7 +419,7 @@ func (m *machineTest) carry(read func(), pairs ...[2]*Link) {
 
 func isMalformed(err error) bool {
 	refused, ok := err.(*ProtocolError)
-	return ok && refused.Code == codeMalformed
+	return ok && refused.Code == CodeMalformed
 }
 
 // offer publishes without waiting.
@@ -517,14 +531,14 @@ func (w *viewerTest) step() {
 		w.isServed()
 	case viewerIsRefused:
 		id, retry := one(c, hubSessions), c.of(4) == 1
-		w.given(&ErrorPayload{SessionID: id, Code: codeForbidden, Retryable: retry})
+		w.given(&ErrorPayload{SessionID: id, Code: CodeForbidden, Retryable: retry})
 	case viewerReads:
 		w.reads(1 + c.of(32))
 	case viewerWatches:
 		id, at := one(c, hubSessions), one(c, []Position{{}, {}, {fuzzEpochs[1], 3}, {fuzzEpochs[0], MaxSeq}, {"zzz", 0}})
 		if err := w.v.Watch(id, at); err == nil {
 			w.seen[id] = &shown{pos: at}
-		} else if !errors.Is(err, ErrBusy) && !errors.Is(err, ErrTooMany) {
+		} else if !errors.Is(err, ErrWatched) && !errors.Is(err, ErrTooMany) {
 			w.Fatalf("watch: %v", err)
 		}
 	case viewerUnwatches:
@@ -683,6 +697,10 @@ func (w *viewerTest) said() {
 		}
 		if p.ViewerID != vl.viewerID {
 			w.Fatalf("%s as %q", brief(p), p.ViewerID)
+		}
+	case *StatusPayload:
+		if p.Link != vl.id || p.ViewerID != vl.viewerID || len(p.Sessions) > 0 {
+			w.Fatalf("rule 13: %s of %q on %q", brief(p), p.ViewerID, p.Link)
 		}
 	case *ErrorPayload, nil:
 	default:

@@ -61,7 +61,7 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*sender]uint64),
 	}
 	w.st.epochs = countingSource()
-	w.st.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"v1", "v2"}, []string{"r1", "r2", "r3"}
 	return w
 }
@@ -135,7 +135,7 @@ func (w *agentTest) step() {
 			w.says()
 		}
 	case agentIsWelcomed:
-		w.given(&WelcomePayload{V: version, Link: fmt.Sprint("l", len(w.links)), Window: one(c, []int{256, 1, 4, 0})})
+		w.given(&WelcomePayload{V: version, Link: fmt.Sprint("l", len(w.links)), WindowEvents: one(c, []int{256, 1, 4, 0})})
 	case agentIsAcked:
 		w.isAcked()
 	case agentIsAsked:
@@ -230,8 +230,8 @@ func (w *agentTest) hears(al *streamerLink, p Payload) {
 	case *ReplayRequestPayload:
 		w.asked[p.RequestID+" "+p.ViewerID] = true
 	case *ErrorPayload:
-		w.rejected = w.rejected || p.Code == codeEventRejected || p.Code == codeEventTooLarge
-		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == codeUnknownSession) {
+		w.rejected = w.rejected || p.Code == CodeEventRejected || p.Code == CodeEventTooLarge
+		if s := w.st.lookup(p.SessionID); s != nil && s.sender != nil && (p.Retryable || p.Code == CodeUnknownSession) {
 			delete(w.acks, s.sender) // its next ack counts as a first ack
 		}
 	}
@@ -289,19 +289,19 @@ func (w *agentTest) isRefused() {
 	p := &ErrorPayload{SessionID: s.id, Epoch: s.epoch}
 	switch kind {
 	case 0, 1:
-		p.Code = codeEventRejected
+		p.Code = CodeEventRejected
 		p.Seq = s.sender.maxSentOnLink - min(back, s.sender.maxSentOnLink)
 	case 2:
-		p.Code = codeUnknownSession
+		p.Code = CodeUnknownSession
 	case 3:
-		p.Code, p.Retryable = codeOverloaded, true
+		p.Code, p.Retryable = CodeOverloaded, true
 	case 4:
-		p.Code = codeForbidden
+		p.Code = CodeForbidden
 	case 5:
-		p.Code = codeStaleEpoch
+		p.Code = CodeStaleEpoch
 		p.Epoch, _ = countingSource().Past(w.now, s.epoch)
 	case 6:
-		p = &ErrorPayload{Code: codeStaleLink, Retryable: true}
+		p = &ErrorPayload{Code: CodeStaleLink, Retryable: true}
 	}
 	w.given(p)
 }
@@ -324,8 +324,8 @@ func (w *agentTest) says() {
 		if s == nil || s.epoch != p.Epoch || p.Link != al.id || p.LastSeq > s.maxSentInEpoch {
 			w.Fatalf("a batch of another life or link: %s", brief(p))
 		}
-		if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window {
-			w.Fatalf("rule 7: %s beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
+		if f := windowFault(s, p); f != "" {
+			w.Fatalf("%s", f)
 		}
 		w.truthful(p.SessionID, p.Epoch, p.Events, p.Gaps)
 		k := simKey{p.SessionID, p.Epoch}

@@ -148,7 +148,7 @@ func namesOf(frame []byte) (o odd) {
 	}
 }
 
-var wireNames = strings.Fields(`type payload session_id viewer_id v role link window more sessions epoch first_seq
+var wireNames = strings.Fields(`type payload session_id viewer_id v role link window_events window_bytes full read_seq acks more sessions epoch first_seq
 	head_seq ack_seq ended prev_epoch prev_seq last_seq events gaps up_to_seq nack after_seq stop request_id
 	until_seq limit available_from done code message retryable seq time data data_base64 end from to reason`)
 
@@ -159,7 +159,11 @@ func wholeNumbers(p Payload) bool {
 	case *HelloPayload:
 		return whole(p.V)
 	case *WelcomePayload:
-		return whole(p.V) && whole(p.Window)
+		return whole(p.V) && whole(p.WindowEvents) && whole(p.WindowBytes)
+	case *WatchPayload:
+		return whole(p.WindowEvents) && whole(p.WindowBytes)
+	case *AckBatchPayload:
+		return whole(p.WindowEvents) && whole(p.WindowBytes)
 	case *ReplayRequestPayload:
 		return whole(p.Limit)
 	}
@@ -515,11 +519,11 @@ func FuzzSmall(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind uint8, session, viewer, epoch, link, request, text string, seq, until uint64, n int, flag bool) {
 		agree(t, []Payload{
 			&HelloPayload{viewer, n, text},
-			&WelcomePayload{viewer, n, link, n},
-			&AckBatchPayload{session, viewer, epoch, link, seq, flag},
-			&WatchPayload{session, viewer, epoch, seq, flag},
+			&WelcomePayload{viewer, n, link, n, n / 2},
+			&AckBatchPayload{session, viewer, epoch, link, seq, flag, !flag, n, n / 2, until, nil},
+			&WatchPayload{session, viewer, epoch, seq, flag, n, n / 2},
 			&ReplayRequestPayload{session, viewer, request, epoch, seq, until, n},
-			&ErrorPayload{session, viewer, link, text, flag, request, epoch, seq, until},
+			&ErrorPayload{session, viewer, Code(link), text, flag, request, epoch, seq, until},
 		}[kind%6])
 	})
 }

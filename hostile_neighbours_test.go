@@ -285,7 +285,7 @@ func TestHostileHub(t *testing.T) {
 			line := strings.ReplaceAll(c.frame, "\n", " ")
 			for _, l := range []*Link{st.Connect(), v.Connect()} {
 				far := s.villain(l, true)
-				fmt.Fprintln(far, frame("welcome", `"v":1,"link":"l7","window":9`))
+				fmt.Fprintln(far, frame("welcome", `"v":1,"link":"l7","window_events":9`))
 				fmt.Fprintln(far, line)
 				far.Close()
 			}

@@ -211,7 +211,12 @@ func (v *victim) suffer(c *badCase) {
 		}
 		said = append(said, p)
 	}
-	if got := v.hear(); !slices.EqualFunc(said, got, sameFrame) {
+	got := v.hear()
+	if want != nil && want.Code == CodeEventRejected && len(c.says) == 0 {
+		// A hub asks an agent for the rest of the batch, once a second.
+		got = slices.DeleteFunc(got, func(p Payload) bool { a, ok := p.(*AckBatchPayload); return ok && a.Nack })
+	}
+	if !slices.EqualFunc(said, got, sameFrame) {
 		t.Errorf("%s: said -want +got\n%s", c.name, cmp.Diff(said, got, sameWire))
 	}
 	if after := v.state(); !reflect.DeepEqual(before, after) {
@@ -224,7 +229,7 @@ func (v *victim) suffer(c *badCase) {
 	if want != nil {
 		wantErr = want.protocolError().Error()
 	}
-	later := want != nil && c.to == "hub from viewer" && want.Code == codeReplayAhead // the watch is accepted, and then ends
+	later := want != nil && c.to == "hub from viewer" && want.Code == CodeReplayAhead // the watch is accepted, and then ends
 	if v.wire == nil && !later && errorText(err) != wantErr {
 		t.Errorf("%s:\n got %s\nwant %s", c.name, errorText(err), wantErr)
 	}
@@ -321,7 +326,7 @@ func TestHostileFrames(t *testing.T) {
 						v.suffer(&badCase{
 							name:  "a line of more than 2 MiB",
 							frame: `{"type":"status","payload":{"link":"l","x":"` + strings.Repeat("x", maxLine) + `"}}`,
-							want:  &ErrorPayload{Code: codeMalformed, Message: "frame: a line of more than 2097152 bytes"},
+							want:  &ErrorPayload{Code: CodeMalformed, Message: "frame: a line of more than 2097152 bytes"},
 						})
 					}
 					v.goesOn()
@@ -489,7 +494,7 @@ func victimAgent(t *testing.T) *victim {
 	epoch := stats(t, st, "s").Epoch
 	v := &victim{peer: &peer{t: t, link: st.Connect(), id: "l1"}}
 	v.want(&HelloPayload{V: 1, Role: roleAgent})
-	v.send(&WelcomePayload{V: 1, Link: "l1", Window: 256})
+	v.send(&WelcomePayload{V: 1, Link: "l1", WindowEvents: 256})
 	v.drain()
 	v.send(v.ack("s", epoch, 1))
 	v.fill = strings.NewReplacer("$link", "l1", "$epoch", epoch, "$cut", epoch[:len(epoch)-1])

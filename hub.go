@@ -96,8 +96,8 @@ func NewHub(cfg *HubConfig) *Hub {
 // block. With an invalid id, or on a closed Hub, the link is dead: its calls
 // return ErrInvalidID or ErrClosed.
 //
-// The link lives until Run returns, Close is called or a newer one is made. A hub does not end silent links (rule 9): let the transport do so, by
-// keep-alives or pings.
+// The link lives until Run returns, Close is called, a newer one is made, or nothing
+// moves on its connection for 45 s (rule 9).
 func (h *Hub) ConnectAgent(agentID string) *Link {
 	return h.connectAgent(time.Now(), agentID).Link
 }
@@ -188,8 +188,8 @@ func (h *Hub) Forget(sessionID string) {
 	}
 }
 
-// Revoke ends a viewer's watch on a session, if there is one, with the error
-// "forbidden". A watch that Authorize is being asked about is asked about again; a later
+// Revoke ends a viewer's watch on a session, if there is one, with
+// CodeForbidden. A watch that Authorize is being asked about is asked about again; a later
 // one is for Authorize to refuse. It does not block.
 func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
@@ -244,7 +244,7 @@ func (h *Hub) Stats() HubStats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return HubStats{
-		Sessions: int(h.knownSessions.Load()), Agents: agents, Viewers: len(h.viewers),
+		Sessions: int(h.knownSessions.Load()), Agents: agents, Viewers: len(h.viewers) + len(h.locals),
 		StalePayloads: h.stalePayloads.Load(), RefusedPayloads: h.refusedPayloads.Load(),
 	}
 }

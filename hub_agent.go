@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -25,8 +26,9 @@ type hubAgentLink struct {
 	agentID string
 	id      string // of the link; the agent names it in its payloads
 
-	alive context.Context // of the callbacks of openings
-	die   func()          // ends it
+	alive     context.Context // of the callbacks of openings
+	die       func()          // ends it
+	heartbeat task
 
 	// Link's lock protects the fields below.
 	greeted bool      // hello came
@@ -52,8 +54,9 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	}
 	ha.alive, ha.die = context.WithCancel(h.open)
 	ha.Link = newLink(ha, &h.refusedPayloads)
+	ha.heartbeat = task{Source: ha.nextHeartbeat, Control: true}
 	if !validID(agentID) {
-		ha.fail(now, ErrInvalidID)
+		ha.fail(now, invalidID(agentID))
 		return ha
 	}
 	h.expire(now)
@@ -67,9 +70,16 @@ func (h *Hub) connectAgent(now time.Time, agentID string) *hubAgentLink {
 	if closed {
 		ha.fail(now, ErrClosed)
 	} else if old != nil {
-		old.fail(now, ErrSuperseded)
+		old.failWith(now, ErrSuperseded, superseded(""))
 	}
 	return ha
+}
+
+// superseded is a link's last payload when a newer one has taken its place. Without it, of two
+// processes that use one id each would take its link for broken, connect again and supersede
+// the other's, for ever.
+func superseded(viewerID string) *ErrorPayload {
+	return &ErrorPayload{Code: CodeSuperseded, ViewerID: viewerID, Message: "a newer link has taken over"}
 }
 
 // setAgent makes ha the agent's link, and returns the one before or nil.
@@ -160,7 +170,7 @@ func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) er
 func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) error {
 	switch p := p.(type) {
 	case *HelloPayload:
-		return asError(ha.hello(p))
+		return asError(ha.hello(now, p))
 	case *StatusPayload:
 		if err := ha.current(now, p.Link); err != nil {
 			return err
@@ -180,28 +190,50 @@ func (ha *hubAgentLink) dispatch(ctx context.Context, now time.Time, p Payload) 
 		ha.refused(now, p)
 		return nil
 	}
-	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
+	return &ProtocolError{Code: CodeUnexpected, Message: "a hub takes no " + p.payloadType() + " from an agent"}
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3).
-func (ha *hubAgentLink) hello(p *HelloPayload) *ProtocolError {
-	if p.Role != roleAgent {
-		return malformed("hello: an agent's link, but role %q", p.Role)
-	}
+func (ha *hubAgentLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	if p.V != version {
 		return badVersion(p.V)
 	}
+	if p.Role != roleAgent {
+		return wrongRole(p.Role, roleAgent)
+	}
 	ha.mu.Lock()
-	ha.greeted = true
+	if !ha.greeted {
+		ha.greeted = true
+		ha.scheduleLocked(&ha.heartbeat, now.Add(heartbeatEvery))
+	}
 	ha.mu.Unlock()
-	ha.reply(&WelcomePayload{V: version, Link: ha.id, Window: ha.h.cfg.Window})
+	ha.reply(&WelcomePayload{V: version, Link: ha.id, WindowEvents: ha.h.cfg.Window})
 	return nil
+}
+
+// nextHeartbeat gives a sign of life if nothing else was said for 15 s (rule 9). An agent
+// that is there draws answers, so that mostly there is no need; one whose own writes are held
+// up draws none.
+func (ha *hubAgentLink) nextHeartbeat(now time.Time) Payload {
+	ha.mu.Lock()
+	defer ha.mu.Unlock()
+	if next := ha.spokeAt.Add(heartbeatEvery); now.Before(next) {
+		ha.scheduleLocked(&ha.heartbeat, next)
+		return nil
+	}
+	return &StatusPayload{Link: ha.id}
 }
 
 // badVersion refuses a hello, and names the version that would do. The hub's link stays as it
 // is: it is the peer's that fails (rule 17).
 func badVersion(v int) *ProtocolError {
-	return &ProtocolError{Code: codeVersion, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
+	return &ProtocolError{Code: CodeVersionUnsupported, Message: "version " + strconv.Itoa(v) + ": this hub speaks 1"}
+}
+
+// wrongRole refuses a hello on a connection that the hub takes for another role's, as when
+// two ports were swapped. As with badVersion, the peer's link fails.
+func wrongRole(role, want string) *ProtocolError {
+	return &ProtocolError{Code: CodeWrongRole, Message: clip(fmt.Sprintf("role %q on a connection for %ss", shorten(role), want))}
 }
 
 // current returns errStale for a payload of another link, or one before hello: it changes
@@ -222,7 +254,7 @@ func staleLink(h *Hub, l *Link, now time.Time, last *time.Time) error {
 	h.stalePayloads.Add(1)
 	if last.IsZero() || now.Sub(*last) >= staleEvery {
 		*last = now
-		l.replyLocked(&ErrorPayload{Code: codeStaleLink, Message: "say hello", Retryable: true})
+		l.replyLocked(&ErrorPayload{Code: CodeStaleLink, Message: "say hello", Retryable: true})
 	}
 	return errStale
 }

@@ -46,7 +46,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
-		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		if n := len(h.sessions); n != 0 {
 			t.Errorf("%d sessions stay", n)
 		}
@@ -56,7 +56,7 @@ func TestHubOpensByFirstBatch(t *testing.T) {
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 3)...)
 
 		a = playAgent(t, h, "agent") // another link: the session has to be opened again
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.send(a.status(entryOf("s", "e1", 1, 0, 4)))
 		a.want(a.ack("s", "e1", 3))
 		a.send(a.batch("s", "e1", 4, 4))
@@ -70,7 +70,7 @@ func TestHubEmptyStatus(t *testing.T) {
 	a := playAgent(t, NewHub(nil), "agent")
 	a.send(a.status())
 	a.want(&StatusPayload{Link: a.id})
-	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: codeMalformed})
+	a.refused(a.status(SessionStatus{SessionID: "s"}), &ErrorPayload{Code: CodeMalformed})
 }
 
 // Each refused session of a status gets an answer of its own.
@@ -85,7 +85,7 @@ func TestHubStatusOfManyKinds(t *testing.T) {
 		t.Error("no error")
 	}
 	a.want(
-		&ErrorPayload{Code: codeForbidden, SessionID: "theirs", Epoch: "e1"}, &ErrorPayload{Code: codeForbidden, SessionID: "too", Epoch: "e1"},
+		&ErrorPayload{Code: CodeForbidden, SessionID: "theirs", Epoch: "e1"}, &ErrorPayload{Code: CodeForbidden, SessionID: "too", Epoch: "e1"},
 		a.ack("mine", "e1", 0),
 	)
 }
@@ -435,7 +435,7 @@ func TestHubMaxUncommittedBytes(t *testing.T) {
 // its sessions goes on, and what was sent of the one after the failure has to be sent again.
 func TestHubCommitFails(t *testing.T) {
 	for _, fail := range []error{
-		&diskError{7}, &ProtocolError{Code: codeForbidden}, &ProtocolError{Code: codeEventRejected, Seq: 9}, &ProtocolError{Code: codeEventRejected},
+		&diskError{7}, &ProtocolError{Code: CodeForbidden}, &ProtocolError{Code: CodeEventRejected, Seq: 9}, &ProtocolError{Code: CodeEventRejected},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			commits := 0
@@ -448,11 +448,11 @@ func TestHubCommitFails(t *testing.T) {
 			}})
 			a := playAgent(t, h, "agent")
 			a.send(a.batch("s", "e1", 1, 3))
-			a.want(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+			a.want(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 			if st := statOf(t, h, "s"); st.Acked != 0 || st.Connected || st.AgentID != "agent" {
 				t.Errorf("session: %+v", st)
 			}
-			a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+			a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 			a.feed("r", "e1", 1, 3)
 			fail = nil
 			a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
@@ -476,7 +476,7 @@ func TestHubCommitRejectsEvent(t *testing.T) {
 				h := NewHub(&HubConfig{Commit: func(_ context.Context, _, _ string, items []Item) error {
 					for _, it := range items {
 						if it.Event != nil && it.Event.Seq >= 2 && it.Event.Seq <= max(2, to) {
-							return fmt.Errorf("bad: %w", &ProtocolError{Code: codeEventRejected, Seq: 2, ToSeq: to, Message: "rude"})
+							return fmt.Errorf("bad: %w", &ProtocolError{Code: CodeEventRejected, Seq: 2, ToSeq: to, Message: "rude"})
 						}
 					}
 					for _, it := range items {
@@ -486,7 +486,7 @@ func TestHubCommitRejectsEvent(t *testing.T) {
 				}})
 				a := playAgent(t, h, "agent")
 				a.send(a.batch("s", "e1", 1, 5))
-				refused := &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2, ToSeq: to}
+				refused := &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2, ToSeq: to}
 				a.want(refused)
 				pass(ackDelay)
 				a.want(a.ack("s", "e1", 1))
@@ -524,7 +524,7 @@ func TestHubManyRejected(t *testing.T) {
 		h := NewHub(&HubConfig{Commit: func(ctx context.Context, id, epoch string, items []Item) error {
 			for _, it := range items {
 				if it.Event != nil && it.Event.Type == "bad" {
-					return &ProtocolError{Code: "event_rejected", Seq: it.Event.Seq}
+					return &ProtocolError{Code: CodeEventRejected, Seq: it.Event.Seq}
 				}
 			}
 			return nil
@@ -560,7 +560,7 @@ func TestHubRejectsGap(t *testing.T) {
 				a.Close()
 				b.Close()
 			}
-			return &ProtocolError{Code: "event_rejected", Seq: 1}
+			return &ProtocolError{Code: CodeEventRejected, Seq: 1}
 		}})
 		st := NewStreamer(nil)
 		st.Publish(t.Context(), "s", Event{})
@@ -598,7 +598,7 @@ func TestHubCommitAcrossLinks(t *testing.T) {
 		old := playAgent(t, h, "agent")
 		old.send(old.batch("s", "e1", 1, 3), old.batch("s", "e1", 4, 4))
 		a := playAgent(t, h, "agent")
-		old.wantDead(ErrSuperseded)
+		old.wantSuperseded()
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
 		a.want(a.ack("s", "e1", 0))
 		a.send(a.batch("s", "e1", 1, 5))
@@ -622,7 +622,7 @@ func TestHubTakeOverDuringCommit(t *testing.T) {
 		err   error
 		want  uint64
 	}{
-		"stored": {"e1", nil, 3}, "failed": {"e1", errors.New("no"), 0}, "rejected": {"e1", &ProtocolError{Code: codeEventRejected, Seq: 1}, 0},
+		"stored": {"e1", nil, 3}, "failed": {"e1", errors.New("no"), 0}, "rejected": {"e1", &ProtocolError{Code: CodeEventRejected, Seq: 1}, 0},
 		"another epoch": {"e2", nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -897,9 +897,9 @@ func TestHubResume(t *testing.T) {
 		a.send(a.status(entryOf("zero", "e1", 1, 3, 9)))
 		a.want(a.ack("zero", "e1", 0))
 		fail = errors.New("store is down")
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		fail, position = nil, MaxSeq+1
-		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
+		a.refused(a.status(entryOf("r", "e1", 1, 3, 9)), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: "e1", Retryable: true})
 		if h.lookup("r") != nil || h.Stats().Sessions != 2 {
 			t.Error("a session that was refused stays")
 		}
@@ -963,7 +963,7 @@ func TestHubOwner(t *testing.T) {
 		h := NewHub(nil)
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
-		forbidden := &ErrorPayload{Code: codeForbidden, SessionID: "s"}
+		forbidden := &ErrorPayload{Code: CodeForbidden, SessionID: "s"}
 		for _, epoch := range []string{"e0", "e1", "e2"} {
 			forbidden.Epoch = epoch
 			b.refused(b.status(entryOf("s", epoch, 1, 0, 9)), forbidden)
@@ -990,10 +990,10 @@ func TestHubAuthorizeAgent(t *testing.T) {
 		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
 		a.feed("s", "e1", 1, 3)
 		answer = errors.New("not yours")
-		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e2"})
-		b.refused(b.batch("r", "e2", 1, 5), &ErrorPayload{Code: codeForbidden, SessionID: "r", Epoch: "e2"}) // nobody's
+		b.refused(b.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		b.refused(b.batch("s", "e1", 4, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		b.refused(b.batch("s", "e2", 1, 5), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e2"})
+		b.refused(b.batch("r", "e2", 1, 5), &ErrorPayload{Code: CodeForbidden, SessionID: "r", Epoch: "e2"}) // nobody's
 		a.feed("s", "e1", 4, 4)
 		answer = nil
 		b.send(b.status(entryOf("s", "e1", 1, 0, 5)))
@@ -1001,10 +1001,10 @@ func TestHubAuthorizeAgent(t *testing.T) {
 		b.send(b.status(entryOf("s", "e1", 1, 4, 5))) // it is open
 		b.want(b.ack("s", "e1", 4))
 		answer = &ProtocolError{Message: "out"}
-		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 5, 5), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 		for _, answer = range []error{&ProtocolError{Retryable: true}, context.DeadlineExceeded, fmt.Errorf("directory: %w", context.Canceled)} {
-			a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+			a.refused(a.status(entryOf("s", "e1", 1, 0, 5)), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 		}
 		b.feed("s", "e1", 5, 5)
 		hubSaw(t, h, "s", itemTexts("s", "e1", 1, 5)...)
@@ -1038,9 +1038,9 @@ func TestBatchTellsNoEpochOfOthers(t *testing.T) {
 		}})
 		owner, thief := playAgent(t, h, "owner"), playAgent(t, h, "thief")
 		owner.send(owner.batch("s", "e5", 1, 3))
-		thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
-		thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
-		thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		thief.refused(thief.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		thief.refused(thief.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		thief.refused(thief.status(entryOf("s", "e1", 1, 0, 4)), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 		if asked != 2 {
 			t.Errorf("AuthorizeAgent was asked %d times, want 2", asked)
 		}
@@ -1071,7 +1071,7 @@ func TestHubAuthorizeAgentHoldsUpNobody(t *testing.T) {
 		a.feed("s", "e1", 4, 4)
 		answer <- errors.New("no")
 		synctest.Wait()
-		b.want(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		b.want(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 
 		b.send(b.status(entryOf("s", "e1", 1, 0, 5))) // allowed, but meanwhile the session is gone and another's
 		h.Forget("s")
@@ -1097,7 +1097,7 @@ func TestHubBatchesWaitForOpening(t *testing.T) {
 		h := NewHub(&HubConfig{Resume: func(context.Context, string, string) (uint64, error) { return <-answer, nil }})
 		a := playAgent(t, h, "agent")
 		a.send(a.batch("s", "e1", 1, 3), a.batch("s", "e1", 4, 9), a.batch("s", "e1", 11, 12), a.status(entryOf("s", "e0", 1, 0, 0)))
-		a.refused(a.batch("s", "e2", 2, 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e2"})
+		a.refused(a.batch("s", "e2", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e2"})
 		a.wantIdle("the store is asked")
 		answer <- 2
 		synctest.Wait()
@@ -1138,7 +1138,7 @@ func TestHubOpeningsAreBounded(t *testing.T) {
 		a := playAgent(t, h, "agent")
 		a.send(a.status(entryOf("a", "e1", 1, 0, 0), entryOf("b", "e1", 1, 0, 0)))
 		overloaded := func(id string) *ErrorPayload {
-			return &ErrorPayload{Code: codeOverloaded, SessionID: id, Epoch: "e1", Retryable: true}
+			return &ErrorPayload{Code: CodeOverloaded, SessionID: id, Epoch: "e1", Retryable: true}
 		}
 		var many []SessionStatus
 		for i := range maxStatus {
@@ -1171,7 +1171,7 @@ func TestHubRefusesOneLife(t *testing.T) {
 		var answers []Payload
 		refusals := func(p Payload) bool {
 			e, ok := p.(*ErrorPayload)
-			if ok = ok && e.Code == codeForbidden; ok {
+			if ok = ok && e.Code == CodeForbidden; ok {
 				answers = append(answers, p)
 			}
 			return ok
@@ -1257,7 +1257,7 @@ func TestHubStaleEpoch(t *testing.T) {
 		h := NewHub(nil)
 		a := playAgent(t, h, "agent")
 		a.feed("s", "e2", 1, 3)
-		stale := &ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "e2"}
+		stale := &ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: "e2"}
 		a.refused(a.status(entryOf("s", "e1", 1, 0, 9)), stale)
 		a.refused(a.batch("s", "e1", 1, 9), stale)
 		a.refused(a.batch("s", "e1", 4, 9), stale)
@@ -1278,9 +1278,9 @@ func TestHubEpochAhead(t *testing.T) {
 		}
 		first, last, beyond := epoch(0), epoch(24*time.Hour), epoch(24*time.Hour+time.Millisecond)
 		a.send(a.batch("s", first, 1, 1))
-		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
-		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
-		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "r", Epoch: beyond, Retryable: true})
+		a.refused(a.status(entryOf("s", beyond, 1, 0, 1)), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
+		a.refused(a.batch("s", beyond, 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: beyond, Retryable: true})
+		a.refused(a.batch("r", beyond, 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "r", Epoch: beyond, Retryable: true})
 		if h.lookup("r") != nil || statOf(t, h, "s").Epoch != first {
 			t.Error("a refused epoch left something")
 		}
@@ -1310,7 +1310,7 @@ func TestHubEventTooLarge(t *testing.T) {
 					b.Events[i].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
 				}
 				tooLarge := func(seq, to uint64) *ErrorPayload {
-					return &ErrorPayload{Code: codeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: seq, ToSeq: to}
+					return &ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: seq, ToSeq: to}
 				}
 				a.send(b)
 				a.want(tooLarge(3, 0), tooLarge(6, 7))
@@ -1351,7 +1351,7 @@ func TestHubEnd(t *testing.T) {
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeEnded, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeSessionEnded, SessionID: "s", Epoch: "e1"})
 		a.send(a.last("s", "e1", 3)) // a duplicate does not follow the end
 		a.want(a.ack("s", "e1", 3))
 		if !statOf(t, h, "s").Ended {
@@ -1408,7 +1408,7 @@ func TestHubCommitsEndInGap(t *testing.T) {
 					a.want(a.ack("s", "e1", 3))
 					fail = true
 					a.send(ended)
-					a.want(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+					a.want(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 					if statOf(t, h, "s").Ended {
 						t.Error("ended, and the store does not know")
 					}
@@ -1458,7 +1458,7 @@ func TestHubEndStays(t *testing.T) {
 			t.Errorf("head %d beyond the end", s.agentHead)
 		}
 		v.send(v.watch("s", "e1", 4)) // it would wait for ever
-		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
+		v.want(&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
 	})
 }
 
@@ -1467,8 +1467,9 @@ func TestHubEndStays(t *testing.T) {
 func TestHubStaleLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(nil)
-		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x"}
-		stale := &ErrorPayload{Code: codeStaleLink, Retryable: true}
+		a := &peer{t: t, link: h.ConnectAgent("agent"), id: "x", deaf: true}
+		a.link.patient = true
+		stale := &ErrorPayload{Code: CodeStaleLink, Retryable: true}
 		a.send(a.batch("s", "e1", 1, 1))
 		a.want(stale)
 		a.send(a.status(), &ReplayBatchPayload{SessionID: "s", RequestID: "r1", Epoch: "e1", FirstSeq: 1})
@@ -1502,21 +1503,22 @@ func TestHubRefusesFrames(t *testing.T) {
 	long := strings.Repeat("x", 129)
 	for name, test := range map[string]struct {
 		p    Payload
-		code string
+		code Code
 	}{
-		"version":              {&HelloPayload{V: 2, Role: roleAgent}, codeVersion},
-		"version 0":            {&HelloPayload{Role: roleAgent}, codeVersion},
-		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, codeMalformed},
-		"no role":              {&HelloPayload{V: 1, Role: "hub"}, codeMalformed},
-		"watch":                {&WatchPayload{SessionID: "s"}, codeUnexpected},
-		"welcome":              {&WelcomePayload{V: 1, Link: "x"}, codeUnexpected},
-		"ack":                  {a.ack("s", "e1", 1), codeUnexpected},
-		"session id too long":  {a.batch(long, "e1", 1, 1), codeMalformed},
-		"session id empty":     {a.batch("", "e1", 1, 1), codeMalformed},
-		"session id controls":  {a.status(entryOf("a\x00", "e1", 1, 0, 0)), codeMalformed},
-		"session id not UTF-8": {a.status(entryOf("\xff", "e1", 1, 0, 0)), codeMalformed},
-		"epoch":                {a.batch("s", "E1", 1, 1), codeMalformed},
-		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, codeMalformed},
+		"version":              {&HelloPayload{V: 2, Role: roleAgent}, CodeVersionUnsupported},
+		"version 0":            {&HelloPayload{Role: roleAgent}, CodeVersionUnsupported},
+		"role":                 {&HelloPayload{V: 1, Role: roleViewer}, CodeWrongRole},
+		"no role":              {&HelloPayload{V: 1}, CodeMalformed},
+		"unknown role":         {&HelloPayload{V: 1, Role: "hub"}, CodeWrongRole},
+		"watch":                {&WatchPayload{SessionID: "s"}, CodeUnexpected},
+		"welcome":              {&WelcomePayload{V: 1, Link: "x"}, CodeUnexpected},
+		"ack":                  {a.ack("s", "e1", 1), CodeUnexpected},
+		"session id too long":  {a.batch(long, "e1", 1, 1), CodeMalformed},
+		"session id empty":     {a.batch("", "e1", 1, 1), CodeMalformed},
+		"session id controls":  {a.status(entryOf("a\x00", "e1", 1, 0, 0)), CodeMalformed},
+		"session id not UTF-8": {a.status(entryOf("\xff", "e1", 1, 0, 0)), CodeMalformed},
+		"epoch":                {a.batch("s", "E1", 1, 1), CodeMalformed},
+		"hole in a batch":      {&EventBatchPayload{SessionID: "s", Epoch: "e1", Link: a.id, FirstSeq: 1, LastSeq: 3, HeadSeq: 3, Events: numbered(1, 2)}, CodeMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			newPeer(t, a.link).refused(test.p, &ErrorPayload{Code: test.code})
@@ -1524,7 +1526,7 @@ func TestHubRefusesFrames(t *testing.T) {
 	}
 	bad := a.batch("s", "e1", 1, 2)
 	bad.Events[1].Data = []byte("{")
-	a.refused(bad, &ErrorPayload{Code: codeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // from another codec
+	a.refused(bad, &ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: "e1", Seq: 2}) // from another codec
 	a.send(&ErrorPayload{Code: "whatever"}, &ErrorPayload{Code: "x", RequestID: "r9"})
 	if len(h.sessions) != 0 {
 		t.Error("a refused frame left a session")
@@ -1537,7 +1539,7 @@ func TestHubRefusesFrames(t *testing.T) {
 func TestHubCountsRefusedFrames(t *testing.T) {
 	h := NewHub(nil)
 	a := playAgent(t, h, "agent")
-	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: codeMalformed})
+	a.refused(a.batch("s", "E1", 1, 1), &ErrorPayload{Code: CodeMalformed})
 	if n := h.Stats().RefusedPayloads; n != 1 {
 		t.Errorf("%d refused frames, want 1", n)
 	}
@@ -1551,7 +1553,7 @@ func TestHubSupersedes(t *testing.T) {
 		old.send(old.batch("s", "e1", 1, 3))
 		a := playAgent(t, h, "agent")
 		before, session := h.Stats(), statOf(t, h, "s")
-		old.wantDead(ErrSuperseded)
+		old.wantSuperseded()
 		if err := old.link.Handle(t.Context(), old.batch("s", "e1", 4, 4)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}

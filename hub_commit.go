@@ -154,7 +154,7 @@ func (rc *receiver) takeLocked(ctx context.Context, now time.Time, p *page) {
 	s.ctx = context.WithoutCancel(ctx)
 	for _, seq := range tooLarge {
 		s.refused = append(s.refused, seq)
-		rc.refuseLocked(now, seq, refusal(codeEventTooLarge, s.id, "an event has at most %d bytes", h.cfg.MaxEventBytes))
+		rc.refuseLocked(now, seq, refusal(CodeEventTooLarge, s.id, "an event has at most %d bytes", h.cfg.MaxEventBytes))
 	}
 	s.drainLocked(now)
 }
@@ -188,7 +188,7 @@ func (rc *receiver) confirmLocked(now time.Time, p *page) {
 	})
 	if len(again) > 0 && len(rc.refusals) == 0 && now.Sub(rc.refusedAt) >= nackEvery {
 		for _, seq := range again {
-			rc.refuseLocked(now, seq, refusal(codeEventRejected, s.id, "refused before"))
+			rc.refuseLocked(now, seq, refusal(CodeEventRejected, s.id, "refused before"))
 		}
 	}
 	if len(s.refused) < before {
@@ -280,7 +280,7 @@ func (s *hubSession) storeLocked(now time.Time) {
 	}
 	if !end && s.endDueLocked(last) {
 		end = true
-		items = append(items, Item{SessionID: s.id, Epoch: s.epoch, End: true, seq: last})
+		items = append(items, Item{SessionID: s.id, Epoch: s.epoch, End: true, Seq: last})
 	}
 	if len(items) == 0 {
 		return
@@ -343,7 +343,7 @@ func (s *hubSession) acceptCallLocked(now time.Time, call []page) {
 // whether there are any in the call. Any other error is a failure of the store.
 func (s *hubSession) rejectLocked(now time.Time, call []page, err error) bool {
 	var said *ProtocolError
-	if !errors.As(err, &said) || said.Code != codeEventRejected {
+	if !errors.As(err, &said) || said.Code != CodeEventRejected {
 		return false
 	}
 	var lost []uint64
@@ -363,7 +363,7 @@ func (s *hubSession) rejectLocked(now time.Time, call []page, err error) bool {
 	}
 	s.refused = append(lost, s.refused...)
 	for _, seq := range lost {
-		s.receiver.refuseLocked(now, seq, refusal(codeEventRejected, s.id, "%s", said.Message))
+		s.receiver.refuseLocked(now, seq, refusal(CodeEventRejected, s.id, "%s", said.Message))
 	}
 	return len(lost) > 0
 }

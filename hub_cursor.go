@@ -174,7 +174,7 @@ func (c *cursor) checkAheadLocked() *ProtocolError {
 	if c.epoch < s.epoch || c.epoch == s.epoch && c.seq <= s.agentHead {
 		return nil
 	}
-	err := refusal(codeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
+	err := refusal(CodeReplayAhead, s.id, "position %d is ahead of the session", c.seq)
 	err.Epoch, err.Seq = s.epoch, s.log.head
 	return err
 }
@@ -337,7 +337,7 @@ func (s *hubSession) readLocked(l *log, after uint64) *page {
 	if p := s.page; p != nil && p.of == l && p.first == after+1 {
 		return p
 	}
-	p := l.read(span{after: after, until: l.head, eventsUntil: l.head, events: s.h.sizes.batch, bytes: pageBytes})
+	p := l.read(span{after: after, until: l.head, events: s.h.sizes.batch, bytes: pageBytes, first: anySize})
 	if len(s.cursors) > 1 {
 		p.of, p.shared, p.memory = l, new(sharedEvents), nil
 		s.page = &p

@@ -16,7 +16,7 @@ import (
 // position, including older events that only the agent has, just as a Viewer's Items
 // does. It blocks until there is something, and ends without an error when ctx
 // ends, after the End item, or when the Hub is closed. Otherwise it ends with the one
-// error that it yields: ErrInvalidID, or a *ProtocolError such as replay_ahead. Any
+// error that it yields: ErrInvalidID, ErrInvalidPosition, or a *ProtocolError such as replay_ahead. Any
 // number may run at once. Authorize is not asked. Items and their bytes are the caller's.
 //
 // A reader that stands still holds up nothing but itself. To go on later, give Items the
@@ -35,6 +35,7 @@ func (h *Hub) Items(ctx context.Context, sessionID string, after Position) iter.
 		}
 		now := time.Now()
 		w := local{v: v, up: v.connect(now), down: h.connectViewer(now, "", true)}
+		w.up.patient = true // while the reader is elsewhere, nothing is carried
 		defer w.up.Close()
 		defer w.down.Close()
 		for {
@@ -62,16 +63,12 @@ type local struct {
 }
 
 // next carries payloads between the links until there is an item, or returns
-// nothing when ctx ends. A reader that takes long between two items carries nothing
-// meanwhile, which must not count as the hub's silence (rule 9).
+// nothing when ctx ends.
 func (w *local) next(ctx context.Context) (*queued, error) {
 	for {
 		if q, _ := w.v.front(); q != nil {
 			return q, nil
 		}
-		w.v.mu.Lock()
-		w.up.held = true
-		w.v.mu.Unlock()
 		now := time.Now()
 		moved, atUp, err := carry(ctx, now, w.up.Link, w.down.Link)
 		if err != nil {

@@ -126,7 +126,7 @@ func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) er
 		before.mergeLocked(o)
 		ha.mu.Unlock()
 		return nil
-	case len(ha.openings) >= h.cfg.MaxAgentSessions+maxStatus: // as many as can become open, and one status of others
+	case len(ha.openings)-maxStatus >= h.cfg.MaxAgentSessions: // as many as can become open, and one status of others
 		ha.mu.Unlock()
 		return ofEpoch(notNow(o.entry.SessionID, "%d sessions are being opened", len(ha.openings)), o.entry.Epoch)
 	}
@@ -283,16 +283,16 @@ func notAllowed(sessionID string, err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return notNow(sessionID, "it can't be said yet whether the agent may open the session")
 	case !errors.As(err, &said):
-		return refusal(codeForbidden, sessionID, "the agent may not open the session")
+		return refusal(CodeForbidden, sessionID, "the agent may not open the session")
 	case said.Retryable:
 		return notNow(sessionID, "%s", said.Message)
 	}
-	return refusal(codeForbidden, sessionID, "%s", said.Message)
+	return refusal(CodeForbidden, sessionID, "%s", said.Message)
 }
 
 // notNow is a refusal after which the agent says again later where the session stands.
 func notNow(sessionID, format string, args ...any) *ProtocolError {
-	err := refusal(codeOverloaded, sessionID, format, args...)
+	err := refusal(CodeOverloaded, sessionID, format, args...)
 	err.Retryable = true
 	return err
 }
@@ -303,7 +303,7 @@ func tooMany(sessionID string, n, limit int) error {
 }
 
 func notYours(sessionID string) error {
-	return refusal(codeForbidden, sessionID, "the session belongs to another agent")
+	return refusal(CodeForbidden, sessionID, "the session belongs to another agent")
 }
 
 // ofEpoch makes a refusal say which life of the session it is about, if it names none. The
@@ -404,7 +404,7 @@ func (s *hubSession) checkEpochLocked(epoch string) error {
 	if epoch >= s.epoch {
 		return nil
 	}
-	err := refusal(codeStaleEpoch, s.id, "the session has a later epoch")
+	err := refusal(CodeStaleEpoch, s.id, "the session has a later epoch")
 	err.Epoch = s.epoch
 	return err
 }

@@ -109,7 +109,7 @@ func TestHubReplaysInPieces(t *testing.T) {
 		for from := uint64(1); from <= 450; from += 90 {
 			a.send(answerTo(r, from, from+89, false))
 		}
-		a.refused(answerTo(r, 451, 501, true), &ErrorPayload{Code: codeMalformed}) // 50 are left
+		a.refused(answerTo(r, 451, 501, true), &ErrorPayload{Code: CodeMalformed}) // 50 are left
 		a.send(answerTo(r, 451, 500, true))                                        // exactly these
 		for from := uint64(1); from <= 500; from += 90 {
 			a.wantIdle("the viewer has not taken what there is")
@@ -214,7 +214,7 @@ func TestHubRefusesReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, v, r := smallReplay(t, HubConfig{})
 		b := playAgent(t, h, "b")
-		malformed := &ErrorPayload{Code: codeMalformed}
+		malformed := &ErrorPayload{Code: CodeMalformed}
 		for name, change := range map[string]func(p *ReplayBatchPayload){
 			"viewer":   func(p *ReplayBatchPayload) { p.ViewerID = "other" },
 			"session":  func(p *ReplayBatchPayload) { p.SessionID = "other" },
@@ -506,7 +506,7 @@ func TestHubReplayDone(t *testing.T) {
 func TestHubReplayRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, a, v, r := smallReplay(t, HubConfig{})
-		a.send(&ErrorPayload{Code: codeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Retryable: true})
+		a.send(&ErrorPayload{Code: CodeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Retryable: true})
 		if s := h.lookup("s"); s.requests() != 0 {
 			t.Error("a refused request is not open")
 		}
@@ -514,7 +514,7 @@ func TestHubReplayRefused(t *testing.T) {
 		v.wantIdle("the agent is asked")
 		r = a.asked("s", "tab", "e1", 0, 15)
 		a.send(answerTo(r, 1, 4, false))
-		a.send(&ErrorPayload{Code: codeUnknownSession, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID})
+		a.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID})
 		v.want(replayedTo(r, 1, 4))
 		v.want(headed(v.lost("s", "e1", 5, 15, ReasonUnavailable), 20), v.batch("s", "e1", 16, 20))
 	})
@@ -718,7 +718,7 @@ func TestHubReplayTimerStartsAnew(t *testing.T) {
 		pass(timerFirst) // it was lost
 		v.drain()
 		r := a.asked("s", "tab", "e1", 0, 3)
-		a.send(&ErrorPayload{Code: codeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID})
+		a.send(&ErrorPayload{Code: CodeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID})
 		if got := v.drain(); len(got) != 1 {
 			t.Fatalf("the viewer got %d payloads", len(got))
 		}

@@ -169,7 +169,7 @@ func TestHubMaxSessions(t *testing.T) {
 			h := NewHub(cfg)
 			a := playAgent(t, h, "agent")
 			a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1))
-			overloaded := &ErrorPayload{Code: codeOverloaded, SessionID: "s3", Epoch: "e1", Retryable: true}
+			overloaded := &ErrorPayload{Code: CodeOverloaded, SessionID: "s3", Epoch: "e1", Retryable: true}
 			a.refused(a.status(entryOf("s3", "e1", 1, 0, 1)), overloaded)
 			a.refused(a.batch("s3", "e1", 1, 1), overloaded)
 			if n := len(h.sessions); n != 2 || h.Stats().Sessions != 2 {
@@ -181,7 +181,7 @@ func TestHubMaxSessions(t *testing.T) {
 		}
 		none := NewHub(&HubConfig{MaxSessions: -1})
 		a := playAgent(t, none, "agent")
-		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
+		a.refused(a.batch("s", "e1", 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "s", Epoch: "e1", Retryable: true})
 	})
 }
 
@@ -199,7 +199,7 @@ func TestHubMaxSessionsOfClaim(t *testing.T) {
 		a.send(a.batch("s", "e1", 1, 1))
 		b.send(b.batch("r", "e1", 1, 1))
 		overloaded := func(session string) *ErrorPayload {
-			return &ErrorPayload{Code: codeOverloaded, SessionID: session, Epoch: "e1", Retryable: true}
+			return &ErrorPayload{Code: CodeOverloaded, SessionID: session, Epoch: "e1", Retryable: true}
 		}
 		c.refused(c.batch("q", "e1", 1, 1), overloaded("q"))
 		if asked != 2 {
@@ -225,7 +225,7 @@ func TestHubMaxAgentSessionsAfterForget(t *testing.T) {
 		a.send(a.batch("s1", "e1", 1, 1), a.batch("s2", "e1", 1, 1), a.batch("s3", "e1", 1, 1))
 		h.Forget("s1")
 		a.send(a.batch("s4", "e1", 1, 1))
-		a.refused(a.batch("s5", "e1", 1, 1), &ErrorPayload{Code: codeOverloaded, SessionID: "s5", Epoch: "e1", Retryable: true})
+		a.refused(a.batch("s5", "e1", 1, 1), &ErrorPayload{Code: CodeOverloaded, SessionID: "s5", Epoch: "e1", Retryable: true})
 		for _, id := range []string{"s2", "s3", "s4"} {
 			h.Forget(id)
 		}
@@ -248,7 +248,7 @@ func TestAgentFillsHub(t *testing.T) {
 				err := greedy.link.Handle(t.Context(), greedy.batch(fmt.Sprint("s", i, "-", j), "e1", 1, 1))
 				if err == nil {
 					opened++
-				} else if refused := (*ProtocolError)(nil); !errors.As(err, &refused) || refused.Code != codeOverloaded || !refused.Retryable {
+				} else if refused := (*ProtocolError)(nil); !errors.As(err, &refused) || refused.Code != CodeOverloaded || !refused.Retryable {
 					t.Fatalf("refused with %v", err)
 				}
 			}
@@ -514,7 +514,7 @@ func TestHubForgetsEnded(t *testing.T) {
 			t.Error("not forgotten")
 		}
 		a = playAgent(t, h, "agent")
-		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 	})
 }
 
@@ -595,7 +595,7 @@ func TestHubIsToldOfForgotten(t *testing.T) {
 		a.send(a.batch("s", "e1", 1, 3))
 		pass(ackDelay)
 		a.want(a.ack("s", "e1", 3))
-		b.refused(forget(b, "s", "e1"), &ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: "e1"})
+		b.refused(forget(b, "s", "e1"), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
 		a.send(forget(a, "s", "e0"))
 		a.want(knows("e0", 0))
 		if st := statOf(t, h, "s"); !st.Connected {
@@ -695,7 +695,7 @@ func TestHubForget(t *testing.T) {
 			t.Error("what is watched stays as a watch, the other goes")
 		}
 		v.want(v.status(SessionStatus{SessionID: "s"}))
-		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: codeUnknownSession, SessionID: "s", Epoch: "e1"})
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
 		a.send(a.status(entryOf("s", "e1", 1, 3, 4)))
 		a.want(a.ack("s", "e1", 3))
 		a.send(a.batch("s", "e1", 4, 4))

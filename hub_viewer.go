@@ -51,12 +51,12 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 		cursors: make(map[string]*cursor), permits: permits{free: h.cfg.MaxViewerReplays},
 	}
 	hv.Link = newLink(hv, &h.refusedPayloads)
-	hv.workers = &h.workers
+	hv.workers, hv.patient = &h.workers, local
 	hv.status = task{Source: hv.nextStatus, Control: true}
 	hv.heartbeat = task{Source: hv.nextHeartbeat, Control: true}
 	hv.permitTask = task{Source: hv.expirePermits, Control: true}
 	if !local && !validID(viewerID) {
-		hv.fail(now, ErrInvalidID)
+		hv.fail(now, invalidID(viewerID))
 		return hv
 	}
 	h.mu.Lock()
@@ -72,7 +72,7 @@ func (h *Hub) connectViewer(now time.Time, viewerID string, local bool) *hubView
 	if closed {
 		hv.fail(now, ErrClosed)
 	} else if old != nil {
-		old.fail(now, ErrSuperseded)
+		old.failWith(now, ErrSuperseded, superseded(viewerID))
 	}
 	return hv
 }
@@ -111,24 +111,28 @@ func (hv *hubViewerLink) dispatch(ctx context.Context, now time.Time, p Payload)
 	case *HelloPayload:
 		return asError(hv.hello(now, p))
 	case *WatchPayload:
-		if err := hv.current(now); err != nil {
+		if err := hv.current(now, hv.id); err != nil { // a watch names no link
 			return err
 		}
 		return hv.watch(ctx, now, p)
+	case *StatusPayload:
+		if len(p.Sessions) == 0 { // a sign of life
+			return hv.current(now, p.Link)
+		}
 	case *ErrorPayload:
 		return nil // nothing of the hub's depends on what a viewer refuses
 	}
-	return &ProtocolError{Code: codeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
+	return &ProtocolError{Code: CodeUnexpected, Message: "a hub takes no " + p.payloadType() + " from a viewer"}
 }
 
 // hello answers each hello by the same welcome: the one before may have been lost (rule 3). The
 // signs of life begin with the first one, since the viewer takes none before it.
 func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
-	if p.Role != roleViewer {
-		return malformed("hello: a viewer's link, but role %q", p.Role)
-	}
 	if p.V != version {
 		return badVersion(p.V)
+	}
+	if p.Role != roleViewer {
+		return wrongRole(p.Role, roleViewer)
 	}
 	hv.mu.Lock()
 	if !hv.greeted {
@@ -141,11 +145,12 @@ func (hv *hubViewerLink) hello(now time.Time, p *HelloPayload) *ProtocolError {
 	return nil
 }
 
-// current returns errStale for a payload that comes before hello. A watch names no link.
-func (hv *hubViewerLink) current(now time.Time) error {
+// current returns errStale for a payload of another link, or one before hello. A viewer that
+// took a late welcome for this link's learns of it by the answer (rule 3).
+func (hv *hubViewerLink) current(now time.Time, link string) error {
 	hv.mu.Lock()
 	defer hv.mu.Unlock()
-	if hv.greeted {
+	if hv.greeted && link == hv.id {
 		return nil
 	}
 	return staleLink(hv.h, hv.Link, now, &hv.staleAt)
@@ -156,7 +161,7 @@ func (hv *hubViewerLink) current(now time.Time) error {
 // same but for the number in it, and the cursor waits for the session to appear.
 func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPayload) error {
 	if p.ViewerID != "" && p.ViewerID != hv.viewerID {
-		return refusal(codeForbidden, p.SessionID, "not your viewer_id")
+		return refusal(CodeForbidden, p.SessionID, "not your viewer_id")
 	}
 	if p.Stop {
 		hv.stop(now, p.SessionID)
@@ -172,7 +177,7 @@ func (hv *hubViewerLink) watch(ctx context.Context, now time.Time, p *WatchPaylo
 			return nil
 		}
 	}
-	return refusal(codeForbidden, p.SessionID, "revoked")
+	return refusal(CodeForbidden, p.SessionID, "revoked")
 }
 
 // stop ends a watch because the viewer says so. The permit of a request that is open stays
@@ -252,7 +257,7 @@ func (hv *hubViewerLink) revoke(sessionID string) {
 	}
 	hv.mu.Unlock()
 	if c := hv.unwatch(sessionID); c != nil {
-		hv.reply(refusal(codeForbidden, sessionID, "revoked").Payload())
+		hv.reply(refusal(CodeForbidden, sessionID, "revoked").Payload())
 	}
 }
 
@@ -271,7 +276,7 @@ func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error 
 		return context.Cause(ctx)
 	}
 	hv.unwatch(sessionID)
-	return refusal(codeForbidden, sessionID, "not allowed")
+	return refusal(CodeForbidden, sessionID, "not allowed")
 }
 
 // cursor returns the link's cursor on a session, and makes one if there is none. It holds
@@ -296,7 +301,7 @@ func (hv *hubViewerLink) cursor(sessionID string) (*cursor, error) {
 	case c != nil:
 		return c, nil
 	case len(hv.cursors) >= h.cfg.MaxWatches && !hv.local:
-		return nil, refusal(codeLimit, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
+		return nil, refusal(CodeLimitExceeded, sessionID, "a link has at most %d watches", h.cfg.MaxWatches)
 	}
 	c := &cursor{hv: hv, s: s, index: len(s.cursors)}
 	c.task.Source = c.next

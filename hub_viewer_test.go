@@ -37,10 +37,10 @@ func TestHubWatch(t *testing.T) {
 		{"caught up", "e2", 5, func(v *peer) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
 		{"beyond accepted", "e2", 8, func(v *peer) []Payload { return []Payload{v.status(stands("s", "e2", 1, 5, 5))} }},
 		{"beyond the head", "e2", 9, func(v *peer) []Payload {
-			return []Payload{&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
+			return []Payload{&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
 		}},
 		{"of a greater epoch", "e3", 0, func(v *peer) []Payload {
-			return []Payload{&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
+			return []Payload{&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e2", Seq: 5}}
 		}},
 		{"of an older epoch", "e1", 7, func(v *peer) []Payload {
 			return []Payload{v.status(stands("s", "e2", 1, 5, 0)), v.batch("s", "e2", 1, 5)}
@@ -136,10 +136,10 @@ func TestHubAuthorize(t *testing.T) {
 		v.send(v.watch("s", "", 0))
 		v.want(v.status(stands("s", "e1", 1, 1, 0)), v.batch("s", "e1", 1, 1))
 		allow = false
-		v.refused(v.watch("s", "e1", 1), &ErrorPayload{Code: codeForbidden, SessionID: "s"}) // it resumes
+		v.refused(v.watch("s", "e1", 1), &ErrorPayload{Code: CodeForbidden, SessionID: "s"}) // it resumes
 		a.feed("s", "e1", 2, 2)
 		v.wantIdle("the watch was ended")
-		v.refused(v.watch("unknown", "", 0), &ErrorPayload{Code: codeForbidden, SessionID: "unknown"})
+		v.refused(v.watch("unknown", "", 0), &ErrorPayload{Code: CodeForbidden, SessionID: "unknown"})
 		if len(h.sessions) != 1 {
 			t.Error("a refused watch left something")
 		}
@@ -172,7 +172,7 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 	h := NewHub(nil)
 	early := &peer{t: t, link: h.ConnectViewer("early"), viewer: "early"}
 	early.send(early.watch("s", "", 0), early.watch("s", "", 0))
-	early.want(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+	early.want(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 	early.wantIdle("once a second")
 	v := playViewer(t, h, "tab")
 	v.send(&HelloPayload{V: 1, Role: roleViewer})
@@ -181,13 +181,13 @@ func TestHubRefusesViewerFrames(t *testing.T) {
 		p    Payload
 		want *ErrorPayload
 	}{
-		"version":       {&HelloPayload{V: 2, Role: roleViewer}, &ErrorPayload{Code: codeVersion}},
-		"role":          {&HelloPayload{V: 1, Role: roleAgent}, &ErrorPayload{Code: codeMalformed}},
-		"batch":         {v.batch("s", "e1", 1, 1), &ErrorPayload{Code: codeUnexpected}},
-		"another's id":  {&WatchPayload{SessionID: "s", ViewerID: "other"}, &ErrorPayload{Code: codeForbidden, SessionID: "s"}},
-		"half position": {v.watch("s", "", 1), &ErrorPayload{Code: codeMalformed}},
-		"bad epoch":     {v.watch("s", "É", 1), &ErrorPayload{Code: codeMalformed}},
-		"no session":    {v.watch("", "", 0), &ErrorPayload{Code: codeMalformed}},
+		"version":       {&HelloPayload{V: 2, Role: roleViewer}, &ErrorPayload{Code: CodeVersionUnsupported}},
+		"role":          {&HelloPayload{V: 1, Role: roleAgent}, &ErrorPayload{Code: CodeWrongRole}},
+		"batch":         {v.batch("s", "e1", 1, 1), &ErrorPayload{Code: CodeUnexpected}},
+		"another's id":  {&WatchPayload{SessionID: "s", ViewerID: "other"}, &ErrorPayload{Code: CodeForbidden, SessionID: "s"}},
+		"half position": {v.watch("s", "", 1), &ErrorPayload{Code: CodeMalformed}},
+		"bad epoch":     {v.watch("s", "É", 1), &ErrorPayload{Code: CodeMalformed}},
+		"no session":    {v.watch("", "", 0), &ErrorPayload{Code: CodeMalformed}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			newPeer(t, v.link).refused(test.p, test.want)
@@ -304,7 +304,7 @@ func TestHubMaxWatches(t *testing.T) {
 	v := playViewer(t, h, "tab")
 	v.send(v.watch("a", "", 0), v.watch("b", "", 0))
 	v.drain()
-	v.refused(v.watch("c", "", 0), &ErrorPayload{Code: codeLimit, SessionID: "c"})
+	v.refused(v.watch("c", "", 0), &ErrorPayload{Code: CodeLimitExceeded, SessionID: "c"})
 	if h.lookup("c") != nil {
 		t.Error("a refused watch left something")
 	}
@@ -461,7 +461,7 @@ func TestHubSupersedesViewer(t *testing.T) {
 		r := a.asked("s", "tab", "e1", 0, 15)
 		v := playViewer(t, h, "tab")
 		before := h.Stats()
-		old.wantDead(ErrSuperseded)
+		old.wantSuperseded()
 		if err := old.link.Handle(t.Context(), old.watch("s", "", 0)); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
@@ -490,7 +490,7 @@ func TestHubRevoke(t *testing.T) {
 		h.Revoke("tab", "s")
 		h.Revoke("tab", "r")
 		h.Revoke("nobody", "s")
-		v.want(&ErrorPayload{Code: codeForbidden, SessionID: "s"})
+		v.want(&ErrorPayload{Code: CodeForbidden, SessionID: "s"})
 		a.feed("s", "e1", 4, 4)
 		v.wantIdle("revoked")
 		other.want(other.batch("s", "e1", 4, 4))
@@ -573,13 +573,13 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 		v.want(v.status(stands("r", "", 0, 0, 0)))
 		revokes = "r"
 		v.send(v.watch("s", "", 0))
-		v.want(&ErrorPayload{Code: codeForbidden, SessionID: "r"}, v.status(stands("s", "", 0, 0, 0)))
+		v.want(&ErrorPayload{Code: CodeForbidden, SessionID: "r"}, v.status(stands("s", "", 0, 0, 0)))
 		if asked != 2 {
 			t.Errorf("asked %d times for two watches", asked)
 		}
 		// Allowed and revoked in the same call: Authorize is called once more, and refuses.
 		revokes, asked = "q", 0
-		v.refused(v.watch("q", "", 0), &ErrorPayload{Code: codeForbidden, SessionID: "q"})
+		v.refused(v.watch("q", "", 0), &ErrorPayload{Code: CodeForbidden, SessionID: "q"})
 		v.wantIdle("refused")
 		if n := len(h.viewers["tab"].cursors); asked != 2 || n != 1 {
 			t.Errorf("asked %d times, %d watches", asked, n)
@@ -654,7 +654,7 @@ func TestHubItems(t *testing.T) {
 		check("until ctx ends", <-waiting, itemTexts("s", "e1", 21, 22)...)
 		check("unknown", <-unknown)
 
-		for after, code := range map[Position]string{{"e1", 23}: codeReplayAhead, {"e2", 0}: codeReplayAhead} {
+		for after, code := range map[Position]Code{{"e1", 23}: CodeReplayAhead, {"e2", 0}: CodeReplayAhead} {
 			got := <-collect(t.Context(), "s", after, 9)
 			var refused *ProtocolError
 			if !errors.As(got.err, &refused) || refused.Code != code || len(got.items) != 0 {
@@ -662,11 +662,11 @@ func TestHubItems(t *testing.T) {
 			}
 		}
 		for _, session := range []string{"", "\n"} {
-			if got := <-collect(t.Context(), session, Position{}, 9); got.err != ErrInvalidID {
+			if got := <-collect(t.Context(), session, Position{}, 9); !errors.Is(got.err, ErrInvalidID) {
 				t.Errorf("%q: %v", session, got.err)
 			}
 		}
-		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); got.err != ErrInvalidID {
+		if got := <-collect(t.Context(), "s", Position{"", 3}, 9); !errors.Is(got.err, ErrInvalidPosition) {
 			t.Errorf("half a position: %v", got.err)
 		}
 
@@ -699,6 +699,22 @@ func TestHubItemsSlowLoop(t *testing.T) {
 			}
 			pass(20 * time.Second << next) // 80 s and more
 			a.feed("s", "e1", next, next)
+		}
+	})
+}
+
+// Items waits as long as either link's deadlines say: here the hub gives an absent agent 10 s,
+// before the next sign of life of either.
+func TestHubItemsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		a.link.Close()
+		start := time.Now()
+		for it, err := range h.Items(t.Context(), "s", Position{}) {
+			if took := time.Since(start); err != nil || it.Gap == nil || took != 10*time.Second {
+				t.Errorf("%s, %v after %v", itemText(it), err, took)
+			}
+			break
 		}
 	})
 }
@@ -770,7 +786,7 @@ func TestHubWatchAheadOfLateAgent(t *testing.T) {
 		v.want(v.status(stands("s", "", 0, 0, 0)))
 		a := playAgent(t, h, "agent")
 		a.feed("s", "e1", 1, 3)
-		v.want(&ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
+		v.want(&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3})
 		v.wantIdle("the watch is over")
 		if n := len(h.viewers["tab"].cursors); n != 0 {
 			t.Errorf("%d watches stay", n)

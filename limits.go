@@ -23,8 +23,13 @@ const (
 	maxReplayBatchEvents   = 100       // events of a replay batch
 	maxReplayRequestEvents = 500       // events that the hub asks for at a time
 	maxBatchBytes          = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
+	firstBatchBytes        = 1 << 10   // of a leg's first batch, and of the first that is sent again
+	quickBatchBytes        = 16 << 10  // up to here batches grow without waiting for acks
+	defaultWindow          = 1024      // events that a receiver takes which says nothing else
+	defaultWindowBytes     = 256 << 10 // bytes of their JSON
 	maxBatchGaps           = 512       // gaps of a batch: more than fit between its events
 	maxStatus              = 256       // sessions of a status
+	maxAcks                = 255       // further sessions of an ack
 	minWindowBytes         = 16 << 10  // bytes that an agent may always send beyond an ack
 	maxCohort              = 64        // viewers that one worker serves in one turn
 )
@@ -33,11 +38,12 @@ const (
 // field of each machine and no constants: smaller ones are as right, with more payloads.
 type sizes struct {
 	batch      int // events of an event batch
-	batchBytes int // bytes of a batch's events and gaps
+	batchBytes int // bytes of a batch, at most
+	first      int // bytes of a leg's first batch
 	page       int // events of a replay batch
 	replay     int // events of the hub's replay requests
 	cohort     int // viewers that are served in one turn
 }
 
 // fullSizes are those of every machine outside of tests.
-var fullSizes = sizes{batch: maxBatchEvents, batchBytes: pageBytes, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}
+var fullSizes = sizes{batch: maxBatchEvents, batchBytes: pageBytes, first: firstBatchBytes, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}

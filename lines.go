@@ -3,7 +3,6 @@ package gvstream
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -18,6 +17,9 @@ const (
 	// keepLine is how much of a buffer stays with a quiet connection, in bytes, and about
 	// how much RunLines puts into one Write.
 	keepLine = 64 << 10
+	// pieceSize is how much of a long buffer RunLines puts into one Write, in bytes: the end
+	// of each says that the peer goes on reading.
+	pieceSize = 16 << 10
 )
 
 // Lines makes a transport of any byte stream, such as a TCP or TLS connection, a
@@ -49,11 +51,14 @@ func Lines(rw io.ReadWriteCloser) (SendFunc, ReceiveFunc) {
 
 // RunLines is Run over Lines(rw), and faster: it carries frames, as NextFrame and
 // HandleFrame do, and writes all lines that are ready in one Write, up to 64 KiB and the
-// line that crosses that. It returns what Run would, and has closed rw when it returns; so
-// the Close of rw must make its Read and Write return. A payload too long for a line ends
-// it with an error that wraps ErrTooLarge.
+// line that crosses that; what is longer goes out in pieces of 16 KiB. It sees every byte
+// that moves: nothing has to arrive within 45 s but a part of a line (rule 9). It returns
+// what Run would, and has closed rw when it returns; so the Close of rw must make its Read
+// and Write return. A payload too long for a line is sent in parts, and an event that is too
+// long by itself becomes a gap, as with any SendFunc.
 func (l *Link) RunLines(ctx context.Context, rw io.ReadWriteCloser) error {
 	s, r := newLines(rw)
+	r.link = l
 	defer s.end()
 	defer s.alarm.stop()
 	return run(ctx, l, func(ctx context.Context) error { return s.sendReady(ctx, l) }, r.frame, l.HandleFrame)
@@ -156,21 +161,39 @@ func (s *lineSender) sendReady(ctx context.Context, l *Link) error {
 	buf := lineBuffers.Get().(*[]byte)
 	defer lineBuffers.Put(buf)
 	lines := (*buf)[:0]
-	for now := time.Now(); p != nil; p, _, _ = l.take(now) {
+	for now := time.Now(); p != nil; p, _, _ = l.takeMore(now) {
 		start := len(lines)
-		if lines = appendOnce(lines, p); len(lines)-start > maxLine {
-			err := tooLong(lines[start:])
-			if start > 0 { // the payloads before it don't suffer from it
-				err = errors.Join(err, s.write(ctx, lines[:start]))
-			}
-			return err
+		if lines, _ = Append(lines, p); len(lines)-start > maxLine {
+			lines = lines[:start]
+			l.carryLess(toPayload(p))
+			continue
 		}
+		releaseBatch(p)
 		if lines = append(lines, '\n'); len(lines) >= keepLine {
 			break
 		}
 	}
 	*buf = lines
-	return s.write(ctx, lines)
+	return s.writeReady(ctx, l, lines)
+}
+
+// writeReady is one write, or several if that would be long.
+func (s *lineSender) writeReady(ctx context.Context, l *Link, lines []byte) error {
+	begun := time.Now()
+	for len(lines) > 0 {
+		piece := lines
+		if len(lines) > keepLine+pieceSize {
+			piece = lines[:pieceSize]
+		}
+		lines = lines[len(piece):]
+		if err := s.write(ctx, piece); err != nil {
+			return err
+		}
+		now := time.Now()
+		l.wrote(begun, now)
+		begun = now
+	}
+	return nil
 }
 
 // write is one Write, which ctx ends by closing the stream.
@@ -195,8 +218,9 @@ func (s *lineSender) write(ctx context.Context, lines []byte) error {
 // line are the caller's until the next call. No lock: one call at a time uses it.
 type lineReceiver struct {
 	closer
-	r   io.Reader
-	err error // of an earlier Read
+	r    io.Reader
+	link *Link // hears of each byte that comes, if it is run by RunLines
+	err  error // of an earlier Read
 
 	// lo <= seen <= hi <= len(buf).
 	buf    []byte
@@ -264,6 +288,9 @@ func (r *lineReceiver) fill() {
 	r.makeRoom()
 	n, err := r.r.Read(r.buf[r.hi:])
 	r.hi += n
+	if n > 0 && r.link != nil {
+		r.link.heard(time.Now())
+	}
 	if err == io.EOF && (r.hi > r.lo || r.long) && !bytes.HasSuffix(r.buf[r.lo:r.hi], []byte("\n")) {
 		err = io.ErrUnexpectedEOF
 	}

@@ -11,7 +11,6 @@ import (
 	"maps"
 	"net"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -214,7 +213,7 @@ func TestLinesLongLineIsNotStored(t *testing.T) {
 		t.Errorf("%d bytes allocated for a line of 64 MiB", cost)
 	}
 	var perr *ProtocolError
-	if !errors.As(err, &perr) || perr.Code != codeMalformed {
+	if !errors.As(err, &perr) || perr.Code != CodeMalformed {
 		t.Errorf("error %v", err)
 	}
 	if _, err := receive(t.Context()); err != io.EOF {
@@ -661,19 +660,21 @@ func TestRunLinesJoinsLines(t *testing.T) {
 	})
 }
 
-// The longest line that is allowed is sent. One that is longer ends the run, and
-// nothing of it is written.
+// The longest line that is allowed is sent. Of one that is longer and has no parts nothing is
+// written, as if it were lost on its way, and the run goes on.
 func TestRunLinesTooLarge(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		overhead := len(frame("watch", `"session_id":"","viewer_id":"","epoch":"","after_seq":0`))
 		m := newScript()
 		w := newTap()
-		m.ready(sayTexts(strings.Repeat("x", maxLine-overhead), strings.Repeat("x", maxLine-overhead+1)))
-		if err := run(m.Link, t.Context(), w); !errors.Is(err, ErrTooLarge) {
-			t.Errorf("%v, want ErrTooLarge", err)
-		}
-		if all := w.writes(); len(all) != 1 || len(all[0]) != maxLine+1 {
-			t.Errorf("%d writes, want the one line that is allowed", len(all))
+		m.ready(sayTexts(strings.Repeat("x", maxLine-overhead), strings.Repeat("x", maxLine-overhead+1), "y"))
+		done := start(func() error { return run(m.Link, t.Context(), w) })
+		synctest.Wait()
+		w.Close()
+		wantReturned(t, done, io.EOF)
+		rest := frame("watch", `"session_id":"y","viewer_id":"","epoch":"","after_seq":0`) + "\n"
+		if all := strings.Join(w.writes(), ""); len(all) != maxLine+1+len(rest) || !strings.HasSuffix(all, "\n"+rest) {
+			t.Errorf("%d bytes were written, want %d and %q", len(all), maxLine+1, rest)
 		}
 	})
 }
@@ -760,7 +761,7 @@ func TestRunLinesSilence(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
 		near, _ := net.Pipe()
 		start := time.Now()
-		if err := run(NewStreamer(nil).Connect(), t.Context(), near); err != ErrSilent {
+		if err := run(NewStreamer(nil).Connect(), t.Context(), near); !errors.Is(err, ErrSilent) {
 			t.Errorf("%v, want ErrSilent", err)
 		}
 		if d := time.Since(start); d < maxSilence || d > maxSilence+2*heartbeatEvery {
@@ -772,7 +773,7 @@ func TestRunLinesSilence(t *testing.T) {
 // A link that fails sends the reason, after everything that it had to send before.
 func TestRunLinesLastWords(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
-		fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
+		fatal := &ProtocolError{Code: CodeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 		near, far := net.Pipe()
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return fatal }
@@ -843,37 +844,50 @@ func TestRunLinesBetweenForms(t *testing.T) {
 	}
 }
 
-// One payload that no line can hold ends the link, but what came before it is sent:
-// other sessions do not starve because of it.
-func TestRunLinesBeforeTooLarge(t *testing.T) {
+// A payload that no line can hold ends nothing: it is sent in parts, an event that is too
+// long by itself becomes a gap, and what else is ready goes out as well.
+func TestRunLinesInParts(t *testing.T) {
 	eachForm(t, func(t *testing.T, run runForm) {
-		st := NewStreamer(&StreamerConfig{MaxEventBytes: maxLine + 1000})
-		for id, text := range map[string]string{"a": "x", "b": strings.Repeat("x", maxLine)} {
-			if _, err := st.Publish(t.Context(), id, Event{Data: []byte(`"` + text + `"`)}); err != nil {
-				t.Fatal(err)
+		st := NewStreamer(&StreamerConfig{MaxEventBytes: maxLine + 1000, TrustData: true})
+		for _, text := range []string{"x", strings.Repeat("x", maxLine), "y"} {
+			for _, id := range []string{"a", "b"} {
+				if _, err := st.Publish(t.Context(), id, Event{Data: []byte(`"` + text + `"`)}); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 		near, far := net.Pipe()
-		ended := make(chan error, 1)
-		go func() { ended <- run(st.Connect(), t.Context(), near) }()
-		var got []string
-		in := bufio.NewScanner(far)
-		for in.Scan() {
-			p, err := Unmarshal(in.Bytes())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := start(func() error { return run(st.Connect(), ctx, near) })
+		send, receive := Lines(far)
+		if _, err := receive(ctx); err != nil { // hello
+			t.Fatal(err)
+		}
+		send(ctx, &WelcomePayload{V: 1, Link: "l", WindowEvents: 9, WindowBytes: 64 << 20})
+		got := make(map[string]string)
+		for len(got["a"])+len(got["b"]) < 2*len("1 gap2 3 ") {
+			p, err := receive(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got = append(got, p.payloadType()); len(got) == 1 {
-				go far.Write([]byte(`{"type":"welcome","payload":{"v":1,"link":"l","window":9}}` + "\n"))
+			if b, ok := p.(*EventBatchPayload); ok {
+				for _, it := range interleave(b.SessionID, b.Epoch, b.Events, b.Gaps) {
+					if it.Gap != nil {
+						got[b.SessionID] += "gap"
+					}
+					got[b.SessionID] += fmt.Sprint(it.Seq, " ")
+				}
 			}
 		}
-		slices.Sort(got) // in whatever order, and however often
-		got = slices.Compact(got)
-		if want := []string{"event_batch", "hello", "status"}; !slices.Equal(got, want) {
-			t.Errorf("got %q, want %q", got, want)
+		for _, id := range []string{"a", "b"} {
+			if got[id] != "1 gap2 3 " {
+				t.Errorf("%s: got %s", id, got[id])
+			}
+			if s := stats(t, st, id); s.Lost != 1 || s.PendingEvents != 2 {
+				t.Errorf("%s: %+v", id, s)
+			}
 		}
-		if err := <-ended; !errors.Is(err, ErrTooLarge) {
-			t.Errorf("ends with %v", err)
-		}
+		cancel()
+		wantReturned(t, ended, context.Canceled)
 	})
 }

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,10 +21,10 @@ import (
 // payloads themselves use Handle with Next or Push, or HandleFrame with NextFrame, and
 // call Close when the connection is gone.
 //
-// A link is alive from Connect on until it fails: because of a newer link, Close, the
-// peer's silence, or a fatal error of the protocol, the transport or a Commit callback.
-// Then it is dead for good. It may still have a last payload, which says to the peer why:
-// Next returns that before the error.
+// A link is alive from Connect on until it fails: because of a newer link, Close, a
+// connection on which nothing moves, or a fatal error of the protocol, the transport or a
+// Commit callback. Then it is dead for good. It may still have a last payload, which says
+// to the peer why: for a second, Next returns that before the error.
 type Link struct {
 	endpoint endpoint
 	refused  *atomic.Uint64 // counts the payloads answered by an error
@@ -32,6 +33,12 @@ type Link struct {
 	pusher   atomic.Pointer[pushWriter]
 	wake     chan struct{} // one slot: Next has something to look at
 	done     chan struct{} // closed when the link is dead and its last payload is sent
+
+	// Signs of life (rule 9); see silence.
+	patient  bool         // the peer is in this process, and may take its time: Items
+	heardAt  atomic.Int64 // when something moved last, as nanoseconds after clockStart; 0: not served yet
+	handling atomic.Int32 // calls of Handle that are under way
+	serving  sync.Once    // makes the alarm
 
 	// All locks are taken in this order and no other: 1 that of a Streamer, Hub or Viewer, 2
 	// that of a session, 3 that of a link, which also protects the fields of the half that
@@ -49,6 +56,11 @@ type Link struct {
 	// lets go of the sessions and cursors that they belong to.
 	err  error
 	over bool // done is closed
+	// unwritten are the tasks whose payloads were taken since the sender last came for one,
+	// as far as they want to know when those are written.
+	unwritten []*task
+	spokeAt   time.Time   // when a payload was last taken
+	alarm     *time.Timer // looks for silence; nil: the link's owner does, or nobody has served it
 }
 
 // An endpoint is what a link belongs to: a Streamer's, Hub's or Viewer's half of
@@ -64,11 +76,19 @@ type endpoint interface {
 	detach(now time.Time)
 }
 
-// A listener is a machine that takes a silent peer for gone (rule 9): an agent's or a
-// viewer's. A hub's is none, since agents and viewers connect again by themselves, and the
-// new link supersedes the one that is stuck.
-type listener interface {
-	checkSilence(now time.Time) bool
+// An author is a machine whose own log has to know of an event that no transport can carry:
+// an agent's. For others it is a gap in a payload and nothing else.
+type author interface {
+	// lose makes a gap of an event, unless the hub has acknowledged it.
+	lose(sessionID, epoch string, seq uint64)
+}
+
+// An unreader is a machine that has to know of an event that it can't be given, since it would
+// only ask for it again: a viewer's.
+type unreader interface {
+	// unreadable is called with no lock held, for an event batch that was refused with
+	// CodeEventRejected before the machine saw it.
+	unreadable(err *ProtocolError)
 }
 
 // A task is something on a link that may have a payload to send: a session, a cursor, a
@@ -116,13 +136,19 @@ func (l *Link) forget(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tasks.Remove(t)
+	l.unwritten = slices.DeleteFunc(l.unwritten, func(u *task) bool { return u == t })
 }
 
 // forgetAll takes all tasks out, for a new link id on the same connection.
 func (l *Link) forgetAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forgetAllLocked()
+}
+
+func (l *Link) forgetAllLocked() {
 	l.tasks.Clear()
+	l.unwritten = nil
 }
 
 // reply queues a payload that says something once. If the peer reads nothing, payloads
@@ -161,7 +187,8 @@ func (l *Link) wakeNext() {
 }
 
 // fail makes the link dead, unless it is already: the first cause stays. Replies that are
-// queued are still sent, unless the link was superseded or closed, or the peer is gone.
+// queued are still sent, unless the link was superseded or closed, or the peer is gone: then
+// they are of no use any more.
 // The caller holds no lock, since detach takes those of levels 1 and 2.
 func (l *Link) fail(now time.Time, err error) { l.failWith(now, err, nil) }
 
@@ -175,13 +202,20 @@ func (l *Link) failWith(now time.Time, err error, last Payload) {
 		return
 	}
 	l.err = err
-	l.tasks.Clear()
+	l.forgetAllLocked()
 	if errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed) || errors.Is(err, ErrSilent) {
 		l.replies = nil
-	} else if last != nil {
+	}
+	if last != nil {
 		l.replies = append(l.replies, last)
 	}
 	l.finishLocked()
+	if l.alarm != nil {
+		l.alarm.Stop()
+		if !l.over {
+			time.AfterFunc(drainTimeout, l.discardReplies)
+		}
+	}
 	l.mu.Unlock()
 	l.wakeNext()
 	if p := l.pusher.Load(); p != nil {
@@ -231,19 +265,47 @@ func (l *Link) next(now time.Time) (Payload, time.Time, error) {
 }
 
 // take is like next, for callers that only encode the payload: batches stay in the form
-// that machines make, and the caller ends their use.
+// that machines make, and the caller ends their use. That the sender comes for another says
+// that those it took before are written.
+func (l *Link) take(now time.Time) (Payload, time.Time, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.noteWrittenLocked(now)
+	return l.takeLocked(now)
+}
+
+// noteWrittenLocked tells the tasks whose payloads were taken that those are written.
+func (l *Link) noteWrittenLocked(now time.Time) {
+	for n := len(l.unwritten); n > 0; n = len(l.unwritten) {
+		t := l.unwritten[n-1]
+		if l.unwritten = l.unwritten[:n-1]; n == 1 && cap(l.unwritten) > 16 {
+			l.unwritten = nil
+		}
+		l.mu.Unlock()
+		t.Written(now)
+		l.mu.Lock()
+	}
+}
+
+// takeMore is take for a sender that has not written yet what it took before.
+func (l *Link) takeMore(now time.Time) (Payload, time.Time, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takeLocked(now)
+}
+
+// takeLocked finds the payload that is to be sent next.
 //
 // The lock is given up while a Source is called, since that takes locks of levels 1 and 2.
 // Meanwhile the link may die, and other tasks and replies may come; the loop looks at all
 // of it afresh. A payload that was made is returned all the same: it counts as sent.
-func (l *Link) take(now time.Time) (Payload, time.Time, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *Link) takeLocked(now time.Time) (Payload, time.Time, error) {
 	for {
 		if len(l.replies) > 0 {
 			p := l.replies[0]
 			l.replies[0] = nil
 			l.replies = l.replies[1:]
+			l.spokeAt = now
 			l.wakeNext() // there may be more, for a concurrent call
 			return p, time.Time{}, nil
 		}
@@ -258,10 +320,32 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 		p := t.Source(now)
 		l.mu.Lock()
 		if p != nil {
+			if l.spokeAt = now; t.Written != nil && l.err == nil {
+				l.unwritten = append(l.unwritten, t)
+			}
 			l.readyLocked(t) // it may have more, after the others: they take turns (rule 7)
 			return p, time.Time{}, nil
 		}
 	}
+}
+
+// carryLess sends smaller payloads in place of the last one that was taken, which is more
+// than the transport can carry. They go out before all else, since they have its place in the
+// order of its session. An event that is too large by itself becomes a gap. What can't be
+// made smaller counts as lost on its way.
+func (l *Link) carryLess(p Payload) {
+	parts, lost := divide(p)
+	if lost != nil {
+		if a, ok := l.endpoint.(author); ok {
+			a.lose(lost.SessionID, lost.Epoch, lost.FirstSeq)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.replies = slices.Insert(l.replies, 0, parts...)
+	}
+	l.wakeNext()
 }
 
 // HandleFrame is Unmarshal and Handle in one, for callers whose transport carries
@@ -269,8 +353,10 @@ func (l *Link) take(now time.Time) (Payload, time.Time, error) {
 // It is faster, since the events of a batch never become a []Event. It blocks as
 // Handle does, and treats ctx, errors and concurrent calls in the same way. A frame that
 // can't be decoded is refused with a *ProtocolError: the peer gets an error payload,
-// unless the frame is one itself, and the link goes on (rule 11).
+// unless the frame is one itself, and the link goes on (rule 11). As with Handle, Err tells
+// whether the link has ended.
 func (l *Link) HandleFrame(ctx context.Context, frame []byte) error {
+	l.serve()
 	return l.handleFrame(ctx, time.Now(), frame)
 }
 
@@ -278,6 +364,7 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 	if err := l.failure(); err != nil {
 		return err
 	}
+	l.heard(now)
 	d := decoders.Get().(*decoder)
 	defer d.release()
 	p, err := d.decode(frame)
@@ -295,11 +382,13 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 // and comes again.
 //
 // A *ProtocolError says that the payload, or a part of it, was refused (rule 11): the
-// answer to the peer is queued for Next, and unless the link died of it, go on with the
-// next payload. Any error other than that or ctx's has ended the link. Duplicates and
-// payloads of an older link are not errors. Concurrent calls are safe, but a peer's
-// payloads should be handled in the order in which they arrived.
+// answer to the peer is queued for Next. That is nothing to end a connection for, or each
+// new one would end by the same payload. So ask Err after an error: if it returns nil and
+// ctx has not ended, go on with the next payload. Duplicates and payloads of an older link
+// are not errors. Whatever comes is a sign of the peer's life (rule 9). Concurrent calls are
+// safe, but a peer's payloads should be handled in the order in which they arrived.
 func (l *Link) Handle(ctx context.Context, p Payload) error {
+	l.serve()
 	return l.handle(ctx, time.Now(), p)
 }
 
@@ -309,6 +398,9 @@ func (l *Link) handle(ctx context.Context, now time.Time, p Payload) error {
 	if err := l.failure(); err != nil {
 		return err
 	}
+	l.heard(now)
+	l.handling.Add(1)
+	defer l.handling.Add(-1)
 	err := l.apply(ctx, now, p)
 	if err == nil {
 		return nil
@@ -362,6 +454,9 @@ func (l *Link) refuse(now time.Time, err *ProtocolError) {
 		if ha, ok := l.endpoint.(*hubAgentLink); ok {
 			ha.refusedBatch(now, err)
 		}
+	}
+	if m, ok := l.endpoint.(unreader); ok && err.Code == CodeEventRejected {
+		m.unreadable(err)
 	}
 }
 

@@ -91,7 +91,7 @@ func (e *diskError) Error() string { return fmt.Sprintf("sector %d is gone", e.s
 func TestLinkRunReturnsFirstCause(t *testing.T) {
 	errLine := errors.New("line is down")
 	errWhy := errors.New("user went home")
-	fatal := &ProtocolError{Code: codeAckBeyondSent, fatal: true}
+	fatal := &ProtocolError{Code: CodeAckBeyondSent, fatal: true}
 	hello := func(context.Context) (Payload, error) { return &HelloPayload{V: 1, Role: roleAgent}, nil }
 	tests := []struct {
 		name    string
@@ -233,7 +233,7 @@ func TestLinkAnswersProtocolErrorOfReceive(t *testing.T) {
 		l := NewHub(nil).ConnectAgent("agent")
 		done := make(chan error)
 		go func() { done <- l.Run(t.Context(), near.send, receive) }()
-		if p, _ := far.receive(t.Context()); p.(*ErrorPayload).Code != codeMalformed {
+		if p, _ := far.receive(t.Context()); p.(*ErrorPayload).Code != CodeMalformed {
 			t.Errorf("got %s, want an error", payloadText(p))
 		}
 		far.send(t.Context(), &HelloPayload{V: 1, Role: roleAgent})
@@ -250,17 +250,17 @@ func TestLinkAnswersProtocolErrorOfReceive(t *testing.T) {
 // Rule 11: an error is never answered with an error.
 func TestLinkNeverAnswersErrorByError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refuse := &ProtocolError{Code: codeUnexpected}
+		refuse := &ProtocolError{Code: CodeUnexpected}
 		m := newScript()
 		m.handled = func(context.Context, Payload) error { return refuse }
 		s := newPeer(t, m.Link)
-		for _, p := range []*ErrorPayload{{Code: "overloaded"}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
+		for _, p := range []*ErrorPayload{{Code: CodeOverloaded}, {Code: ""}, {Code: "x", SessionID: "\n"}, {Code: "x", Epoch: "E"}, {Code: "x", Seq: MaxSeq + 1}} {
 			if err := m.Handle(t.Context(), p); err == nil {
 				t.Errorf("%+v: no error", p)
 			}
 			s.wantIdle("an error is not answered")
 		}
-		s.refused(note("x"), &ErrorPayload{Code: codeUnexpected})
+		s.refused(note("x"), &ErrorPayload{Code: CodeUnexpected})
 		refuse.fatal = true
 		if err := m.Handle(t.Context(), &ErrorPayload{Code: "x"}); !errors.Is(err, refuse) {
 			t.Error(err)
@@ -271,12 +271,13 @@ func TestLinkNeverAnswersErrorByError(t *testing.T) {
 
 func TestLinkStuckSendIsCancelled(t *testing.T) {
 	for name, end := range map[string]struct {
-		do   func(h *Hub, l *Link)
-		want error
+		do    func(h *Hub, l *Link)
+		want  error
+		after time.Duration
 	}{
-		"superseded": {func(h *Hub, _ *Link) { h.ConnectAgent("agent") }, ErrSuperseded},
-		"closed":     {func(_ *Hub, l *Link) { l.Close() }, ErrClosed},
-		"hub closed": {func(h *Hub, _ *Link) { h.Close() }, ErrClosed},
+		"superseded": {func(h *Hub, _ *Link) { h.ConnectAgent("agent") }, ErrSuperseded, drainTimeout}, // it would say so
+		"closed":     {func(_ *Hub, l *Link) { l.Close() }, ErrClosed, 0},
+		"hub closed": {func(h *Hub, _ *Link) { h.Close() }, ErrClosed, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -290,8 +291,8 @@ func TestLinkStuckSendIsCancelled(t *testing.T) {
 				synctest.Wait()
 				start := time.Now()
 				end.do(h, l)
-				if err := <-done; err != end.want || time.Since(start) != 0 {
-					t.Errorf("Run: %v after %v, want %v at once", err, time.Since(start), end.want)
+				if err := <-done; err != end.want || time.Since(start) != end.after {
+					t.Errorf("Run: %v after %v, want %v after %v", err, time.Since(start), end.want, end.after)
 				}
 			})
 		})
@@ -300,7 +301,7 @@ func TestLinkStuckSendIsCancelled(t *testing.T) {
 
 // A link that fails sends the reason before it is gone, but does not try for ever.
 func TestLinkFatalErrorTellsThePeer(t *testing.T) {
-	fatal := &ProtocolError{Code: codeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
+	fatal := &ProtocolError{Code: CodeAckBeyondSent, SessionID: "s", Seq: 3, fatal: true}
 	t.Run("by Run", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := newScript()
@@ -312,7 +313,7 @@ func TestLinkFatalErrorTellsThePeer(t *testing.T) {
 			pass(drainTimeout / 2)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != codeAckBeyondSent {
+			if p, err := far.receive(ctx); err != nil || p.(*ErrorPayload).Code != CodeAckBeyondSent {
 				t.Errorf("the peer heard %s, %v", payloadText(p), err)
 			}
 			if err := <-done; !errors.Is(err, fatal) {
@@ -372,6 +373,7 @@ func TestLinkNext(t *testing.T) {
 func TestLinkNextTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		start := time.Now()
 		late, soon := notes("late", false, 1), notes("soon", false, 1)
 		m.schedule(late, start.Add(time.Hour))
@@ -391,6 +393,70 @@ func TestLinkNextTimer(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A payload counts as written when the sender comes for another. That its task was forgotten
+// meanwhile, or the link has died or begun anew, means that nobody cares any more.
+func TestLinkWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name string
+			then func(m *script, a *task)
+			want int
+		}{
+			{"Next", func(m *script, _ *task) { m.Next(endedContext) }, 1},
+			{"NextFrame", func(m *script, _ *task) { m.NextFrame(endedContext, nil) }, 1},
+			{"one that has not written yet", func(m *script, _ *task) { m.takeMore(time.Now()) }, 0},
+			{"Handle", func(m *script, _ *task) { m.Handle(endedContext, note("a")) }, 0},
+			{"forget", func(m *script, a *task) { m.forget(a); m.Next(endedContext) }, 0},
+			{"forget another", func(m *script, _ *task) { m.forget(notes("b", false, 1)); m.Next(endedContext) }, 1},
+			{"forgetAll", func(m *script, _ *task) { m.forgetAll(); m.Next(endedContext) }, 0},
+			{"Close", func(m *script, _ *task) { m.Close(); m.Next(endedContext) }, 0},
+		} {
+			m := newScript()
+			var written []time.Time
+			a := notes("a", false, 1)
+			a.Written = func(now time.Time) {
+				m.failure() // takes the lock
+				written = append(written, now)
+			}
+			m.ready(a)
+			m.Next(endedContext)
+			if len(written) > 0 {
+				t.Errorf("%s: written before it could be", c.name)
+			}
+			pass(time.Second)
+			c.then(m, a)
+			if len(written) != c.want || c.want > 0 && !written[0].Equal(time.Now()) {
+				t.Errorf("%s: written at %v, want %d", c.name, written, c.want)
+			}
+			m.Next(endedContext)
+			if m.Next(endedContext); len(written) > 1 {
+				t.Errorf("%s: written twice", c.name)
+			}
+			m.Close()
+		}
+	})
+}
+
+// Of many payloads in one write each task hears, and the list of them is not kept.
+func TestLinkWrittenTogether(t *testing.T) {
+	m := newScript()
+	const n = 100
+	written := 0
+	for range n {
+		a := notes("a", false, 1)
+		a.Written = func(time.Time) { written++ }
+		m.ready(a)
+	}
+	for range n {
+		m.takeMore(time.Now())
+	}
+	m.take(time.Now())
+	if written != n || cap(m.unwritten) != 0 {
+		t.Errorf("%d of %d are written, and there is room for %d more", written, n, cap(m.unwritten))
+	}
+	m.Close()
 }
 
 func TestLinkForgottenTaskNeverComes(t *testing.T) {
@@ -429,7 +495,7 @@ func TestLinkClosedSaysAndTakesNothing(t *testing.T) {
 
 func TestLinkBoundsAnswers(t *testing.T) {
 	m := newScript()
-	m.handled = func(context.Context, Payload) error { return &ProtocolError{Code: codeUnexpected} }
+	m.handled = func(context.Context, Payload) error { return &ProtocolError{Code: CodeUnexpected} }
 	for range 3 * maxReplies {
 		m.Handle(t.Context(), note("x"))
 	}
@@ -437,7 +503,7 @@ func TestLinkBoundsAnswers(t *testing.T) {
 	if n := len(s.drain()); n != maxReplies {
 		t.Errorf("%d answers, want %d", n, maxReplies)
 	}
-	s.refused(note("x"), &ErrorPayload{Code: codeUnexpected}) // there is room again
+	s.refused(note("x"), &ErrorPayload{Code: CodeUnexpected}) // there is room again
 }
 
 // Rule 7: sessions take turns; acks, errors and statuses go before events.
@@ -490,7 +556,7 @@ func TestLinkConcurrentNext(t *testing.T) {
 
 func TestLinkHandleNoPayload(t *testing.T) {
 	s := newPeer(t, newScript().Link)
-	s.refused(nil, &ErrorPayload{Code: codeMalformed})
+	s.refused(nil, &ErrorPayload{Code: CodeMalformed})
 }
 
 // A ctx that ends a call does not end the link: the payload counts as lost.
@@ -587,6 +653,7 @@ func TestLinkUnreadableErrorIsNotAnswered(t *testing.T) {
 func TestLinkNextLeavesTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newScript()
+		m.patient = true
 		got := make(chan Payload, 2)
 		next := func(ctx context.Context) {
 			if p, err := m.Next(ctx); err == nil {
@@ -639,8 +706,8 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	}
 	al := st.connect(time.Now())
 	for i := range 1000 { // two small frames each; the agent's send is blocked meanwhile
-		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), Window: 1})
-		al.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+		al.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i), WindowEvents: 1})
+		al.Handle(t.Context(), &ErrorPayload{Code: CodeStaleLink})
 	}
 	if n := readyTasks(al.Link); n > 100 {
 		t.Errorf("agent: %d tasks in the queue of 100 sessions", n)
@@ -652,7 +719,7 @@ func TestLinkWelcomeFlood(t *testing.T) {
 	vl := v.connect(time.Now())
 	for i := range 1000 {
 		vl.Handle(t.Context(), &WelcomePayload{V: 1, Link: fmt.Sprint("l", i)})
-		vl.Handle(t.Context(), &ErrorPayload{Code: codeStaleLink})
+		vl.Handle(t.Context(), &ErrorPayload{Code: CodeStaleLink})
 	}
 	if n := readyTasks(vl.Link); n > 101 {
 		t.Errorf("viewer: %d tasks in the queue of 100 watches", n)
@@ -697,7 +764,7 @@ func TestLinkSilentWhileSendIsStuck(t *testing.T) {
 					})
 				})
 				synctest.Wait() // hello is said
-				far <- &WelcomePayload{V: 1, Link: "l1", Window: 256}
+				far <- &WelcomePayload{V: 1, Link: "l1", WindowEvents: 256}
 				for range 5 { // to be answered, if anything could be sent
 					far <- &HelloPayload{V: 1, Role: role}
 				}
@@ -726,7 +793,7 @@ func TestLinkSilentBeforeWelcome(t *testing.T) {
 				var said []time.Duration
 				for {
 					if _, err := l.Next(context.Background()); err != nil {
-						if err != ErrSilent || time.Since(start) != maxSilence {
+						if !errors.Is(err, ErrSilent) || time.Since(start) != maxSilence {
 							t.Errorf("ended after %v with %v", time.Since(start), err)
 						}
 						break
@@ -839,7 +906,7 @@ func TestNextFrame(t *testing.T) {
 			links[i] = st.Connect()
 			s := newPeer(t, links[i])
 			s.want(&HelloPayload{V: 1, Role: roleAgent})
-			s.send(&WelcomePayload{V: 1, Link: "l", Window: 1000})
+			s.send(&WelcomePayload{V: 1, Link: "l", WindowEvents: 1000})
 			for n := range 400 {
 				st.Publish(t.Context(), "s", Event{Type: "out", Data: fmt.Appendf(nil, `"%0*d"`, n, n)})
 			}

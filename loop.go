@@ -15,11 +15,14 @@ import (
 //   - the receiver: receive a payload, handle it, again
 //   - watch: ends the other two when the link dies, even if both are stuck
 //
-// None holds a lock while it calls send or receive.
+// Silence is the alarm's, which has a goroutine only while it rings (silence.go). None holds a lock while it calls send or receive.
 
 // A SendFunc sends one payload to the peer. It may block, for as long as the
 // transport does, and must return when ctx ends. A link calls it from one
-// goroutine at a time. It must not change the payload; it may keep it.
+// goroutine at a time. It must not change the payload; it may keep it. If it returns an
+// error that wraps ErrTooLarge, the transport can't carry the payload, and has sent nothing
+// of it: the link sends smaller ones in its place, and an event that is too large by itself
+// becomes a gap. Any other error ends the link's Run or Push.
 type SendFunc func(ctx context.Context, p Payload) error
 
 // A ReceiveFunc returns the next payload from the peer. It blocks until there is
@@ -30,10 +33,14 @@ type SendFunc func(ctx context.Context, p Payload) error
 type ReceiveFunc func(ctx context.Context) (Payload, error)
 
 // Next returns the next payload to send. It blocks until there is one, ctx ends
-// or the link dies, and prefers a ready payload to a context that has ended. The
-// payload counts as sent: one that gets lost is sent again after its timer, or on the
-// next link (rule 9). The payload is read-only. Concurrent calls are safe, but payloads
-// sent in another order than Next returned them cost resends.
+// or the link dies, and prefers a ready payload to a context that has ended; any other
+// error than ctx's is the link's, see Err. The payload counts as sent, and as written when
+// Next is called again: one that gets lost is sent again after its timer, which runs from
+// then on, or on the next link (rule 9). The payload is read-only. Concurrent calls are safe,
+// but payloads sent in another order than Next returned them cost resends.
+//
+// What a caller does between two calls is hidden from the link. If its write may be stuck
+// for long, another goroutine has to wait for Done and close the connection then.
 func (l *Link) Next(ctx context.Context) (Payload, error) {
 	var t reusableTimer
 	defer t.stop()
@@ -91,6 +98,7 @@ func (t *reusableTimer) stop() {
 // await is Next for callers that only encode the payload: batches stay in the form that
 // machines make, and the caller ends their use.
 func (l *Link) await(ctx context.Context, t *reusableTimer) (Payload, error) {
+	l.serve()
 	for {
 		now := time.Now()
 		p, at, err := l.take(now)
@@ -122,9 +130,10 @@ func (l *Link) await(ctx context.Context, t *reusableTimer) (Payload, error) {
 // ErrSuperseded, ErrClosed, ErrSilent, a fatal *ProtocolError or the error of a
 // Commit callback. When it returns, send and receive have returned, all goroutines
 // it started have ended and the link is closed. It does not reconnect: make a new
-// link, with a back-off of your own. Run a link once. An agent's or viewer's ends
-// with ErrSilent after 45 s without a word from the hub; a hub's link has no such limit
-// (rule 9).
+// link, with a back-off of your own. Run a link once. It ends with ErrSilent when nothing
+// has moved for 45 to 60 s (rule 9): no call of receive has returned, and none of send that
+// had to wait for 0.1 s or more. A transport of messages shows no more than that: one on
+// which a single payload may take longer needs RunLines, or smaller events.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
 	var t reusableTimer
 	defer t.stop()
@@ -133,7 +142,16 @@ func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) erro
 		if err != nil {
 			return err
 		}
-		return send(ctx, toPayload(p))
+		p = toPayload(p)
+		begun := time.Now()
+		switch err = send(ctx, p); {
+		case err == nil:
+			l.wrote(begun, time.Now())
+		case errors.Is(err, ErrTooLarge):
+			l.carryLess(p)
+			return nil
+		}
+		return err
 	}
 	return run(ctx, l, next, receive, l.Handle)
 }
@@ -170,27 +188,13 @@ func run[M any](ctx context.Context, l *Link, send func(context.Context) error,
 }
 
 // watch returns when the link has died, so that a stuck send or receive does not
-// outlive it. Silence is otherwise found by the heartbeat's task, when the sender asks
-// it; while send is stuck nobody does, so the link dies of the peer's silence here.
+// outlive it.
 func (l *Link) watch(ctx context.Context) error {
-	m, listens := l.endpoint.(listener)
-	var tick <-chan time.Time
-	if listens {
-		ticker := time.NewTicker(heartbeatEvery)
-		defer ticker.Stop()
-		tick = ticker.C
-	}
-	for {
-		select {
-		case <-l.done:
-			return l.failure()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case now := <-tick:
-			if m.checkSilence(now) {
-				l.fail(now, ErrSilent)
-			}
-		}
+	select {
+	case <-l.done:
+		return l.failure()
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -219,14 +223,11 @@ func receiveLoop[M any](ctx context.Context, l *Link, receive func(context.Conte
 	}
 }
 
-// drain waits until the sender has sent the link's last payload, for a bounded time: the
-// peer may read nothing.
+// drain waits until the sender has sent the link's last payload, or done is closed without
+// that: the peer may read nothing.
 func (l *Link) drain(ctx context.Context) {
-	timer := time.NewTimer(drainTimeout)
-	defer timer.Stop()
 	select {
 	case <-l.done:
-	case <-timer.C:
 	case <-ctx.Done():
 	}
 }

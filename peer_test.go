@@ -50,12 +50,17 @@ type peer struct {
 	window int // that its welcome grants
 
 	waits    bool            // the hub's callbacks are called by goroutines of its own: send waits for them
+	deaf     bool            // passes over empty statuses, unless they are wanted
 	pushed   *inbox          // receives what the link pushes, if it does
 	requests map[string]bool // ids of the replay requests that were wanted
 }
 
-// newPeer plays the other end of a link, and has sent nothing yet.
-func newPeer(t *testing.T, link *Link) *peer { return &peer{t: t, link: link} }
+// newPeer plays the other end of a link, and has sent nothing yet. It gives no signs of life,
+// which the link forgives, but in tests of just that.
+func newPeer(t *testing.T, link *Link) *peer {
+	link.patient = true
+	return &peer{t: t, link: link}
+}
 
 // meetHub connects a Streamer or a Viewer to a hub that has sent nothing yet.
 func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
@@ -64,8 +69,9 @@ func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 	switch of := of.(type) {
 	case *Streamer:
 		hub.st, hub.window = of, 256
+		of.sizes.first = maxBatchBytes // small first batches have tests of their own
 	case *Viewer:
-		hub.viewer = "tab"
+		hub.viewer, hub.deaf = "tab", true
 	}
 	return hub
 }
@@ -115,7 +121,7 @@ func (p *peer) hearsHello() {
 func (p *peer) welcome(id string) {
 	p.t.Helper()
 	p.id = id
-	p.send(&WelcomePayload{ViewerID: p.viewer, V: 1, Link: id, Window: p.window})
+	p.send(&WelcomePayload{ViewerID: p.viewer, V: 1, Link: id, WindowEvents: p.window, WindowBytes: 64 << 20})
 }
 
 // playAgent connects an agent to a hub, and says hello.
@@ -123,8 +129,9 @@ func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	t.Helper()
 	a := newPeer(t, h.ConnectAgent(agentID))
 	a.waits = (h.cfg.Commit != nil || h.cfg.Resume != nil || h.cfg.AuthorizeAgent != nil) && h.commits.size > 0
+	a.deaf = true
 	w := a.hello(roleAgent)
-	if w.V != 1 || w.Window != h.cfg.Window || !validID(w.Link) {
+	if w.V != 1 || w.WindowEvents != h.cfg.Window || !validID(w.Link) {
 		t.Fatalf("welcome: %+v", w)
 	}
 	return a
@@ -227,6 +234,20 @@ func (p *peer) feed(session, epoch string, from, to uint64) {
 // next takes what the link sends next, or nil if it has nothing to send.
 func (p *peer) next() Payload {
 	p.t.Helper()
+	for {
+		if said := p.take(); !p.deaf || !isBeat(said) {
+			return said
+		}
+	}
+}
+
+func isBeat(p Payload) bool {
+	s, ok := p.(*StatusPayload)
+	return ok && len(s.Sessions) == 0
+}
+
+func (p *peer) take() Payload {
+	p.t.Helper()
 	if p.pushed != nil {
 		return p.pushed.next()
 	}
@@ -237,6 +258,9 @@ func (p *peer) next() Payload {
 		}
 		return nil
 	}
+	p.link.mu.Lock()
+	p.link.noteWrittenLocked(time.Now()) // it takes no time
+	p.link.mu.Unlock()
 	got, err := overWire(said)
 	if err != nil {
 		p.t.Fatalf("the link says %s: %v", payloadText(said), err)
@@ -249,7 +273,11 @@ func (p *peer) want(ps ...Payload) {
 	p.t.Helper()
 	for _, want := range ps {
 		p.fill(want)
-		got := p.next()
+		next := p.next
+		if isBeat(want) {
+			next = p.take
+		}
+		got := next()
 		if got == nil {
 			p.t.Fatalf("the link says nothing, want %s", payloadText(want))
 		}
@@ -295,7 +323,11 @@ func (p *peer) wantAfter(d time.Duration, ps ...Payload) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d-1)
 	defer cancel()
-	if got, err := p.link.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	got, err := p.link.Next(ctx)
+	for p.deaf && err == nil && isBeat(got) {
+		got, err = p.link.Next(ctx)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
 		p.t.Fatalf("want nothing for %v, got %s, %v", d, payloadText(got), err)
 	}
 	pass(1)
@@ -311,6 +343,14 @@ func (p *peer) wantDead(want error) {
 	if err := p.link.Handle(context.Background(), &HelloPayload{V: 1, Role: roleAgent}); !errors.Is(err, want) {
 		p.t.Fatalf("Handle: %v, want %v", err, want)
 	}
+}
+
+// wantSuperseded wants a hub's link to have said that a newer one has taken over, and to be
+// dead.
+func (p *peer) wantSuperseded() {
+	p.t.Helper()
+	p.want(&ErrorPayload{Code: CodeSuperseded, ViewerID: p.viewer})
+	p.wantDead(ErrSuperseded)
 }
 
 // asked wants the hub to ask the agent for a replay, under an id of its own.

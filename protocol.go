@@ -31,7 +31,11 @@ type WelcomePayload struct {
 	ViewerID string `json:"viewer_id"` // the viewer as the hub knows it; empty for an agent
 	V        int    `json:"v"`         // version of the protocol: 1
 	Link     string `json:"link"`      // stands in every later frame that has the field
-	Window   int    `json:"window"`    // events that an agent may number beyond the hub's ack
+
+	// What an agent may send of a session before the hub has acknowledged anything of it on
+	// this link. If zero, the defaults of PROTOCOL.md.
+	WindowEvents int `json:"window_events,omitempty"`
+	WindowBytes  int `json:"window_bytes,omitempty"`
 }
 
 // StatusPayload says where sessions stand. An agent sends it when a link opens, and as a
@@ -66,7 +70,7 @@ type EventBatchPayload struct {
 	SessionID string  `json:"session_id"`
 	ViewerID  string  `json:"viewer_id"` // the viewer it is for; empty to the hub
 	Epoch     string  `json:"epoch"`
-	Link      string  `json:"link"`
+	Link      string  `json:"link"` // empty from a hub, if the batch is true for every viewer
 	FirstSeq  uint64  `json:"first_seq"`
 	LastSeq   uint64  `json:"last_seq"`
 	HeadSeq   uint64  `json:"head_seq"` // last number the sender has
@@ -79,16 +83,42 @@ type EventBatchPayload struct {
 	trusted *Event
 }
 
-// AckBatchPayload acknowledges all events of a session up to a number: the hub
-// has accepted each of them, or its gap (rule 6). It is cumulative, so a lost one does no
-// harm: the next one says more.
+// AckBatchPayload says how far the receiver of a session is, and how much more it takes: the
+// hub to an agent, a viewer to the hub. Everything up to UpToSeq is accepted, as an event or
+// in a gap (rule 6). It is cumulative, so a lost one does no harm: the next one says more.
 type AckBatchPayload struct {
-	SessionID string `json:"session_id"`
-	ViewerID  string `json:"viewer_id"` // empty: the hub. Else that viewer's progress, which frees nothing
-	Epoch     string `json:"epoch"`
-	Link      string `json:"link"`
-	UpToSeq   uint64 `json:"up_to_seq"`      // inclusive; 0: nothing yet
-	Nack      bool   `json:"nack,omitempty"` // what follows UpToSeq did not arrive: send again from there
+	SessionID    string `json:"session_id"`
+	ViewerID     string `json:"viewer_id"` // empty: the hub
+	Epoch        string `json:"epoch"`
+	Link         string `json:"link"`
+	UpToSeq      uint64 `json:"up_to_seq"`               // inclusive; 0: nothing yet
+	Nack         bool   `json:"nack,omitempty"`          // what follows UpToSeq did not arrive: send again from there
+	Full         bool   `json:"full,omitempty"`          // there is no room beyond UpToSeq now
+	WindowEvents int    `json:"window_events,omitempty"` // events and gaps beyond UpToSeq that there is room for; 0: as said before
+	WindowBytes  int    `json:"window_bytes,omitempty"`  // bytes of their JSON; 0: as said before
+	ReadSeq      uint64 `json:"read_seq,omitempty"`      // a viewer's reader has dealt with what is up to here
+
+	Acks []SessionAck `json:"acks,omitempty"` // the same of further sessions
+}
+
+// SessionAck is one more session in an AckBatchPayload. Its fields mean the same.
+type SessionAck struct {
+	SessionID    string `json:"session_id"`
+	Epoch        string `json:"epoch"`
+	UpToSeq      uint64 `json:"up_to_seq"`
+	Nack         bool   `json:"nack,omitempty"`
+	Full         bool   `json:"full,omitempty"`
+	WindowEvents int    `json:"window_events,omitempty"`
+	WindowBytes  int    `json:"window_bytes,omitempty"`
+	ReadSeq      uint64 `json:"read_seq,omitempty"`
+}
+
+// first is the ack of the session that the payload itself names.
+func (p *AckBatchPayload) first() SessionAck {
+	return SessionAck{
+		SessionID: p.SessionID, Epoch: p.Epoch, UpToSeq: p.UpToSeq, Nack: p.Nack, Full: p.Full,
+		WindowEvents: p.WindowEvents, WindowBytes: p.WindowBytes, ReadSeq: p.ReadSeq,
+	}
 }
 
 // WatchPayload asks the hub for a session from a position on, or to stop
@@ -99,6 +129,10 @@ type WatchPayload struct {
 	Epoch     string `json:"epoch"`     // empty with AfterSeq 0: from the first event
 	AfterSeq  uint64 `json:"after_seq"` // exclusive
 	Stop      bool   `json:"stop,omitempty"`
+
+	// How much the viewer takes beyond AfterSeq. If zero, the defaults of PROTOCOL.md.
+	WindowEvents int `json:"window_events,omitempty"`
+	WindowBytes  int `json:"window_bytes,omitempty"`
 }
 
 // ReplayRequestPayload asks an agent for older events on behalf of one viewer
@@ -107,7 +141,7 @@ type ReplayRequestPayload struct {
 	SessionID string `json:"session_id"`
 	ViewerID  string `json:"viewer_id"`
 	RequestID string `json:"request_id"` // chosen by the hub, returned in every answer
-	Epoch     string `json:"epoch"`      // empty: the current one
+	Epoch     string `json:"epoch"`      // empty, with AfterSeq 0: the current one
 	AfterSeq  uint64 `json:"after_seq"`  // exclusive
 	UntilSeq  uint64 `json:"until_seq"`  // inclusive; 0: up to the last number published
 	Limit     int    `json:"limit"`      // maximum number of events; 0: everything up to UntilSeq
@@ -142,7 +176,7 @@ type ReplayBatchPayload struct {
 type ErrorPayload struct {
 	SessionID string `json:"session_id"`           // empty: not about one session
 	ViewerID  string `json:"viewer_id"`            // empty: not about one viewer
-	Code      string `json:"code"`                 // one of those in PROTOCOL.md
+	Code      Code   `json:"code"`                 // what is wrong; may be one that is no constant here
 	Message   string `json:"message,omitempty"`    // for people, at most 256 bytes
 	Retryable bool   `json:"retryable,omitempty"`  // the same may succeed later
 	RequestID string `json:"request_id,omitempty"` // the replay request it answers
@@ -168,14 +202,16 @@ func (*ErrorPayload) payloadType() string         { return "error" }
 // returns a malformed error or nil, takes no lock and changes nothing. The codec's limits
 // on lists are the same ones, but hold before memory is spent on a list.
 
-// V is not checked here, nor in a welcome: another version is not malformed, and has an
-// answer of its own (rule 17).
+// Another version is not malformed, here or in a welcome, and has an answer of its own (rule
+// 17); what its other fields may be, only that version knows. So has another role (rule 3).
 func (p *HelloPayload) check() *ProtocolError {
 	switch {
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("hello: bad viewer_id")
-	case p.Role != roleAgent && p.Role != roleViewer:
-		return malformed("hello: unknown role %q", shorten(p.Role))
+	case !validID(p.Role):
+		return malformed("hello: bad role")
 	}
 	return nil
 }
@@ -189,12 +225,14 @@ const (
 
 func (p *WelcomePayload) check() *ProtocolError {
 	switch {
+	case p.WindowEvents < 0 || p.WindowBytes < 0:
+		return malformed("welcome: negative window")
+	case p.V != version:
+		return nil
 	case !optionalID(p.ViewerID):
 		return malformed("welcome: bad viewer_id")
 	case !validID(p.Link):
 		return malformed("welcome: bad link")
-	case p.Window < 0:
-		return malformed("welcome: negative window")
 	}
 	return nil
 }
@@ -252,7 +290,7 @@ func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 		return malformed("event_batch: bad viewer_id")
 	case !validEpoch(p.Epoch):
 		return malformed("event_batch: bad epoch")
-	case !validID(p.Link):
+	case !optionalID(p.Link):
 		return malformed("event_batch: bad link")
 	case len(p.Events)+len(slots) > maxBatchEvents:
 		return malformed("event_batch: more than %d events", maxBatchEvents)
@@ -261,21 +299,46 @@ func (p *EventBatchPayload) checkWith(slots []slot) *ProtocolError {
 	case p.LastSeq < p.FirstSeq:
 		return malformed("event_batch: empty")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	err := checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	if err != nil && err.Seq != 0 { // the rest is as it should be, so the agent can make a gap of the event
+		return rejected(p.SessionID, p.Epoch, err.Seq, err.Message)
+	}
+	return err
 }
 
 func (p *AckBatchPayload) check() *ProtocolError {
 	switch {
-	case !validID(p.SessionID):
-		return malformed("ack_batch: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("ack_batch: bad viewer_id")
-	case !validEpoch(p.Epoch):
-		return malformed("ack_batch: bad epoch")
 	case !validID(p.Link):
 		return malformed("ack_batch: bad link")
-	case p.UpToSeq > MaxSeq:
+	case len(p.Acks) > maxAcks:
+		return malformed("ack_batch: %d further sessions, at most %d", len(p.Acks), maxAcks)
+	}
+	first := p.first()
+	if err := first.check(); err != nil {
+		return err
+	}
+	for i := range p.Acks {
+		if err := p.Acks[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *SessionAck) check() *ProtocolError {
+	switch {
+	case !validID(a.SessionID):
+		return malformed("ack_batch: bad session_id")
+	case !validEpoch(a.Epoch):
+		return malformed("ack_batch: bad epoch")
+	case a.UpToSeq > MaxSeq:
 		return malformed("ack_batch: up_to_seq too large")
+	case a.ReadSeq > a.UpToSeq:
+		return malformed("ack_batch: read_seq %d above up_to_seq %d", a.ReadSeq, a.UpToSeq)
+	case a.WindowEvents < 0 || a.WindowBytes < 0:
+		return malformed("ack_batch: negative window")
 	}
 	return nil
 }
@@ -287,7 +350,9 @@ func (p *WatchPayload) check() *ProtocolError {
 	case !optionalID(p.ViewerID):
 		return malformed("watch: bad viewer_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("watch: bad position")
+		return malformed("watch: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
+	case p.WindowEvents < 0 || p.WindowBytes < 0:
+		return malformed("watch: negative window")
 	}
 	return nil
 }
@@ -301,7 +366,7 @@ func (p *ReplayRequestPayload) check() *ProtocolError {
 	case !validID(p.RequestID):
 		return malformed("replay_request: bad request_id")
 	case !(Position{p.Epoch, p.AfterSeq}).valid():
-		return malformed("replay_request: bad position")
+		return malformed("replay_request: position: %s", Position{p.Epoch, p.AfterSeq}.problem())
 	case p.UntilSeq > MaxSeq || p.UntilSeq != 0 && p.UntilSeq < p.AfterSeq:
 		return malformed("replay_request: until %d before after %d, or too large", p.UntilSeq, p.AfterSeq)
 	case p.Limit < 0:
@@ -332,7 +397,11 @@ func (p *ReplayBatchPayload) checkWith(slots []slot) *ProtocolError {
 	case p.FirstSeq == 0 || p.LastSeq < p.FirstSeq-1:
 		return malformed("replay_batch: ends before it starts")
 	}
-	return checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	err := checkTiles(p.FirstSeq, p.LastSeq, p.Events, slots, p.Gaps)
+	if err != nil {
+		err.Seq = 0 // an agent can't be refused what it has been acknowledged
+	}
+	return err
 }
 
 // ordered reports whether the batch lies within its request, and the request within the
@@ -348,7 +417,7 @@ func (p *ErrorPayload) check() *ProtocolError {
 		return malformed("error: bad session_id")
 	case !optionalID(p.ViewerID):
 		return malformed("error: bad viewer_id")
-	case !validID(p.Code):
+	case !validID(string(p.Code)):
 		return malformed("error: bad code")
 	case len(p.Message) > maxMessage || !utf8.ValidString(p.Message):
 		return malformed("error: bad message")
@@ -410,10 +479,15 @@ func eventAt(i int, events []Event, slots []slot) (seq uint64, end bool, ev *Eve
 	return 0, false, nil
 }
 
-// checkEventTile checks the event at number next of a batch that ends at last.
+// checkEventTile checks the event at number next of a batch that ends at last. An error that is
+// about the event itself names its number.
 func checkEventTile(next, last uint64, end bool, ev *Event) *ProtocolError {
-	if ev != nil && ev.checkFields() != nil {
-		return malformed("batch: event %d: bad type, data or time", next)
+	if ev != nil {
+		if bad := ev.checkFields(); bad != nil {
+			err := malformed("%v", &eventError{next, bad})
+			err.Seq = next
+			return err
+		}
 	}
 	if end && next != last {
 		return malformed("batch: something follows the end %d", next)

@@ -30,8 +30,8 @@ func TestPayloadBounds(t *testing.T) {
 	}
 	for _, c := range foreignPayloads(t) {
 		var refused *ProtocolError
-		if err := l.Handle(t.Context(), c.say(nil)); !errors.As(err, &refused) || refused.Code != codeMalformed {
-			t.Errorf("%s: %v, want malformed", c.name, err)
+		if err := l.Handle(t.Context(), c.say(nil)); !errors.As(err, &refused) || refused.Code != c.want.Code {
+			t.Errorf("%s: %v, want %s", c.name, err, c.want.Code)
 		}
 	}
 }

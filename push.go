@@ -2,6 +2,7 @@ package gvstream
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -40,9 +41,12 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 	}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.timer = time.AfterFunc(timerMax, p.tick) // so late that tick finds p.timer set
-	p.resetTimer(heartbeatEvery)
+	p.timer.Stop()
 	p.release = context.AfterFunc(ctx, func() { l.Close() })
 	l.pusher.Store(p)
+	if p.workers.size > 0 {
+		l.serve()
+	}
 	p.wake() // what became ready before the Store woke nobody
 	return nil
 }
@@ -61,8 +65,8 @@ type pushWriter struct {
 
 	state atomic.Int32
 	place sched.Element[job] // in the queue of workers, whose lock protects it
-	// The timer wakes the writer when a task of the link is due, and also looks for silence
-	// and for a link that died while send is stuck. at is for the worker that has the link;
+	// The timer wakes the writer when a task of the link is due, and also looks for a link that
+	// died while send is stuck. at is for the worker that has the link;
 	// fired tells it that at is void.
 	timer *time.Timer
 	fired atomic.Bool // the timer has fired, and was not set since
@@ -141,7 +145,12 @@ func (p *pushWriter) work(now time.Time) {
 
 // write sends one payload. A transport that fails once takes no last payload either.
 func (p *pushWriter) write(now time.Time, pl Payload) {
-	if err := p.send(p.ctx, pl); err != nil {
+	err := p.send(p.ctx, pl)
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrTooLarge):
+		p.l.carryLess(pl)
+	default:
 		p.l.fail(now, err)
 		p.l.discardReplies()
 	}
@@ -166,24 +175,15 @@ func (p *pushWriter) resetTimer(d time.Duration) {
 	}
 }
 
-// tick is called when a task of the link is due, by the timer's goroutine. While send is
-// stuck, nothing else looks at the clock (rule 9), and the drainTimeout of a dead link is
-// over.
+// tick is called when a task of the link is due, or when the drainTimeout of a dead link is
+// over, by the timer's goroutine: send may be stuck.
 func (p *pushWriter) tick() {
-	m, listens := p.l.endpoint.(listener)
-	now := time.Now()
-	switch {
-	case p.l.failure() != nil:
+	if p.l.failure() != nil {
 		p.cancel()
-	case listens && m.checkSilence(now):
-		p.l.fail(now, ErrSilent)
-	case listens:
-		p.resetTimer(heartbeatEvery)
-		fallthrough
-	default:
-		p.fired.Store(true) // a worker may have an older now, and find nothing due yet
-		p.wake()
+		return
 	}
+	p.fired.Store(true) // a worker may have an older now, and find nothing due yet
+	p.wake()
 }
 
 // failed gives send a last moment to say why the link died.

@@ -54,7 +54,7 @@ func TestPush(t *testing.T) {
 			t.Errorf("after Close: %v", err)
 		}
 		for want, dead := range map[error]*Link{ErrClosed: h.ConnectViewer("tab"), ErrInvalidID: NewHub(nil).ConnectViewer("")} {
-			if err := dead.Push(t.Context(), send); err != want {
+			if err := dead.Push(t.Context(), send); !errors.Is(err, want) {
 				t.Errorf("Push on a dead link: %v, want %v", err, want)
 			}
 		}
@@ -128,7 +128,7 @@ func TestPushLastWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newPeer(t, NewHub(nil).ConnectViewer("tab"))
 		v.push()
-		v.refused(&HelloPayload{V: 7, Role: roleViewer}, &ErrorPayload{Code: codeVersion})
+		v.refused(&HelloPayload{V: 7, Role: roleViewer}, &ErrorPayload{Code: CodeVersionUnsupported})
 	})
 }
 
@@ -177,7 +177,7 @@ func TestPushSilence(t *testing.T) {
 				l.Push(t.Context(), c.send)
 				start := time.Now()
 				<-l.done
-				if err := l.failure(); err != ErrSilent || time.Since(start) > maxSilence+heartbeatEvery {
+				if err := l.failure(); !errors.Is(err, ErrSilent) || time.Since(start) > maxSilence+heartbeatEvery {
 					t.Errorf("%v after %v", err, time.Since(start))
 				}
 				pass(drainTimeout) // the stuck send ends

@@ -138,7 +138,7 @@ func (rc *receiver) next(now time.Time) Payload {
 // first, which may take a while.
 func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch) error {
 	if bad := (*eventError)(nil); errors.As(p.load(), &bad) {
-		refused := refusal(codeEventRejected, p.SessionID, "%v", bad)
+		refused := refusal(CodeEventRejected, p.SessionID, "%v", bad)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
@@ -161,7 +161,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 // not be read. The agent turns that event into a gap when it hears of the refusal, which comes
 // first.
 func (ha *hubAgentLink) refusedBatch(now time.Time, err *ProtocolError) {
-	if err.Code != codeEventRejected {
+	if err.Code != CodeEventRejected {
 		return
 	}
 	if s := ha.lockOpen(err.SessionID, err.Epoch); s != nil {
@@ -195,7 +195,7 @@ func (rc *receiver) batchLocked(ctx context.Context, now time.Time, p *page, hea
 	s := rc.s
 	s.listed = now
 	if end, ok := s.lastLocked(); ok && p.last > end {
-		return ofEpoch(refusal(codeEnded, s.id, "the session ended at %d", end), s.epoch)
+		return ofEpoch(refusal(CodeSessionEnded, s.id, "the session ended at %d", end), s.epoch)
 	}
 	if !s.ended {
 		s.agentHead = max(s.agentHead, head)
@@ -225,7 +225,7 @@ func (ha *hubAgentLink) openByBatch(ctx context.Context, now time.Time, p *event
 		}
 	}
 	if p.FirstSeq != 1 {
-		err := refusal(codeUnknownSession, p.SessionID, "not open on this link")
+		err := refusal(CodeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
 		return err
 	}

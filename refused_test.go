@@ -192,7 +192,7 @@ func readRefusal(s string) (*ErrorPayload, bool, error) {
 		}
 		rest = rest[d.InputOffset():]
 	}
-	p.Code = code
+	p.Code = Code(code)
 	if rest == "" {
 		return p, true, nil
 	}
@@ -308,7 +308,7 @@ func badPayloads(t testing.TB) (out []badCase) {
 		}
 	}
 	year := time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
-	badEvent := "malformed: batch: event 4: bad type, data or time"
+	badEvent := `event_rejected {"session_id":"s","epoch":"e1","seq":4}: event 4: gvstream: invalid event: `
 	noJSON := `event_rejected {"session_id":"s","epoch":"e1","seq":4}: event 4: gvstream: invalid event: data: `
 	for _, c := range []struct {
 		name, to string
@@ -318,7 +318,14 @@ func badPayloads(t testing.TB) (out []badCase) {
 	}{
 		{"nothing", "any", is(nil), "malformed: no payload", false},
 		{"nothing of a type", "any", is((*StatusPayload)(nil)), "malformed: no payload", false},
-		{"window of -1", "any", is(&WelcomePayload{V: 1, Link: "l1", Window: -1}), "malformed: welcome: negative window", false},
+		{"window of -1", "any", is(&WelcomePayload{V: 1, Link: "l1", WindowEvents: -1}), "malformed: welcome: negative window", false},
+		{"window of -1 byte", "any", is(&WelcomePayload{V: 1, Link: "l1", WindowBytes: -1}), "malformed: welcome: negative window", false},
+		{"watch's window of -1", "any", is(&WatchPayload{SessionID: "s", WindowEvents: -1}), "malformed: watch: negative window", false},
+		{"watch's window of -1 byte", "any", is(&WatchPayload{SessionID: "s", WindowBytes: -1}), "malformed: watch: negative window", false},
+		{"ack's window of -1", "any", is(&AckBatchPayload{SessionID: "s", Epoch: "e", Link: "l", WindowEvents: -1}), "malformed: ack_batch: negative window", false},
+		{"ack's window of -1 byte", "any", is(&AckBatchPayload{SessionID: "s", Epoch: "e", Link: "l", WindowBytes: -1}), "malformed: ack_batch: negative window", false},
+		{"256 further acks", "any", is(&AckBatchPayload{SessionID: "s", Epoch: "e", Link: "l", Acks: make([]SessionAck, 256)}),
+			"malformed: ack_batch: 256 further sessions, at most 255", false},
 		{"hello of a viewer_id in bytes", "any", is(&HelloPayload{V: 1, Role: "viewer", ViewerID: "\xff"}), "malformed: hello: bad viewer_id", false},
 		{"status of 257 sessions", "any", is(&StatusPayload{Link: "l", Sessions: make([]SessionStatus, 257)}), "malformed: status: more than 256 sessions", false},
 		{"head beyond the greatest", "any", status(func(s *SessionStatus) { s.HeadSeq = large }), "malformed: status: numbers out of order", false},
@@ -328,9 +335,9 @@ func badPayloads(t testing.TB) (out []badCase) {
 		{"ack of 64 bits", "any", is(&AckBatchPayload{SessionID: "s", Epoch: "e1", Link: "l", UpToSeq: math.MaxUint64}), "malformed: ack_batch: up_to_seq too large", false},
 		{"ack of bytes", "any", is(&AckBatchPayload{SessionID: "s\xff", Epoch: "e1", Link: "l"}), "malformed: ack_batch: bad session_id", false},
 		{"watch of bytes", "any", is(&WatchPayload{SessionID: "\xed\xa0\x80"}), "malformed: watch: bad session_id", false},
-		{"watch from beyond the greatest", "any", is(&WatchPayload{SessionID: "s", Epoch: "e1", AfterSeq: large}), "malformed: watch: bad position", false},
-		{"watch from 64 bits", "any", is(&WatchPayload{SessionID: "s", Epoch: "e1", AfterSeq: math.MaxUint64}), "malformed: watch: bad position", false},
-		{"replay from beyond the greatest", "any", ask(func(p *ReplayRequestPayload) { p.AfterSeq, p.UntilSeq = large, 0 }), "malformed: replay_request: bad position", false},
+		{"watch from beyond the greatest", "any", is(&WatchPayload{SessionID: "s", Epoch: "e1", AfterSeq: large}), "malformed: watch: position: number 9007199254740992, at most 9007199254740991", false},
+		{"watch from 64 bits", "any", is(&WatchPayload{SessionID: "s", Epoch: "e1", AfterSeq: math.MaxUint64}), "malformed: watch: position: number 18446744073709551615, at most 9007199254740991", false},
+		{"replay from beyond the greatest", "any", ask(func(p *ReplayRequestPayload) { p.AfterSeq, p.UntilSeq = large, 0 }), "malformed: replay_request: position: number 9007199254740992, at most 9007199254740991", false},
 		{"replay up to beyond the greatest", "any", ask(func(p *ReplayRequestPayload) { p.UntilSeq = large }), "malformed: replay_request: until 9007199254740992 before after 1, or too large", false},
 		{"replay of less than nothing", "any", ask(func(p *ReplayRequestPayload) { p.Limit = -1 }), "malformed: replay_request: negative limit", false},
 		{"an error of bytes", "any", is(&ErrorPayload{Code: "x", Message: "\xff"}), "malformed: error: bad message", false},
@@ -344,12 +351,12 @@ func badPayloads(t testing.TB) (out []badCase) {
 		{"batch of 257 events", "any", batch(func(p *EventBatchPayload) { p.Events = make([]Event, 257) }), "malformed: event_batch: more than 256 events", false},
 		{"batch of 513 gaps", "any", batch(func(p *EventBatchPayload) { p.Gaps = make([]Gap, 513) }), "malformed: batch: more than 512 gaps", false},
 		{"gap up to 64 bits", "any", batch(func(p *EventBatchPayload) { p.Events, p.Gaps = nil, []Gap{{4, math.MaxUint64, ReasonDropped}} }), "malformed: batch: nothing tiles number 4", false},
-		{"a type in two lines", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "a\nb" }), badEvent, false},
-		{"a type that rings", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "\a" }), badEvent, false},
-		{"a type of 129 bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", maxID+1) }), badEvent, false},
-		{"data and bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Bytes = []byte("x") }), badEvent, false},
-		{"the year 10000", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year }), badEvent, false},
-		{"the year -1", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year.AddDate(-10_001, 0, 0) }), badEvent, false},
+		{"a type in two lines", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "a\nb" }), badEvent + "type: control character U+000A at byte 1", false},
+		{"a type that rings", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = "\a" }), badEvent + "type: control character U+0007 at byte 0", false},
+		{"a type of 129 bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Type = strings.Repeat("t", maxID+1) }), badEvent + "type: 129 bytes, at most 128", false},
+		{"data and bytes", "any", batch(func(p *EventBatchPayload) { p.Events[0].Bytes = []byte("x") }), badEvent + "9 bytes of Data and 1 of Bytes, at most one of them", false},
+		{"the year 10000", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year }), badEvent + "time: year 10000, not one of 0 to 9999", false},
+		{"the year -1", "any", batch(func(p *EventBatchPayload) { p.Events[0].Time = year.AddDate(-10_001, 0, 0) }), badEvent + "time: year -1, not one of 0 to 9999", false},
 		{"replay of 101", "any", replay(func(p *ReplayBatchPayload) { p.Events = make([]Event, 101) }), "malformed: replay_batch: more than 100 events", false},
 		{"replay until beyond the greatest", "any", replay(func(p *ReplayBatchPayload) { p.UntilSeq = large }), "malformed: replay_batch: numbers out of order", false},
 		{"replay available from nowhere", "any", replay(func(p *ReplayBatchPayload) { p.AvailableFrom = large + 1 }), "malformed: replay_batch: numbers out of order", false},
@@ -368,11 +375,7 @@ func badPayloads(t testing.TB) (out []badCase) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bad := badCase{name: c.name, to: c.to, say: c.say, want: want, ends: c.ends}
-		if want.Code == codeEventRejected { // the rest of the batch is asked for
-			bad.says = []string{`{"type":"ack_batch","payload":{"session_id":"s","epoch":"e1","link":"$link","up_to_seq":3,"nack":true}}`}
-		}
-		out = append(out, bad)
+		out = append(out, badCase{name: c.name, to: c.to, say: c.say, want: want, ends: c.ends})
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -351,9 +352,8 @@ func (l *log) oldest(acked uint64) (time.Time, bool) {
 }
 
 // read makes the page that a span asks for. What is older than the log is declared as
-// evicted, and gaps are clipped to the span (rule 12). The first event is taken whatever its
-// size, or it could never be sent. If there is nothing after s.after to give, the page is
-// empty: first is s.after+1 and last is s.after.
+// evicted, and gaps are clipped to the span (rule 12). If there is nothing after s.after to
+// give, the page is empty: first is s.after+1 and last is s.after.
 //
 // A page of at most s.copied bytes gets a copy of them (heldByPool), and a larger one is lent
 // the log's (heldByLog). A copy costs time under the lock; a loan costs the log's chunk,
@@ -436,7 +436,7 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, events, byt
 			return n, events, used
 		case e.gap():
 			gaps++
-		case e.to > s.eventsUntil || events == s.events:
+		case events == s.events || events == 0 && int(e.size) > s.first:
 			return n, events, used
 		default:
 			events++
@@ -447,11 +447,14 @@ func (l *log) measure(start int, until uint64, used int, s span) (n, events, byt
 	return n, events, used
 }
 
-// A span says what a page may hold. It ends at the first of its bounds that is met.
-// eventsUntil is below until where a window is narrower than what there is: gaps may
-// cross the window, events may not (rule 7).
+// A span says what a page may hold. It ends at the first of its bounds that is met. The first
+// event has a bound of its own, since one that is larger than a page goes alone.
 type span struct {
-	after, until, eventsUntil uint64 // numbers from after+1 to until; events only to eventsUntil
-	events, bytes             int    // limits on the events, and on bytes as page.bytes counts them
-	copied                    int    // a page up to this many bytes is copied; 0: it is lent
+	after, until  uint64 // numbers from after+1 to until
+	events, bytes int    // limits on the events, and on bytes as page.bytes counts them
+	first         int    // the most bytes of the first event's JSON
+	copied        int    // a page up to this many bytes is copied; 0: it is lent
 }
+
+// anySize bounds no event.
+const anySize = math.MaxInt

@@ -36,7 +36,7 @@ func newReplayCursor(p *ReplayRequestPayload, head uint64) replayCursor {
 
 // span is the span of the next page, of at most that many events.
 func (c *replayCursor) span(events int) span {
-	return span{after: c.after, until: c.until, eventsUntil: c.until, events: min(events, c.events), bytes: pageBytes}
+	return span{after: c.after, until: c.until, events: min(events, c.events), bytes: pageBytes, first: anySize}
 }
 
 // advance notes that a page was sent, and reports whether it was the last. A page that

@@ -44,7 +44,7 @@ func TestReplayCursor(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newReplayCursor(&test.request, head)
-			want := span{test.request.AfterSeq, test.until, test.until, test.page, pageBytes, 0}
+			want := span{test.request.AfterSeq, test.until, test.page, pageBytes, anySize, 0}
 			if next := c.span(4); next != want {
 				t.Fatalf("the next page is %+v, want %+v", next, want)
 			}
@@ -188,10 +188,10 @@ func TestStreamerReplayRefused(t *testing.T) {
 			req  ReplayRequestPayload
 			want ErrorPayload
 		}{
-			{ReplayRequestPayload{SessionID: "s", AfterSeq: 4}, ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: epoch, Seq: 3}},
-			{ReplayRequestPayload{SessionID: "s", AfterSeq: MaxSeq}, ErrorPayload{Code: codeReplayAhead, SessionID: "s", Epoch: epoch, Seq: 3}},
-			{ReplayRequestPayload{SessionID: "s", Epoch: "other", AfterSeq: 1}, ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: epoch}},
-			{ReplayRequestPayload{SessionID: "t", Epoch: "other"}, ErrorPayload{Code: codeUnknownSession, SessionID: "t"}},
+			{ReplayRequestPayload{SessionID: "s", AfterSeq: 4}, ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: epoch, Seq: 3}},
+			{ReplayRequestPayload{SessionID: "s", AfterSeq: MaxSeq}, ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: epoch, Seq: 3}},
+			{ReplayRequestPayload{SessionID: "s", Epoch: "other", AfterSeq: 1}, ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: epoch}},
+			{ReplayRequestPayload{SessionID: "t", Epoch: "other"}, ErrorPayload{Code: CodeUnknownSession, SessionID: "t"}},
 		} {
 			test.req.ViewerID, test.req.RequestID = "tab-1", "r1"
 			test.want.ViewerID, test.want.RequestID = "tab-1", "r1"
@@ -220,7 +220,7 @@ func TestStreamerReplayBusy(t *testing.T) {
 					open = append(open, req)
 				}
 				busy := &ReplayRequestPayload{SessionID: "s", ViewerID: "v", RequestID: "more"}
-				hub.refused(busy, &ErrorPayload{Code: codeReplayBusy, Retryable: test.open > 0, SessionID: "s", ViewerID: "v", RequestID: "more"})
+				hub.refused(busy, &ErrorPayload{Code: CodeReplayBusy, Retryable: test.open > 0, SessionID: "s", ViewerID: "v", RequestID: "more"})
 				if test.open == 0 {
 					return
 				}

@@ -126,7 +126,7 @@ func checkRead(t *testing.T, l *log, m *logModel) {
 	t.Helper()
 	for after := range m.head() + 4 {
 		for until := range m.head() + 4 {
-			p := l.read(span{after, until, until, 1000, pageBytes, 0})
+			p := l.read(span{after, until, 1000, pageBytes, anySize, 0})
 			wantEvents, wantGaps := m.tiles(after, until)
 			checkPage(t, &p, after, max(after, min(until, m.head())), wantEvents, wantGaps)
 		}
@@ -380,7 +380,7 @@ func TestLogAppend(t *testing.T) {
 // pageOf reads the whole log.
 func (l *log) pageOf(t *testing.T) ([]Event, []Gap) {
 	t.Helper()
-	p := l.read(span{0, l.head, l.head, 1 << 20, 1 << 30, 0})
+	p := l.read(span{0, l.head, 1 << 20, 1 << 30, anySize, 0})
 	return p.open(), p.gaps
 }
 
@@ -426,7 +426,7 @@ func TestLogSteps(t *testing.T) {
 			case 7:
 				after := rnd.Uint64N(l.head + 3)
 				until := rnd.Uint64N(l.head + 3)
-				p := l.read(span{after, until, until, 1000, pageBytes, 0})
+				p := l.read(span{after, until, 1000, pageBytes, anySize, 0})
 				events, gaps := m.tiles(after, until)
 				checkPage(t, &p, after, max(after, min(until, m.head())), events, gaps)
 			}
@@ -445,26 +445,26 @@ func TestReadBounds(t *testing.T) {
 		span span
 		last uint64
 	}{
-		{"no events", nil, span{0, 9, 9, 0, 1000, 0}, 0},
-		{"one event", nil, span{0, 9, 9, 1, 1000, 0}, 1},
-		{"all but one", nil, span{0, 9, 9, 8, 1000, 0}, 8},
-		{"just all", nil, span{0, 9, 9, 9, 1000, 0}, 9},
-		{"more than all", nil, span{0, 9, 9, 10, 1000, 0}, 9},
-		{"events up to 0", nil, span{0, 9, 0, 9, 1000, 0}, 0},
-		{"events up to 4", nil, span{0, 9, 4, 9, 1000, 0}, 4},
-		{"events up to 9", nil, span{0, 9, 9, 9, 1000, 0}, 9},
-		{"until 4, events beyond", nil, span{0, 4, 9, 9, 1000, 0}, 4},
-		{"three events' bytes less one", nil, span{0, 9, 9, 9, 3*size - 1, 0}, 2},
-		{"three events' bytes", nil, span{0, 9, 9, 9, 3 * size, 0}, 3},
-		{"three events' bytes and one", nil, span{0, 9, 9, 9, 3*size + 1, 0}, 3},
-		{"the first event whatever its size", nil, span{0, 9, 9, 9, 0, 0}, 1},
-		{"a gap behind the last event", []uint64{3, 4}, span{0, 9, 9, 2, 1000, 0}, 4},
-		{"a gap beyond the window", []uint64{3, 4}, span{0, 9, 2, 9, 1000, 0}, 4},
-		{"a gap across the window", []uint64{3, 4, 5}, span{0, 9, 4, 9, 1000, 0}, 5},
-		{"a gap clipped to until", []uint64{3, 4, 5}, span{0, 4, 9, 9, 1000, 0}, 4},
-		{"the first event behind a gap whatever its size", []uint64{1, 2}, span{0, 9, 9, 9, 0, 0}, 3},
-		{"gaps take bytes", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes - 1, 0}, 2},
-		{"and no more", []uint64{2}, span{0, 9, 9, 9, 2*size + gapBytes, 0}, 3},
+		{"no events", nil, span{0, 9, 0, 1000, anySize, 0}, 0},
+		{"one event", nil, span{0, 9, 1, 1000, anySize, 0}, 1},
+		{"all but one", nil, span{0, 9, 8, 1000, anySize, 0}, 8},
+		{"just all", nil, span{0, 9, 9, 1000, anySize, 0}, 9},
+		{"more than all", nil, span{0, 9, 10, 1000, anySize, 0}, 9},
+		{"events up to 9", nil, span{0, 9, 9, 1000, anySize, 0}, 9},
+		{"until 4, events beyond", nil, span{0, 4, 9, 1000, anySize, 0}, 4},
+		{"three events' bytes less one", nil, span{0, 9, 9, 3*size - 1, anySize, 0}, 2},
+		{"three events' bytes", nil, span{0, 9, 9, 3 * size, anySize, 0}, 3},
+		{"three events' bytes and one", nil, span{0, 9, 9, 3*size + 1, anySize, 0}, 3},
+		{"the first event whatever its size", nil, span{0, 9, 9, 0, anySize, 0}, 1},
+		{"a gap behind the last event", []uint64{3, 4}, span{0, 9, 2, 1000, anySize, 0}, 4},
+		{"a gap where no event may go", []uint64{1, 2}, span{0, 9, 0, 1000, anySize, 0}, 2},
+		{"a gap where no byte may go", []uint64{1, 2}, span{0, 9, 9, 0, 0, 0}, 2},
+		{"a gap clipped to until", []uint64{3, 4, 5}, span{0, 4, 9, 1000, anySize, 0}, 4},
+		{"no event that is too large beside others", nil, span{0, 9, 9, 1000, size - 2, 0}, 0},
+		{"one that is not", nil, span{0, 9, 9, 0, size - 1, 0}, 1},
+		{"the first event behind a gap whatever its size", []uint64{1, 2}, span{0, 9, 9, 0, anySize, 0}, 3},
+		{"gaps take bytes", []uint64{2}, span{0, 9, 9, 2*size + gapBytes - 1, anySize, 0}, 2},
+		{"and no more", []uint64{2}, span{0, 9, 9, 2*size + gapBytes, anySize, 0}, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := testLog(9)
@@ -487,7 +487,7 @@ func TestReadGaps(t *testing.T) {
 	for range 10 {
 		l.evict()
 	}
-	p := l.read(span{0, l.head, l.head, maxBatchEvents, pageBytes, 0}) // with one for the evicted
+	p := l.read(span{0, l.head, maxBatchEvents, pageBytes, anySize, 0}) // with one for the evicted
 	if len(p.gaps) != maxBatchGaps {
 		t.Errorf("%d gaps in a page, want %d", len(p.gaps), maxBatchGaps)
 	}
@@ -499,13 +499,13 @@ func TestReadGapBytes(t *testing.T) {
 	l.appendGap(2, ReasonDropped)
 	fits := testSize(1) + 1 + gapBytes
 	for bytes, last := range map[int]uint64{fits - 1: 1, fits: 2, fits + 1: 2} {
-		if p := l.read(span{until: 2, eventsUntil: 2, events: 10, bytes: bytes}); p.last != last {
+		if p := l.read(span{until: 2, events: 10, bytes: bytes, first: anySize}); p.last != last {
 			t.Errorf("%d bytes: up to %d, want %d", bytes, p.last, last)
 		}
 	}
 	l = new(log)
 	l.appendGap(1, ReasonDropped)
-	if p := l.read(span{until: 1, eventsUntil: 1, events: 10, bytes: gapBytes - 1}); p.last != 1 {
+	if p := l.read(span{until: 1, events: 10, bytes: gapBytes - 1, first: anySize}); p.last != 1 {
 		t.Errorf("a gap in front: up to %d", p.last)
 	}
 }
@@ -532,7 +532,7 @@ func TestReadBytes(t *testing.T) {
 			}
 		}
 		for after := uint64(0); after < l.head; {
-			p := l.read(span{after, l.head, l.head, maxBatchEvents, pageBytes, 0})
+			p := l.read(span{after, l.head, maxBatchEvents, pageBytes, anySize, 0})
 			b := &EventBatchPayload{SessionID: "s", Epoch: "e", Link: "l", FirstSeq: p.first, LastSeq: p.last, HeadSeq: l.head}
 			b.Events, b.Gaps = p.open(), p.gaps
 			line, err := Marshal(b)
@@ -554,7 +554,7 @@ func TestReadBytes(t *testing.T) {
 func TestPageStays(t *testing.T) {
 	for _, copied := range []int{0, pageBytes} {
 		l := testLog(50)
-		p := l.read(span{0, 50, 50, 50, 1 << 20, copied})
+		p := l.read(span{0, 50, 50, 1 << 20, anySize, copied})
 		events := eventsOfPage(&p)
 		for range 1000 {
 			l.add()
@@ -584,7 +584,7 @@ func numbersUpTo(n uint64) (out []uint64) {
 // TestPageCopied: a copy shares no bytes with the log.
 func TestPageCopied(t *testing.T) {
 	l := testLog(3)
-	p := l.read(span{0, 3, 3, 9, 1000, 0})
+	p := l.read(span{0, 3, 9, 1000, anySize, 0})
 	for _, ev := range p.ownEvents() {
 		for i := range ev.Data {
 			ev.Data[i] = '#'
@@ -625,7 +625,7 @@ func TestPreparedEvent(t *testing.T) {
 			want := test.ev
 			want.Seq = seq
 			want.Data = bytes.ReplaceAll(want.Data, []byte(" "), nil)
-			p := l.read(span{seq - 1, seq, seq, 1, pageBytes, 0})
+			p := l.read(span{seq - 1, seq, 1, pageBytes, anySize, 0})
 			if diff := cmp.Diff([]Event{want}, eventsOfPage(&p), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}
@@ -753,7 +753,7 @@ func TestPagePieceBytes(t *testing.T) {
 // A log that accepts a page from the page's second chunk on has the right bytes.
 func TestLogAcceptsClippedPage(t *testing.T) {
 	l := testLog(200)
-	p := l.read(span{until: 200, eventsUntil: 200, events: 200, bytes: pageBytes})
+	p := l.read(span{until: 200, events: 200, bytes: pageBytes, first: anySize})
 	i := slices.IndexFunc(p.slots, func(s slot) bool { return s.chunk != p.slots[0].chunk })
 	if i < 0 {
 		t.Fatal("the page has one chunk")
@@ -773,9 +773,9 @@ func TestLogAcceptsClippedPage(t *testing.T) {
 // A page no larger than the limit for copying is copied; a larger one is lent.
 func TestReadCopies(t *testing.T) {
 	l := testLog(2)
-	size := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes}).bytes
+	size := l.read(span{until: 2, events: 2, bytes: pageBytes, first: anySize}).bytes
 	for copied, want := range map[int]held{size - 1: heldByLog, size: heldByPool, size + 1: heldByPool} {
-		if p := l.read(span{until: 2, eventsUntil: 2, events: 2, bytes: pageBytes, copied: copied}); p.held != want {
+		if p := l.read(span{until: 2, events: 2, bytes: pageBytes, first: anySize, copied: copied}); p.held != want {
 			t.Errorf("%d bytes, copied up to %d: held %v, want %v", size, copied, p.held, want)
 		}
 	}
@@ -868,7 +868,7 @@ func TestLogMemory(t *testing.T) {
 		},
 		"read, so that no memory is used again": func(l *log, i int) {
 			l.publishBytes(t, i%500)
-			l.read(span{0, l.head, l.head, 9, pageBytes, 0})
+			l.read(span{0, l.head, 9, pageBytes, anySize, 0})
 			l.trim(l.head, i%100, 1<<30)
 		},
 		"all of a peer's but the last are evicted": func(l *log, i int) {
@@ -905,7 +905,7 @@ func TestLogMemory(t *testing.T) {
 // checkEvents checks that the log's events can be read as they were written.
 func checkEvents(t *testing.T, l *log) {
 	t.Helper()
-	p := l.read(span{l.first() - 1, l.head, l.head, 1 << 20, 1 << 30, 0})
+	p := l.read(span{l.first() - 1, l.head, 1 << 20, 1 << 30, anySize, 0})
 	for _, e := range eventsOfPage(&p) {
 		if e.Data != nil || len(bytes.Trim(e.Bytes, "\x00")) > 0 {
 			t.Fatalf("event %d changed", e.Seq)

@@ -1,6 +1,9 @@
 package gvstream
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // A sendCursor is where an agent stands with one session on one link: what it has sent and
 // may send of the session's log, and when it has to send again or to announce the session
@@ -20,7 +23,21 @@ import "time"
 // Awaiting is none of the three fields. The timer brings the cursor out of a state in which
 // nothing is heard: where batches may go out it sends again, and elsewhere it announces.
 type sendCursor struct {
-	window uint64 // how far beyond acked events may go; gaps may go further
+	window window // what the receiver takes beyond its last ack
+
+	// Under way to the receiver: sent and, as far as is known, not acknowledged. Both are
+	// zero whenever sent is acknowledged, or has gone back to what is.
+	inFlight      int // events; gaps count nothing
+	inFlightBytes int // of their JSON
+
+	// How large the next batch may be, in bytes; zero: as the first one, which may have
+	// firstBytes. It grows as long as batches arrive, so that a connection that carries little
+	// before it breaks carries something, and nobody waits for long behind a batch on a slow
+	// one.
+	firstBytes int
+	batchBytes int
+	lastBatch  uint64    // the last number of the batch whose ack makes it grow; 0: none
+	lastSent   time.Time // when that was sent
 
 	// At most one of these holds. While none does, the first ack is awaited.
 	opened       bool // the hub said on this link where it stands
@@ -33,9 +50,8 @@ type sendCursor struct {
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
-	timer   retry         // runs while something sent is not acknowledged, or a first ack awaited
-	expired bool          // the timer expired, and there was no progress since
-	silent  bool          // nor was anything heard about the session
+	timer   retry         // runs while something written is not acknowledged, or a first ack awaited
+	writing bool          // what advance last noted may not be written yet
 	resume  time.Time     // a retryable error: not to be announced before; zero: no wait
 	pauses  time.Duration // how long the last such wait was, without progress since
 
@@ -47,28 +63,63 @@ type sendCursor struct {
 // session of which the hub can know nothing: for others, it says by that ack where to begin.
 func (c *sendCursor) maySend() bool { return c.opened || c.implicitOpen }
 
-// eventsUntil is the last number under which an event may go out. Gaps may cross it: they
-// cost the hub nothing to hold (rule 7).
-func (c *sendCursor) eventsUntil(acked uint64) uint64 { return acked + c.window }
-
-// advance notes that everything up to last was sent. The timer runs from the first batch
-// that is outstanding: later ones do not put it off, or steady publishing would keep it from
-// ever noticing that nothing is acknowledged.
-func (c *sendCursor) advance(now time.Time, last, acked uint64) {
-	if c.maxSentOnLink <= acked { // nothing was outstanding
-		c.restart()
-	}
-	c.sent = last
-	c.maxSentOnLink = max(c.maxSentOnLink, last)
-	if !c.timer.running() {
-		c.timer.start(now)
+// allowed is how much the next batch may have: how many events, how many bytes of JSON, of
+// which one batch has at most the given number, and how large its first event may be. That is
+// all there is room for, since an event that is larger than a batch goes alone, and any size if
+// nothing is in flight, or it could never be sent. Gaps cost the receiver nothing to hold, and
+// may go while it is not full (rule 7).
+func (c *sendCursor) allowed(most int) (events, bytes, first int) {
+	switch room := max(c.window.bytes-c.inFlightBytes, 0); {
+	case c.window.full:
+		return 0, 0, 0
+	case c.inFlight == 0:
+		return max(c.window.events, 1), min(max(c.batchBytes, c.firstBytes), most, room), anySize
+	default:
+		return max(c.window.events-c.inFlight, 0), min(max(c.batchBytes, c.firstBytes), most, room), room
 	}
 }
 
-// restart ends the timer after progress: its next run begins with the first wait.
-func (c *sendCursor) restart() {
-	c.timer.reset()
-	c.expired = false
+// advance notes that everything up to last was handed to the link, of which so many events and
+// bytes are in flight now.
+func (c *sendCursor) advance(now time.Time, last uint64, events, bytes int, acked uint64) {
+	if c.maxSentOnLink <= acked { // nothing was outstanding
+		c.timer.reset()
+	}
+	c.sent, c.writing = last, true
+	c.maxSentOnLink = max(c.maxSentOnLink, last)
+	c.inFlight += events
+	c.inFlightBytes += bytes
+	if c.batchBytes < quickBatchBytes {
+		c.batchBytes = 2 * max(c.batchBytes, c.firstBytes)
+	}
+	c.lastBatch, c.lastSent = last, now
+}
+
+// landed notes that so many events and bytes of those in flight are acknowledged. What the
+// log could not count any more, the ack of all that was sent settles.
+func (c *sendCursor) landed(events, bytes int) {
+	c.inFlight = max(c.inFlight-events, 0)
+	c.inFlightBytes = max(c.inFlightBytes-bytes, 0)
+}
+
+// written notes that all of that was written, and reports whether the timer was started. It
+// runs from then on: on a slow link a batch may take minutes to write, in which no ack can be
+// expected. It runs from the first batch that is outstanding: later ones do not put it off,
+// or steady publishing would keep it from ever noticing that nothing is acknowledged.
+func (c *sendCursor) written(now time.Time, acked uint64) (started bool) {
+	c.writing, c.lastSent = false, now
+	if started = c.sent > acked && !c.timer.running() && c.maySend(); started {
+		c.timer.start(now)
+	}
+	return started
+}
+
+// rewindTo makes what comes after a number be sent once more, in small batches at first: the
+// connection may have carried too little.
+func (c *sendCursor) rewindTo(seq uint64) {
+	c.sent = seq
+	c.inFlight, c.inFlightBytes = 0, 0
+	c.batchBytes, c.lastBatch = 0, 0
 }
 
 // An ackVerdict is what becomes of an ack.
@@ -90,18 +141,19 @@ func (c *sendCursor) limit(maxSent uint64) uint64 {
 	return maxSent
 }
 
-// ack takes an ack of everything up to a number, unless it is stale or beyond the limit.
-// A nack says that what comes next is missing. Only progress gives the timer its first wait
-// again: the hub acks each status, too, and an ack that repeats a number must not put off
-// sending again. To a session that has sent nothing on this link, the first ack is progress.
-func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent uint64) ackVerdict {
+// ack takes an ack, unless it is stale or beyond the limit. A nack says that what comes next
+// is missing. Only progress gives the timer its first wait again: the hub acks each status,
+// too, and an ack that repeats a number must not put off sending again. To a session that has
+// sent nothing on this link, the first ack is progress.
+func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ackVerdict {
+	upTo := a.UpToSeq
 	switch {
 	case upTo > c.limit(maxSent):
 		return ackBeyond
 	case c.opened && upTo < acked:
 		return ackStale
 	}
-	c.silent = false
+	c.window.update(a)
 	if upTo > acked {
 		c.pauses = 0
 	}
@@ -109,24 +161,39 @@ func (c *sendCursor) ack(now time.Time, upTo uint64, nack bool, acked, maxSent u
 	if !c.opened {
 		c.open(upTo)
 	}
-	c.sent = max(c.sent, upTo)
-	if nack {
+	if upTo >= c.sent {
+		c.sent = upTo
+		c.inFlight, c.inFlightBytes = 0, 0
+	}
+	c.grow(now, upTo)
+	if a.Nack {
 		c.goBack(now, upTo)
 	}
 	if progress {
-		c.restart()
-		if c.sent > upTo {
+		c.timer.reset()
+		if c.sent > upTo && !c.writing {
 			c.timer.start(now)
 		}
 	}
 	return ackTaken
 }
 
+// grow lets batches be twice as large if the last one has arrived within growWithin: the
+// connection is fast enough for more.
+func (c *sendCursor) grow(now time.Time, upTo uint64) {
+	if c.lastBatch == 0 || upTo < c.lastBatch {
+		return
+	}
+	if c.lastBatch = 0; now.Sub(c.lastSent) <= growWithin {
+		c.batchBytes = min(2*max(c.batchBytes, c.firstBytes), maxBatchBytes)
+	}
+}
+
 // open takes the first ack. It says where to go on from, except to a session that has opened
 // itself: what that has sent may still be on its way, and is not sent again yet (rule 9).
 func (c *sendCursor) open(upTo uint64) {
 	if c.rewind || c.maxSentOnLink == 0 {
-		c.sent = upTo
+		c.rewindTo(upTo)
 	}
 	c.opened, c.implicitOpen, c.rewind, c.firstAck = true, false, false, upTo
 	c.resume = time.Time{} // the hub has room again
@@ -137,15 +204,20 @@ func (c *sendCursor) open(upTo uint64) {
 // send it once is enough to mend it.
 func (c *sendCursor) goBack(now time.Time, seq uint64) {
 	if c.nackedAt.IsZero() || c.nacked != seq || now.Sub(c.nackedAt) >= nackEvery {
-		c.nacked, c.nackedAt, c.sent = seq, now, seq
+		c.nacked, c.nackedAt = seq, now
+		c.resend(seq)
 	}
 }
 
 // resend goes back to what is acknowledged, so that all that comes after it is sent again.
-func (c *sendCursor) resend(acked uint64) { c.sent = min(c.sent, acked) }
-
-// heard notes that the hub said something about the session: it is not gone.
-func (c *sendCursor) heard() { c.silent = false }
+// The timer counts again from when the first of it is written. Before the session is open the
+// timer is about the announcement, and goes on.
+func (c *sendCursor) resend(acked uint64) {
+	c.rewindTo(min(c.sent, acked))
+	if c.maySend() {
+		c.timer.stop()
+	}
+}
 
 // announced notes that the hub is asked where it stands: again on the timer, until it
 // answers. Once the session is open, the timer is about batches, and a status leaves it
@@ -169,7 +241,7 @@ func (c *sendCursor) reopen() bool {
 
 // pause notes a retryable error: the session is to be announced after a wait, which is longer
 // each time until there is progress. The timer does not run meanwhile: it would announce the
-// session, or take the hub for gone.
+// session.
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
 	c.timer.stop()
@@ -187,15 +259,12 @@ const (
 	nothingDue    duty = iota
 	sendAgain          // what is not acknowledged; the cursor has gone back already
 	announceAgain      // list the session for the next status
-	giveUp             // the hub is gone: fail the link
 )
 
 // tick looks at the time. The timer asks for a resend, or for an announcement while nothing
-// may be sent. If it expires twice with something outstanding and nothing heard of the
-// session in between, the hub is gone (rules 6 and 9): the link may still hear about other
-// sessions, but to this one it is of no use. A session with nothing outstanding can wait
-// for its answer as long as it takes.
-func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
+// may be sent. However often it expires, the link goes on: that is judged by what moves on
+// the connection (rule 9).
+func (c *sendCursor) tick(now time.Time, acked uint64) duty {
 	due := nothingDue
 	if !c.resume.IsZero() {
 		if now.Before(c.resume) {
@@ -204,18 +273,15 @@ func (c *sendCursor) tick(now time.Time, acked, head uint64) duty {
 		c.resume = time.Time{}
 		due = announceAgain
 	}
-	switch {
-	case !c.timer.expired(now):
+	if !c.timer.expired(now) {
 		return due
-	case c.expired && c.silent && acked < head:
-		return giveUp
 	}
-	c.expired, c.silent = true, true
-	c.timer.again(now)
 	if !c.maySend() {
+		c.timer.again(now)
 		return announceAgain
 	}
 	c.resend(acked)
+	c.timer.backOff()
 	return sendAgain
 }
 
@@ -226,4 +292,24 @@ func (c *sendCursor) nextTick() time.Time {
 		return c.resume
 	}
 	return c.timer.at
+}
+
+// A window is how much the receiver of a leg takes beyond what it has acknowledged (rule 7).
+type window struct {
+	events int
+	bytes  int
+	full   bool // it takes nothing at all now
+}
+
+// newWindow is the window that a welcome or a watch names, or the usual one where it names
+// none.
+func newWindow(events, bytes int) window {
+	return window{events: cmp.Or(events, defaultWindow), bytes: cmp.Or(bytes, defaultWindowBytes)}
+}
+
+// update takes over what an ack says. What it leaves out stays as it was said before.
+func (w *window) update(a SessionAck) {
+	w.events = cmp.Or(a.WindowEvents, w.events)
+	w.bytes = cmp.Or(a.WindowBytes, w.bytes)
+	w.full = a.Full
 }

@@ -29,11 +29,10 @@ type sender struct {
 	replays []*replayAnswer // those that are not done, in the order of their requests
 }
 
-// noteUnackedLocked makes the next sign of life name the session, if it still has something
-// unacknowledged by then (rule 9), or if its end lies in a gap: an ack of the gap does not say that
-// the hub knows of the end, so that is said as long as the session is remembered. The session's lock is held.
+// noteUnackedLocked makes the next sign of life name the session, if it is still unsettled by
+// then (rule 9). The session's lock is held.
 func (sd *sender) noteUnackedLocked() {
-	if sd.inUnacked || sd.s.acked >= sd.s.log.head && !sd.s.endLost {
+	if sd.inUnacked || !sd.s.unsettledLocked() {
 		return
 	}
 	sd.inUnacked = true
@@ -46,16 +45,15 @@ func (sd *sender) noteUnackedLocked() {
 // retryable flag does, and codes that are unknown here are treated by the flag alone.
 func (sd *sender) refusedLocked(now time.Time, p *ErrorPayload) {
 	s := sd.s
-	sd.heard()
 	switch {
-	case p.Code == codeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
+	case p.Code == CodeStaleEpoch && p.Epoch <= s.epoch: // sent before a Renew
 		s.st.stalePayloads.Add(1)
-	case p.Code == codeUnknownSession:
+	case p.Code == CodeUnknownSession:
 		if sd.reopen() {
 			sd.announceLocked()
 		}
-	case p.refusesEvent():
-		sd.rejectLocked(p.Seq, max(p.Seq, p.ToSeq))
+	case p.Code == CodeEventRejected || p.Code == CodeEventTooLarge:
+		sd.rejectLocked(p.Seq, max(p.Seq, p.ToSeq)) // none without a number: what was refused is sent again, on the timer
 	case p.Retryable:
 		sd.pause(now)
 		sd.scheduleTickLocked()
@@ -99,29 +97,33 @@ func (sd *sender) takeStatus(now time.Time) (SessionStatus, bool) {
 
 // next is the task: it does what the time asks for, and returns the next batch if the
 // session may send one (rule 7). woken is cleared before the log is read, so that whatever
-// is published afterwards wakes the sender again. To fail the link, the lock has to be
-// given up: detach takes the Streamer's, which comes before it.
+// is published afterwards wakes the sender again.
 func (sd *sender) next(now time.Time) Payload {
 	s := sd.s
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	sd.woken = false
 	if s.sender != sd || s.stopped != nil {
-		s.mu.Unlock()
 		return nil
 	}
-	switch sd.tick(now, s.acked, s.log.head) {
-	case giveUp:
-		s.mu.Unlock()
-		sd.link.fail(now, ErrSilent)
-		return nil
-	case announceAgain:
+	if sd.tick(now, s.acked) == announceAgain {
 		sd.announceLocked()
 	}
 	sd.noteUnackedLocked()
 	p := sd.batchLocked(now)
 	sd.scheduleTickLocked()
-	s.mu.Unlock()
 	return p
+}
+
+// written is called when the batches that next returned are written: the timer counts from
+// then on.
+func (sd *sender) written(now time.Time) {
+	s := sd.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sender == sd && sd.sendCursor.written(now, s.acked) {
+		sd.scheduleTickLocked()
+	}
 }
 
 // batchLocked makes the next batch, unless there is nothing to send, or nothing that the
@@ -136,12 +138,15 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if b := sd.confirmLocked(); b != nil {
 		return b
 	}
-	limit := sd.eventsUntil(s.acked)
+	events, bytes, first := sd.allowed(s.st.sizes.batchBytes)
+	if sd.window.full {
+		return nil
+	}
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
-		after: sd.sent, until: s.log.head, eventsUntil: limit,
-		events: s.st.sizes.batch, bytes: s.st.sizes.batchBytes, copied: s.st.sizes.batchBytes,
+		after: sd.sent, until: s.log.head, events: min(events, s.st.sizes.batch),
+		bytes: bytes, first: first, copied: s.st.sizes.batchBytes,
 	})
 	if p.last == sd.sent {
 		return nil
@@ -149,7 +154,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if p.last > sd.maxSentOnLink {
 		sd.link.hasUnchecked.Store(true)
 	}
-	sd.advance(now, p.last, s.acked)
+	sd.advance(now, p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	return sd.payload(p)
 }
@@ -165,16 +170,22 @@ func (sd *sender) scheduleTickLocked() {
 
 // applyAckLocked applies the hub's ack (rule 6). The cursor judges it by acked as it was,
 // and only then the session moves: back if the hub has lost something, and forward
-// otherwise. An ack beyond what was sent ends the link. To believe it would free events that
-// no hub can have.
-func (sd *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolError {
+// otherwise. To believe an ack beyond what was sent would free events that no hub can have. If
+// it is the first of the link, the hub has numbers under which this agent never sent anything:
+// the agent's state is an old copy, and the session can't go on in this epoch.
+func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 	s := sd.s
-	switch sd.ack(now, p.UpToSeq, p.Nack, s.acked, s.maxSentInEpoch) {
+	first := !sd.opened
+	switch sd.ack(now, p, s.acked, s.maxSentInEpoch) {
 	case ackBeyond:
-		return &ProtocolError{
-			Code: codeAckBeyondSent, SessionID: s.id, Epoch: s.epoch, Seq: sd.limit(s.maxSentInEpoch),
-			Message: "ack beyond what was sent", fatal: true,
+		limit := sd.limit(s.maxSentInEpoch)
+		err := refusal(CodeAckBeyondSent, s.id, "an ack of %d, but %d is the last that was sent", p.UpToSeq, limit)
+		err.Epoch, err.Seq = s.epoch, limit
+		if first && s.stopped == nil {
+			s.stopped = err
+			s.changed.Broadcast()
 		}
+		return err
 	case ackStale:
 		s.st.stalePayloads.Add(1)
 		return nil
@@ -182,14 +193,14 @@ func (sd *sender) applyAckLocked(now time.Time, p *AckBatchPayload) *ProtocolErr
 	if p.UpToSeq < s.acked {
 		s.moveBackLocked(p.UpToSeq)
 	}
-	s.freeLocked(now, p.UpToSeq)
+	sd.landed(s.freeLocked(now, p.UpToSeq))
 	sd.link.ready(&sd.task)
 	return nil
 }
 
 // recheckDataLocked turns the sent events whose data is wrong into gaps (rule 11). What is
 // acknowledged the hub could read, and what was checked once stays checked.
-func (sd *sender) recheckDataLocked() {
+func (sd *sender) recheckDataLocked() (wrong bool) {
 	s := sd.s
 	for seq := max(sd.checkedTo, s.acked); seq < sd.maxSentOnLink; {
 		var found bool
@@ -198,8 +209,10 @@ func (sd *sender) recheckDataLocked() {
 		}
 		sd.rejectLocked(seq, seq)
 		sd.resend(s.acked) // the hub could not read what came with it either
+		wrong = true
 	}
 	sd.checkedTo = max(sd.checkedTo, sd.maxSentOnLink)
+	return wrong
 }
 
 // rejectLocked turns the events that the hub refuses into gaps, and sends the gaps at once, in
@@ -214,14 +227,25 @@ func (sd *sender) rejectLocked(from, to uint64) {
 	}
 	sd.confirm = append(sd.confirm, Gap{From: from, To: to})
 	sd.link.ready(&sd.task)
-	if lost := s.loseRangeLocked(from, to, ReasonRejected); lost == 0 {
-		return // refused before
+	if sd.loseLocked(from, to) { // it was not refused before
+		sd.nackedAt = time.Time{}
 	}
-	sd.nackedAt = time.Time{}
+}
+
+// loseLocked turns events that were sent on this link into gaps, and reports whether any of them
+// was one still. Those that are acknowledged the hub has.
+func (sd *sender) loseLocked(from, to uint64) bool {
+	s := sd.s
+	from, to = max(from, s.acked+1), min(to, sd.maxSentOnLink)
+	if s.loseRangeLocked(from, to, ReasonRejected) == 0 {
+		return false
+	}
 	s.changed.Broadcast()
-	if s.hasEnded {
-		sd.announceLocked() // the end may lie in the gap
+	if s.hasEnded && to == s.log.head {
+		s.endLost = true
+		sd.announceLocked()
 	}
+	return true
 }
 
 // confirmLocked makes a batch of the next refused range that is a gap now and that the hub may be
@@ -235,7 +259,7 @@ func (sd *sender) confirmLocked() Payload {
 			sd.confirm = sd.confirm[1:]
 			continue
 		}
-		p := s.log.read(span{after: from - 1, until: min(g.To, sd.sent), eventsUntil: from - 1, bytes: pageBytes})
+		p := s.log.read(span{after: from - 1, until: min(g.To, sd.sent), bytes: pageBytes})
 		if p.last < from {
 			sd.confirm = sd.confirm[1:]
 			continue

@@ -2,7 +2,7 @@ package gvstream
 
 import (
 	"context"
-	"maps"
+	"fmt"
 	"sync"
 	"time"
 
@@ -83,11 +83,26 @@ func (s *Session) publish(ctx context.Context, ev *Event) (uint64, error) {
 	s.st.budget.makeRoom(d.size())
 	s.mu.Lock()
 	seq, err := s.offerLocked(&d)
+	if err == ErrPendingFull && s.st.cfg.Overflow != Block {
+		err = s.fullErrorLocked(d.size())
+	}
 	s.mu.Unlock()
-	if err == ErrPendingFull && s.st.cfg.Overflow == Block {
+	if err == ErrPendingFull {
 		return s.publishLater(ctx, &d)
 	}
 	return seq, err
+}
+
+// fullErrorLocked is ErrPendingFull with what is full.
+func (s *Session) fullErrorLocked(n int) error {
+	cfg := &s.st.cfg
+	switch {
+	case s.pendingEvents >= cfg.MaxPendingEvents:
+		return fmt.Errorf("%w: %d events, at most %d", ErrPendingFull, s.pendingEvents, cfg.MaxPendingEvents)
+	case s.pendingBytes+n > cfg.MaxPendingBytes:
+		return fmt.Errorf("%w: %d bytes of JSON and %d more, at most %d", ErrPendingFull, s.pendingBytes, n, cfg.MaxPendingBytes)
+	}
+	return fmt.Errorf("%w: no room for %d bytes of JSON: all sessions together may hold %d", ErrPendingFull, n, cfg.MaxTotalBytes)
 }
 
 // publishLater tries until there is room, of the session and of the budget. Both signals
@@ -122,14 +137,14 @@ func (s *Session) prepare(d *preparedEvent) error {
 	if d.ev.Time.IsZero() {
 		d.timed = d.time.Now()
 	}
-	if len(d.ev.Data)+len(d.ev.Bytes) > s.st.cfg.MaxEventBytes {
-		return ErrTooLarge
+	if n := len(d.ev.Data) + len(d.ev.Bytes); n > s.st.cfg.MaxEventBytes {
+		return fmt.Errorf("%w: %d bytes of data, and at most %d of JSON", ErrTooLarge, n, s.st.cfg.MaxEventBytes)
 	}
 	if err := d.check(s.st.cfg.TrustData); err != nil {
 		return err
 	}
 	if d.size() > s.st.cfg.MaxEventBytes {
-		return ErrTooLarge
+		return fmt.Errorf("%w: %d bytes of JSON, at most %d", ErrTooLarge, d.size(), s.st.cfg.MaxEventBytes)
 	}
 	return nil
 }
@@ -200,7 +215,6 @@ func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
 		if n, ok := s.log.loseSeq(seq, reason); ok {
 			s.noteLostLocked(n)
 			lost++
-			s.endLost = s.endLost || s.hasEnded && seq == s.log.head
 		}
 	}
 	return lost
@@ -210,8 +224,14 @@ func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
 func (s *Session) noteLostLocked(bytes int) {
 	s.pendingEvents--
 	s.pendingBytes -= bytes
-	s.lostCount++
+	s.countLostLocked(1)
 	s.st.budget.release(bytes)
+}
+
+// countLostLocked counts lost events for the session, and for the Streamer, which outlives it.
+func (s *Session) countLostLocked(n uint64) {
+	s.lostCount += n
+	s.st.lost.Add(n)
 }
 
 // trimLocked evicts what is acknowledged and more than is kept for replay. If the oldest
@@ -259,24 +279,31 @@ func (s *Session) wakeSenderLocked() {
 	}
 }
 
-// freeLocked records that the hub has everything up to a number, which is not below acked.
-// That makes room for publishers, and the acknowledgement of its end starts the time after
-// which the session is forgotten (rule 16).
-func (s *Session) freeLocked(now time.Time, upTo uint64) {
-	if upTo > s.acked {
-		events, bytes := s.log.tally(s.acked, upTo)
-		s.pendingEvents -= events
-		s.pendingBytes -= bytes
-		s.acked = upTo
-		s.trimLocked()
-		s.changed.Broadcast()
-		if s.hasEnded && s.acked == s.log.head {
-			at := now.Add(endedTTL)
-			s.overAt = &at
-			s.st.forgetLaterLocked(s)
-		}
+// freeLocked records that the hub has everything up to a number, which is not below acked. It
+// returns the events that this takes off pending, and their bytes. That makes room for
+// publishers, and the acknowledgement of its end starts the time after which the session is
+// forgotten (rule 16).
+func (s *Session) freeLocked(now time.Time, upTo uint64) (events, bytes int) {
+	if upTo <= s.acked {
+		return 0, 0
 	}
+	events, bytes = s.log.tally(s.acked, upTo)
+	s.pendingEvents -= events
+	s.pendingBytes -= bytes
+	s.acked = upTo
+	s.trimLocked()
+	s.changed.Broadcast()
+	if s.hasEnded && s.acked == s.log.head {
+		at := now.Add(endedTTL)
+		s.overAt = &at
+		s.st.forgetLaterLocked(s)
+	}
+	return events, bytes
 }
+
+// unsettledLocked reports whether there is something that the hub may not know: what is not
+// acknowledged, or that the session has ended, which no event says any more (rule 16).
+func (s *Session) unsettledLocked() bool { return s.acked < s.log.head || s.endLost }
 
 // moveBackLocked makes everything after a number pending again, because the hub has lost
 // it. What the log no longer holds becomes a gap (rule 6). Pending may exceed its limits
@@ -284,7 +311,7 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) {
 // again must not be forgotten, so overAt is cleared.
 func (s *Session) moveBackLocked(to uint64) {
 	if first := s.log.first(); first > to+1 {
-		s.lostCount += min(first-1, s.acked) - to
+		s.countLostLocked(min(first-1, s.acked) - to)
 		s.log.declare(to, ReasonEvicted)
 	}
 	events, bytes := s.log.tally(to, s.acked)
@@ -339,14 +366,12 @@ func (s *Session) waitAcked(ctx context.Context, epoch string, head uint64) erro
 func (s *Session) Stats() SessionStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := SessionStats{
+	return SessionStats{
 		SessionID: s.id, Epoch: s.epoch, First: s.log.first(), Head: s.log.head, Acked: s.acked,
 		Events: s.log.events, Bytes: s.log.bytes, Ended: s.hasEnded,
 		Connected:     s.sender != nil && s.sender.opened,
 		PendingEvents: s.pendingEvents, PendingBytes: s.pendingBytes, Lost: s.lostCount,
 	}
-	out.Progress = maps.Clone(s.progress)
-	return out
 }
 
 // A life is what has become of a session in one epoch. Renew replaces it with the epoch; it
@@ -363,32 +388,14 @@ type life struct {
 	pendingEvents  int    // events in (acked, head]
 	pendingBytes   int    // of their JSON
 	hasEnded       bool   // the last event was published: head is the end
-	endLost        bool   // and it became a gap: only a status says where the end is
+	endLost        bool   // and became a gap, which does not say that it is the end
 
-	overAt    *time.Time        // when to forget the session; nil: its end is not acknowledged
-	lostCount uint64            // events that became gaps while they were pending
-	progress  map[string]uint64 // viewers' positions, if the hub relays them; for show only
+	overAt    *time.Time // when to forget the session; nil: its end is not acknowledged
+	lostCount uint64     // events that became gaps while they were pending
 }
 
 // emptyLife is shared by all sessions that have no events yet, and never changes: of many
 // sessions most are idle, and nearly half the memory of an idle one would be its life. Only
-// an event or a viewer's progress gives a session a life of its own. Everything else that
-// changes a life is about an event that was published before.
+// an event gives a session a life of its own: whatever else changes a life is about one that
+// was published before.
 var emptyLife life
-
-// noteProgressLocked records how far a viewer is, as relayed by the hub. It frees nothing
-// (rule 6), and a number that was never published is ignored.
-func (s *Session) noteProgressLocked(viewerID string, seq uint64) {
-	if _, ok := s.progress[viewerID]; !ok && len(s.progress) >= maxProgress || seq > s.log.head {
-		return
-	}
-	s.ownLifeLocked()
-	if s.progress == nil {
-		s.progress = make(map[string]uint64)
-	}
-	s.progress[viewerID] = seq
-}
-
-// maxProgress bounds the viewers whose progress a session records, so that a hub that names
-// ever new ones does not fill the agent's memory.
-const maxProgress = 100

@@ -363,12 +363,12 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 	}
 	for i, it := range items {
 		if it.End { // no number of its own
-			if it.seq != at || i < len(items)-1 { // S12
-				w.fail("S12: %v: the end is committed at %d, after %d", k, it.seq, at)
+			if it.Seq != at || i < len(items)-1 { // S12
+				w.fail("S12: %v: the end is committed at %d, after %d", k, it.Seq, at)
 			}
 			continue
 		}
-		from := it.seq
+		from := it.Seq
 		if it.Gap != nil {
 			from = it.Gap.From
 			w.checkLoss(k, it.Gap)
@@ -376,7 +376,7 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 		if from != at+1 { // S1
 			w.fail("S1: %v: %d is committed after %d", k, from, at)
 		}
-		at = it.seq
+		at = it.Seq
 		w.checkContent(k, it)
 		if t.end != 0 && at > t.end { // S12
 			w.fail("S12: %v: %d is committed after the end, %d", k, at, t.end)
@@ -388,9 +388,9 @@ func (w *simWorld) checkCommit(k simKey, items []Item) {
 func (w *simWorld) acceptedTo(k simKey, items []Item) {
 	t := w.truthOf(k)
 	for _, it := range items {
-		t.accepted = max(t.accepted, it.seq)
+		t.accepted = max(t.accepted, it.Seq)
 		if it.End || it.Event != nil && it.Event.End {
-			t.end, w.toldEnd[k] = it.seq, true
+			t.end, w.toldEnd[k] = it.Seq, true
 		}
 	}
 }
@@ -413,23 +413,23 @@ func (w *simWorld) checkLoss(k simKey, g *Gap) {
 	}
 }
 
-// refusable reports whether a hub may have refused an event.
+// refusable reports whether a hub may have refused an event, or a transport.
 func (w *simWorld) refusable(t *simTruth, seq uint64) bool {
 	if seq > uint64(len(t.data)) {
 		return false
 	}
 	data := t.data[seq-1]
-	return poisoned(data) || len(data)+120 > w.hub.cfg.MaxEventBytes
+	return poisoned(data) || len(data)+120 > w.hub.cfg.MaxEventBytes || w.carries > 0 && len(data) > w.carries
 }
 
 // checkContent: S2.
 func (w *simWorld) checkContent(k simKey, it Item) {
 	t := w.truthOf(k)
 	switch {
-	case it.seq > uint64(len(t.data)):
-		w.fail("S2: %v: %d was never published", k, it.seq)
-	case it.Event != nil && (string(it.Event.Data) != t.data[it.seq-1] || it.Event.Type != "out"):
-		w.fail("S2: %v: %d is %s, and was published as %s", k, it.seq, it.Event.Data, t.data[it.seq-1])
+	case it.Seq > uint64(len(t.data)):
+		w.fail("S2: %v: %d was never published", k, it.Seq)
+	case it.Event != nil && (string(it.Event.Data) != t.data[it.Seq-1] || it.Event.Type != "out"):
+		w.fail("S2: %v: %d is %s, and was published as %s", k, it.Seq, it.Event.Data, t.data[it.Seq-1])
 	}
 }
 
@@ -467,8 +467,8 @@ func (w *simWorld) checkBatch(al *streamerLink, p *EventBatchPayload) {
 	if !s.sender.maySend() { // rule 5
 		w.fail("rule 5: %s before the hub's ack", brief(p))
 	}
-	if n := len(p.Events); n > 0 && p.Events[n-1].Seq > s.acked+s.sender.window { // rule 7
-		w.fail("S10: %s is beyond ack %d and window %d", brief(p), s.acked, s.sender.window)
+	if f := windowFault(s, p); f != "" {
+		w.fail("%s", f)
 	}
 }
 
@@ -550,10 +550,10 @@ func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
 	}
 	r.stopped = err.Code
 	switch {
-	case err.Code == codeReplayAhead && w.backward:
-	case err.Code == codeForbidden && w.everForbidden && !v.local:
-	case err.Code == codeLimit && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
-	case err.Code == codeLimit && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
+	case err.Code == CodeReplayAhead && w.backward:
+	case err.Code == CodeForbidden && w.everForbidden && !v.local:
+	case err.Code == CodeLimitExceeded && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
+	case err.Code == CodeLimitExceeded && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
 	default:
 		w.fail("honest: %s: unexpected error %v", v.id, q.err)
 	}
@@ -576,19 +576,19 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 		w.fail("S9: %s %s: epoch %s after %s without a reset", v.id, it.SessionID, it.Epoch, r.pos.Epoch)
 	case it.End: // S12
 		r.ended = true
-		if it.seq != r.pos.Seq {
-			w.fail("S12: %s %s: the end is at %d, but the position is %d", v.id, it.SessionID, it.seq, r.pos.Seq)
+		if it.Seq != r.pos.Seq {
+			w.fail("S12: %s %s: the end is at %d, but the position is %d", v.id, it.SessionID, it.Seq, r.pos.Seq)
 		}
 	default:
-		from := it.seq
+		from := it.Seq
 		if it.Gap != nil {
 			from = it.Gap.From
 		}
 		if from != r.pos.Seq+1 { // S7
 			w.fail("S7: %s %s: %d after %d", v.id, it.SessionID, from, r.pos.Seq)
 		}
-		if it.seq > w.truthOf(k).accepted { // S8
-			w.fail("S8: %s %s: %d was accepted by no hub", v.id, it.SessionID, it.seq)
+		if it.Seq > w.truthOf(k).accepted { // S8
+			w.fail("S8: %s %s: %d was accepted by no hub", v.id, it.SessionID, it.Seq)
 		}
 		w.checkContent(k, it)
 	}
@@ -802,6 +802,16 @@ func logFault(l *log) string {
 	return ""
 }
 
+// windowFault: S15 of an agent's session, for a batch that it has just sent. One event may go
+// alone, whatever it is.
+func windowFault(s *Session, p *EventBatchPayload) string {
+	events, size := s.log.tally(s.acked, p.LastSeq)
+	if w := s.sender.window; len(p.Events) > 0 && events > 1 && (w.full || events > w.events || size > w.bytes) {
+		return fmt.Sprintf("S15: %s makes %d events and %d bytes beyond ack %d, the window is %+v", brief(p), events, size, s.acked, w)
+	}
+	return ""
+}
+
 // sessionFault: S4 and S10 of an agent's session.
 func sessionFault(s *Session) string {
 	if f := logFault(&s.log); f != "" {
@@ -820,8 +830,8 @@ func sessionFault(s *Session) string {
 	if events != s.pendingEvents || bytes != s.pendingBytes {
 		return fmt.Sprintf("S10: %s: counts %d events and %d bytes pending, has %d and %d", s.id, s.pendingEvents, s.pendingBytes, events, bytes)
 	}
-	if cfg := &s.st.cfg; s.log.events > cfg.MaxPendingEvents+cfg.ReplayEvents || len(s.progress) > maxProgress {
-		return fmt.Sprintf("S10: %s: holds %d events, progress of %d", s.id, s.log.events, len(s.progress))
+	if cfg := &s.st.cfg; s.log.events > cfg.MaxPendingEvents+cfg.ReplayEvents {
+		return fmt.Sprintf("S10: %s: holds %d events", s.id, s.log.events)
 	}
 	if n := s.log.ring.n; n > maxGaps+4*(s.st.cfg.MaxPendingEvents+s.st.cfg.ReplayEvents)+4 {
 		return fmt.Sprintf("S10: %s: %d entries for %d events", s.id, n, s.log.events)
@@ -1062,7 +1072,7 @@ type shown struct {
 
 // fault takes the next item: S7, S9 and S12.
 func (r *shown) fault(it Item) string {
-	from := it.seq
+	from := it.Seq
 	if it.Gap != nil {
 		from = it.Gap.From
 	}
@@ -1072,17 +1082,17 @@ func (r *shown) fault(it Item) string {
 	case r.ended:
 		return fmt.Sprintf("S12: %s after the end", briefItem(it))
 	case it.Reset != nil:
-		if it.Reset.Old != was || it.Epoch <= was.Epoch || it.seq != 0 {
+		if it.Reset.Old != was || it.Epoch <= was.Epoch || it.Seq != 0 {
 			return fmt.Sprintf("S9: %s at %v", briefItem(it), was)
 		}
 	case was.Epoch != "" && it.Epoch != was.Epoch:
 		return fmt.Sprintf("S9: %s at %v without a reset", briefItem(it), was)
 	case it.End:
 		r.ended = true
-		if it.seq != was.Seq {
+		if it.Seq != was.Seq {
 			return fmt.Sprintf("S12: %s at %v", briefItem(it), was)
 		}
-	case from != was.Seq+1 || it.seq < from:
+	case from != was.Seq+1 || it.Seq < from:
 		return fmt.Sprintf("S7: %s at %v", briefItem(it), was)
 	}
 	return ""

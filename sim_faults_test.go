@@ -80,7 +80,7 @@ func (w *simWorld) disturb() {
 	}
 }
 
-// forge turns an ack into a viewer's progress, and into an ack of what was never sent.
+// forge turns an ack into a viewer's, and into one of what was never sent.
 func (w *simWorld) forge(to *simEnd, i int) {
 	ack, ok := to.inbox[i].(*AckBatchPayload)
 	al, agent := to.link.endpoint.(*streamerLink)
@@ -106,6 +106,9 @@ func (w *simWorld) forge(to *simEnd, i int) {
 	to.link.handle(w.ended, w.at(to), &forged)
 	if s.acked > acked { // S3, rule 6
 		w.fail("S3: %s believed a forged ack of %d", to.name, forged.UpToSeq)
+	}
+	if s.stopped != nil { // by this: it can't know that the hub lies
+		w.lied[simKey{s.id, s.epoch}] = true
 	}
 }
 
@@ -339,12 +342,55 @@ func (w *simWorld) quiesce() {
 		}
 		w.loseOne()
 	}
+	if w.err == nil {
+		w.stayAndVanish()
+	}
+}
+
+// stayAndVanish checks rule 9: a link stays on which there is nothing but signs of life, and
+// all end, at both ends, once the network has vanished.
+func (w *simWorld) stayAndVanish() {
+	for range 4 { // a clock may have jumped, and a sign of life been lost
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
+	alive := make(map[*simEnd]bool)
+	for _, x := range w.wires {
+		if !x.cut && !x.hub.dead && !x.peer.dead {
+			alive[&x.hub], alive[&x.peer] = true, true
+		}
+	}
+	for range 6 {
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
+	for _, x := range w.wires {
+		for _, e := range []*simEnd{&x.hub, &x.peer} {
+			if alive[e] && e.dead {
+				w.fail("rule 9: %s ends a link whose other end is alive: %v", e.name, e.link.err)
+			}
+		}
+		x.cut = true
+		x.hub.inbox, x.peer.inbox = nil, nil
+	}
+	w.say("the network vanishes")
+	for range 4 {
+		w.now = w.now.Add(heartbeatEvery)
+		w.drain(nil)
+	}
+	for _, x := range w.wires {
+		for _, e := range []*simEnd{&x.hub, &x.peer} {
+			if !e.dead {
+				w.fail("rule 9: %s does not notice that the network has vanished", e.name)
+			}
+		}
+	}
 }
 
 // calm ends everything that goes wrong, except that an agent may be away for good.
 func (w *simWorld) calm() {
 	w.recover()
-	w.claims = false
+	w.claims, w.calmed = false, true
 	w.hub.cfg.MaxSessions, w.hub.cfg.MaxAgentSessions = 100, 100
 	if w.rewindowed { // a window lasts as long as the link
 		for _, a := range w.agents {
@@ -528,7 +574,13 @@ func (w *simWorld) unrest() string {
 
 // sessionUnrest: L1, L4 and L6.
 func (w *simWorld) sessionUnrest(a *simAgent, s *Session) string {
-	if s.stopped != nil || w.ahead(s.epoch) {
+	if w.ahead(s.epoch) {
+		return ""
+	}
+	if s.stopped != nil {
+		if s.stopped.Code == CodeAckBeyondSent && !w.lied[simKey{s.id, s.epoch}] {
+			return fmt.Sprintf("L1: %s %s stopped: %v", a.id, s.id, s.stopped)
+		}
 		return ""
 	}
 	if s.acked != s.log.head { // L1

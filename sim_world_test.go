@@ -68,7 +68,7 @@ type simViewer struct {
 type simReader struct {
 	pos     Position
 	ended   bool
-	stopped string // the code of the error that ended the watch
+	stopped Code // the code of the error that ended the watch
 }
 
 type simKey struct{ session, epoch string }
@@ -111,6 +111,7 @@ type simWorld struct {
 	handling Payload // the last that was handled
 	pushed   int     // payloads
 	inside   bool    // something goes on while one is pushed
+	calmed   bool    // faults have stopped
 	blocked  []*blocked
 	serial   int // events made
 	largest  int // bytes that a batch of an agent's may have counted
@@ -124,6 +125,7 @@ type simWorld struct {
 	encoded   bool // payloads travel as JSON
 	pushes    bool // the hub's links to viewers push
 	plain     bool // no event is special
+	carries   int  // how many bytes of data transports carry in a payload; 0: as many as there are
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
 
@@ -149,12 +151,14 @@ type simWorld struct {
 	// What is known from outside.
 	truth    map[simKey]*simTruth
 	position map[simKey]uint64 // what the present hub has accepted
+	lied     map[simKey]bool   // a forged ack has stopped it
 	toldEnd  map[simKey]bool   // Commit was given the end
 	acks     map[*sender]uint64
 	acked    map[*Session]uint64
 	spoke    map[*Session]bool
 	looked   map[*log]logLook
 	requests map[string]*simRequest
+	divided  []simRange // batches that were too large
 }
 
 // simRequest is a replay request that reached its agent.
@@ -189,7 +193,7 @@ func emptyWorld(src source) *simWorld {
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
 		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
-		position: make(map[simKey]uint64), toldEnd: make(map[simKey]bool),
+		position: make(map[simKey]uint64), lied: make(map[simKey]bool), toldEnd: make(map[simKey]bool),
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
@@ -210,6 +214,7 @@ func (w *simWorld) begin() {
 		w.viewers = append(w.viewers, v)
 		w.startViewer(v, false)
 	}
+	w.carries = pick(w, 0, 0, 0, 0, 0, 0, 0, 100)
 }
 
 // configure chooses limits, mostly small ones.
@@ -225,7 +230,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
+	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
@@ -312,7 +317,7 @@ func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persi
 		r.pos = old[id]
 	}
 	err := v.v.Watch(id, r.pos)
-	if err == ErrTooMany && len(v.v.watches) == v.v.cfg.MaxWatches {
+	if errors.Is(err, ErrTooMany) && len(v.v.watches) == v.v.cfg.MaxWatches {
 		return
 	}
 	if err != nil {
@@ -373,19 +378,36 @@ func (w *simWorld) connectViewer(v *simViewer) {
 		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
 		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
 	}
+	v.wire.peer.link.patient = v.local
 	if x := v.wire; w.pushes && !v.local {
 		x.hub.link.Push(context.Background(), func(_ context.Context, p Payload) error {
 			w.pushed++
+			if w.tooLarge(x, &x.hub, p) {
+				return ErrTooLarge
+			}
 			w.sent(x, &x.hub, &x.peer, p)
 			if w.rarely(4) && !w.inside {
 				w.inside = true
-				w.deliver()
+				if w.rarely(3) && !w.calmed {
+					w.leave(x)
+				} else {
+					w.deliver()
+				}
 				w.inside = false
 			}
 			return nil
 		})
 	}
 	w.rewire()
+}
+
+// leave has a viewer watch a session anew, and the hub hear of it at once.
+func (w *simWorld) leave(x *simWire) {
+	w.rewatch(x.viewer, simIDs[w.choose(len(simIDs))])
+	for range 2 {
+		w.send(x, &x.peer, &x.hub)
+		w.receive(x, &x.hub)
+	}
 }
 
 // retire keeps an old wire for a while: what is on its way may still arrive.
@@ -452,7 +474,7 @@ func (w *simWorld) publishSome() {
 func (w *simWorld) publish(a *simAgent, id string, n int) {
 	s, err := a.st.session(w.wallOf(a), id)
 	switch {
-	case err == ErrTooMany && len(a.st.sessions) >= a.st.cfg.MaxSessions:
+	case errors.Is(err, ErrTooMany) && len(a.st.sessions) >= a.st.cfg.MaxSessions:
 		return
 	case err != nil:
 		w.fail("S10: session: %v", err)
@@ -463,7 +485,7 @@ func (w *simWorld) publish(a *simAgent, id string, n int) {
 		ev.Time = w.wallOf(a)
 		d := preparedEvent{ev: &ev}
 		err := s.prepare(&d)
-		if err == ErrTooLarge && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
+		if errors.Is(err, ErrTooLarge) && len(ev.Data)+60 > a.st.cfg.MaxEventBytes {
 			continue
 		}
 		if err != nil {
@@ -509,7 +531,7 @@ func (w *simWorld) offer(b *blocked) bool {
 	b.s.mu.Unlock()
 	b.wait = b.s.changed.Wait()
 	switch {
-	case err == ErrPendingFull && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
+	case errors.Is(err, ErrPendingFull) && w.agentCfg.Overflow == Block && len(w.blocked) < 4:
 		w.blocked = append(w.blocked, b)
 		if w.verbose {
 			w.say("%s waits to publish in %s", b.a.id, b.s.id)
@@ -578,6 +600,7 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if from.dead || len(to.inbox) >= 20 {
 		return false
 	}
+	from.link.checkSilence(w.at(from))
 	if p := from.link.pusher.Load(); p != nil {
 		return w.push(from, p)
 	}
@@ -590,8 +613,62 @@ func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
 	if p == nil {
 		return false
 	}
-	w.sent(x, from, to, p)
+	if w.tooLarge(x, from, p) {
+		from.link.carryLess(p)
+	} else {
+		w.sent(x, from, to, p)
+	}
 	return true
+}
+
+// A simRange is what one side sends in a batch.
+type simRange struct {
+	from        *simEnd
+	k           simKey
+	first, last uint64
+}
+
+func (w *simWorld) rangeOf(from *simEnd, p Payload) (r simRange, events []Event) {
+	switch p := p.(type) {
+	case *EventBatchPayload:
+		return simRange{from, simKey{p.SessionID, p.Epoch}, p.FirstSeq, p.LastSeq}, p.Events
+	case *ReplayBatchPayload:
+		return simRange{from, simKey{p.SessionID, p.Epoch}, p.FirstSeq, p.LastSeq}, p.Events
+	}
+	return r, nil
+}
+
+// tooLarge reports whether no transport carries a payload, which is then sent in parts.
+// Events that are large can't be carried at all then, others only a few at a time.
+func (w *simWorld) tooLarge(x *simWire, from *simEnd, p Payload) bool {
+	if w.carries == 0 {
+		return false
+	}
+	r, events := w.rangeOf(from, p)
+	n := 0
+	for _, ev := range events {
+		n += len(ev.Data)
+	}
+	if n <= w.carries {
+		return false
+	}
+	if w.verbose {
+		w.say("too large for %s: %s", from.name, brief(p))
+	}
+	w.checkTaken(x, from, p)
+	w.divided = append(w.divided, r)
+	return true
+}
+
+// checkTaken checks a payload that a link sends, unless it is a part of one that was checked
+// when that was taken: it may be sent a little later, as if the transport were slow.
+func (w *simWorld) checkTaken(x *simWire, from *simEnd, p Payload) {
+	r, _ := w.rangeOf(from, p)
+	if !slices.ContainsFunc(w.divided, func(d simRange) bool {
+		return d.from == r.from && d.k == r.k && d.first <= r.first && r.last <= d.last
+	}) {
+		w.checkSent(x, from, p)
+	}
 }
 
 // push has the hub's workers work until something is sent, on any link, or nothing is
@@ -616,7 +693,7 @@ func (w *simWorld) sent(x *simWire, from, to *simEnd, p Payload) {
 	if w.verbose {
 		w.say("%s sends %s%s", from.name, brief(p), into(x, to))
 	}
-	w.checkSent(x, from, p)
+	w.checkTaken(x, from, p)
 	if x.cut || to.dead {
 		return
 	}
@@ -718,7 +795,7 @@ func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	if w.verbose {
 		w.say("%s refuses %s: %v", to.name, brief(p), err)
 	}
-	if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == codeMalformed {
+	if refused := (*ProtocolError)(nil); errors.As(err, &refused) && refused.Code == CodeMalformed {
 		w.fail("honest: %s refuses what an honest peer said: %v: %s", to.name, err, brief(p))
 	}
 	return true
@@ -806,9 +883,6 @@ func (w *simWorld) carry(v *simViewer) bool {
 		return false
 	}
 	x := v.wire
-	v.v.mu.Lock()
-	x.peer.link.endpoint.(*viewerLink).held = true
-	v.v.mu.Unlock()
 	moved := false
 	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
 		p, _, err := ends[0].link.next(w.hubNow())
@@ -941,17 +1015,17 @@ func (w *simWorld) commit(_ context.Context, session, epoch string, items []Item
 	w.checkCommit(k, items)
 	w.meanwhile()
 	if w.err != nil || w.hub.lookup(session).epoch != epoch {
-		w.store[k] = max(w.store[k], items[len(items)-1].seq) // forgotten meanwhile
+		w.store[k] = max(w.store[k], items[len(items)-1].Seq) // forgotten meanwhile
 		w.truthOf(k).committed = max(w.truthOf(k).committed, w.store[k])
 		return nil
 	}
 	for _, it := range items {
 		if it.Event != nil && poisoned(string(it.Event.Data)) {
-			w.say("hub: commit rejects %d", it.seq)
-			return &ProtocolError{Code: codeEventRejected, Seq: it.seq}
+			w.say("hub: commit rejects %d", it.Seq)
+			return &ProtocolError{Code: CodeEventRejected, Seq: it.Seq}
 		}
 	}
-	last := items[len(items)-1].seq
+	last := items[len(items)-1].Seq
 	w.store[k] = max(w.store[k], last)
 	t := w.truthOf(k)
 	t.committed = max(t.committed, last)
@@ -1036,13 +1110,13 @@ func brief(p Payload) string {
 func briefItem(it Item) string {
 	switch {
 	case it.Event != nil:
-		return fmt.Sprintf("(%s) event %d", tail(it.Epoch), it.seq)
+		return fmt.Sprintf("(%s) event %d", tail(it.Epoch), it.Seq)
 	case it.Gap != nil:
 		return fmt.Sprintf("(%s) gap %d-%d %s", tail(it.Epoch), it.Gap.From, it.Gap.To, it.Gap.Reason)
 	case it.Reset != nil:
 		return fmt.Sprintf("(%s) reset from %s %d, prev %s %d", tail(it.Epoch), tail(it.Reset.Old.Epoch), it.Reset.Old.Seq, tail(it.Reset.PrevEpoch), it.Reset.PrevSeq)
 	}
-	return fmt.Sprintf("(%s) end at %d", tail(it.Epoch), it.seq)
+	return fmt.Sprintf("(%s) end at %d", tail(it.Epoch), it.Seq)
 }
 
 func tail(epoch string) string { return epoch[max(0, len(epoch)-4):] }

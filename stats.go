@@ -11,6 +11,7 @@ type StreamerStats struct {
 	PendingBytes    int    // of their JSON
 	Bytes           int    // of the JSON of all events held
 	Connected       bool   // a link was welcomed by the hub
+	Lost            uint64 // events that became gaps before they were acknowledged, also of sessions that are gone
 	StalePayloads   uint64 // payloads of another link or epoch, which changed nothing
 	RefusedPayloads uint64 // payloads answered by an error
 }
@@ -29,13 +30,12 @@ type SessionStats struct {
 	Ended     bool   // the last event was published; hub: accepted
 	Connected bool   // it is open on a link between agent and hub
 
-	PendingEvents int               // agent: unacknowledged
-	PendingBytes  int               // agent: of their JSON
-	Lost          uint64            // agent: events that became gaps before they were acknowledged
-	Progress      map[string]uint64 // agent: viewers' progress, if the hub relays it (rule 6)
+	PendingEvents int    // agent: unacknowledged
+	PendingBytes  int    // agent: of their JSON
+	Lost          uint64 // agent: events that became gaps before they were acknowledged
 
 	AgentID string // hub: the agent the session belongs to
-	Viewers int    // hub: watches on it
+	Viewers int    // hub: watches on it, those of Items included
 }
 
 // HubStats is what a Hub holds and has seen. The counts are read one after the other, so
@@ -43,7 +43,7 @@ type SessionStats struct {
 type HubStats struct {
 	Sessions        int    // known, remembered ended ones included
 	Agents          int    // links
-	Viewers         int    // links, without those of Items
+	Viewers         int    // links, and iterations of Items
 	StalePayloads   uint64 // payloads of another link, epoch or request, which changed nothing
 	RefusedPayloads uint64 // payloads answered by an error
 }

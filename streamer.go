@@ -3,6 +3,7 @@ package gvstream
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -39,10 +40,12 @@ type Streamer struct {
 
 	stalePayloads   atomic.Uint64
 	refusedPayloads atomic.Uint64
+	lost            atomic.Uint64 // events that became gaps while they were pending
 
 	mu       sync.RWMutex        // level 1; protects the fields below
 	sessions map[string]*Session // by id; those that are not gone
 	link     *streamerLink       // the newest, until it dies, or nil
+	welcomes int                 // of links, to begin each with another session
 
 	// forgotten are the sessions that the hub has to be told of, by id. It is bounded: of those
 	// beyond, the hub finds out by HubConfig.SessionTTL.
@@ -93,7 +96,7 @@ func (st *Streamer) session(now time.Time, id string) (*Session, error) {
 		return s, nil
 	}
 	if !validID(id) {
-		return nil, ErrInvalidID
+		return nil, invalidID(id)
 	}
 	return st.create(now, id)
 }
@@ -110,7 +113,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 		return nil, ErrClosed
 	}
 	if len(st.sessions) >= st.cfg.MaxSessions {
-		return nil, ErrTooMany
+		return nil, fmt.Errorf("%w: %d sessions, at most %d", ErrTooMany, len(st.sessions), st.cfg.MaxSessions)
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
@@ -143,11 +146,28 @@ func sortSessions(ss []*Session) {
 	slices.SortFunc(ss, func(a, b *Session) int { return cmp.Compare(a.id, b.id) })
 }
 
+// rotatedLocked returns the sessions in the order of their ids, but each time begins with the
+// next one: a connection may always break before the last of them has had its turn (rule 5).
+func (st *Streamer) rotatedLocked() []*Session {
+	sessions := slices.Collect(maps.Values(st.sessions))
+	sortSessions(sessions)
+	if len(sessions) == 0 {
+		return nil
+	}
+	first := st.welcomes % len(sessions)
+	st.welcomes++
+	return slices.Concat(sessions[first:], sessions[:first])
+}
+
 // Publish appends an event to a session, which is created on first use, and
 // returns its sequence number: the first event of a session has number 1, each
 // next one the next number (rule 1). It sets the event's Seq, and its Time if that
 // is zero, and ignores its End. The event's bytes are copied: the caller may change
 // them once Publish has returned.
+//
+// The event is held then until the hub has acknowledged it, or its loss was declared: the
+// hub may refuse it, and the policy may drop it, in which case readers get a gap in its
+// place and StreamerStats.Lost counts it.
 //
 // It blocks only under the policy Block, while pending is full; ctx ends the wait,
 // and its cause is returned. A call that returns an error has used no number.
@@ -296,7 +316,7 @@ const maxForgotten = 1024
 // is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it
 // gives up everything the session holds. To publish that again, take what Unacked
 // yields before the call. Handles of the session stay valid. It does not block.
-// Errors: ErrUnknownSession, ErrClosed; ErrInvalidID if the epoch the hub knows
+// Errors: ErrUnknownSession, ErrClosed; ErrEpochAhead if the epoch the hub knows
 // leaves no greater one.
 func (st *Streamer) Renew(sessionID string) error {
 	return st.renew(time.Now(), sessionID)
@@ -311,7 +331,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	defer st.mu.Unlock()
 	s := st.sessions[id]
 	if s == nil {
-		return ErrUnknownSession
+		return fmt.Errorf("%w: %q", ErrUnknownSession, clip(id))
 	}
 	if st.closed.Load() {
 		return ErrClosed
@@ -328,7 +348,7 @@ func (st *Streamer) renew(now time.Time, id string) error {
 	}
 	s.mu.Unlock()
 	if !ok {
-		return ErrInvalidID
+		return fmt.Errorf("%w: %q", ErrEpochAhead, known)
 	}
 	if st.link != nil {
 		st.link.attach(s)
@@ -349,7 +369,7 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 		for after := uint64(0); ; {
 			s.mu.Lock()
 			after = max(after, s.acked)
-			p := s.log.read(span{after: after, until: s.log.head, eventsUntil: s.log.head, events: maxBatchEvents, bytes: pageBytes})
+			p := s.log.read(span{after: after, until: s.log.head, events: maxBatchEvents, bytes: pageBytes, first: anySize})
 			s.mu.Unlock()
 			if p.last <= after {
 				return
@@ -367,7 +387,7 @@ func (st *Streamer) Unacked(sessionID string) iter.Seq[Event] {
 }
 
 // Flush waits until the hub has acknowledged every event published before the call,
-// or the gap that declares it lost; the hub may hold an ack back for 250 ms (rule 6).
+// or the gap that declares it lost, as StreamerStats.Lost tells; the hub may hold an ack back for 250 ms (rule 6).
 // Then it returns nil. It returns ctx's cause if ctx ends first, ErrClosed once Close
 // is done, and otherwise the first error by which the hub stopped a session. It does
 // not wait for a session that is forgotten or renewed meanwhile. Without a connection
@@ -388,10 +408,12 @@ func (st *Streamer) Flush(ctx context.Context) error {
 }
 
 // Close ends publishing, which returns ErrClosed from then on, waits like Flush
-// until everything is acknowledged or ctx ends, and closes the link. It returns nil
-// only if nothing is left unacknowledged, and otherwise an *UnackedError: Unacked
-// still yields what is left. While it waits, links may break and be made. Another
-// call after it has returned does not wait.
+// until everything is acknowledged or ctx ends, and closes the link. It returns nil only
+// if the hub has acknowledged each event that was published, but for those of sessions that
+// were forgotten or renewed. Otherwise it returns an *UnackedError, which counts those that
+// are left, and Unacked still yields, and those that were lost: refused by the hub, dropped,
+// or evicted before a hub that had lost them could be sent them again. While it waits, links
+// may break and be made. Another call after it has returned does not wait.
 func (st *Streamer) Close(ctx context.Context) error {
 	st.closed.Store(true)
 	st.wakeAll() // blocked publishers
@@ -406,7 +428,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 		sl.Close()
 	}
 	st.wakeAll() // other calls that wait for acks, which come no more
-	left := &UnackedError{Err: err}
+	left := &UnackedError{Lost: st.lost.Load(), Err: err}
 	for _, s := range st.all() {
 		s.mu.Lock()
 		if s.acked < s.log.head {
@@ -415,7 +437,7 @@ func (st *Streamer) Close(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
-	if left.Sessions == 0 {
+	if left.Sessions == 0 && left.Lost == 0 {
 		return nil
 	}
 	return left
@@ -437,7 +459,7 @@ func (st *Streamer) wakeAll() {
 // and takes time in proportion to the number of sessions.
 func (st *Streamer) Stats() StreamerStats {
 	st.expire(time.Now())
-	out := StreamerStats{StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
+	out := StreamerStats{Lost: st.lost.Load(), StalePayloads: st.stalePayloads.Load(), RefusedPayloads: st.refusedPayloads.Load()}
 	st.mu.RLock()
 	sl := st.link
 	st.mu.RUnlock()

@@ -20,7 +20,7 @@ import (
 //	dead       either   at most an error         nothing; detach takes the senders off
 //
 // A link dies when its connection is closed, when a newer one is made, on a fatal error,
-// or when the hub is silent. The sessions outlive it.
+// or when nothing moves on it. The sessions outlive it.
 type streamerLink struct {
 	*Link
 	st *Streamer
@@ -32,9 +32,8 @@ type streamerLink struct {
 	// Link's lock protects the fields below. A session's lock is taken before it, so a list
 	// is taken out under it, and its senders are looked at without.
 	id          string          // the hub's name for the link; empty before the welcome
-	window      uint64          // from the welcome, as is id
+	window      window          // from the welcome, as is id
 	heartbeatAt time.Time       // when to give the next sign of life
-	heardAt     time.Time       // when the hub last said something; zero: nobody has waited yet
 	toAnnounce  []*sender       // to be named in the next status: those with inToAnnounce
 	toForget    []SessionStatus // to be named in the next status as forgotten
 	unacked     []*sender       // that may have something unacknowledged: those with unacked
@@ -69,7 +68,6 @@ func (st *Streamer) connect(now time.Time) *streamerLink {
 		old.fail(now, ErrSuperseded)
 	}
 	sl.hello.start()
-	sl.schedule(&sl.heartbeat, now)
 	return sl
 }
 
@@ -78,6 +76,19 @@ func (sl *streamerLink) welcomed() bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	return sl.id != ""
+}
+
+// lose implements author.
+func (sl *streamerLink) lose(sessionID, epoch string, seq uint64) {
+	s := sl.st.lookup(sessionID)
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sd := s.sender; sd != nil && sd.link == sl && s.epoch == epoch {
+		sd.loseLocked(seq, seq)
+	}
 }
 
 // detach takes the sessions off the dead link, and with them their senders. A session may
@@ -131,9 +142,8 @@ func (sl *streamerLink) nextStatus(now time.Time) Payload {
 }
 
 // nextHeartbeat gives a sign of life: a status of the sessions that have something
-// unacknowledged, which it leaves to the status task, or an empty one (rule 9). It ends a
-// link that has been silent. Before the welcome there is no link id to put into a status,
-// but the silence counts. A heartbeat that is asked too early only schedules itself again.
+// unacknowledged, which it leaves to the status task, or an empty one (rule 9). It begins with
+// the welcome. A heartbeat that is asked too early only schedules itself again.
 func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 	sl.mu.Lock()
 	id, due := sl.id, !now.Before(sl.heartbeatAt)
@@ -145,14 +155,7 @@ func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 	if !due {
 		return nil
 	}
-	if sl.checkSilence(now) {
-		sl.fail(now, ErrSilent)
-		return nil
-	}
 	sl.st.expire(now)
-	if id == "" {
-		return nil
-	}
 	forgotten := sl.repeatForgotten()
 	if sl.announceUnacked() || forgotten {
 		return nil
@@ -199,7 +202,7 @@ func (sl *streamerLink) announceUnacked() bool {
 		s := sd.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if sd.inUnacked = s.sender == sd && (s.acked < s.log.head || s.endLost) && s.stopped == nil; sd.inUnacked && sd.resume.IsZero() {
+		if sd.inUnacked = s.sender == sd && s.unsettledLocked() && s.stopped == nil; sd.inUnacked && sd.resume.IsZero() {
 			sd.announceLocked()
 			any = true
 		}
@@ -211,17 +214,6 @@ func (sl *streamerLink) announceUnacked() bool {
 	return any
 }
 
-// checkSilence reports whether the hub has said nothing for so long that it must be gone. The
-// heartbeat asks, and so does Run, which still can while send is stuck.
-func (sl *streamerLink) checkSilence(now time.Time) bool {
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	if sl.heardAt.IsZero() { // the silence counts from the first hello
-		sl.heardAt = now
-	}
-	return now.Sub(sl.heardAt) >= maxSilence
-}
-
 // handle applies a payload from the hub. It never waits: acks have to be read while batches
 // are written, or the two sides could wait for each other. A status is a sign of life, and
 // says of which forgotten sessions the hub knows.
@@ -231,7 +223,7 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 	case *WelcomePayload:
 		err = sl.welcome(now, p)
 	case *StatusPayload:
-		if sl.heard(now, p.Link) {
+		if sl.isCurrent(p.Link) {
 			for _, e := range p.Sessions {
 				if e.Forgotten {
 					sl.st.heardForgotten(e.SessionID, e.Epoch)
@@ -239,32 +231,31 @@ func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) erro
 			}
 		}
 	case *AckBatchPayload:
-		if sl.heard(now, p.Link) {
-			err = sl.ack(now, p)
+		if sl.isCurrent(p.Link) {
+			err = sl.acks(now, p)
 		}
 	case *ReplayRequestPayload:
-		if sl.heard(now, "") {
+		if sl.isCurrent("") {
 			err = sl.replay(p)
 		}
 	case *ErrorPayload:
 		err = sl.refused(now, p)
 	default:
-		err = &ProtocolError{Code: codeUnexpected, Message: "an agent takes no " + p.payloadType()}
+		err = &ProtocolError{Code: CodeUnexpected, Message: "an agent takes no " + p.payloadType()}
 	}
 	return asError(err)
 }
 
-// heard records that a payload arrived and reports whether it belongs to this link: one of
-// an earlier link id, or one that comes before the welcome, is stale and not even a sign of
-// life (rule 3). An empty id stands for a payload that carries none.
-func (sl *streamerLink) heard(now time.Time, link string) bool {
+// isCurrent reports whether a payload belongs to this link: one of an earlier link id, or one
+// that comes before the welcome, is stale (rule 3). An empty id stands for a payload that
+// carries none.
+func (sl *streamerLink) isCurrent(link string) bool {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if sl.id == "" || link != "" && link != sl.id {
 		sl.st.stalePayloads.Add(1)
 		return false
 	}
-	sl.heardAt = now
 	return true
 }
 
@@ -277,7 +268,7 @@ func (sl *streamerLink) heard(now time.Time, link string) bool {
 // waits, and is then attached by its creator: see create.
 func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
-		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+		return &ProtocolError{Code: CodeVersionUnsupported, Message: "welcome of another version", fatal: true}
 	}
 	sl.st.mu.Lock()
 	defer sl.st.mu.Unlock()
@@ -287,13 +278,12 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		sl.st.stalePayloads.Add(1)
 		return nil
 	}
-	sl.heardAt = now
 	if sl.id == p.Link { // the same welcome again: nothing was lost
 		sl.mu.Unlock()
 		return nil
 	}
-	sl.tasks.Clear() // nothing goes on under another link id
-	sl.id, sl.window = p.Link, uint64(p.Window)
+	sl.forgetAllLocked() // nothing goes on under another link id
+	sl.id, sl.window = p.Link, newWindow(p.WindowEvents, p.WindowBytes)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
 	sl.toAnnounce, sl.toForget, sl.unacked = nil, slices.Collect(maps.Values(sl.st.forgotten)), nil
@@ -302,9 +292,7 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 		sl.readyLocked(&sl.status)
 	}
 	sl.mu.Unlock()
-	sessions := slices.Collect(maps.Values(sl.st.sessions))
-	sortSessions(sessions)
-	for _, s := range sessions {
+	for _, s := range sl.st.rotatedLocked() {
 		if sd := sl.attach(s); sd != nil {
 			s.mu.Lock()
 			sd.announceLocked()
@@ -327,29 +315,47 @@ func (sl *streamerLink) attach(s *Session) *sender {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{window: window, implicitOpen: s.maxSentInEpoch == 0}}
-	sd.task.Source = sd.next
+	sd := &sender{s: s, link: sl, id: id, sendCursor: sendCursor{
+		window: window, firstBytes: sl.st.sizes.first, implicitOpen: s.maxSentInEpoch == 0,
+	}}
+	sd.task.Source, sd.task.Written = sd.next, sd.written
 	s.sender = sd
 	s.wakeSenderLocked()
 	return sd
 }
 
+// acks applies an ack, and those of further sessions that came with it. One that is refused
+// does not keep the others from being applied. Of the refusals the last is returned, which
+// Link.handle answers, and the others are answered here.
+func (sl *streamerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError {
+	if p.ViewerID != "" { // a viewer's, which frees nothing
+		sl.st.stalePayloads.Add(1)
+		return nil
+	}
+	last := sl.ack(now, p.first())
+	for _, a := range p.Acks {
+		if err := sl.ack(now, a); err != nil {
+			if last != nil {
+				sl.refuse(now, last)
+			}
+			last = err
+		}
+	}
+	return last
+}
+
 // ack hands an ack to the session's sender. One of another epoch or for a session that is
-// not on this link is stale, and one with a viewer's id is that viewer's progress (rule 6).
-func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
+// not on this link is stale (rule 6).
+func (sl *streamerLink) ack(now time.Time, p SessionAck) *ProtocolError {
 	s := sl.st.lookup(p.SessionID)
 	if s == nil {
-		return refusal(codeUnknownSession, p.SessionID, "ack of an unknown session")
+		return refusal(CodeUnknownSession, p.SessionID, "ack of an unknown session")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sd := s.sender
-	switch {
-	case sd == nil || sd.link != sl || p.Epoch != s.epoch:
+	if sd == nil || sd.link != sl || p.Epoch != s.epoch {
 		sl.st.stalePayloads.Add(1)
-		return nil
-	case p.ViewerID != "":
-		s.noteProgressLocked(p.ViewerID, p.UpToSeq)
 		return nil
 	}
 	return sd.applyAckLocked(now, p)
@@ -357,21 +363,20 @@ func (sl *streamerLink) ack(now time.Time, p *AckBatchPayload) *ProtocolError {
 
 // refused handles an error payload (rule 11). One about a frame needs nothing: what the
 // frame carried is sent again on the timer. The exception is data that was never checked,
-// since the same frame would be refused each time. stale_link and version_unsupported do
-// not ask whether the link is welcomed: they are what a hub says to a link that is not.
+// since the same frame would be refused each time. stale_link and what ends the link do not
+// ask whether it is welcomed: they are what a hub says to a link that is not.
 func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	switch {
-	case p.Code == codeStaleLink:
+	case p.Code == CodeStaleLink:
 		sl.hello.start()
-	case p.Code == codeVersion:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !sl.heard(now, ""):
-	case p.Code == codeMalformed && sl.st.cfg.TrustData:
-		sl.recheckData()
+	case !sl.isCurrent(""):
+	case sl.st.cfg.TrustData && (p.Code == CodeMalformed || p.Code == CodeEventRejected) && sl.recheckData():
 	case p.SessionID != "" && p.RequestID == "":
-		if p.Code == codeForbidden && sl.st.heardForgotten(p.SessionID, p.Epoch) {
+		if p.Code == CodeForbidden && sl.st.heardForgotten(p.SessionID, p.Epoch) {
 			return nil // it is another agent's
 		}
 		if s := sl.st.lookup(p.SessionID); s != nil {
@@ -388,30 +393,32 @@ func (s *Session) refused(now time.Time, sl *streamerLink, p *ErrorPayload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sd := s.sender
-	if sd == nil || sd.link != sl || p.Code != codeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
+	if sd == nil || sd.link != sl || p.Code != CodeStaleEpoch && p.Epoch != "" && p.Epoch != s.epoch {
 		s.st.stalePayloads.Add(1)
 		return
 	}
 	sd.refusedLocked(now, p)
 }
 
-// refusesEvent reports whether an error is about one event of its session.
-func (p *ErrorPayload) refusesEvent() bool {
-	return p.Seq != 0 && (p.Code == codeEventRejected || p.Code == codeEventTooLarge)
+// endsLink reports whether an error says that the hub will never take this link.
+func (p *ErrorPayload) endsLink() bool {
+	return p.Code == CodeVersionUnsupported || p.Code == CodeWrongRole || p.Code == CodeSuperseded
 }
 
-// recheckData checks the data that was sent unchecked, since the hub could not read a frame.
-// The hub does not say which, so all sessions on the link are checked. However often it
-// says malformed, nothing is checked twice, so that a hub can't keep the agent busy.
-func (sl *streamerLink) recheckData() {
+// recheckData checks the data that was sent unchecked, since the hub could not read a frame,
+// and reports whether any was wrong. The hub does not say which frame, and the event that it
+// names may be one that the data of another passed for, so all sessions on the link are
+// checked. However often it says so, nothing is checked twice: a hub can't keep the agent busy.
+func (sl *streamerLink) recheckData() (wrong bool) {
 	if !sl.hasUnchecked.Swap(false) {
-		return
+		return false
 	}
 	for _, s := range sl.st.all() {
 		s.mu.Lock()
 		if sd := s.sender; sd != nil && sd.link == sl {
-			sd.recheckDataLocked()
+			wrong = sd.recheckDataLocked() || wrong
 		}
 		s.mu.Unlock()
 	}
+	return wrong
 }

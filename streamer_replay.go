@@ -56,7 +56,7 @@ func (r *replayAnswer) next(time.Time) Payload {
 func (sl *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	s := sl.st.lookup(p.SessionID)
 	if s == nil {
-		return about(p, refusal(codeUnknownSession, p.SessionID, "replay of an unknown session"))
+		return about(p, refusal(CodeUnknownSession, p.SessionID, "replay of an unknown session"))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,18 +84,18 @@ func (sd *sender) replayLocked(p *ReplayRequestPayload) *ProtocolError {
 	s := sd.s
 	switch {
 	case p.Epoch != "" && p.Epoch != s.epoch:
-		err := refusal(codeStaleEpoch, s.id, "replay of another epoch")
+		err := refusal(CodeStaleEpoch, s.id, "replay of another epoch")
 		err.Epoch = s.epoch
 		return err
 	case p.AfterSeq > s.log.head:
-		err := refusal(codeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
+		err := refusal(CodeReplayAhead, s.id, "replay after %d, but the head is %d", p.AfterSeq, s.log.head)
 		err.Epoch, err.Seq = s.epoch, s.log.head
 		return err
 	case sd.dedupeLocked(p):
 		return nil
 	}
 	if n := len(sd.replays); n >= s.st.cfg.MaxReplays {
-		err := refusal(codeReplayBusy, s.id, "%d replays are running", n)
+		err := refusal(CodeReplayBusy, s.id, "%d replays are running", n)
 		err.Retryable = n > 0
 		return err
 	}

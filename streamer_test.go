@@ -149,10 +149,10 @@ func TestStreamerAutoCreateSession(t *testing.T) {
 		}
 		hub.wantIdle("a session without a number has nothing to say")
 		for _, id := range []string{"", strings.Repeat("x", maxID+1), "a\n", "\xff"} {
-			if _, err := st.Publish(t.Context(), id, Event{}); err != ErrInvalidID {
+			if _, err := st.Publish(t.Context(), id, Event{}); !errors.Is(err, ErrInvalidID) {
 				t.Errorf("Publish(%q): %v", id, err)
 			}
-			if _, err := st.Session(id); err != ErrInvalidID {
+			if _, err := st.Session(id); !errors.Is(err, ErrInvalidID) {
 				t.Errorf("Session(%q): %v", id, err)
 			}
 		}
@@ -177,7 +177,7 @@ func TestStreamerDataSize(t *testing.T) {
 			{Event{Data: wide(50), Bytes: make([]byte, 50)}, ErrInvalidData},
 			{Event{Data: wide(50), Bytes: make([]byte, 51)}, ErrTooLarge},
 		} {
-			if _, err := st.Publish(t.Context(), "s", test.ev); err != test.want {
+			if _, err := st.Publish(t.Context(), "s", test.ev); !errors.Is(err, test.want) {
 				t.Errorf("%d and %d bytes: %v, want %v", len(test.ev.Data), len(test.ev.Bytes), err, test.want)
 			}
 		}
@@ -234,7 +234,7 @@ func TestStreamerCreatesSessionOnce(t *testing.T) {
 	if b, err := st.create(now, "s"); b != a || err != nil {
 		t.Errorf("%p and %p, %v", a, b, err)
 	}
-	if _, err := st.create(now, "r"); err != ErrTooMany {
+	if _, err := st.create(now, "r"); !errors.Is(err, ErrTooMany) {
 		t.Errorf("a second session: %v", err)
 	}
 }
@@ -291,7 +291,7 @@ func TestStreamerRenew(t *testing.T) {
 		if !ok {
 			t.Fatal("no greater epoch")
 		}
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known})
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: known})
 		var again []Event
 		for ev := range st.Unacked("s") {
 			again = append(again, ev)
@@ -307,18 +307,18 @@ func TestStreamerRenew(t *testing.T) {
 		}
 		publishN(t, st, "s", 2)
 		hub.want(agentBatch("s", 1, 2, 2))
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: known}) // an error about the life before
-		hub.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", Epoch: old})
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: known}) // an error about the life before
+		hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: old})
 		hub.send(&AckBatchPayload{SessionID: "s", Epoch: old, UpToSeq: 2})
 		publishN(t, st, "s", 1)
 		hub.want(agentBatch("s", 3, 3, 3))
 		hub.acks("s", 3)
 
-		if err := st.Renew("t"); err != ErrUnknownSession {
+		if err := st.Renew("t"); !errors.Is(err, ErrUnknownSession) {
 			t.Errorf("Renew of an unknown session: %v", err)
 		}
-		hub.send(&ErrorPayload{Code: codeStaleEpoch, SessionID: "s", Epoch: "zzz"})
-		if err := st.Renew("s"); err != ErrInvalidID {
+		hub.send(&ErrorPayload{Code: CodeStaleEpoch, SessionID: "s", Epoch: "zzz"})
+		if err := st.Renew("s"); !errors.Is(err, ErrEpochAhead) {
 			t.Errorf("Renew past the greatest epoch: %v", err)
 		}
 		if _, err := st.Publish(t.Context(), "s", Event{}); err == nil {
@@ -344,7 +344,7 @@ func TestStreamerBlock(t *testing.T) {
 		{"ack", func(_ *Streamer, hub *peer, _ func(error)) { hub.acks("s", 1) }, nil, 3},
 		{"ack of everything", func(_ *Streamer, hub *peer, _ func(error)) { hub.acks("s", 2) }, nil, 3},
 		{"rejected", func(_ *Streamer, hub *peer, _ func(error)) {
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 2})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 2})
 		}, nil, 3},
 		{"ctx", func(_ *Streamer, _ *peer, cancel func(error)) { cancel(cause) }, cause, 0},
 		{"Close", func(st *Streamer, _ *peer, _ func(error)) { go st.Close(context.Background()) }, ErrClosed, 0},
@@ -456,7 +456,7 @@ func TestStreamerReject(t *testing.T) {
 		hub := playHub(t, st)
 		publishN(t, st, "s", 2)
 		for range 3 {
-			if seq, err := st.Publish(t.Context(), "s", Event{}); seq != 0 || err != ErrPendingFull {
+			if seq, err := st.Publish(t.Context(), "s", Event{}); seq != 0 || !errors.Is(err, ErrPendingFull) {
 				t.Fatalf("Publish = %d, %v", seq, err)
 			}
 		}
@@ -465,7 +465,7 @@ func TestStreamerReject(t *testing.T) {
 		hub.acks("s", 1)
 		publishN(t, st, "s", 1)
 		hub.want(agentBatch("s", 3, 3, 3))
-		if _, err := st.Publish(t.Context(), "s", Event{}); err != ErrPendingFull {
+		if _, err := st.Publish(t.Context(), "s", Event{}); !errors.Is(err, ErrPendingFull) {
 			t.Errorf("Publish: %v", err)
 		}
 	})
@@ -523,7 +523,7 @@ func TestStreamerLimits(t *testing.T) {
 	t.Run("defaults", func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{Overflow: Reject})
 		for n := range 8193 {
-			if _, err := st.Publish(ctx, "s", Event{Time: at}); (err == ErrPendingFull) != (n == 8192) {
+			if _, err := st.Publish(ctx, "s", Event{Time: at}); (errors.Is(err, ErrPendingFull)) != (n == 8192) {
 				t.Fatalf("event %d: %v", n+1, err)
 			}
 		}
@@ -532,7 +532,7 @@ func TestStreamerLimits(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{MaxSessions: 2})
 		publishN(t, st, "a", 1)
 		publishN(t, st, "b", 1)
-		if _, err := st.Publish(ctx, "c", Event{}); err != ErrTooMany {
+		if _, err := st.Publish(ctx, "c", Event{}); !errors.Is(err, ErrTooMany) {
 			t.Errorf("third session: %v", err)
 		}
 		publishN(t, st, "a", 1)
@@ -632,7 +632,7 @@ func TestStreamerManyLosses(t *testing.T) {
 		return out
 	}
 	says()
-	al.handle(t.Context(), now, &WelcomePayload{V: version, Link: "l", Window: 1 << 30})
+	al.handle(t.Context(), now, &WelcomePayload{V: version, Link: "l", WindowEvents: 1 << 30})
 	most := 0
 	for range published {
 		s, seq, err := offer(now, st, "s", Event{})
@@ -641,7 +641,7 @@ func TestStreamerManyLosses(t *testing.T) {
 		}
 		says()
 		if seq%2 == 0 {
-			al.handle(t.Context(), now, &ErrorPayload{SessionID: "s", Code: codeEventRejected, Seq: seq})
+			al.handle(t.Context(), now, &ErrorPayload{SessionID: "s", Code: CodeEventRejected, Seq: seq})
 		}
 		most = max(most, s.log.ring.n)
 	}
@@ -775,7 +775,7 @@ func TestGrowthEnded(t *testing.T) {
 		al := st.connect(now)
 		for _, p := range []Payload{
 			nil,
-			&WelcomePayload{V: version, Link: "l", Window: 256},
+			&WelcomePayload{V: version, Link: "l", WindowEvents: 256},
 			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 0},
 			&AckBatchPayload{SessionID: "s", Epoch: s.epoch, Link: "l", UpToSeq: 1},
 		} {
@@ -910,7 +910,7 @@ func TestStreamerClose(t *testing.T) {
 			if !errors.As(err, &left) || left.Sessions != 2 || left.Events != 301 || !errors.Is(err, cause) {
 				t.Errorf("Close: %v", err)
 			}
-			if want := "gvstream: 301 events of 2 sessions not acknowledged: no more patience"; err.Error() != want {
+			if want := "gvstream: 301 events of 2 sessions not acknowledged, 0 lost: no more patience"; err.Error() != want {
 				t.Errorf("Close: %q", err)
 			}
 			if err := st.Close(t.Context()); !errors.As(err, &left) || !errors.Is(err, ErrClosed) {
@@ -934,7 +934,7 @@ func TestStreamerClose(t *testing.T) {
 			hub := playHub(t, st)
 			publishN(t, st, "s", 1)
 			hub.want(agentBatch("s", 1, 1, 1))
-			hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 1})
+			hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 1})
 			hub.link.Close()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancel(cause)
@@ -986,7 +986,7 @@ func TestStreamerUnacked(t *testing.T) {
 		}
 		hub.want(agentBatch("s", 1, 256, 600))
 		hub.acks("s", 200)
-		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 202})
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 202})
 		want := append(numbered(201, 201), numbered(203, 600)...)
 		got := unacked("s")
 		if diff := cmp.Diff(want, got, anyTime); diff != "" {
@@ -1043,7 +1043,7 @@ func TestStreamerForget(t *testing.T) {
 			t.Errorf("Stats() = %+v", got)
 		}
 		hub.want(&StatusPayload{Sessions: []SessionStatus{{SessionID: "s", Epoch: old.Epoch, FirstSeq: 4, HeadSeq: 3, Forgotten: true}}})
-		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: old.Epoch, UpToSeq: 3}, &ErrorPayload{Code: codeUnknownSession, SessionID: "s"})
+		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: old.Epoch, UpToSeq: 3}, &ErrorPayload{Code: CodeUnknownSession, SessionID: "s"})
 		publishN(t, st, "s", 1)
 		if now := stats(t, st, "s"); now.Epoch <= old.Epoch {
 			t.Errorf("epoch %q after %q", now.Epoch, old.Epoch)
@@ -1290,6 +1290,7 @@ func TestTrustData(t *testing.T) {
 	for _, bad := range []string{
 		"{", `"`, `"a\"`, "\"\xff\"", "\"\t\"", "nul", "1 2", `1}`, `1},{"seq":2,"data":1`, `1,"seq":7`, `1]`, deep(jsontext.MaxDepth + 1),
 		`1}],"x":[{"y":1`, `1}],"session_id":"other","x":[{"y":1`, `1}]},"payload":{"x":[{"y":1`, `1}]}}`,
+		`1},{"seq":3,"data":NaN`, `1},{"seq":3,"time":1},{"seq":4,"data":1`, // for which the hub refuses another event
 	} {
 		for name, wire := range trustWires {
 			t.Run(fmt.Sprintf("%.20q/%s", bad, name), func(t *testing.T) {
@@ -1351,7 +1352,8 @@ func TestTrustDataNewline(t *testing.T) {
 }
 
 // TestTrustDataVet: a hub that can't read a frame costs the agent the events whose data
-// is invalid, and none that has no data, has bytes, or was refused before (rule 11).
+// is invalid, and none that has no data, has bytes, or was refused before (rule 11). That
+// comes before the event that the hub names.
 func TestTrustDataVet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(&StreamerConfig{TrustData: true})
@@ -1370,11 +1372,11 @@ func TestTrustDataVet(t *testing.T) {
 			hub.wantIdle("all is sent")
 		}
 		sent()
-		hub.send(&ErrorPayload{Code: codeEventRejected, SessionID: "s", Seq: 3})
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 3})
+		sent(Gap{4, 4, ReasonRejected}) // whose data may have been taken for an event 3
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Seq: 3})
 		hub.want(agentBatch("s", 3, 3, 5, Gap{3, 3, ReasonRejected}))
-		hub.send(&ErrorPayload{Code: codeMalformed})
-		sent(Gap{3, 4, ReasonRejected})
-		hub.send(&ErrorPayload{Code: codeMalformed})
+		hub.send(&ErrorPayload{Code: CodeMalformed})
 		hub.wantIdle("each is looked at once")
 		old := st.link
 		hub.link.Close()
@@ -1382,6 +1384,26 @@ func TestTrustDataVet(t *testing.T) {
 		reopenHub(t, st, map[string]uint64{"s": 0})
 		old.recheckData()
 		if s := stats(t, st, "s"); s.Lost != 2 || s.PendingEvents != 3 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestTrustDataVetSent: what was not sent yet is not what a hub could not read.
+func TestTrustDataVetSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{TrustData: true})
+		hub := playHubWindow(t, st, 1)
+		for _, data := range []string{"1", "{"} {
+			if _, err := st.Publish(t.Context(), "s", Event{Data: []byte(data)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p, err := hub.link.Next(endedContext); err != nil || p.(*EventBatchPayload).LastSeq != 1 {
+			t.Fatal(p, err)
+		}
+		hub.send(&ErrorPayload{Code: CodeMalformed})
+		if s := stats(t, st, "s"); s.Lost != 0 || s.PendingEvents != 2 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -1401,7 +1423,7 @@ func TestTrustDataVetOnce(t *testing.T) {
 				break
 			}
 		}
-		complain := func() { hub.send(&ErrorPayload{Code: codeMalformed}) }
+		complain := func() { hub.send(&ErrorPayload{Code: CodeMalformed}) }
 		complain()
 		if n := testing.AllocsPerRun(100, complain); n > 10 {
 			t.Errorf("%v allocations an error, of an agent with 500 sessions", n)

@@ -36,6 +36,9 @@ const (
 	// taken, since its agent may still be answering (rule 12).
 	replayAgain = time.Second
 
+	// growWithin is how soon the ack of a batch has to come for the next ones to be larger.
+	growWithin = time.Second
+
 	// staleEvery is how often, at most, the hub answers payloads of another link: all that
 	// were on their way are stale, and one answer is enough for the peer (rule 3).
 	staleEvery = time.Second

@@ -3,6 +3,7 @@ package gvstream
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -81,11 +82,14 @@ func NewViewer(cfg *ViewerConfig) *Viewer {
 // first event, or what Position or Item.Position returned, even in another process.
 // The session need not exist yet: its events come when it does (rule 13). Watch does
 // not block and needs no connection.
-// Errors: ErrInvalidID, ErrTooMany, ErrClosed, and ErrBusy if the session is
-// watched already.
+// Errors: ErrInvalidID, ErrInvalidPosition, ErrTooMany, ErrClosed, and ErrWatched if the
+// session is watched already, be it by a watch that has ended.
 func (v *Viewer) Watch(sessionID string, after Position) error {
-	if !validID(sessionID) || !after.valid() {
-		return ErrInvalidID
+	if !validID(sessionID) {
+		return invalidID(sessionID)
+	}
+	if err := after.check(); err != nil {
+		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -93,9 +97,9 @@ func (v *Viewer) Watch(sessionID string, after Position) error {
 	case v.closed:
 		return ErrClosed
 	case v.watches[sessionID] != nil:
-		return ErrBusy
+		return fmt.Errorf("%w: %q", ErrWatched, sessionID)
 	case len(v.watches) >= v.cfg.MaxWatches:
-		return ErrTooMany
+		return fmt.Errorf("%w: %d watches, at most %d", ErrTooMany, len(v.watches), v.cfg.MaxWatches)
 	}
 	w := &watch{id: sessionID, epoch: after.Epoch, received: after.Seq, handled: after, fresh: after.Epoch == ""}
 	v.watches[sessionID] = w

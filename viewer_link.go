@@ -31,11 +31,7 @@ type viewerLink struct {
 	id       string // the hub's name for the link; empty before the welcome
 	viewerID string // the hub's name for the viewer
 
-	// The hub's silence (rule 9). While a payload waits for room, the next ones are not
-	// received, so that the silence is this side's own and does not count.
-	heardAt time.Time // when the hub was heard, or this side's own silence was last seen
-	holding int       // payloads that wait for room now
-	held    bool      // one has waited since silent was last asked
+	heartbeatAt time.Time // when to give the next sign of life
 }
 
 // detach takes the dead link off the Viewer, unless that has a newer one, and every watch
@@ -55,29 +51,20 @@ func (vl *viewerLink) detach(time.Time) {
 	v.room.Broadcast() // payloads of this link wait for room no longer
 }
 
-// nextHeartbeat is the Source of a task that never has a payload: it ends a link on which
-// the hub, which sends a status every 15 s (rule 13), has been silent for 45 s. A viewer
-// need not give a sign of life itself.
+// nextHeartbeat gives a sign of life every 15 s, from the welcome on (rule 13). It may be
+// asked too early, and then only schedules itself again.
 func (vl *viewerLink) nextHeartbeat(now time.Time) Payload {
-	if vl.checkSilence(now) {
-		vl.fail(now, ErrSilent)
-		return nil
-	}
-	vl.v.mu.Lock()
-	vl.schedule(&vl.heartbeat, vl.heardAt.Add(maxSilence))
-	vl.v.mu.Unlock()
-	return nil
-}
-
-// checkSilence reports whether the hub has been silent for so long that it must be gone. Time in
-// which this side read nothing is forgiven.
-func (vl *viewerLink) checkSilence(now time.Time) bool {
 	vl.v.mu.Lock()
 	defer vl.v.mu.Unlock()
-	if vl.held || vl.holding > 0 || vl.heardAt.IsZero() { // it counts from the first hello
-		vl.held, vl.heardAt = false, now
+	due := !now.Before(vl.heartbeatAt)
+	if due {
+		vl.heartbeatAt = now.Add(heartbeatEvery)
 	}
-	return now.Sub(vl.heardAt) >= maxSilence
+	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
+	if !due {
+		return nil
+	}
+	return &StatusPayload{ViewerID: vl.viewerID, Link: vl.id}
 }
 
 // handle applies a payload of the hub's. One of a link that is no longer the Viewer's
@@ -96,23 +83,23 @@ func (vl *viewerLink) handle(ctx context.Context, now time.Time, p Payload) erro
 	case *WelcomePayload:
 		return asError(vl.welcomeLocked(now, p))
 	case *StatusPayload:
-		if vl.heardLocked(now, p.Link, p.ViewerID) {
+		if vl.isCurrentLocked(p.Link, p.ViewerID) {
 			return vl.statusLocked(ctx, now, p)
 		}
 	case *eventBatch:
-		if vl.heardLocked(now, p.Link, p.ViewerID) {
+		if vl.isCurrentLocked(p.Link, p.ViewerID) {
 			events, gaps := p.copies()
 			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *replayBatch:
-		if vl.heardLocked(now, vl.id, p.ViewerID) {
+		if vl.isCurrentLocked(vl.id, p.ViewerID) {
 			events, gaps := p.copies()
 			return vl.batchLocked(ctx, now, p.SessionID, p.Epoch, p.FirstSeq, p.LastSeq, events, gaps)
 		}
 	case *ErrorPayload:
 		return vl.refusedLocked(ctx, now, p)
 	default:
-		return &ProtocolError{Code: codeUnexpected, Message: "a viewer takes no " + p.payloadType()}
+		return &ProtocolError{Code: CodeUnexpected, Message: "a viewer takes no " + p.payloadType()}
 	}
 	return nil
 }
@@ -122,15 +109,12 @@ func (vl *viewerLink) goneLocked() error {
 	return cmp.Or(vl.failure(), ErrSuperseded)
 }
 
-// heardLocked reports whether a payload is of this link and for this viewer, and if so notes
-// that the hub is alive. A stale one is no sign of life: it may be a relic of a connection
-// whose hub is gone.
-func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
+// isCurrentLocked reports whether a payload is of this link and for this viewer.
+func (vl *viewerLink) isCurrentLocked(link, viewerID string) bool {
 	if vl.id == "" || link != vl.id || viewerID != "" && viewerID != vl.viewerID {
 		vl.v.stalePayloads.Add(1)
 		return false
 	}
-	vl.heardAt = now
 	return true
 }
 
@@ -139,19 +123,19 @@ func (vl *viewerLink) heardLocked(now time.Time, link, viewerID string) bool {
 // was asked before (rule 3).
 func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolError {
 	if p.V != version {
-		return &ProtocolError{Code: codeVersion, Message: "welcome of another version", fatal: true}
+		return &ProtocolError{Code: CodeVersionUnsupported, Message: "welcome of another version", fatal: true}
 	}
 	if !vl.hello.acceptWelcome() {
 		vl.v.stalePayloads.Add(1)
 		return nil
 	}
-	vl.heardAt = now
 	if vl.id == p.Link {
 		return nil
 	}
 	vl.forgetAll() // nothing of another link id goes on
 	vl.id, vl.viewerID = p.Link, p.ViewerID
-	vl.schedule(&vl.heartbeat, now.Add(maxSilence))
+	vl.heartbeatAt = now.Add(heartbeatEvery)
+	vl.schedule(&vl.heartbeat, vl.heartbeatAt)
 	for _, w := range vl.v.sortedLocked() {
 		vl.attachLocked(w)
 	}
@@ -220,7 +204,7 @@ func (vl *viewerLink) batchLocked(ctx context.Context, now time.Time, id, epoch 
 		if ok, err := vl.putLocked(ctx, w, it); !ok {
 			return err
 		}
-		w.received = it.seq
+		w.received = it.Seq
 		if it.Event != nil && it.Event.End {
 			return vl.endLocked(ctx, w)
 		}
@@ -261,7 +245,6 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 	v := vl.v
 	wait := v.room.Wait()
 	before := Position{w.epoch, w.received}
-	vl.holding++
 	v.mu.Unlock()
 	select {
 	case <-wait:
@@ -269,8 +252,6 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 	}
 	ended := ctx.Err() != nil
 	v.mu.Lock()
-	vl.holding--
-	vl.held = true
 	switch {
 	case v.closed:
 		return false, ErrClosed
@@ -287,7 +268,7 @@ func (vl *viewerLink) awaitRoomLocked(ctx context.Context, w *watch) (bool, erro
 // endLocked ends a watch whose last number was received (rule 16). If the wait for room is
 // broken off, the watch goes on: the hub's next status says again that the session ended.
 func (vl *viewerLink) endLocked(ctx context.Context, w *watch) error {
-	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, seq: w.received})
+	ok, err := vl.putLocked(ctx, w, Item{SessionID: w.id, Epoch: w.epoch, End: true, Seq: w.received})
 	if ok {
 		w.ended = true
 		vl.v.detachWatchLocked(w)
@@ -370,14 +351,14 @@ func (vl *viewerLink) moveLocked(ctx context.Context, w *watch, s SessionStatus)
 // without a wait for room: there is at most one for each watch.
 func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *ErrorPayload) error {
 	switch {
-	case p.Code == codeStaleLink:
+	case p.Code == CodeStaleLink:
 		vl.hello.start()
 		return nil
-	case p.Code == codeVersion:
+	case p.endsLink():
 		err := p.protocolError()
 		err.fatal = true
 		return err
-	case !vl.heardLocked(now, vl.id, p.ViewerID), p.SessionID == "":
+	case !vl.isCurrentLocked(vl.id, p.ViewerID), p.SessionID == "":
 		return nil
 	}
 	w := vl.v.watches[p.SessionID]
@@ -387,11 +368,28 @@ func (vl *viewerLink) refusedLocked(ctx context.Context, now time.Time, p *Error
 	}
 	w.subscription.heardAt = now
 	if !p.Retryable {
-		w.ended = true
-		vl.v.pushLocked(&queued{w: w, err: p.protocolError(), size: itemBytes})
-		vl.v.detachWatchLocked(w)
+		vl.giveUpLocked(w, p.protocolError())
 	}
 	return nil
+}
+
+// giveUpLocked ends a watch by an error, which its reader gets after all items that came before.
+func (vl *viewerLink) giveUpLocked(w *watch, err *ProtocolError) {
+	w.ended = true
+	vl.v.pushLocked(&queued{w: w, err: err, size: itemBytes})
+	vl.v.detachWatchLocked(w)
+}
+
+// unreadable implements unreader: a hub sends an event that is none. To ask for it again would
+// bring the same frame for ever, so the watch is over, unless it has gone past that number.
+func (vl *viewerLink) unreadable(err *ProtocolError) {
+	vl.v.mu.Lock()
+	defer vl.v.mu.Unlock()
+	w := vl.v.watches[err.SessionID]
+	if w == nil || w.subscription == nil || w.subscription.vl != vl || w.epoch != err.Epoch || w.received >= err.Seq {
+		return
+	}
+	vl.giveUpLocked(w, err)
 }
 
 // A subscription is one watch on one link: whether the hub is to be asked for it. It is made
@@ -486,6 +484,5 @@ func (v *Viewer) connect(now time.Time) *viewerLink {
 		old.fail(now, ErrSuperseded)
 	}
 	vl.hello.start()
-	vl.schedule(&vl.heartbeat, now)
 	return vl
 }

@@ -81,12 +81,12 @@ func TestViewerHello(t *testing.T) {
 		h.wantIdle("a welcome is obeyed while one is awaited")
 		v.Watch("c", Position{})
 		h.want(h.watch("c", "", 0))
-		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true}, &ErrorPayload{Code: codeStaleLink})
+		h.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true}, &ErrorPayload{Code: CodeStaleLink})
 		h.want(hello)
 		h.wantIdle("said")
 		h.welcome("x") // nothing was lost
 		h.wantIdle("the watches stand")
-		h.send(&ErrorPayload{Code: codeStaleLink, Retryable: true})
+		h.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 		h.want(hello)
 		h.welcome("z") // a new link
 		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7), h.watch("c", "", 0))
@@ -97,17 +97,17 @@ func TestViewerHello(t *testing.T) {
 func TestViewerVersion(t *testing.T) {
 	for name, p := range map[string]Payload{
 		"welcome": &WelcomePayload{V: 2, Link: "x"},
-		"error":   &ErrorPayload{Code: codeVersion},
+		"error":   &ErrorPayload{Code: CodeVersionUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newPeer(t, NewViewer(nil).Connect())
 			err := s.link.Handle(t.Context(), p)
 			var refused *ProtocolError
-			if !errors.As(err, &refused) || refused.Code != codeVersion {
+			if !errors.As(err, &refused) || refused.Code != CodeVersionUnsupported {
 				t.Fatalf("Handle: %v", err)
 			}
 			if name == "welcome" {
-				s.want(&ErrorPayload{Code: codeVersion})
+				s.want(&ErrorPayload{Code: CodeVersionUnsupported})
 			}
 			s.wantDead(refused)
 		})
@@ -123,15 +123,15 @@ func TestViewerWatch(t *testing.T) {
 	}{
 		{"", Position{}, ErrInvalidID},
 		{strings.Repeat("x", 129), Position{}, ErrInvalidID},
-		{"s", Position{"", 1}, ErrInvalidID},
-		{"s", Position{"E", 1}, ErrInvalidID},
-		{"s", Position{"e1", MaxSeq + 1}, ErrInvalidID},
+		{"s", Position{"", 1}, ErrInvalidPosition},
+		{"s", Position{"E", 1}, ErrInvalidPosition},
+		{"s", Position{"e1", MaxSeq + 1}, ErrInvalidPosition},
 		{"s", Position{"e1", MaxSeq}, nil},
-		{"s", Position{}, ErrBusy},
+		{"s", Position{}, ErrWatched},
 		{"r", Position{}, nil},
 		{"q", Position{}, ErrTooMany},
 	} {
-		if err := v.Watch(test.session, test.after); err != test.want {
+		if err := v.Watch(test.session, test.after); !errors.Is(err, test.want) {
 			t.Errorf("%q %v: %v, want %v", test.session, test.after, err, test.want)
 		}
 	}
@@ -399,7 +399,7 @@ func TestViewerEnd(t *testing.T) {
 			has(t, v)
 			h = playHub(t, v)
 			h.wantIdle("an ended watch is not asked for again")
-			if err := v.Watch("s", Position{}); err != ErrBusy {
+			if err := v.Watch("s", Position{}); !errors.Is(err, ErrWatched) {
 				t.Errorf("an ended watch is one until Unwatch: %v", err)
 			}
 			v.Unwatch("s")
@@ -645,12 +645,14 @@ func TestViewerQuietSession(t *testing.T) {
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
+		h.link.patient = false
 		pass(maxSilence - 1)
 		h.drain()
 		h.send(h.status())
-		pass(maxSilence - 1)
+		pass(maxSilence - heartbeatEvery + 1)
 		h.drain()
-		pass(1)
+		pass(heartbeatEvery)
+		synctest.Wait()
 		h.wantDead(ErrSilent)
 		h = playHub(t, v)
 		h.want(h.watch("s", "", 0))
@@ -694,14 +696,14 @@ func TestViewerForbidden(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s", "r")
 		h.send(h.status(stands("s", "e1", 1, 3, 0), stands("r", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 1))
-		no := &ErrorPayload{Code: codeForbidden, SessionID: "s", Message: "not allowed"}
+		no := &ErrorPayload{Code: CodeForbidden, SessionID: "s", Message: "not allowed"}
 		h.send(no, no, h.batch("s", "e1", 2, 2), h.batch("r", "e1", 1, 1))
 		h.want(h.stop("s"), h.stop("s"))
 		n := 0
 		for it, err := range v.Items(endedContext) {
 			var refused *ProtocolError
 			if errors.As(err, &refused) {
-				if n++; refused.Code != codeForbidden || refused.SessionID != "s" || refused.Message != "not allowed" {
+				if n++; refused.Code != CodeForbidden || refused.SessionID != "s" || refused.Message != "not allowed" {
 					t.Errorf("%+v", refused)
 				}
 				isAt(t, v, "s", "e1", 1)
@@ -724,8 +726,8 @@ func TestViewerForbidden(t *testing.T) {
 func TestViewerRetryableError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, nil, "s")
-		h.send(&ErrorPayload{Code: codeOverloaded, SessionID: "s", Retryable: true})
-		h.send(&ErrorPayload{Code: codeOverloaded}, &ErrorPayload{Code: codeOverloaded, SessionID: "other"})
+		h.send(&ErrorPayload{Code: CodeOverloaded, SessionID: "s", Retryable: true})
+		h.send(&ErrorPayload{Code: CodeOverloaded}, &ErrorPayload{Code: CodeOverloaded, SessionID: "other"})
 		h.wantAfter(timerFirst, h.watch("s", "", 0))
 		has(t, v)
 	})
@@ -756,7 +758,7 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 			t.Errorf("%d stale frames, want 8", n)
 		}
 		for _, p := range []Payload{h.watch("s", "", 0), h.ack("s", "e1", 1), &HelloPayload{V: 1, Role: roleViewer}, request("s", "tab", "r1", "e1", 0, 1)} {
-			h.refused(p, &ErrorPayload{Code: codeUnexpected})
+			h.refused(p, &ErrorPayload{Code: CodeUnexpected})
 		}
 	})
 }
@@ -765,7 +767,7 @@ func TestViewerIgnoresForeignFrames(t *testing.T) {
 func TestViewerIgnoresForeignError(t *testing.T) {
 	v, h := watching(t, nil, "s")
 	h.send(h.status(stands("s", "e1", 1, 3, 0)))
-	h.send(&ErrorPayload{Code: codeForbidden, SessionID: "s", ViewerID: "other"})
+	h.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", ViewerID: "other"})
 	h.send(h.batch("s", "e1", 1, 1))
 	has(t, v, "s e1 1")
 }
@@ -776,7 +778,7 @@ func TestViewerBeforeWelcome(t *testing.T) {
 	v.Watch("s", Position{})
 	h := meetHub(t, v)
 	h.hearsHello()
-	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: codeForbidden, SessionID: "s"})
+	h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: "s"})
 	h.send(answerTo(request("s", "", "r1", "e1", 0, 3), 1, 3, true))
 	has(t, v)
 	h.welcome(h.id)
@@ -803,7 +805,7 @@ func TestViewerResumes(t *testing.T) {
 		}
 
 		text, err := json.Marshal(saved)
-		if err != nil || string(text) != `{"epoch":"e1","seq":3}` {
+		if err != nil || string(text) != `"e1.3"` {
 			t.Errorf("%s, %v", text, err)
 		}
 		v = NewViewer(nil)
@@ -823,7 +825,7 @@ func TestViewerSupersedes(t *testing.T) {
 	h.want(h.watch("s", "e1", 1))
 	stale := v.stalePayloads.Load()
 	old.wantDead(ErrSuperseded)
-	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: codeForbidden, SessionID: "s"}} {
+	for _, p := range []Payload{old.batch("s", "e1", 2, 2), old.status(stands("s", "e2", 1, 3, 0)), &ErrorPayload{Code: CodeForbidden, SessionID: "s"}} {
 		if err := old.link.Handle(t.Context(), p); err != ErrSuperseded {
 			t.Errorf("Handle: %v", err)
 		}
@@ -994,17 +996,17 @@ func TestViewerRoomAtCtxEnd(t *testing.T) {
 func TestViewerSilentAfterFullBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
+		h.link.patient = false
 		h.send(h.status(stands("s", "e1", 1, 2, 0)))
 		done := h.handling(h.batch("s", "e1", 1, 2))
-		pass(maxSilence)
+		pass(time.Hour) // the silence is its own
 		h.drain()
 		takesOne(t, v, "s e1 1")
 		wantReturned(t, done, nil)
-		pass(maxSilence) // after which it knows that the silence was its own
+		pass(maxSilence - heartbeatEvery - 1)
 		h.drain()
-		pass(maxSilence - 1)
-		h.drain()
-		pass(1)
+		pass(heartbeatEvery + 1)
+		synctest.Wait()
 		h.wantDead(ErrSilent)
 	})
 }
@@ -1041,7 +1043,7 @@ func TestViewerStats(t *testing.T) {
 		h.send(h.batch("s", "e0", 4, 4), &WelcomePayload{V: 1, Link: "l2"})
 		want.StalePayloads = 2
 		is("of others")
-		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: codeUnexpected})
+		h.refused(h.ack("s", "e1", 1), &ErrorPayload{Code: CodeUnexpected})
 		want.RefusedPayloads = 1
 		is("refused")
 		for range v.Items(endedContext) {
@@ -1056,7 +1058,7 @@ func TestViewerStats(t *testing.T) {
 		}
 		want.Items, want.Bytes = 2, 2*itemBytes+len(`out"event 1"`)
 		is("one is dealt with")
-		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: codeForbidden, SessionID: "r"})
+		h.send(h.last("s", "e1", 4), &ErrorPayload{Code: CodeForbidden, SessionID: "r"})
 		h.want(h.stop("s"), h.stop("r"))
 		want.Items, want.Bytes = 5, 5*itemBytes+2*len(`out"event 1"`)
 		is("both have ended")
@@ -1068,5 +1070,42 @@ func TestViewerStats(t *testing.T) {
 		is("disconnected")
 		v.Close()
 		is("closed")
+	})
+}
+
+// A malformed event of a hub ends the watch that it is for, with the error, after the items
+// that came before it. It ends no other: not one that has gone past that number, nor one in
+// another epoch, nor one that is over.
+func TestViewerUnreadableEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		for _, id := range []string{"bad", "past", "later"} {
+			v.Watch(id, Position{})
+		}
+		h := playHub(t, v)
+		h.drain()
+		h.send(h.status(stands("bad", "e1", 1, 3, 1), stands("past", "e1", 1, 3, 3), stands("later", "e2", 1, 1, 0)))
+		h.send(h.batch("bad", "e1", 1, 1), h.batch("past", "e1", 1, 3))
+		h.drain()
+		for _, id := range []string{"bad", "past", "later", "unknown", "bad"} {
+			p := h.batch(id, "e1", 2, 3)
+			p.Events[0].Type = "a\n"
+			h.refused(p, &ErrorPayload{Code: CodeEventRejected, SessionID: id, Epoch: "e1", Seq: 2})
+			h.drain()
+		}
+		h.send(h.batch("later", "e2", 1, 1))
+		var got []string
+		for it, err := range v.Items(endedContext) {
+			if err != nil {
+				got = append(got, err.Error())
+			} else {
+				got = append(got, it.SessionID+" "+it.Position().String())
+			}
+		}
+		want := []string{"bad e1.1", "past e1.1", "past e1.2", "past e1.3", `gvstream: event_rejected session="bad" epoch="e1" seq=2: ` +
+			"event 2: gvstream: invalid event: type: control character U+000A at byte 1", "later e2.1"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
 	})
 }

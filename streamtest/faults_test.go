@@ -237,7 +237,7 @@ func TestFaultsCutWakesDelay(t *testing.T) {
 }
 
 func TestFaultsPassErrorsOn(t *testing.T) {
-	refused := &gvstream.ProtocolError{Code: "malformed"}
+	refused := &gvstream.ProtocolError{Code: gvstream.CodeMalformed}
 	broken := errors.New("broken")
 	errs := []error{nil, refused, nil, broken}
 	f := streamtest.Faults{Reorder: 1}

@@ -117,7 +117,7 @@ func everyPayload() []gvstream.Payload {
 	return []gvstream.Payload{
 		&gvstream.HelloPayload{ViewerID: "tab 1", V: 1, Role: "viewer"},
 		&gvstream.HelloPayload{V: 1, Role: "agent"},
-		&gvstream.WelcomePayload{ViewerID: "tab 1", V: 1, Link: sampleLink, Window: 256},
+		&gvstream.WelcomePayload{ViewerID: "tab 1", V: 1, Link: sampleLink, WindowEvents: 256, WindowBytes: 1 << 20},
 		&gvstream.StatusPayload{Link: sampleLink},
 		&gvstream.StatusPayload{ViewerID: "tab 1", Link: sampleLink, More: true, Sessions: []gvstream.SessionStatus{
 			{SessionID: sampleSession, Epoch: sampleEpoch, FirstSeq: 2, HeadSeq: gvstream.MaxSeq, AckSeq: 5,
@@ -134,7 +134,7 @@ func everyPayload() []gvstream.Payload {
 		&gvstream.ReplayBatchPayload{SessionID: sampleSession, ViewerID: "tab 1", RequestID: "r1", Epoch: sampleEpoch,
 			FirstSeq: 1, LastSeq: 10, UntilSeq: 10, AvailableFrom: 1, Done: true, Events: events, Gaps: gaps},
 		&gvstream.ReplayBatchPayload{SessionID: sampleSession, RequestID: "r1", Epoch: sampleEpoch, FirstSeq: 4, LastSeq: 3, UntilSeq: 3},
-		&gvstream.ErrorPayload{SessionID: sampleSession, ViewerID: "tab 1", Code: "event_rejected", Message: "no \"tabs\"\n",
+		&gvstream.ErrorPayload{SessionID: sampleSession, ViewerID: "tab 1", Code: gvstream.CodeEventRejected, Message: "no \"tabs\"\n",
 			Retryable: true, RequestID: "r1", Epoch: sampleEpoch, Seq: 6},
 	}
 }

@@ -202,7 +202,7 @@ var brokenTransports = []struct {
 	{"receive ends without an error", failing(func(gvstream.Payload, error) (gvstream.Payload, error) { return nil, nil }),
 		[]string{"agent's receive ends with ctx", "receive with an ended ctx", "agent closes", "hub closes"}},
 	{"receive ends with a protocol error", failing(func(gvstream.Payload, error) (gvstream.Payload, error) {
-		return nil, &gvstream.ProtocolError{Code: "malformed"}
+		return nil, &gvstream.ProtocolError{Code: gvstream.CodeMalformed}
 	}), []string{"hub's receive ends with ctx", "receive with an ended ctx", "agent closes", "hub closes"}},
 	{"send ignores ctx", with(func(end *Transport) {
 		send := end.Send

@@ -57,7 +57,7 @@ func (a *agent) connect() {
 	if _, ok := a.next().(*gvstream.HelloPayload); !ok {
 		a.tb.Fatal("no hello")
 	}
-	a.handle(&gvstream.WelcomePayload{V: 1, Link: linkID, Window: window})
+	a.handle(&gvstream.WelcomePayload{V: 1, Link: linkID, WindowEvents: window})
 }
 
 // next is the next payload that is ready, or nil.

@@ -24,7 +24,7 @@ const MaxLead = 24 * time.Hour
 // Process is the Source of this process: one clock that never goes back.
 var Process = NewSource(rand.Reader)
 
-// A Source makes epochs, each greater than those that it made before, and ids that nobody
+// A Source makes epochs, each greater than those that Next made before, and ids that nobody
 // can guess. All methods are safe for concurrent use; none blocks.
 type Source struct {
 	random io.Reader
@@ -53,13 +53,18 @@ func (s *Source) Next(now time.Time) string {
 }
 
 // Past makes an epoch that is greater than other. It reports false if there is none
-// that a hub would take: other is too far ahead, or greater and not of this form.
+// that a hub would take: other is too far ahead, or greater and not of this form. Where other
+// is ahead of now, only the one epoch is made to get past it: what Next makes afterwards is
+// of its own time, or one bad epoch would put all later ones ahead, and a restart of the
+// process behind all of them.
 func (s *Source) Past(now time.Time, other string) (string, bool) {
 	if at, ok := Time(other); ok && at.UnixMilli() >= now.UnixMilli() {
 		if at.After(now.Add(MaxLead)) {
 			return "", false
 		}
-		now = at.Add(time.Millisecond)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.encode(uint64(at.UnixMilli()) + 1), true
 	}
 	e := s.Next(now)
 	return e, e > other

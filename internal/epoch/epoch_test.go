@@ -98,18 +98,25 @@ func TestEpochPast(t *testing.T) {
 }
 
 // TestEpochsGrowAfterPast: whatever a hub claims to know, the epochs of this process
-// go on growing (rule 2). Randomness that shrinks shows two of one millisecond.
+// go on growing, and are no further ahead of the clock than they would have been (rule 2).
+// Randomness that shrinks shows two of one millisecond.
 func TestEpochsGrowAfterPast(t *testing.T) {
 	now := time.UnixMilli(1_700_000_000_000)
+	ms := uint64(now.UnixMilli())
 	for _, other := range []string{
-		"", "zzz", epochOf(uint64(now.UnixMilli()), 0xff), epochOf(lastMilli-1, 0xff), epochOf(lastMilli, 0xff),
+		"", "zzz", epochOf(ms, 0xff), epochOf(ms+1, 0xff), epochOf(ms+23*3600*1000, 0), epochOf(ms+24*3600*1000, 0xff),
+		epochOf(lastMilli-1, 0xff), epochOf(lastMilli, 0xff),
 	} {
 		s := NewSource(bytes.NewReader(bytes.Join([][]byte{
-			bytes.Repeat([]byte{0xff}, 16), bytes.Repeat([]byte{0x7f}, 16), make([]byte, 16),
+			bytes.Repeat([]byte{0xff}, 16), bytes.Repeat([]byte{0x7f}, 16), make([]byte, 16), make([]byte, 16),
 		}, nil)))
 		before := s.Next(now)
-		s.Past(now, other)
-		if after := s.Next(now); after <= before {
+		past, ok := s.Past(now, other)
+		if again, more := s.Past(now, past); ok && more && again <= past {
+			t.Errorf("past %q: %q, and past that %q", other, past, again)
+		}
+		after := s.Next(now)
+		if at, _ := Time(after); after <= before || at.After(now.Add(3*time.Millisecond)) {
 			t.Errorf("after Past(%q): epoch %q follows %q", other, after, before)
 		}
 	}

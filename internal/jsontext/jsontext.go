@@ -15,13 +15,13 @@ const MaxDepth = 500
 // deep.
 func Check(src []byte) (spaces int, err error) {
 	if !utf8.Valid(src) {
-		return 0, &Error{"not valid UTF-8"}
+		return 0, &Error{Message: "not valid UTF-8"}
 	}
 	s := Scanner{Src: src}
 	s.Skip()
 	s.End()
 	if s.Err != nil {
-		return 0, &Error{s.Err.Message} // s.Err itself would make src escape to the heap
+		return 0, &Error{s.Err.Message, s.Err.Pos} // s.Err itself would make src escape to the heap
 	}
 	return s.Spaces, nil
 }

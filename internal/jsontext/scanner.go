@@ -3,7 +3,10 @@ package jsontext
 import "fmt"
 
 // An Error says where a text is wrong and how.
-type Error struct{ Message string }
+type Error struct {
+	Message string
+	Pos     int // index in the text
+}
 
 func (e *Error) Error() string { return e.Message }
 
@@ -23,7 +26,7 @@ type Scanner struct {
 // Fail keeps the first failure, at Pos, and ends the text.
 func (s *Scanner) Fail(what string) {
 	if s.Err == nil {
-		s.Err = &Error{fmt.Sprintf("byte %d: %s", s.Pos, what)}
+		s.Err = &Error{fmt.Sprintf("byte %d: %s", s.Pos, what), s.Pos}
 	}
 	s.Pos = len(s.Src)
 }

@@ -2,6 +2,7 @@ package scenarios_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -700,8 +701,8 @@ func silentHub(t *testing.T) {
 	for err == nil {
 		_, err = w.Near.Next(context.Background())
 	}
-	equal(t, "the link ended", err, gvstream.ErrSilent)
-	if wait := time.Since(start); wait > 45*time.Second || wait < 30*time.Second {
+	equal(t, "the link ended by silence", errors.Is(err, gvstream.ErrSilent), true)
+	if wait := time.Since(start); wait > time.Minute || wait < 30*time.Second {
 		t.Errorf("after %v", wait)
 	}
 }

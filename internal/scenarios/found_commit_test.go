@@ -154,6 +154,7 @@ func TestFoundF12(t *testing.T) {
 			t.Errorf("refused with %v", err)
 		}
 		pass(2 * time.Hour)
+		a = callAgent(t, hub, "agent")
 		noError(t, a.status("s", ahead, 0, 0))
 	})
 }

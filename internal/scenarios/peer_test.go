@@ -28,7 +28,7 @@ func answer(t *testing.T, st *gvstream.Streamer, window int) *peer {
 	t.Helper()
 	h := &peer{t: t, link: st.Connect(), name: fmt.Sprint("link-", answered.Add(1)), st: st}
 	equal(t, "first payload", say(scene.Next(h.link)), "hello")
-	noError(t, h.link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: h.name, Window: window}))
+	noError(t, h.link.Handle(t.Context(), &gvstream.WelcomePayload{V: 1, Link: h.name, WindowEvents: window, WindowBytes: 1 << 30}))
 	return h
 }
 

@@ -1,6 +1,7 @@
 package scenarios_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -15,6 +16,14 @@ import (
 func equal[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
+		t.Fatalf("%s:\n got %v\nwant %v", what, got, want)
+	}
+}
+
+// equalError fails the test if got is not of the kind that is wanted.
+func equalError(t *testing.T, what string, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
 		t.Fatalf("%s:\n got %v\nwant %v", what, got, want)
 	}
 }
@@ -37,7 +46,7 @@ func code(err error) string {
 	case p.Seq != 0:
 		return fmt.Sprintf("%s %d", p.Code, p.Seq)
 	}
-	return p.Code
+	return string(p.Code)
 }
 
 // codes is what several errors say.
@@ -54,7 +63,7 @@ func refusals(payloads []gvstream.Payload) string {
 	var out []string
 	for _, p := range payloads {
 		if p, ok := p.(*gvstream.ErrorPayload); ok {
-			s := p.Code
+			s := string(p.Code)
 			if p.Seq != 0 {
 				s += fmt.Sprintf(" %d", p.Seq)
 			}
@@ -153,7 +162,7 @@ func say(payloads ...gvstream.Payload) string {
 				s = strings.TrimSpace(s) + " done"
 			}
 		case *gvstream.ErrorPayload:
-			s = "error " + p.Code
+			s = "error " + string(p.Code)
 		}
 		out = append(out, s)
 	}

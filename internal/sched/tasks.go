@@ -5,11 +5,14 @@ import "time"
 // A Task is something on a connection that may have a message M to send: a session, a
 // replay, a heartbeat. It is idle, queued (to be asked now), timed (to be asked later), or
 // queued and timed. A task that is asked in vain does no harm, so code that changes what
-// it depends on just calls Ready. Source and Control are set once, before the task is used.
+// it depends on just calls Ready. Its functions and Control are set once, before the task is used.
 type Task[M any] struct {
 	// Source returns the task's next message, or a zero M if it has none. It is called
 	// without the lock that protects the Tasks.
 	Source func(now time.Time) M
+	// Written, if not nil, is called once the messages that the task had are written, or
+	// later. Like Source it is called without the lock, but not by Tasks.
+	Written func(now time.Time)
 	// Control makes the task be asked before all tasks without it: its messages are small,
 	// and the peer waits for them (rule 7 of PROTOCOL.md).
 	Control bool

@@ -1,0 +1,315 @@
+package scenarios_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vibetools/gvstream"
+	"github.com/vibetools/gvstream/internal/scene"
+	"github.com/vibetools/gvstream/internal/slowconn"
+)
+
+// joinLines runs two links over the ends of a byte stream, and returns the ends.
+func joinLines(sc *scene.Scene, near, far *gvstream.Link, up, down slowconn.Way) (*slowconn.Conn, *slowconn.Conn) {
+	a, b := slowconn.Pipe(up, down)
+	sc.Go(func() { near.RunLines(sc.Context(), a) })
+	sc.Go(func() { far.RunLines(sc.Context(), b) })
+	return a, b
+}
+
+// sized is an event of so many bytes of data, and a few more.
+func sized(n int) gvstream.Event {
+	return gvstream.Event{Data: []byte(`"` + strings.Repeat("x", n-2) + `"`)}
+}
+
+// firstItem waits for the next item of a viewer that is none but an event or a gap.
+func firstItem(t *testing.T, sc *scene.Scene, v *gvstream.Viewer) gvstream.Item {
+	t.Helper()
+	for it, err := range v.Items(sc.Context()) {
+		noError(t, err)
+		return it
+	}
+	t.Fatal("no item came within an hour")
+	return gvstream.Item{}
+}
+
+// One event of 1 MB at 16 KiB/s was never delivered, and the agent's other session stood
+// still for as long, since silence counted whole payloads only: 61 s without one ended the
+// link, on which the event had not arrived, and the next one began it anew.
+func TestFoundF03(t *testing.T) {
+	const bytes, rate = 1_000_000, 16 << 10
+	const want = bytes * time.Second / rate
+	slow := slowconn.Way{BytesPerSecond: rate}
+	t.Run("from an agent", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			sc := scene.New(t, nil)
+			st := gvstream.NewStreamer(nil)
+			agent := st.Connect()
+			joinLines(sc, agent, sc.Hub.ConnectAgent("a"), slow, slowconn.Way{})
+			large, small := newViewer(t, "large", gvstream.Position{}), newViewer(t, "small", gvstream.Position{})
+			for id, v := range map[string]*gvstream.Viewer{"1": large, "2": small} {
+				sc.Join(v.Connect(), sc.Hub.ConnectViewer(id), nil)
+			}
+			start := time.Now()
+			_, err := st.Publish(sc.Context(), "large", sized(bytes))
+			noError(t, err)
+			publish(t, st, "small", 1)
+			var smallTook time.Duration
+			sc.Go(func() {
+				firstItem(t, sc, small)
+				smallTook = time.Since(start)
+			})
+			firstItem(t, sc, large)
+			if took := time.Since(start); took < want || took > want*11/10 {
+				t.Errorf("1 MB took %v, want %v", took, want)
+			}
+			pass(time.Second)
+			if smallTook == 0 || smallTook > want*11/10 {
+				t.Errorf("the small event took %v", smallTook)
+			}
+			// The agent's and the hub's link are the ones of before.
+			pass(time.Minute)
+			equal(t, "the link is alive", agent.Err(), nil)
+		})
+	})
+	t.Run("to a viewer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			sc := scene.New(t, nil)
+			st := gvstream.NewStreamer(nil)
+			sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
+			v := newViewer(t, "large", gvstream.Position{})
+			joinLines(sc, v.Connect(), sc.Hub.ConnectViewer("tab"), slowconn.Way{}, slow)
+			pass(time.Second)
+			start := time.Now()
+			_, err := st.Publish(sc.Context(), "large", sized(bytes))
+			noError(t, err)
+			firstItem(t, sc, v)
+			if took := time.Since(start); took < want || took > want*11/10 {
+				t.Errorf("1 MB took %v, want %v", took, want)
+			}
+		})
+	})
+}
+
+// An event that no line can carry ended every link with ErrTooLarge, so that nothing of the
+// agent's reached the hub any more; and one that just fitted between agent and hub, where
+// fewer ids stand in a payload, did the same to every viewer.
+func TestFoundF05(t *testing.T) {
+	for name, c := range map[string]struct {
+		bytes int
+		at    string // where it is lost
+	}{
+		"3 MiB":                {3 << 20, "the agent"},
+		"towards viewers only": {2<<20 - 255, "the hub"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sc := scene.New(t, &gvstream.HubConfig{MaxEventBytes: 4 << 20})
+				st := gvstream.NewStreamer(&gvstream.StreamerConfig{MaxEventBytes: 4 << 20})
+				agent := st.Connect()
+				joinLines(sc, agent, sc.Hub.ConnectAgent("a"), slowconn.Way{}, slowconn.Way{})
+				v := newViewer(t, "s", gvstream.Position{})
+				noError(t, v.Watch("neighbour", gvstream.Position{}))
+				viewer := v.Connect()
+				joinLines(sc, viewer, sc.Hub.ConnectViewer(strings.Repeat("v", 128)), slowconn.Way{}, slowconn.Way{})
+				pass(time.Second)
+				publish(t, st, "s", 1)
+				_, err := st.Publish(sc.Context(), "s", sized(c.bytes))
+				noError(t, err)
+				publish(t, st, "s", 1)
+				publish(t, st, "neighbour", 2)
+				pass(10 * time.Second)
+				equal(t, "acknowledged", unacked(st, "s"), "")
+				equal(t, "the agent's loss", stats(t, st, "s").Lost > 0, c.at == "the agent")
+				got := make(map[string]string)
+				for _, it := range readItems(t, v) {
+					got[it.SessionID] += tell([]gvstream.Item{it}) + " "
+				}
+				equal(t, "the viewer's items", got["s"], "1 gap 2..2 rejected 3 ")
+				equal(t, "the neighbour's", got["neighbour"], "1 2 ")
+				for _, l := range []*gvstream.Link{agent, viewer} {
+					equal(t, "the link is alive", l.Err(), nil)
+				}
+			})
+		})
+	}
+}
+
+// A backlog of 1 MB at 5 KiB/s was sent 1.36 times, since the timer that sends again started
+// when a batch was handed to the transport, which needed 50 s for it; and links were taken
+// for silent that were busy.
+func TestFoundF14(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc := scene.New(t, nil)
+		st := gvstream.NewStreamer(nil)
+		const n, size = 1000, 1000
+		for range n {
+			_, err := st.Publish(sc.Context(), "s", sized(size))
+			noError(t, err)
+		}
+		agent := st.Connect()
+		near, _ := joinLines(sc, agent, sc.Hub.ConnectAgent("a"), slowconn.Way{BytesPerSecond: 5 << 10}, slowconn.Way{})
+		start := time.Now()
+		noError(t, st.Flush(sc.Context()))
+		const once = n * (size + 60) // what stands around the data is some 60 bytes
+		if sent := near.Written(); sent > once*105/100 {
+			t.Errorf("%d bytes were sent of %d", sent, once)
+		}
+		if took, want := time.Since(start), once*time.Second/(5<<10); took > want*105/100 {
+			t.Errorf("it took %v, want %v", took, want)
+		}
+		equal(t, "the link is alive", agent.Err(), nil)
+	})
+}
+
+// byHand serves a link over lines as a program with frames of its own does, and returns why
+// the link ended. Each half returns as soon as it can't go on.
+func byHand(sc *scene.Scene, l *gvstream.Link, conn *slowconn.Conn) <-chan error {
+	ctx := sc.Context()
+	go func() {
+		<-l.Done()
+		conn.Close()
+	}()
+	sc.Go(func() {
+		defer l.Close()
+		for {
+			frame, err := l.NextFrame(ctx, nil)
+			if err == nil {
+				_, err = conn.Write(append(frame, '\n'))
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	ended := make(chan error, 1)
+	sc.Go(func() {
+		in := bufio.NewScanner(conn)
+		in.Buffer(nil, 4<<20)
+		for in.Scan() {
+			if l.HandleFrame(ctx, in.Bytes()); l.Err() != nil {
+				break
+			}
+		}
+		<-l.Done()
+		ended <- l.Err()
+	})
+	return ended
+}
+
+// A loop with frames of its own never noticed the silence while its write was stuck: nothing
+// but a call of Next looked at the clock.
+func TestFoundF17(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc := scene.New(t, nil)
+		st := gvstream.NewStreamer(nil)
+		near, far := slowconn.Pipe(slowconn.Way{}, slowconn.Way{})
+		agent, hub := byHand(sc, st.Connect(), near), byHand(sc, sc.Hub.ConnectAgent("a"), far)
+		publish(t, st, "s", 1)
+		pass(20 * time.Minute)
+		equal(t, "acknowledged", unacked(st, "s"), "")
+		near.Vanish()
+		start := time.Now()
+		_, err := st.Publish(sc.Context(), "s", sized(200_000)) // more than the connection's buffer
+		noError(t, err)
+		for name, ended := range map[string]<-chan error{"the agent": agent, "the hub": hub} {
+			if err := <-ended; !errors.Is(err, gvstream.ErrSilent) || time.Since(start) > time.Minute {
+				t.Errorf("%s's link ended with %v after %v", name, err, time.Since(start))
+			}
+		}
+	})
+}
+
+// Handle returns an error for a payload that was refused, and for the end of the link. A
+// loop that ended at either one ended each connection by the same payload again, and could
+// not tell them apart.
+func TestFoundF18(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := gvstream.NewHub(nil)
+		defer hub.Close()
+		st := gvstream.NewStreamer(nil)
+		agent := st.Connect()
+		handle := func(l *gvstream.Link, frame string) (refused bool) {
+			err := l.HandleFrame(context.Background(), []byte(frame))
+			return errors.As(err, new(*gvstream.ProtocolError))
+		}
+		scene.Ready(agent) // hello
+		handle(agent, `{"type":"welcome","payload":{"v":1,"link":"l","window":9}}`)
+		publish(t, st, "s", 1)
+		scene.Ready(agent)
+		for _, frame := range []string{`{"type":"ack_batch"}`, `{"type":"new"}`, `nonsense`, `{"type":"watch","payload":{"session_id":"s"}}`} {
+			equal(t, frame+" is refused", handle(agent, frame), true)
+			equal(t, "the link after "+frame, agent.Err(), nil)
+		}
+		equal(t, "another version is refused", handle(agent, `{"type":"welcome","payload":{"v":2,"link":"l"}}`), true)
+		var fatal *gvstream.ProtocolError
+		if !errors.As(agent.Err(), &fatal) || fatal.Code != gvstream.CodeVersionUnsupported {
+			t.Errorf("the link ended with %v", agent.Err())
+		}
+		pass(time.Second)
+		synctest.Wait()
+		select {
+		case <-agent.Done():
+		default:
+			t.Error("not done after a second")
+		}
+	})
+}
+
+// A hub kept the links of viewers whose network had vanished for as long as the system kept
+// the connections: a thousand were 4,007 goroutines for a quarter of an hour.
+func TestFoundF19(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc := scene.New(t, nil)
+		st := gvstream.NewStreamer(nil)
+		sc.Join(st.Connect(), sc.Hub.ConnectAgent("a"), nil)
+		publish(t, st, "s", 1)
+		const viewers = 1000
+		var conns []*slowconn.Conn
+		var hub, near sync.WaitGroup
+		var mu sync.Mutex
+		var errs []error
+		for i := range viewers {
+			conn, far := slowconn.Pipe(slowconn.Way{}, slowconn.Way{})
+			conns = append(conns, conn)
+			v := newViewer(t, "s", gvstream.Position{})
+			link := sc.Hub.ConnectViewer(fmt.Sprint("v", i))
+			near.Go(func() { v.Connect().RunLines(sc.Context(), conn) })
+			hub.Go(func() {
+				err := link.RunLines(sc.Context(), far)
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			})
+		}
+		pass(3 * time.Minute)
+		equal(t, "viewers that are there", sc.Hub.Stats().Viewers, viewers)
+		equal(t, "links that ended", len(errs), 0)
+		start := time.Now()
+		for _, c := range conns {
+			c.Vanish()
+		}
+		publish(t, st, "s", 1) // there is something to send, and room to write it
+		hub.Wait()
+		if took := time.Since(start); took > time.Minute {
+			t.Errorf("the last is gone after %v", took)
+		}
+		for _, err := range errs {
+			if !errors.Is(err, gvstream.ErrSilent) {
+				t.Fatalf("a link ended with %v", err)
+			}
+		}
+		equal(t, "viewers that are gone", sc.Hub.Stats().Viewers, 0)
+		near.Wait()
+		if took := time.Since(start); took > time.Minute {
+			t.Errorf("the last viewer has noticed after %v", took)
+		}
+	})
+}
