@@ -617,13 +617,14 @@ func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
 // A simLife is whose a session is at the hub, and in which epoch.
 type simLife struct {
 	s            *hubSession // another one if the hub has forgotten it in between
+	forgets      int         // or this is more
 	owner, epoch string
 }
 
 func (w *simWorld) lives() (out [4]simLife) {
 	for i, id := range simIDs {
 		if s := w.hub.sessions[id]; s != nil {
-			out[i] = simLife{s, s.owner, s.epoch}
+			out[i] = simLife{s, w.forgets, s.owner, s.epoch}
 		}
 	}
 	return out
@@ -648,10 +649,10 @@ func (w *simWorld) afterHub(before [4]simLife) {
 	w.noteStarts()
 	for i, now := range w.lives() {
 		was := before[i]
-		if was.owner != "" && now.owner != "" && now.owner != was.owner && now.s == was.s && !w.claims { // rule 4
+		if was.owner != "" && now.owner != "" && now.owner != was.owner && now.s == was.s && now.forgets == was.forgets && !w.claims { // rule 4
 			w.fail("S6: %s belonged to %s, and now to %s", simIDs[i], was.owner, now.owner)
 		}
-		if now.epoch != "" && now.epoch < was.epoch && now.s == was.s { // rule 2
+		if now.epoch != "" && now.epoch < was.epoch && now.s == was.s && now.forgets == was.forgets { // rule 2
 			w.fail("S6: %s went back from epoch %s to %s", simIDs[i], was.epoch, now.epoch)
 		}
 	}

@@ -297,6 +297,7 @@ func (w *simWorld) upsetHub() {
 func (w *simWorld) forget(id string) {
 	w.say("hub forgets %s", id)
 	w.losable, w.backward = true, true
+	w.forgets++
 	w.hub.Forget(id)
 	w.forgetPositions()
 }

@@ -114,6 +114,7 @@ type simWorld struct {
 	calmed   bool    // faults have stopped
 	blocked  []*blocked
 	serial   int // events made
+	forgets  int // times that the hub was made to forget a session
 	largest  int // bytes that a batch of an agent's may have counted
 
 	// The configuration.
