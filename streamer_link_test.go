@@ -803,8 +803,7 @@ func TestStreamerSilent(t *testing.T) {
 	t.Run("nothing at all", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := NewStreamer(nil)
-			hub := playHub(t, st)
-			hub.link.patient = false
+			hub := playHubTo(t, st, false)
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			pass(15*time.Second - 1)
@@ -819,8 +818,7 @@ func TestStreamerSilent(t *testing.T) {
 	})
 	t.Run("answers", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			hub := playHub(t, NewStreamer(nil))
-			hub.link.patient = false
+			hub := playHubTo(t, NewStreamer(nil), false)
 			for range 10 {
 				hub.wantAfter(15*time.Second, &StatusPayload{})
 				hub.send(&StatusPayload{})
@@ -830,8 +828,7 @@ func TestStreamerSilent(t *testing.T) {
 	t.Run("answers to other things", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := NewStreamer(nil)
-			hub := playHub(t, st)
-			hub.link.patient = false
+			hub := playHubTo(t, st, false)
 			publishN(t, st, "s", 1)
 			var sent []time.Duration
 			for start := time.Now(); time.Since(start) < 10*time.Minute; pass(time.Second) {
