@@ -1082,6 +1082,34 @@ func TestStreamerOverloadedIsNoSilence(t *testing.T) {
 	})
 }
 
+// A hub may forget a session while a status of it is on its way, and open it at what the agent
+// had acknowledged then. Its acks are below what it acknowledged later, as those are that were
+// held up. So they change nothing at first; when what was sent was sent again in vain, the
+// session is announced, and the next ack says where to go on from. Both went on for ever.
+func TestStreamerHubFellBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := playHub(t, st)
+		publishN(t, st, "s", 3)
+		hub.want(agentBatch("s", 1, 3, 3))
+		hub.acks("s", 2)
+		hub.nacks("s", 1)
+		hub.wantIdle("it may be a relic")
+		hub.wantAfter(timerFirst, hub.statusOf("s"), agentBatch("s", 3, 3, 3))
+		hub.nacks("s", 1)
+		hub.wantStatus("s")
+		hub.nacks("s", 1) // of the status, or of the batch
+		hub.want(agentBatch("s", 2, 3, 3))
+		hub.nacks("s", 0)
+		hub.wantStatus("s")
+		hub.acks("s", 0)
+		hub.want(agentBatch("s", 1, 3, 3))
+		hub.acks("s", 3)
+		hub.nacks("s", 1)
+		hub.wantIdle("all is acknowledged, and this is a relic")
+	})
+}
+
 // TestStreamerAckEndsWait: an ack that opens a session ends the wait after a retryable
 // error. The wait continued, and while it lasted the session's timer was stopped: a
 // lost batch was not resent in time (rules 9 and 11).
