@@ -188,6 +188,9 @@ func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 		return err
 	case ackStale:
 		s.st.stalePayloads.Add(1)
+		if sd.timer.late() && sd.reopen() { // no relic: the hub has lost its place
+			sd.announceLocked()
+		}
 		return nil
 	}
 	if p.UpToSeq < s.acked {

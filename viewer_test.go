@@ -644,8 +644,10 @@ func TestViewerQuietSession(t *testing.T) {
 // A hub that sends nothing for three periods is considered gone.
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, nil, "s")
-		h.link.patient = false
+		v := NewViewer(nil)
+		v.Watch("s", Position{})
+		h := playHubTo(t, v, false)
+		h.want(h.watch("s", "", 0))
 		pass(maxSilence - 1)
 		h.drain()
 		h.send(h.status())
@@ -995,8 +997,10 @@ func TestViewerRoomAtCtxEnd(t *testing.T) {
 // The hub's silence ends a link that once waited for room, like any other.
 func TestViewerSilentAfterFullBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, &ViewerConfig{BufferItems: 1}, "s")
-		h.link.patient = false
+		v := NewViewer(&ViewerConfig{BufferItems: 1})
+		v.Watch("s", Position{})
+		h := playHubTo(t, v, false)
+		h.want(h.watch("s", "", 0))
 		h.send(h.status(stands("s", "e1", 1, 2, 0)))
 		done := h.handling(h.batch("s", "e1", 1, 2))
 		pass(time.Hour) // the silence is its own
