@@ -658,13 +658,18 @@ func (w *simWorld) afterHub(before [4]simLife) {
 	}
 }
 
-// noteError: after unknown_session or a retryable error, the next ack counts as a first
-// ack (S5).
+// noteError: after unknown_session, a retryable error, or an ack that shows that the hub has
+// lost its place, the next ack counts as a first ack (S5).
 func (w *simWorld) noteError(al *streamerLink, p Payload) {
-	if e, ok := p.(*ErrorPayload); ok {
-		if s := al.st.sessions[e.SessionID]; s != nil && s.sender != nil && !s.sender.opened {
-			delete(w.acks, s.sender)
-		}
+	id := ""
+	switch p := p.(type) {
+	case *ErrorPayload:
+		id = p.SessionID
+	case *AckBatchPayload:
+		id = p.SessionID
+	}
+	if s := al.st.sessions[id]; s != nil && s.sender != nil && !s.sender.opened {
+		delete(w.acks, s.sender)
 	}
 }
 
