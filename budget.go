@@ -8,35 +8,34 @@ import (
 	"github.com/vibetools/gvstream/internal/sched"
 )
 
-// A budget is the bytes that the sessions of one Streamer share
-// (StreamerConfig.MaxTotalBytes). Over it, acknowledged events are evicted, the oldest of
-// all sessions first: they are kept only for replay, and pending ones are not to be lost.
+// A budget is the bytes that the sessions of one Streamer or Hub share (MaxTotalBytes). Over it,
+// acknowledged events are evicted, the oldest of all sessions first: an agent keeps them only for
+// replay, and pending ones are not to be lost; at a hub all are acknowledged.
 //
 // A publisher reserves an event's bytes before the event enters a log, and whatever takes an
-// event out of a log releases them. Sessions offer themselves while their oldest event is
-// acknowledged:
+// event out of a log releases them. A hub adds what it has accepted, and evicts after that.
+// Sessions offer themselves while their oldest event is acknowledged:
 //
 //	not aged -> offer -> in the heap -> evict pops it -> evictOldest -> not aged, or offer
 //
 // The heap's times are those of the offers. A session that has evicted events of its own
 // since is younger than its place says, so evictOldest compares, and moves it instead.
-//
-// Without a limit, nothing here is counted or locked.
-type budget struct {
-	max  int64        // 0: no limit
-	used atomic.Int64 // counted only if there is a limit; atomic, so that publishers don't queue
+type budget[S evictor] struct {
+	max  int64
+	used atomic.Int64 // atomic, so that publishers don't queue
 
-	mu    sync.Mutex           // level 4; protects the fields below, and Session's age
-	aged  sched.Heap[*Session] // by the time of their oldest acknowledged event
-	freed sched.Signal         // bytes were released, or may be evicted
+	mu    sync.Mutex    // level 4; protects the fields below, and the sessions' places in aged
+	aged  sched.Heap[S] // by the time of their oldest acknowledged event
+	freed sched.Signal  // bytes were released, or may be evicted
 }
 
-// reserve takes n bytes if there are that many.
-func (b *budget) reserve(n int) bool { return b.max == 0 || b.take(n) }
+// An evictor is a session whose oldest event can be evicted, unless that is younger than the budget
+// believes. It is called without any lock.
+type evictor interface{ evictOldest(believed time.Time) }
 
-// take is reserve if there is a limit. It never goes beyond the limit for a moment, so that
-// no other reservation fails because of one that fails.
-func (b *budget) take(n int) bool {
+// reserve takes n bytes if there are that many. It never goes beyond the limit for a moment, so
+// that no other reservation fails because of one that fails.
+func (b *budget[S]) reserve(n int) bool {
 	for {
 		used := b.used.Load()
 		if used+int64(n) > b.max {
@@ -48,16 +47,15 @@ func (b *budget) take(n int) bool {
 	}
 }
 
-// release gives n bytes back. It may be called with a session's lock.
-func (b *budget) release(n int) {
-	if b.max != 0 && n != 0 {
-		b.give(n)
-	}
-}
+// add takes n bytes that are held already, whatever the limit: evict follows, without a lock.
+func (b *budget[S]) add(n int) { b.used.Add(int64(n)) }
 
-// give is release if there is a limit. The bytes are free before the signal: publishers that
-// it wakes find them.
-func (b *budget) give(n int) {
+// release gives n bytes back. It may be called with a session's lock. The bytes are free before
+// the signal: publishers that it wakes find them.
+func (b *budget[S]) release(n int) {
+	if n == 0 {
+		return
+	}
 	b.used.Add(int64(-n))
 	b.mu.Lock()
 	b.freed.Broadcast()
@@ -65,11 +63,8 @@ func (b *budget) give(n int) {
 }
 
 // wait returns a channel that is closed when bytes are released or become evictable: take
-// it, then try, then wait. Without a limit it is nil, which is never ready in a select.
-func (b *budget) wait() <-chan struct{} {
-	if b.max == 0 {
-		return nil
-	}
+// it, then try, then wait.
+func (b *budget[S]) wait() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.freed.Wait()
@@ -77,45 +72,33 @@ func (b *budget) wait() <-chan struct{} {
 
 // fits reports whether n bytes would fit if own bytes were released. It takes none: by the
 // time of the reservation others may have them.
-func (b *budget) fits(n, own int) bool {
-	return b.max == 0 || b.used.Load()-int64(own)+int64(n) <= b.max
+func (b *budget[S]) fits(n, own int) bool {
+	return b.used.Load()-int64(own)+int64(n) <= b.max
 }
 
-// offer says that s holds acknowledged events, the oldest of that time. It wakes publishers
-// that wait for room, since evicting those may make it. It is called with the session's
+// offer says that s holds acknowledged events, the oldest of that time; e is its place. It wakes
+// publishers that wait for room, since evicting those may make it. It is called with the session's
 // lock.
-func (b *budget) offer(s *Session, oldest time.Time) {
+func (b *budget[S]) offer(e *sched.Entry[S], s S, oldest time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.age == nil {
-		s.age = new(sched.Entry[*Session])
-	}
-	b.aged.Set(s.age, s, oldest)
+	b.aged.Set(e, s, oldest)
 	b.freed.Broadcast()
 }
 
-// forget takes s back, if it is still in the heap, so that nothing holds a session that was
-// forgotten. It is called with the session's lock.
-func (b *budget) forget(s *Session) {
+// forget takes back what was offered, if it is still in the heap, so that nothing holds a session
+// that was forgotten. It is called with the session's lock.
+func (b *budget[S]) forget(e *sched.Entry[S]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.age != nil {
-		b.aged.Remove(s.age)
-	}
+	b.aged.Remove(e)
 }
 
-// makeRoom evicts until n more bytes fit or nothing acknowledged is left. It is called
-// without any lock, since it takes those of the sessions whose events it evicts.
-func (b *budget) makeRoom(n int) {
-	if b.max != 0 {
-		b.evict(n)
-	}
-}
-
-// evict is makeRoom if there is a limit. It gives its lock up before it takes the session's,
-// which comes first in the order of locks. The session may be forgotten or trimmed in
-// between; evictOldest looks again.
-func (b *budget) evict(n int) {
+// makeRoom evicts until n more bytes fit or nothing acknowledged is left. It is called without any
+// lock, since it takes those of the sessions whose events it evicts. It gives its own up before it
+// takes the session's, which comes first in the order of locks. The session may be forgotten or
+// trimmed in between; evictOldest looks again.
+func (b *budget[S]) makeRoom(n int) {
 	for !b.fits(n, 0) {
 		b.mu.Lock()
 		s, oldest, ok := b.aged.Pop()

@@ -176,6 +176,7 @@ func TestBudgetForgets(t *testing.T) {
 			id := fmt.Sprint("s", i)
 			budgetHub(t, hub, id)
 			st.Forget(id)
+			hub.drain()
 		}
 		if n := st.budget.aged.Len(); n > 100 {
 			t.Errorf("the budget remembers %d sessions, and the Streamer has %d", n, st.Stats().Sessions)
@@ -214,6 +215,7 @@ func TestBudgetCounts(t *testing.T) {
 			switch i % 10 {
 			case 4:
 				st.Forget(id)
+				hub.drain()
 			case 8:
 				st.Renew(id)
 			case 9:
@@ -231,7 +233,7 @@ func TestBudgetCounts(t *testing.T) {
 // TestBudgetReserve: a reservation that does not fit does not make others fail.
 func TestBudgetReserve(t *testing.T) {
 	t.Parallel()
-	b := &budget{max: 100}
+	b := &budget[*Session]{max: 100}
 	b.used.Store(90)
 	var wg sync.WaitGroup
 	stop := make(chan bool)

@@ -169,6 +169,7 @@ func (w *fieldCodec) entry(p any) {
 		w.seq("head_seq", &p.HeadSeq)
 		w.seq("ack_seq", &p.AckSeq)
 		w.flag("ended", &p.Ended)
+		w.flag("forgotten", &p.Forgotten)
 		w.optText("prev_epoch", &p.PrevEpoch)
 		w.optSeq("prev_seq", &p.PrevSeq)
 	case *SessionAck:

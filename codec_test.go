@@ -44,7 +44,7 @@ func wireSamples() []Payload {
 		&HelloPayload{ViewerID: "tab-1", V: 1, Role: "viewer"},
 		&WelcomePayload{ViewerID: "tab-1", V: 1, Link: "l7", WindowEvents: 256, WindowBytes: 1 << 20},
 		&StatusPayload{Link: "l7", More: true, Sessions: []SessionStatus{
-			{SessionID: "build-42", Epoch: wireEpoch, FirstSeq: 12, HeadSeq: 64, AckSeq: 60, Ended: true, PrevEpoch: "01jdq", PrevSeq: 99},
+			{SessionID: "build-42", Epoch: wireEpoch, FirstSeq: 12, HeadSeq: 64, AckSeq: 60, Ended: true, Forgotten: true, PrevEpoch: "01jdq", PrevSeq: 99},
 			{SessionID: "gebäude"},
 		}},
 		&EventBatchPayload{
@@ -64,7 +64,7 @@ func wireSamples() []Payload {
 		},
 		&ErrorPayload{
 			SessionID: "build-42", ViewerID: "tab-1", Code: CodeReplayBusy, Message: "after 99 of \"build-42\"",
-			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99,
+			Retryable: true, RequestID: "r3", Epoch: wireEpoch, Seq: 99, ToSeq: 120,
 		},
 	}
 }

@@ -8,47 +8,49 @@ import (
 
 // This file is all that a caller may set: limits, policies and callbacks. Each constructor
 // copies its config with the defaults filled in, and nothing changes it afterwards, so it is
-// read without a lock. In the copy zero means none, since withDefaults has replaced both the
-// zero that stands for the default and the negative that stands for none. The exception is
-// MaxTotalBytes, where zero means no limit.
-//
-// By default, events of up to 1 KiB reach a limit of events before one of bytes, which is
-// there for larger ones.
+// read without a lock. Zero stands for the default. In the copy zero is zero, since withDefaults
+// has replaced both the zero that stands for the default and the negative that stands for 0.
+// No value stands for "no limit": that is math.MaxInt.
 
 // A StreamerConfig holds the limits of a Streamer. A nil config is all defaults.
 type StreamerConfig struct {
 	// Overflow is what Publish does when pending is full. If zero, Block.
 	Overflow Overflow
-	// MaxSessions is the number of sessions at a time. If zero, 10,000.
-	// If negative, none.
+	// MaxSessions is the number of sessions at a time. If zero, 10,000. Negative
+	// means 0: none can be made.
 	MaxSessions int
 	// MaxPendingEvents is the number of unacknowledged events per session. If
-	// zero, 8,192. If negative, none.
+	// zero, 8,192. Negative means 0: nothing can be published.
 	MaxPendingEvents int
 	// MaxPendingBytes is the bytes of unacknowledged events' JSON per session.
-	// If zero, 8 MiB. If negative, none.
+	// If zero, 8 MiB. Negative means 0: nothing can be published.
 	MaxPendingBytes int
 	// ReplayEvents is how many of the most recent events a session keeps for
-	// replay, pending ones included. If zero, 1,000. If negative, none but the
-	// pending ones.
+	// replay, pending ones included. If zero, 65,536. Negative means 0: only the
+	// pending ones are kept.
 	ReplayEvents int
 	// ReplayBytes is the bytes of the JSON of the events that a session keeps for
-	// replay, pending ones included. If zero, 8 MiB. If negative, none but the
-	// pending ones.
+	// replay, pending ones included. If zero, 8 MiB. Negative means 0: only the
+	// pending ones are kept.
 	ReplayBytes int
 	// MaxEventBytes is the bytes of an event's JSON, base64 included. If zero,
-	// 1 MiB. If negative, none. Where it exceeds MaxPendingBytes or MaxTotalBytes,
-	// it is lowered to that: a larger event would never fit. A transport has
-	// limits of its own; Lines takes 2 MiB a payload.
+	// 1 MiB. Negative means 0: nothing can be published. Where it exceeds
+	// MaxPendingBytes or MaxTotalBytes, it is lowered to that: a larger event would
+	// never fit. A transport has limits of its own; Lines takes 2 MiB a payload.
 	MaxEventBytes int
 	// MaxTotalBytes is the bytes of events' JSON of all sessions together. Over
 	// it, acknowledged events of any session, oldest first, are evicted before
 	// Overflow applies. DropOldest drops events of its own session only; where
-	// that is not enough, Publish returns ErrPendingFull. If zero or negative,
-	// there is no such limit.
+	// that is not enough, Publish returns ErrPendingFull. If zero, 512 MiB.
+	// Negative means 0: nothing can be published.
 	MaxTotalBytes int
+	// MaxBatchBytes is the bytes of JSON of a batch; one event that is larger goes
+	// alone. If zero, or more than that, 256 KiB; at least 16 KiB. Negative means
+	// 16 KiB.
+	MaxBatchBytes int
 	// MaxReplays is the number of replay requests a session answers at a time.
-	// If zero, 8. If negative, none.
+	// If zero, 8. Negative means 0: all are refused, and history that the hub does
+	// not hold is missing.
 	MaxReplays int
 	// TrustData spares Publish the check of Data, which then has to be one JSON
 	// value in UTF-8 without white space between its tokens, such as
@@ -70,13 +72,11 @@ func (c *StreamerConfig) withDefaults() StreamerConfig {
 	d.MaxSessions = defaultTo(d.MaxSessions, 10_000)
 	d.MaxPendingEvents = defaultTo(d.MaxPendingEvents, 8192)
 	d.MaxPendingBytes = defaultTo(d.MaxPendingBytes, 8<<20)
-	d.ReplayEvents = defaultTo(d.ReplayEvents, 1000)
+	d.ReplayEvents = defaultTo(d.ReplayEvents, 65_536)
 	d.ReplayBytes = defaultTo(d.ReplayBytes, 8<<20)
-	d.MaxEventBytes = min(defaultTo(d.MaxEventBytes, 1<<20), d.MaxPendingBytes)
-	if d.MaxTotalBytes = max(d.MaxTotalBytes, 0); d.MaxTotalBytes > 0 {
-		d.MaxEventBytes = min(d.MaxEventBytes, d.MaxTotalBytes)
-	}
-	d.MaxEventBytes = min(d.MaxEventBytes, maxFrame)
+	d.MaxTotalBytes = defaultTo(d.MaxTotalBytes, 512<<20)
+	d.MaxEventBytes = min(defaultTo(d.MaxEventBytes, 1<<20), d.MaxPendingBytes, d.MaxTotalBytes, maxFrame)
+	d.MaxBatchBytes = batchBytesOf(d.MaxBatchBytes)
 	d.MaxReplays = defaultTo(d.MaxReplays, 8)
 	return d
 }
@@ -147,52 +147,69 @@ type HubConfig struct {
 	AuthorizeAgent func(ctx context.Context, agentID, sessionID, ownerID string) error
 
 	// LogEvents is how many of the most recent events of a session the hub
-	// keeps for its viewers. If zero, 1,000. If negative, none.
+	// keeps for its viewers. If zero, 65,536. Negative means 0: every viewer reads
+	// from the agent.
 	LogEvents int
-	// LogBytes is the bytes of those events' JSON, per session. If zero, 8 MiB. If
-	// negative, none.
+	// LogBytes is the bytes of those events' JSON, per session. If zero, 8 MiB.
+	// Negative means 0: every viewer reads from the agent.
 	LogBytes int
+	// MaxTotalBytes is the bytes of those events' JSON, of all sessions together.
+	// Over it, the oldest events of any session go first, and viewers read them from
+	// the agent. If zero, 1 GiB. Negative means 0: every viewer reads from the agent.
+	MaxTotalBytes int
 	// MaxEventBytes is the bytes of an event's JSON; a larger one is refused and
-	// becomes a gap. If zero, 1 MiB. If negative, none.
+	// becomes a gap. If zero, 1 MiB. Negative means 0: all are refused.
 	MaxEventBytes int
-	// MaxSessions is the number of sessions of all agents. If zero, 100,000. If
-	// negative, none.
+	// MaxBatchBytes is the bytes of JSON of a batch to a viewer; one event that is
+	// larger goes alone. If zero, or more than that, 256 KiB; at least 16 KiB.
+	// Negative means 16 KiB.
+	MaxBatchBytes int
+	// MaxSessions is the number of sessions of all agents. Where it is reached, the
+	// session that ended, or was forgotten by its agent, the longest time ago goes
+	// first, unless it is watched; a living one is refused only if there is none. If
+	// zero, 100,000. Negative means 0: all are refused.
 	MaxSessions int
-	// MaxAgentSessions is the number of sessions of one agent: those open on its
-	// link, and those that SessionTTL keeps while it is away. If zero, 10,000. If
-	// negative, none.
+	// MaxAgentSessions is the number of sessions of one agent that have not ended
+	// and that the agent has not forgotten: those open on its link, and those that
+	// SessionTTL keeps while it is away. If zero, 10,000. Negative means 0: all are
+	// refused.
 	MaxAgentSessions int
 	// MaxWatches is the number of sessions watched over one viewer's link. If
-	// zero, 100. If negative, none.
+	// zero, 100. Negative means 0: all are refused.
 	MaxWatches int
 	// MaxReplays is the number of replay requests to an agent that are open at a
 	// time for one session, each for all viewers that need its events; more wait
 	// their turn. An answer is about 1 MiB at most, and the hub holds up to four
-	// times as many for viewers that read them. If zero, 8. If negative, none.
+	// times as many for viewers that read them. If zero, 8. Negative means 0: nothing
+	// is asked of agents, and older events are missing.
 	MaxReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
-	// session. If zero, 1,024. If negative, one.
+	// session. If zero, 1,024; at least 1. Negative means 1.
 	Window int
 	// WindowBytes is the bytes of JSON that an agent may send beyond the hub's ack,
-	// a session. If zero, 1 MiB. If negative, 16 KiB, as for all less than that.
+	// a session. If zero, 1 MiB; at least 16 KiB. Negative means 16 KiB.
 	WindowBytes int
 	// MaxCommits is the number of sessions for which Commit runs at a time, and also
 	// the number that are being opened, by AuthorizeAgent and Resume, at a time. If
-	// zero, 64. If negative, one.
+	// zero, 64. Negative means 1.
 	MaxCommits int
 	// MaxUncommittedBytes is the bytes of events' JSON that one agent has sent and
 	// that wait for Commit, all its sessions together. What is beyond is dropped, and
-	// the agent sends it again a second later. If zero, 16 MiB. If negative, one
-	// batch.
+	// the agent sends it again a second later. If zero, 16 MiB. Negative means
+	// 0, and one batch, which always fits.
 	MaxUncommittedBytes int
-	// SessionTTL is how long the hub remembers a session whose agent is away and
-	// that nobody watches, and one that has ended. If zero, 1 hour. If
-	// negative, not at all.
+	// SessionTTL is how long the hub remembers a session that has not ended, while
+	// its agent is away and nobody watches it. If zero, 1 hour. Negative means 0: it
+	// is forgotten at once.
 	SessionTTL time.Duration
+	// EndedTTL is how long the hub keeps a session that has ended, or that its agent
+	// has forgotten, with its events, after the agent last spoke of it and while
+	// nobody watches it. If zero, 1 hour. Negative means 0: it is forgotten at once.
+	EndedTTL time.Duration
 	// ReplayWait is how long a viewer waits for older events while their agent
 	// is away, or is there and answers nothing, before they are declared
-	// unavailable. If zero, 10 seconds. If negative, not at all for an agent that is
-	// away, and a second for one that is there.
+	// unavailable. If zero, 10 seconds. Negative means 0: it does not wait for an
+	// agent that is away, and a second for one that is there.
 	ReplayWait time.Duration
 }
 
@@ -202,9 +219,11 @@ func (c *HubConfig) withDefaults() HubConfig {
 	if c != nil {
 		d = *c
 	}
-	d.LogEvents = defaultTo(d.LogEvents, 1000)
+	d.LogEvents = defaultTo(d.LogEvents, 65_536)
 	d.LogBytes = defaultTo(d.LogBytes, 8<<20)
+	d.MaxTotalBytes = defaultTo(d.MaxTotalBytes, 1<<30)
 	d.MaxEventBytes = defaultTo(d.MaxEventBytes, 1<<20)
+	d.MaxBatchBytes = batchBytesOf(d.MaxBatchBytes)
 	d.MaxSessions = defaultTo(d.MaxSessions, 100_000)
 	d.MaxAgentSessions = defaultTo(d.MaxAgentSessions, 10_000)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
@@ -214,6 +233,7 @@ func (c *HubConfig) withDefaults() HubConfig {
 	d.MaxCommits = max(1, defaultTo(d.MaxCommits, 64))
 	d.MaxUncommittedBytes = min(defaultTo(d.MaxUncommittedBytes, 16<<20), math.MaxInt/2) // two of them are added
 	d.SessionTTL = min(defaultTo(d.SessionTTL, time.Hour), forever)
+	d.EndedTTL = min(defaultTo(d.EndedTTL, time.Hour), forever)
 	d.ReplayWait = min(defaultTo(d.ReplayWait, 10*time.Second), forever)
 	return d
 }
@@ -225,14 +245,14 @@ const forever = 100 * 365 * 24 * time.Hour
 type ViewerConfig struct {
 	// Window is the number of items of one session that may wait to be read from
 	// Items. The hub sends no more of it than there is room for: what a slow reader
-	// leaves unread waits at the hub. If zero, 1,024. If negative, one.
+	// leaves unread waits at the hub. If zero, 1,024; at least 1. Negative means 1.
 	Window int
 	// WindowBytes is the bytes of those items' data. An item that is larger by
-	// itself comes when nothing else waits. If zero, 256 KiB. If negative, one, so
-	// that items come one at a time.
+	// itself comes when nothing else waits. If zero, 256 KiB; at least 1. Negative
+	// means 1: items come one at a time.
 	WindowBytes int
-	// MaxWatches is the number of sessions watched at a time. If zero, 100. If
-	// negative, none.
+	// MaxWatches is the number of sessions watched at a time. If zero, 100.
+	// Negative means 0: none can be watched.
 	MaxWatches int
 }
 
@@ -246,6 +266,11 @@ func (c *ViewerConfig) withDefaults() ViewerConfig {
 	d.WindowBytes = min(max(1, defaultTo(d.WindowBytes, defaultWindowBytes)), math.MaxInt32)
 	d.MaxWatches = defaultTo(d.MaxWatches, 100)
 	return d
+}
+
+// batchBytesOf returns the bytes of a batch that a caller's value stands for.
+func batchBytesOf(v int) int {
+	return min(max(defaultTo(v, maxBatchBytes), minWindowBytes), maxBatchBytes)
 }
 
 // defaultTo returns v; for 0, the value that zero stands for; and 0 if v is negative.

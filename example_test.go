@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/vibetools/gvstream"
@@ -248,8 +247,8 @@ func ExampleLink_reconnect() {
 				start := time.Now()
 				err := connect().Run(ctx, conn.Send, conn.Receive)
 				conn.Close()
-				if errors.Is(err, gvstream.ErrClosed) {
-					return // the agent was closed: nothing is left to be sent
+				if errors.Is(err, gvstream.ErrClosed) || errors.Is(err, gvstream.ErrSuperseded) {
+					return // the agent was closed, or another process has taken over its id
 				}
 				if time.Since(start) >= stable {
 					wait = shortest
@@ -684,24 +683,6 @@ func printItem(item gvstream.Item, err error) {
 		fmt.Println("a new epoch")
 	case item.End:
 		fmt.Println("end")
-	}
-}
-
-// TestReadme checks that the program in README.md is the one in readme_test.go,
-// which has no test of its own, so that the documentation shows the whole file.
-func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.ReadFile("readme_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, program, _ := strings.Cut(string(readme), "\n```go\n")
-	program, _, _ = strings.Cut(program, "```\n")
-	if program == "" || !strings.Contains(string(file), program) {
-		t.Errorf("readme_test.go does not have the program of README.md:\n%s", program)
 	}
 }
 

@@ -52,7 +52,7 @@ func newHubTest(t *testing.T, script []byte) *hubTest {
 	}
 	w.h = NewHub(&cfg)
 	w.h.ids = countingSource()
-	w.h.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
+	w.h.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: maxReplayBatchEvents, replay: one(c, []int{500, 3}), cohort: maxCohort}
 	w.h.openings.size, w.h.commits.size = 0, 0
 	w.v = NewViewer(&ViewerConfig{Window: 1 << 20, WindowBytes: 1 << 30})
 	for _, id := range hubSessions {
@@ -559,7 +559,7 @@ func (w *hubAgentTest) saysTo(ha *hubAgentLink) {
 			w.Fatalf("rule 12: to %s, %d are accepted: %s", ha.agentID, most, brief(p))
 		}
 	case *StatusPayload:
-		if p.Link != ha.id || len(p.Sessions) > 0 {
+		if p.Link != ha.id || slices.ContainsFunc(p.Sessions, func(e SessionStatus) bool { return !e.Forgotten }) {
 			w.Fatalf("to %s: %s", ha.agentID, brief(p))
 		}
 	case *ErrorPayload, nil:
@@ -650,7 +650,7 @@ func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 		Overflow: DropOldest, MaxPendingEvents: one(c, []int{8, 3}), ReplayEvents: one(c, []int{40, 5, -1}), MaxReplays: one(c, []int{8, 1, -1}),
 	})
 	w.st.epochs = w.h.ids
-	w.st.sizes = sizes{batch: 256, first: firstBatchBytes, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batchBytes: pageBytes, batch: 256, first: firstBatchBytes, page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"viewer1", "honest", "viewer2"}, []string{"r1"}
 	w.reconnect()
 	return w

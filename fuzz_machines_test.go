@@ -192,7 +192,7 @@ func (g *forger) payload() Payload {
 
 func (g *forger) entry() SessionStatus {
 	head := g.number()
-	return SessionStatus{g.session(), g.epoch(), min(g.number(), head+1), head, min(g.number(), head), g.flag(), g.epoch(), g.number()}
+	return SessionStatus{g.session(), g.epoch(), min(g.number(), head+1), head, min(g.number(), head), g.flag(), g.c.of(8) == 1, g.epoch(), g.number()}
 }
 
 // tiles makes the events and gaps of a batch that begins at first; most of them fit.

@@ -61,7 +61,7 @@ func newAgentTest(t *testing.T, script []byte) *agentTest {
 		handed: make(map[simKey]uint64), asked: make(map[string]bool), acks: make(map[*sender]uint64),
 	}
 	w.st.epochs = countingSource()
-	w.st.sizes = sizes{batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
+	w.st.sizes = sizes{batchBytes: pageBytes, batch: one(c, []int{256, 2}), first: one(c, []int{firstBatchBytes, maxBatchBytes}), page: one(c, []int{100, 2}), replay: maxReplayRequestEvents, cohort: maxCohort}
 	w.g.viewers, w.g.requests = []string{"v1", "v2"}, []string{"r1", "r2", "r3"}
 	return w
 }

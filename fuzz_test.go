@@ -503,7 +503,7 @@ func FuzzStatus(f *testing.F) {
 	f.Fuzz(func(t *testing.T, viewer, link string, more bool, n uint8, session, epoch string, first, head, ack uint64, ended bool, prev string, prevSeq uint64) {
 		p := &StatusPayload{ViewerID: viewer, Link: link, More: more}
 		for i := range n % 4 {
-			p.Sessions = append(p.Sessions, SessionStatus{session, epoch, first, head, ack, ended != (i == 1), prev, prevSeq})
+			p.Sessions = append(p.Sessions, SessionStatus{session, epoch, first, head, ack, ended != (i == 1), more, prev, prevSeq})
 		}
 		agree(t, p)
 	})

@@ -66,8 +66,11 @@ type Hub struct {
 
 	uncommitted map[string]int // bytes that an agent has sent and that are not stored, by agent
 
-	expiryMu sync.Mutex              // level 4; protects the field below and each session's expiry
-	expiry   sched.Heap[*hubSession] // by their next deadline, or one that has moved back since
+	total budget[*hubSession] // of the bytes of all logs
+
+	expiryMu sync.Mutex               // level 4; protects the fields below and each session's expiry and overPlace
+	expiry   sched.Heap[*hubSession]  // by their next deadline, or one that has moved back since
+	over     sched.Queue[*hubSession] // that have ended or were forgotten, in that order
 }
 
 // NewHub returns a Hub without sessions or links. A nil config means the defaults;
@@ -84,6 +87,8 @@ func NewHub(cfg *HubConfig) *Hub {
 		locals:      make(map[*hubViewerLink]bool),
 	}
 	h.commits.size, h.openings.size = h.cfg.MaxCommits, h.cfg.MaxCommits
+	h.total.max = int64(h.cfg.MaxTotalBytes)
+	h.sizes.batchBytes = h.cfg.MaxBatchBytes - batchOverhead
 	h.open, h.shut = context.WithCancel(context.Background())
 	return h
 }
@@ -124,7 +129,40 @@ func (h *Hub) Sessions() iter.Seq[SessionStats] {
 
 // dropEnded removes the session that ended, or was forgotten by its agent, the longest time ago,
 // and reports whether there was one. It is called without any lock.
-func (h *Hub) dropEnded() bool { return false }
+//
+// One that is watched stays: its viewers would wait for what never comes. It is looked at again after
+// the others, of which no more than a few are looked at.
+func (h *Hub) dropEnded() bool {
+	for range 64 {
+		h.expiryMu.Lock()
+		s := h.over.Pop()
+		h.expiryMu.Unlock()
+		if s == nil {
+			return false
+		}
+		if h.dropOver(s) {
+			return true
+		}
+	}
+	return false
+}
+
+// dropOver removes a session that is over, and reports whether it could.
+func (h *Hub) dropOver(s *hubSession) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.gone || !s.ended && !s.forgotten:
+		return false
+	case s.busy || len(s.cursors) > 0:
+		s.queueOverLocked()
+		return false
+	}
+	h.removeLocked(s)
+	return true
+}
 
 // all returns the sessions in the order of their ids, those that only watches know of
 // included. Some may be gone by the time the caller locks them.

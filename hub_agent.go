@@ -151,7 +151,8 @@ func (ha *hubAgentLink) detach(now time.Time) {
 		}
 		s.mu.Unlock()
 	}
-	for _, f := range requests {
+	for _, id := range slices.Sorted(maps.Keys(requests)) {
+		f := requests[id]
 		f.s.mu.Lock()
 		f.orphanLocked()
 		f.s.mu.Unlock()
@@ -165,6 +166,7 @@ func (ha *hubAgentLink) handle(ctx context.Context, now time.Time, p Payload) er
 	ha.heardAt = now
 	ha.mu.Unlock()
 	err := ha.dispatch(ctx, now, p)
+	ha.h.total.makeRoom(0)
 	if err == errStale {
 		return nil
 	}

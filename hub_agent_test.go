@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -345,12 +346,17 @@ func TestHubCommitBytes(t *testing.T) {
 func TestHubMaxCommits(t *testing.T) {
 	for limit, want := range map[int]int{3: 3, -1: 1, 0: 20} {
 		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
 			running, most := 0, 0
 			h := NewHub(&HubConfig{MaxCommits: limit, Commit: func(context.Context, string, string, []Item) error {
+				mu.Lock()
 				running++
 				most = max(most, running)
-				time.Sleep(time.Second)
+				mu.Unlock()
+				pass(time.Second)
+				mu.Lock()
 				running--
+				mu.Unlock()
 				return nil
 			}})
 			for _, id := range []string{"a", "b"} {
@@ -660,6 +666,7 @@ func TestHubTakeOverDuringCommit(t *testing.T) {
 func TestHubCallbackContexts(t *testing.T) {
 	type key struct{}
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var ended []string
 		in := func(name string, ctx context.Context) {
 			if ctx.Value(key{}) != "v" || ctx.Err() != nil {
@@ -667,7 +674,9 @@ func TestHubCallbackContexts(t *testing.T) {
 			}
 			if name != "Authorize" {
 				<-ctx.Done()
+				mu.Lock()
 				ended = append(ended, name)
+				mu.Unlock()
 				if err := context.Cause(ctx); err != context.Canceled {
 					t.Errorf("%s: %v", name, err)
 				}
@@ -681,7 +690,9 @@ func TestHubCallbackContexts(t *testing.T) {
 				if id == "asked" {
 					in("AuthorizeAgent", ctx)
 				}
+				mu.Lock()
 				authorized = true
+				mu.Unlock()
 				return nil
 			},
 			Resume: func(ctx context.Context, id, _ string) (uint64, error) {

@@ -255,6 +255,7 @@ func (j *commitJob) work(now time.Time) {
 		if forgotten {
 			s.h.release(s)
 		}
+		s.h.total.makeRoom(0)
 	}()
 	s.mu.Lock()
 	s.storeLocked(now)

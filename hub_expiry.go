@@ -4,71 +4,52 @@ import "time"
 
 // This file is what time does to the hub's sessions:
 //
-//	the log of the epoch before       dropped pastEpochTTL after the new one began (rule 15)
-//	an ended session's events         dropped 2·endedTTL after its agent last spoke of it (rule 16)
-//	an ended session                  removed SessionTTL after that
-//	a session whose agent is away     removed SessionTTL after its link was lost
+//	the log of the epoch before     dropped pastEpochTTL after the new one began (rule 15)
+//	a session that is over          removed EndedTTL after its agent last spoke of it (rule 16)
+//	any other whose agent is away   removed SessionTTL after its link was lost
 //
-// All but the first wait until nobody watches the session. Without a timer or a goroutine of
-// its own, the hub looks at the clock in calls that happen anyway: when a link is made or
-// handles a payload, at a viewer's heartbeat, and before it gives out statistics. Nothing but
-// memory depends on how soon.
+// A session is over when it has ended or its agent has forgotten it. All but the first wait until
+// nobody watches the session. Without a timer or a goroutine of its own, the hub looks at the clock
+// in calls that happen anyway: when a link is made or handles a payload, at a viewer's heartbeat,
+// and before it gives out statistics. Nothing but memory depends on how soon.
 //
 // The heap has each session that has a deadline under that time or an earlier one. A deadline
 // that moves back leaves the heap as it is: the session comes up too early and is put in again.
 
 // deadlineLocked returns when the next thing of these happens to the session, or zero for
-// never. It says when expireLocked has something to do, and has to agree with it.
+// never.
 func (s *hubSession) deadlineLocked() time.Time {
-	var at time.Time
-	earliest := func(t time.Time) {
-		if at.IsZero() || t.Before(at) {
-			at = t
-		}
-	}
-	if s.prev != nil {
-		earliest(s.prev.until)
-	}
-	if s.epoch == "" || len(s.cursors) > 0 {
-		return at
-	}
-	ttl := s.h.cfg.SessionTTL
-	switch {
-	case s.ended && !s.log.empty(): // twice as long, so that the agent forgets it first
-		earliest(s.listed.Add(2 * endedTTL))
-	case s.ended:
-		earliest(s.listed.Add(2*endedTTL + ttl))
-	}
-	if s.receiver == nil {
-		earliest(s.away.Add(ttl))
+	at := s.endOfLifeLocked()
+	if s.prev != nil && (at.IsZero() || s.prev.until.Before(at)) {
+		at = s.prev.until
 	}
 	return at
 }
 
-// expireLocked does to a session what its age demands, and reports whether it is to be
-// removed. An ended session without events is kept for its epoch and its end, so that an agent
-// that was away can't go on in it.
+// endOfLifeLocked returns when the session is to be removed, or zero for never. What is watched stays,
+// and what owes its agent an ack: without that, the agent would open it again. Until then one that
+// is over is kept with its epoch and its end, so that an agent that was away can't go on in it.
+func (s *hubSession) endOfLifeLocked() time.Time {
+	switch {
+	case s.epoch == "" || len(s.cursors) > 0 || s.receiver != nil && s.receiver.acks.now:
+		return time.Time{} // nothing, or somebody waits for what it says
+	case s.ended || s.forgotten:
+		return s.listed.Add(s.h.cfg.EndedTTL)
+	case s.receiver == nil:
+		return s.away.Add(s.h.cfg.SessionTTL)
+	}
+	return time.Time{}
+}
+
+// expireLocked does to a session what its age demands, and reports whether it is to be removed.
 func (s *hubSession) expireLocked(now time.Time) (remove bool) {
 	if s.prev != nil && !s.prev.until.After(now) {
 		s.prev = nil
+		s.countBytesLocked()
 		s.wakeAllLocked()
 	}
-	if s.epoch == "" || len(s.cursors) > 0 {
-		return false
-	}
-	ttl := s.h.cfg.SessionTTL
-	if s.ended && !s.listed.Add(2*endedTTL).After(now) {
-		s.log.trim(s.log.head, 0, 0)
-		if s.receiver != nil { // its agent has forgotten it: it is away as if the link were lost
-			s.receiver.closeLocked()
-			s.receiver, s.away = nil, now
-		}
-		s.uncountLocked()
-		if !s.listed.Add(2*endedTTL + ttl).After(now) {
-			return true
-		}
-	}
-	return s.receiver == nil && !s.away.Add(ttl).After(now)
+	at := s.endOfLifeLocked()
+	return !at.IsZero() && !at.After(now)
 }
 
 // watchClockLocked puts the session's next deadline into the hub's heap, unless an
@@ -136,4 +117,5 @@ func (h *Hub) deleteLocked(s *hubSession) {
 	h.expiryMu.Lock()
 	defer h.expiryMu.Unlock()
 	h.expiry.Remove(&s.expiry)
+	s.overPlace.Remove()
 }

@@ -47,12 +47,17 @@ var (
 	errFull    = errors.New("gvstream: too many sessions")    // an ended one may make room
 	errParked  = errors.New("gvstream: session is busy")      // it goes on when that is over
 	errChanged = errors.New("gvstream: opened anew")          // in another epoch
+
+	errForgotten = errors.New("gvstream: forgotten") // by its agent, meanwhile
 )
 
 // open opens a session that a status names on this link, and owes it an ack. That ack is the answer
 // that the agent waits for before it sends batches (rule 5), so it goes out at once, whether or
 // not anything is new.
 func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus) error {
+	if e.Forgotten {
+		return ha.forgotten(now, e)
+	}
 	if s := ha.lockOpen(e.SessionID, e.Epoch); s != nil {
 		defer s.mu.Unlock()
 		s.listed = now
@@ -60,6 +65,35 @@ func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus
 		return nil
 	}
 	return ha.begin(ctx, now, &opening{entry: e, status: true})
+}
+
+// forgotten notes that the agent has forgotten a session, and answers by a status that says so: with
+// what the hub has accepted, or nothing if it does not know the session in that epoch. Either way
+// there is nothing that the agent would have to say again. An ack would not tell it that, since one
+// may be on its way already.
+func (ha *hubAgentLink) forgotten(now time.Time, e SessionStatus) error {
+	ha.mu.Lock()
+	if o := ha.openings[e.SessionID]; o != nil && o.entry.Epoch == e.Epoch {
+		o.dropLocked()
+		delete(ha.openings, e.SessionID)
+	}
+	ha.mu.Unlock()
+	accepted := uint64(0)
+	if s := ha.h.lookup(e.SessionID); s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.owner != "" && s.owner != ha.agentID {
+			return ofEpoch(notYours(s.id), e.Epoch)
+		}
+		if s.epoch == e.Epoch {
+			accepted = s.log.head
+			s.forgetByAgentLocked(now)
+		}
+	}
+	ha.reply(&StatusPayload{Link: ha.id, Sessions: []SessionStatus{{
+		SessionID: e.SessionID, Epoch: e.Epoch, HeadSeq: accepted, AckSeq: accepted, Forgotten: true,
+	}}})
+	return nil
 }
 
 // noteStatusLocked notes what the agent says of a session that is open, and owes it the ack.
@@ -89,12 +123,7 @@ func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) er
 		ha.mu.Unlock()
 		return ha.failure()
 	case before != nil:
-		if o.entry.Epoch > before.entry.Epoch {
-			before.dropLocked()
-		}
-		if o.entry.Epoch >= before.entry.Epoch {
-			before.entry, before.status = o.entry, before.status || o.status
-		}
+		before.mergeLocked(o)
 		ha.mu.Unlock()
 		return nil
 	case len(ha.openings)-maxStatus >= h.cfg.MaxAgentSessions: // as many as can become open, and one status of others
@@ -108,6 +137,23 @@ func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) er
 	}
 	h.openings.add(&o.place, o)
 	return nil
+}
+
+// mergeLocked takes over what another entry says: more of the same epoch, or of a greater one. An older
+// status may come late, so no number goes back.
+func (o *opening) mergeLocked(other *opening) {
+	e := other.entry
+	switch {
+	case e.Epoch < o.entry.Epoch:
+		return
+	case e.Epoch > o.entry.Epoch:
+		o.dropLocked()
+	default:
+		e.HeadSeq = max(e.HeadSeq, o.entry.HeadSeq)
+		e.AckSeq = max(e.AckSeq, o.entry.AckSeq)
+		e.Ended = e.Ended || o.entry.Ended
+	}
+	o.entry, o.status = e, o.status || other.status
 }
 
 // hold keeps a batch of a session that is being opened, if it follows on what is held, and reports
@@ -144,6 +190,7 @@ func (o *opening) work(now time.Time) {
 	if refused := (*ProtocolError)(nil); errors.As(o.run(now), &refused) {
 		o.ha.refuse(now, refused)
 	}
+	o.ha.h.total.makeRoom(0)
 }
 
 // run opens the session, or returns why the agent can't have it. It returns nil as well if the
@@ -184,6 +231,8 @@ func (o *opening) run(now time.Time) (err error) {
 				h.release(s)
 				return ofEpoch(tooMany(e.SessionID, int(h.knownSessions.Load()), h.cfg.MaxSessions), e.Epoch)
 			}
+		case errForgotten:
+			return nil
 		case errGone, errChanged:
 		default:
 			h.release(s)
@@ -285,6 +334,11 @@ func (o *opening) open(now time.Time, s *hubSession, e SessionStatus) error {
 	if counts && !s.takePlaceLocked(o.ha.agentID) {
 		return tooMany(s.id, o.ha.h.cfg.MaxAgentSessions, o.ha.h.cfg.MaxAgentSessions)
 	}
+	o.ha.mu.Lock()
+	if o.entry.Epoch == e.Epoch {
+		e = o.entry // a later status may have said more
+	}
+	o.ha.mu.Unlock()
 	attached := false
 	defer func() {
 		if counts && !attached {
@@ -425,22 +479,26 @@ func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]pag
 	rc.task = task{Source: rc.next, Control: true}
 	ha.mu.Lock()
 	dead, changed := ha.sessions == nil, o.entry.Epoch != s.epoch
+	forgotten := ha.openings[s.id] != o
 	pages := o.pages
-	if !dead && !changed {
+	if !dead && !changed && !forgotten {
 		ha.sessions[s] = rc
 		o.dropLocked()
 		delete(ha.openings, s.id)
 	}
 	ha.mu.Unlock()
-	if dead || changed {
+	if dead || changed || forgotten {
 		if s.receiver == nil {
 			s.away = now
 			s.watchClockLocked()
 		}
-		if dead {
+		switch {
+		case dead:
 			return nil, ha.failure()
+		case changed:
+			return nil, errChanged
 		}
-		return nil, errChanged
+		return nil, errForgotten
 	}
 	if s.receiver != nil {
 		s.receiver.closeLocked()
@@ -448,6 +506,9 @@ func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]pag
 	s.listed = now
 	s.setOwnerLocked(ha.agentID)
 	s.counted = counts
+	if s.forgotten {
+		s.aliveLocked()
+	}
 	s.receiver = rc
 	s.wakeAllLocked()
 	return pages, nil

@@ -34,8 +34,10 @@ type hubSession struct {
 	audience
 	fetching
 
-	expiry   sched.Entry[*hubSession] // Hub.expiryMu protects it
-	jobPlace sched.Element[job]       // in the queue of the hub's workers, whose lock protects it
+	expiry    sched.Entry[*hubSession]   // Hub.expiryMu protects it
+	overPlace sched.Element[*hubSession] // and this
+	age       sched.Entry[*hubSession]   // its place in Hub.total, whose lock protects it
+	jobPlace  sched.Element[job]         // in the queue of the hub's workers, whose lock protects it
 }
 
 // beginEpochLocked begins an epoch, in which everything up to start counts as accepted
@@ -43,6 +45,7 @@ type hubSession struct {
 // for a while, so that cursors in it can read it to its end.
 func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64) {
 	s.endFetchesLocked()
+	s.aliveLocked()
 	next := history{epoch: epoch, log: log{head: start}, agentHead: start}
 	if s.epoch != "" {
 		next.prev = &pastEpoch{s.epoch, s.log, now.Add(pastEpochTTL)}
@@ -50,6 +53,7 @@ func (s *hubSession) beginEpochLocked(now time.Time, epoch string, start uint64)
 	}
 	s.dropIntakeLocked()
 	s.history, s.received, s.endsAt = next, start, 0
+	s.countBytesLocked()
 	s.wakeAllLocked()
 }
 
@@ -68,6 +72,7 @@ func (s *hubSession) acceptLocked(pages ...page) {
 		}
 	}
 	s.agentHead = max(s.agentHead, s.log.head)
+	s.countBytesLocked()
 	s.noteEndLocked()
 	s.page = nil // it may end before the new head
 	for c := s.idle.Pop(); c != nil; c = s.idle.Pop() {
@@ -82,11 +87,107 @@ func (s *hubSession) acceptLocked(pages ...page) {
 func (s *hubSession) noteEndLocked() {
 	if s.endSeq != 0 && s.log.head >= s.endSeq && !s.ended && !s.endDueLocked(s.log.head) {
 		s.ended = true
-		s.uncountLocked()
+		s.overLocked()
 		s.endSeq, s.agentHead = s.log.head, s.log.head // what the agent named beyond that was wrong
 		s.wakeAllLocked()
 		s.watchClockLocked()
 	}
+}
+
+// overLocked makes room for a living session: this one has ended, or its agent has forgotten it. It
+// counts no more against its agent's limit, and goes first when the hub's is reached.
+func (s *hubSession) overLocked() {
+	s.uncountLocked()
+	s.queueOverLocked()
+	s.watchClockLocked()
+}
+
+func (s *hubSession) queueOverLocked() {
+	s.h.expiryMu.Lock()
+	defer s.h.expiryMu.Unlock()
+	s.h.over.Push(&s.overPlace, s)
+}
+
+// aliveLocked takes the session back out of those that make room: a new life of it begins, or its
+// agent goes on with it after all.
+func (s *hubSession) aliveLocked() {
+	s.forgotten = false
+	s.h.expiryMu.Lock()
+	defer s.h.expiryMu.Unlock()
+	s.overPlace.Remove()
+}
+
+// forgetByAgentLocked notes that the agent has forgotten the session, which has not ended: nothing
+// follows of this life. Its log stays for viewers, for as long as that of a session that has ended.
+func (s *hubSession) forgetByAgentLocked(now time.Time) {
+	s.listed = now
+	if s.forgotten || s.ended {
+		return
+	}
+	if s.receiver != nil {
+		s.receiver.closeLocked()
+		s.receiver, s.away = nil, now
+	}
+	if len(s.refused) > 0 {
+		s.dropIntakeLocked()
+	}
+	s.forgotten = true
+	s.overLocked()
+	s.wakeAllLocked()
+}
+
+// countBytesLocked counts the bytes of the session's logs against the hub's total, and offers the
+// session while it has any. It is called after each change of a log; what is too much is evicted
+// when the session's lock is free.
+func (s *hubSession) countBytesLocked() {
+	bytes := s.log.bytes
+	if s.prev != nil {
+		bytes += s.prev.log.bytes
+	}
+	switch was := s.logBytes; {
+	case bytes > was:
+		s.h.total.add(bytes - was)
+	case bytes < was:
+		s.h.total.release(was - bytes)
+	}
+	s.logBytes = bytes
+	if at, ok := s.oldestLocked(); ok && !s.aged {
+		s.aged = true
+		s.h.total.offer(&s.age, s, at)
+	}
+}
+
+// oldestLocked is the time by which the session's oldest event is evicted. What an agent says of the
+// future does not keep its events any longer.
+func (s *hubSession) oldestLocked() (at time.Time, ok bool) {
+	if s.prev != nil {
+		at, ok = s.prev.log.oldest(MaxSeq)
+	}
+	if !ok {
+		at, ok = s.log.oldest(MaxSeq)
+	}
+	if at.After(s.listed) {
+		at = s.listed
+	}
+	return at, ok
+}
+
+// evictOldest implements evictor. Gaps before the event go with it.
+func (s *hubSession) evictOldest(believed time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.aged = false
+	if at, ok := s.oldestLocked(); ok && at.Equal(believed) {
+		l := &s.log
+		if s.prev != nil && s.prev.log.events > 0 {
+			l = &s.prev.log
+		}
+		for l.evict() == 0 {
+		}
+		l.tidy()
+		s.page = nil // it may begin before the log does
+	}
+	s.countBytesLocked()
 }
 
 // wakeAllLocked makes every cursor look where it stands, after a change of more than the
@@ -113,8 +214,14 @@ func (s *hubSession) forgetEpochsLocked() {
 	}
 	s.dropIntakeLocked()
 	s.setOwnerLocked("")
+	s.aliveLocked()
 	s.history, s.page = history{}, nil
 	s.received, s.endsAt = 0, 0
+	s.countBytesLocked()
+	if s.aged {
+		s.aged = false
+		s.h.total.forget(&s.age)
+	}
 	for _, c := range s.cursors {
 		c.restartLocked(c.epoch, c.acked)
 		c.queueStatusLocked()
@@ -165,7 +272,9 @@ type ownership struct {
 	away     time.Time // when the owner's link was lost; counts only without a receiver
 	listed   time.Time // when the agent last spoke of it, by a status or a batch
 	counted  bool      // in Hub.owned, for the owner
-	gone     bool      // no longer in the hub's map; never false again
+
+	forgotten bool // the agent said that it has forgotten it
+	gone      bool // no longer in the hub's map; never false again
 }
 
 // A history is what the hub knows of a session's events, in the current epoch and in
@@ -200,6 +309,9 @@ type audience struct {
 	parked  int                  // cursors in the cohorts of both
 	idle    sched.Queue[*cursor] // of others that wait for the next event
 	page    *page                // read last, for others to share, or nil
+
+	logBytes int  // what the logs count in Hub.total
+	aged     bool // offered to Hub.total, which may not have looked at it yet
 }
 
 // A pastEpoch is what is left of an epoch that another has followed. Nothing is added to its

@@ -2,10 +2,12 @@ package gvstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -386,22 +388,21 @@ func TestHubExpiryOfWatched(t *testing.T) {
 			a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
 			start := time.Now()
 			a.send(a.batch("s", "e1", 1, 2), a.last("s", "e1", 3))
+			a.want(a.ack("s", "e1", 3)) // until it has that, the session stays
 			pass(endedTTL)
 			v.send(v.watch("s", "", 0))
-			pass(2 * endedTTL)
-			if st := statOf(t, h, "s"); st.Events != 3 || !st.Connected {
+			pass(time.Hour - endedTTL - 1)
+			v.link.Close()
+			if st := statOf(t, h, "s"); st.Events != 3 || !st.Ended || !st.Connected {
+				t.Errorf("session: %+v", st)
+			}
+			v = playViewer(t, h, "tab")
+			v.send(v.watch("s", "", 0))
+			pass(time.Hour)
+			if st := statOf(t, h, "s"); st.Events != 3 || time.Since(start) < time.Hour {
 				t.Errorf("session: %+v", st)
 			}
 			v.link.Close()
-			h.Stats()
-			if st := statOf(t, h, "s"); st.Events != 0 || st.Connected {
-				t.Errorf("session: %+v", st)
-			}
-			pass(time.Until(start.Add(2*endedTTL + time.Hour - 1)))
-			if st := statOf(t, h, "s"); !st.Ended || st.Acked != 3 {
-				t.Errorf("session: %+v", st)
-			}
-			pass(1)
 			if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 				t.Error("not forgotten")
 			}
@@ -418,6 +419,7 @@ func TestHubExpiryOfPastEpoch(t *testing.T) {
 		a.feed("s", "e1", 1, 3)
 		adopted := time.Now()
 		a.send(a.batch("s", "e2", 1, 2), a.last("s", "e2", 3))
+		a.want(a.ack("s", "e2", 3)) // until it has that, the session stays
 		past := func() bool { h.Stats(); return h.lookup("s").prev != nil }
 		pass(time.Until(adopted.Add(pastEpochTTL - 1)))
 		if !past() {
@@ -430,13 +432,13 @@ func TestHubExpiryOfPastEpoch(t *testing.T) {
 		if st := statOf(t, h, "s"); st.Events != 3 {
 			t.Errorf("session: %+v", st)
 		}
-		pass(time.Until(adopted.Add(2*endedTTL - 1)))
+		pass(time.Until(adopted.Add(time.Hour - 1)))
 		if st := statOf(t, h, "s"); st.Events != 3 || !st.Connected {
 			t.Errorf("session: %+v", st)
 		}
 		pass(1)
-		if st := statOf(t, h, "s"); st.Events != 0 || st.Connected {
-			t.Errorf("session: %+v", st)
+		if n := h.Stats().Sessions; n != 0 || h.total.used.Load() != 0 {
+			t.Errorf("%d sessions, %d bytes", n, h.total.used.Load())
 		}
 	})
 }
@@ -498,22 +500,183 @@ func TestHubForgetsEnded(t *testing.T) {
 		a.feed("s", "e1", 1, 2)
 		a.send(a.last("s", "e1", 3))
 		a.want(a.ack("s", "e1", 3))
-		pass(2*endedTTL - 1)
-		if st := statOf(t, h, "s"); st.Events != 3 {
-			t.Errorf("%d events, want 3", st.Events)
-		}
-		pass(1)
-		if st := statOf(t, h, "s"); st.Events != 0 || !st.Ended || st.Acked != 3 {
-			t.Errorf("its events are to go, not the rest: %+v", st)
-		}
-		a.refused(a.last("s", "e1", 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+		pass(30 * time.Minute)
 		a.send(a.status(entryOf("s", "e1", 1, 0, 3))) // an agent that resends learns that it arrived
 		a.want(a.ack("s", "e1", 3))
-		pass(2*endedTTL + time.Hour)
+		pass(20*time.Minute - 1)
+		a.link.Close() // that does not shorten it: an absent agent's session went up to 10 minutes early
+		pass(40 * time.Minute)
+		if st := statOf(t, h, "s"); st.Events != 3 || !st.Ended || st.Acked != 3 {
+			t.Errorf("its time has not come: %+v", st)
+		}
+		pass(1)
 		if h.Stats().Sessions != 0 || len(h.sessions) != 0 {
 			t.Error("not forgotten")
 		}
+		a = playAgent(t, h, "agent")
 		a.refused(a.batch("s", "e1", 2, 3), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+	})
+}
+
+// What has ended, or was forgotten by its agent, makes room for what lives, the oldest first, but not
+// if it is watched. Nothing of it counts against its agent.
+func TestHubDropsEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxSessions: 4, MaxAgentSessions: 1})
+		a, v := playAgent(t, h, "agent"), playViewer(t, h, "tab")
+		a.send(a.last("ended1", "e1", 1), a.last("ended2", "e1", 1), a.batch("forgotten", "e1", 1, 1))
+		v.send(v.watch("ended1", "", 0))
+		gone := entryOf("forgotten", "e1", 2, 1, 1)
+		gone.Forgotten = true
+		a.drain()
+		a.send(a.status(gone))
+		a.want(a.status(SessionStatus{SessionID: "forgotten", Epoch: "e1", HeadSeq: 1, AckSeq: 1, Forgotten: true}))
+		if st := statOf(t, h, "forgotten"); st.Connected || st.Events != 1 {
+			t.Errorf("forgotten: %+v", st)
+		}
+		knows := func(want ...string) {
+			t.Helper()
+			var ids []string
+			for st := range h.Sessions() {
+				ids = append(ids, st.SessionID)
+			}
+			if !slices.Equal(ids, want) {
+				t.Errorf("the hub knows %v, want %v", ids, want)
+			}
+		}
+		a.send(a.batch("s", "e1", 1, 1))
+		b, c := playAgent(t, h, "b"), playAgent(t, h, "c")
+		b.send(b.batch("t", "e1", 1, 1))
+		knows("ended1", "forgotten", "s", "t")
+		c.send(c.batch("u", "e1", 1, 1))
+		knows("ended1", "s", "t", "u")
+		d := playAgent(t, h, "d")
+		err := d.link.Handle(t.Context(), d.batch("w", "e1", 1, 1))
+		if want := "too many sessions: 4 of at most 4, all alive"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		v.link.Close()
+		d = playAgent(t, h, "d")
+		d.send(d.batch("w", "e1", 1, 1))
+		knows("s", "t", "u", "w")
+		if n := h.over.Len(); n != 0 {
+			t.Errorf("%d sessions are over", n)
+		}
+	})
+}
+
+// An agent tells of a session that it has forgotten until it hears that the hub knows. The session
+// may be another's, of another epoch, or unknown, and may live on after all.
+func TestHubIsToldOfForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan uint64)
+		h := NewHub(&HubConfig{Resume: func(context.Context, string, string) (uint64, error) { return <-answer, nil }})
+		a, b := playAgent(t, h, "a"), playAgent(t, h, "b")
+		forget := func(p *peer, id, epoch string) *StatusPayload {
+			e := entryOf(id, epoch, 4, 3, 3)
+			e.Forgotten = true
+			return p.status(e)
+		}
+		knows := func(epoch string, accepted uint64) *StatusPayload {
+			return a.status(SessionStatus{SessionID: "s", Epoch: epoch, HeadSeq: accepted, AckSeq: accepted, Forgotten: true})
+		}
+		a.send(forget(a, "s", "e1"))
+		a.want(knows("e1", 0)) // never heard of
+		if n := len(h.sessions); n != 0 {
+			t.Errorf("%d sessions", n)
+		}
+		a.send(a.batch("s", "e1", 1, 3), forget(a, "s", "e1")) // while it is being opened
+		a.want(knows("e1", 0))
+		answer <- 0
+		synctest.Wait()
+		if len(h.owned)+len(h.uncommitted) != 0 || statOf(t, h, "s").Connected {
+			t.Errorf("counts: %v, %v", h.owned, h.uncommitted)
+		}
+		a.send(a.batch("s", "e1", 1, 3))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 3))
+		b.refused(forget(b, "s", "e1"), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})
+		a.send(forget(a, "s", "e0"))
+		a.want(knows("e0", 0))
+		if st := statOf(t, h, "s"); !st.Connected {
+			t.Errorf("%+v", st)
+		}
+		for range 2 { // the answer may be lost
+			a.send(forget(a, "s", "e1"))
+			a.want(knows("e1", 3))
+		}
+		a.send(a.status(entryOf("s", "e1", 1, 3, 3)))
+		a.want(a.ack("s", "e1", 3))
+		if h.owned["a"] != 1 || h.over.Len() != 0 || !statOf(t, h, "s").Connected {
+			t.Errorf("it does not live on: %v", h.owned)
+		}
+		a.send(forget(a, "s", "e1"))
+		a.drain()
+		pass(time.Hour)
+		if n := h.Stats().Sessions; n != 0 {
+			t.Errorf("%d sessions after EndedTTL", n)
+		}
+	})
+}
+
+// The logs of all sessions share MaxTotalBytes: the oldest events of any session go first, of an
+// epoch before the current one too. What an agent says of the future does not keep its events.
+func TestHubMaxTotalBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 10_000
+		h := NewHub(&HubConfig{MaxTotalBytes: limit})
+		a := playAgent(t, h, "agent")
+		send := func(id, epoch string, seq uint64, at time.Time) {
+			b := a.batch(id, epoch, seq, seq)
+			b.Events[0].Time, b.Events[0].Data = at, json.RawMessage(`"`+strings.Repeat("x", 900)+`"`)
+			a.send(b)
+			held := 0
+			for _, s := range h.all() {
+				held += s.log.bytes
+				if s.prev != nil {
+					held += s.prev.log.bytes
+				}
+			}
+			if used := int(h.total.used.Load()); used != held || used > limit {
+				t.Fatalf("%s %d: %d bytes count as %d", id, seq, held, used)
+			}
+		}
+		for seq := uint64(1); seq <= 4; seq++ {
+			send("old", "e1", seq, time.Now())
+			pass(time.Second)
+			send("future", "e1", seq, time.Now().Add(time.Hour))
+			pass(time.Second)
+		}
+		send("old", "e2", 1, time.Now())
+		for seq := uint64(1); seq <= 6; seq++ {
+			pass(time.Second)
+			send("new", "e1", seq, time.Now())
+		}
+		// Of the 15 events ten fit. The first four are the oldest, and the next one is of those that
+		// the agent spoke of before e2 began, whatever time they claim.
+		if n := h.lookup("old").prev.log.events; n != 0 {
+			t.Errorf("of old, e1: %d events", n)
+		}
+		for id, want := range map[string]int{"future": 3, "old": 1, "new": 6} {
+			if st := statOf(t, h, id); st.Events != want {
+				t.Errorf("of %s: %d events, want %d", id, st.Events, want)
+			}
+		}
+		for seq := uint64(7); seq <= 30; seq++ {
+			pass(time.Second)
+			send("new", "e1", seq, time.Now())
+		}
+		for _, id := range []string{"old", "future"} {
+			if st := statOf(t, h, id); st.Events != 0 {
+				t.Errorf("of %s: %d events", id, st.Events)
+			}
+		}
+		h.Forget("new")
+		h.Forget("old")
+		h.Forget("future")
+		if n := h.total.used.Load(); n != 0 || h.total.aged.Len() != 0 {
+			t.Errorf("%d bytes, %d sessions are left", n, h.total.aged.Len())
+		}
 	})
 }
 

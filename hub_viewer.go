@@ -91,7 +91,7 @@ func (hv *hubViewerLink) detach(time.Time) {
 	cursors := hv.sortedLocked()
 	hv.cursors = nil
 	hv.mu.Unlock()
-	for _, c := range cursors {
+	for _, c := range cursors { // in the same order each time
 		c.remove()
 	}
 }

@@ -37,12 +37,13 @@ const (
 // sizes are how much a machine puts into one payload, or asks for at a time. They are a
 // field of each machine and no constants: smaller ones are as right, with more payloads.
 type sizes struct {
-	batch  int // events of an event batch
-	first  int // bytes of a leg's first batch
-	page   int // events of a replay batch
-	replay int // events of the hub's replay requests
-	cohort int // viewers that are served in one turn
+	batch      int // events of an event batch
+	batchBytes int // bytes of a batch, at most
+	first      int // bytes of a leg's first batch
+	page       int // events of a replay batch
+	replay     int // events of the hub's replay requests
+	cohort     int // viewers that are served in one turn
 }
 
 // fullSizes are those of every machine outside of tests.
-var fullSizes = sizes{batch: maxBatchEvents, first: firstBatchBytes, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}
+var fullSizes = sizes{batch: maxBatchEvents, batchBytes: pageBytes, first: firstBatchBytes, page: maxReplayBatchEvents, replay: maxReplayRequestEvents, cohort: maxCohort}

@@ -87,7 +87,14 @@ func meetHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 // the one that a Hub grants by default.
 func playHub(t *testing.T, of interface{ Connect() *Link }) *peer {
 	t.Helper()
+	return playHubTo(t, of, true)
+}
+
+// playHubTo is playHub for a link that forgives the hub's silence, or does not.
+func playHubTo(t *testing.T, of interface{ Connect() *Link }, patient bool) *peer {
+	t.Helper()
 	hub := meetHub(t, of)
+	hub.link.patient = patient // before the link is used
 	hub.hearsHello()
 	hub.welcome(hub.id)
 	return hub

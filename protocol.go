@@ -58,6 +58,7 @@ type SessionStatus struct {
 	HeadSeq   uint64 `json:"head_seq"`             // agent: last number published; hub: last number accepted
 	AckSeq    uint64 `json:"ack_seq"`              // agent: last number acknowledged; hub: last number handed to this link
 	Ended     bool   `json:"ended,omitempty"`      // HeadSeq is the session's last number
+	Forgotten bool   `json:"forgotten,omitempty"`  // agent: it has forgotten the session, which did not end
 	PrevEpoch string `json:"prev_epoch,omitempty"` // the epoch before, if the hub knows it
 	PrevSeq   uint64 `json:"prev_seq,omitempty"`   // last number accepted of it
 }
@@ -278,7 +279,7 @@ func (s *SessionStatus) check() *ProtocolError {
 // unknown reports whether the entry says nothing of the session, as that of a hub does
 // which doesn't know it. FirstSeq may be 1 even then: an empty log begins there.
 func (s *SessionStatus) unknown() bool {
-	return s.HeadSeq|s.AckSeq|s.PrevSeq == 0 && !s.Ended && s.PrevEpoch == ""
+	return s.HeadSeq|s.AckSeq|s.PrevSeq == 0 && !s.Ended && !s.Forgotten && s.PrevEpoch == ""
 }
 
 func (p *EventBatchPayload) check() *ProtocolError { return p.checkWith(nil) }

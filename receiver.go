@@ -131,6 +131,9 @@ func (rc *receiver) next(now time.Time) Payload {
 	}
 	p := &AckBatchPayload{SessionID: s.id, Epoch: s.epoch, Link: rc.ha.id, UpToSeq: s.log.head, Nack: rc.acks.sent(now, s.log.head)}
 	p.WindowEvents, p.WindowBytes = rc.windowLocked()
+	if s.ended {
+		s.watchClockLocked() // it may go now
+	}
 	return p
 }
 
@@ -143,7 +146,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
-	for range 2 {
+	for range 3 { // the opening may end between two looks
 		if s := ha.lockOpen(p.SessionID, p.Epoch); s != nil {
 			defer s.mu.Unlock()
 			return s.receiver.batchLocked(ctx, now, &p.page, p.HeadSeq)

@@ -39,6 +39,9 @@ func (r *retry) stop() { r.at = time.Time{} }
 // reset ends it after progress: it waits for timerFirst when it is started next.
 func (r *retry) reset() { *r = retry{} }
 
+// late reports whether it has become longer since there was progress.
+func (r *retry) late() bool { return r.wait > 0 }
+
 // running reports whether it was started and not ended since, expired or not.
 func (r *retry) running() bool { return !r.at.IsZero() }
 

@@ -138,7 +138,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if b := sd.confirmLocked(); b != nil {
 		return b
 	}
-	events, bytes, first := sd.allowed(pageBytes)
+	events, bytes, first := sd.allowed(s.st.sizes.batchBytes)
 	if sd.window.full {
 		return nil
 	}
@@ -146,7 +146,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
 		after: sd.sent, until: s.log.head, events: min(events, s.st.sizes.batch),
-		bytes: bytes, first: first, copied: pageBytes,
+		bytes: bytes, first: first, copied: s.st.sizes.batchBytes,
 	})
 	if p.last == sd.sent {
 		return nil
@@ -188,6 +188,9 @@ func (sd *sender) applyAckLocked(now time.Time, p SessionAck) *ProtocolError {
 		return err
 	case ackStale:
 		s.st.stalePayloads.Add(1)
+		if sd.timer.late() && sd.reopen() { // no relic: the hub has lost its place
+			sd.announceLocked()
+		}
 		return nil
 	}
 	if p.UpToSeq < s.acked {

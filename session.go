@@ -240,12 +240,15 @@ func (s *Session) countLostLocked(n uint64) {
 // updating it each time would take the budget's lock for each event.
 func (s *Session) trimLocked() {
 	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
-	if s.st.budget.max == 0 || s.aged {
+	if s.aged {
 		return
 	}
 	if t, ok := s.log.oldest(s.acked); ok {
 		s.aged = true
-		s.st.budget.offer(s, t)
+		if s.age == nil {
+			s.age = new(sched.Entry[*Session])
+		}
+		s.st.budget.offer(s.age, s, t)
 	}
 }
 
@@ -325,7 +328,7 @@ func (s *Session) clearLocked() {
 	s.life, s.stopped = &emptyLife, nil
 	if s.aged {
 		s.aged = false
-		s.st.budget.forget(s)
+		s.st.budget.forget(s.age)
 	}
 	if s.sender != nil {
 		s.sender.link.forget(&s.sender.task)

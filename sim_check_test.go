@@ -146,13 +146,19 @@ func (w *simWorld) checkLog(k simKey, l *log, after uint64) (pending, pendingByt
 // checkHub: S1 and S10.
 func (w *simWorld) checkHub() {
 	w.forgetPositions()
-	known := 0
+	known, bytes := 0, 0
 	for _, id := range simIDs {
 		s := w.hub.sessions[id]
 		if s == nil {
 			continue
 		}
 		w.checkRequests(s)
+		if bytes += s.log.bytes; s.prev != nil {
+			bytes += s.prev.log.bytes
+		}
+		if (s.ended || s.forgotten) != s.overPlace.Queued() || s.counted && (s.ended || s.forgotten) {
+			w.fail("S10: %s: ended %v, forgotten %v, makes room %v, counts %v", id, s.ended, s.forgotten, s.overPlace.Queued(), s.counted)
+		}
 		if f := cohortFault(s); f != "" {
 			w.fail("S7: %s: %s", id, f)
 		}
@@ -186,6 +192,9 @@ func (w *simWorld) checkHub() {
 				w.fail("S10: the hub keeps epoch %s of %s beside %s for %v", p.epoch, id, s.epoch, left)
 			}
 		}
+	}
+	if used := int(w.hub.total.used.Load()); used != bytes || used > w.hub.cfg.MaxTotalBytes {
+		w.fail("S10: the hub's logs have %d bytes, and count as %d of %d", bytes, used, w.hub.cfg.MaxTotalBytes)
 	}
 	if n := int(w.hub.knownSessions.Load()); n != known || known > w.hub.cfg.MaxSessions {
 		w.fail("S10: the hub counts %d sessions, and knows %d", n, known)
@@ -652,8 +661,7 @@ func (w *simWorld) show(v *simViewer, r *simReader, it Item) {
 type handling struct {
 	stale  bool   // it must not change anything
 	digest digest // of the machine then
-	owners [4]string
-	epochs [4]string
+	lives  [4]simLife
 	hub    bool
 }
 
@@ -663,18 +671,25 @@ func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
 		h.digest = w.digestOf(to.link.endpoint)
 	}
 	if _, h.hub = to.link.endpoint.(*hubAgentLink); h.hub {
-		h.owners, h.epochs = w.owners()
+		h.lives = w.lives()
 	}
 	return h
 }
 
-func (w *simWorld) owners() (owners, epochs [4]string) {
+// A simLife is whose a session is at the hub, and in which epoch.
+type simLife struct {
+	s            *hubSession // another one if the hub has forgotten it in between
+	forgets      int         // or this is more
+	owner, epoch string
+}
+
+func (w *simWorld) lives() (out [4]simLife) {
 	for i, id := range simIDs {
 		if s := w.hub.sessions[id]; s != nil {
-			owners[i], epochs[i] = s.owner, s.epoch
+			out[i] = simLife{s, w.forgets, s.owner, s.epoch}
 		}
 	}
-	return owners, epochs
+	return out
 }
 
 // afterHandling: S6.
@@ -691,19 +706,19 @@ func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if !h.hub {
 		return
 	}
-	w.afterHub(h.owners, h.epochs)
+	w.afterHub(h.lives)
 }
 
 // afterHub: rules 2 and 4, after something that may have opened sessions.
-func (w *simWorld) afterHub(wasOwners, wasEpochs [4]string) {
+func (w *simWorld) afterHub(before [4]simLife) {
 	w.noteStarts()
-	owners, epochs := w.owners()
-	for i, id := range simIDs {
-		if wasOwners[i] != "" && owners[i] != "" && owners[i] != wasOwners[i] && !w.claims { // rule 4
-			w.fail("S6: %s belonged to %s, and now to %s", id, wasOwners[i], owners[i])
+	for i, now := range w.lives() {
+		was := before[i]
+		if was.owner != "" && now.owner != "" && now.owner != was.owner && now.s == was.s && now.forgets == was.forgets && !w.claims { // rule 4
+			w.fail("S6: %s belonged to %s, and now to %s", simIDs[i], was.owner, now.owner)
 		}
-		if epochs[i] != "" && epochs[i] < wasEpochs[i] { // rule 2
-			w.fail("S6: %s went back from epoch %s to %s", id, wasEpochs[i], epochs[i])
+		if now.epoch != "" && now.epoch < was.epoch && now.s == was.s && now.forgets == was.forgets { // rule 2
+			w.fail("S6: %s went back from epoch %s to %s", simIDs[i], was.epoch, now.epoch)
 		}
 	}
 }
@@ -724,13 +739,18 @@ func (w *simWorld) noteTold(to *simEnd, p *StatusPayload) {
 	}
 }
 
-// noteError: after unknown_session or a retryable error, the next ack counts as a first
-// ack (S5).
+// noteError: after unknown_session, a retryable error, or an ack that shows that the hub has
+// lost its place, the next ack counts as a first ack (S5).
 func (w *simWorld) noteError(al *streamerLink, p Payload) {
-	if e, ok := p.(*ErrorPayload); ok {
-		if s := al.st.sessions[e.SessionID]; s != nil && s.sender != nil && !s.sender.opened {
-			delete(w.acks, s.sender)
-		}
+	id := ""
+	switch p := p.(type) {
+	case *ErrorPayload:
+		id = p.SessionID
+	case *AckBatchPayload:
+		id = p.SessionID
+	}
+	if s := al.st.sessions[id]; s != nil && s.sender != nil && !s.sender.opened {
+		delete(w.acks, s.sender)
 	}
 }
 

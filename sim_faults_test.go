@@ -307,6 +307,7 @@ func (w *simWorld) upsetHub() {
 func (w *simWorld) forget(id string) {
 	w.say("hub forgets %s", id)
 	w.losable, w.backward = true, true
+	w.forgets++
 	w.hub.Forget(id)
 	w.forgetPositions()
 }
@@ -360,10 +361,11 @@ func (w *simWorld) quiesce() {
 // stayAndVanish checks rule 9: a link stays on which there is nothing but signs of life, and
 // all end, at both ends, once the network has vanished.
 func (w *simWorld) stayAndVanish() {
-	for range 4 { // a clock may have jumped, and a sign of life been lost
-		w.now = w.now.Add(heartbeatEvery)
-		w.drain(nil)
+	for _, x := range w.wires { // a clock may have jumped, and a sign of life been lost
+		w.breakWire(x)
 	}
+	w.reconnect()
+	w.drain(nil)
 	alive := make(map[*simEnd]bool)
 	for _, x := range w.wires {
 		if !x.cut && !x.hub.dead && !x.peer.dead {
@@ -441,16 +443,7 @@ func (w *simWorld) publishAll() {
 // at rest. drop may drop a payload, and the time then counts from there.
 func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool) {
 	for end := w.now.Add(limit); ; w.now = w.now.Add(step) {
-		for _, a := range w.agents { // an agent that is cut off has to find that out by itself
-			if !a.away && (a.wire == nil || a.wire.peer.dead) {
-				w.connectAgent(a)
-			}
-		}
-		for _, v := range w.viewers {
-			if v.wire == nil || v.wire.peer.dead {
-				w.connectViewer(v)
-			}
-		}
+		w.reconnect()
 		switch w.drain(drop).(type) {
 		case nil:
 		case *ErrorPayload: // the payload may have ended a watch, which has to be repeated (rule 13)
@@ -465,6 +458,20 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 		if !w.now.Before(end) {
 			w.fail("%s, %v after faults stopped", unrest, limit)
 			return
+		}
+	}
+}
+
+// reconnect makes connections for those that know that they have none.
+func (w *simWorld) reconnect() {
+	for _, a := range w.agents { // an agent that is cut off has to find that out by itself
+		if !a.away && (a.wire == nil || a.wire.peer.dead) {
+			w.connectAgent(a)
+		}
+	}
+	for _, v := range w.viewers {
+		if v.wire == nil || v.wire.peer.dead {
+			w.connectViewer(v)
 		}
 	}
 }

@@ -117,6 +117,7 @@ type simWorld struct {
 	blocked   []*blocked
 	serial    int // events made
 	largestIn int // bytes that a batch of an agent's may have counted
+	forgets   int // times that the hub was made to forget a session
 
 	// The configuration.
 	sizes     sizes
@@ -251,7 +252,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
+	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, Authorize: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
@@ -263,6 +264,8 @@ func (w *simWorld) configure() {
 		MaxAgentSessions: pick(w, 0, 0, 0, 0, 0, 1),
 		MaxWatches:       pick(w, 0, 0, 0, 2),
 		SessionTTL:       pick(w, 0, 0, 0, time.Minute, -1),
+		EndedTTL:         pick(w, 0, 0, 0, time.Minute, -1),
+		MaxTotalBytes:    pick(w, 0, 0, 1000, -1),
 	}
 	if w.durable = w.choose(2) == 0; w.durable {
 		w.hubCfg.Resume = w.resume
@@ -1001,15 +1004,16 @@ func (w *simWorld) works(n int) (did bool) {
 			return did
 		}
 		did = true
-		if o, ok := j.(*opening); ok {
+		w.forgetPositions() // the hub may have forgotten sessions since
+		before := w.lives()
+		j.work(w.hubNow())
+		if o, ok := j.(*opening); ok { // whose entry may have changed meanwhile
 			w.handling = &StatusPayload{Sessions: []SessionStatus{o.entry}}
 			if !o.status {
 				w.handling = &EventBatchPayload{FirstSeq: o.entry.FirstSeq}
 			}
 		}
-		owners, epochs := w.owners()
-		j.work(w.hubNow())
-		w.afterHub(owners, epochs)
+		w.afterHub(before)
 		if w.err != nil {
 			return did
 		}

@@ -258,7 +258,7 @@ var smallSteps = []func(w *simWorld) bool{
 func (w *simWorld) beginSmall(c smallWorld) {
 	w.plain = true
 	w.agentCfg = StreamerConfig{Overflow: c.overflow, MaxPendingEvents: 2, ReplayEvents: 2}
-	w.sizes = sizes{batch: 2, first: maxBatchBytes, page: 1, replay: 2, cohort: 2}
+	w.sizes = sizes{batchBytes: pageBytes, batch: 2, first: maxBatchBytes, page: 1, replay: 2, cohort: 2}
 	w.hubCfg = HubConfig{Commit: w.commit, LogEvents: 1, Window: 2, ReplayWait: time.Second}
 	if w.durable = c.durable; c.durable {
 		w.hubCfg.Resume = w.resume

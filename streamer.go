@@ -31,7 +31,7 @@ type Streamer struct {
 	cfg    StreamerConfig
 	sizes  sizes
 	epochs *epoch.Source
-	budget budget
+	budget budget[*Session]
 
 	// Close sets first one and later the other; neither is ever cleared. In between,
 	// links may still break and be made, so that what is pending can be acknowledged.
@@ -46,6 +46,10 @@ type Streamer struct {
 	sessions map[string]*Session // by id; those that are not gone
 	link     *streamerLink       // the newest, until it dies, or nil
 	welcomes int                 // of links, to begin each with another session
+
+	// forgotten are the sessions that the hub has to be told of, by id. It is bounded: of those
+	// beyond, the hub finds out by HubConfig.SessionTTL.
+	forgotten map[string]SessionStatus
 
 	// someEnded lets Session skip both the clock and the lock below while there is
 	// nothing to forget, which is nearly always.
@@ -67,8 +71,9 @@ type endedSession struct {
 // NewStreamer returns a Streamer without sessions or links. A nil config means
 // the defaults; cfg is copied.
 func NewStreamer(cfg *StreamerConfig) *Streamer {
-	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, epochs: epoch.Process, sessions: make(map[string]*Session)}
+	st := &Streamer{cfg: cfg.withDefaults(), sizes: fullSizes, epochs: epoch.Process, sessions: make(map[string]*Session), forgotten: make(map[string]SessionStatus)}
 	st.budget.max = int64(st.cfg.MaxTotalBytes)
+	st.sizes.batchBytes = st.cfg.MaxBatchBytes - batchOverhead
 	return st
 }
 
@@ -112,6 +117,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
+	delete(st.forgotten, id) // a new life says so as well
 	if sl := st.link; sl != nil {
 		sl.attach(s)
 	}
@@ -251,15 +257,60 @@ func (st *Streamer) remove(s *Session, expected func() bool) {
 
 // Forget removes a session with everything it holds, acknowledged or not. Waiting
 // calls return; its handles return ErrClosed. An event published later begins a new
-// life of the session, in a greater epoch. The hub does not learn of it: there, the
-// session stays idle and counts against the hub's limits until HubConfig.SessionTTL
-// after the link is lost. A session that has ended is better left alone: the
-// Streamer forgets it in time. It does not block.
+// life of the session, in a greater epoch. The hub is told: there, the session counts
+// against no limit any more, and viewers can read what the hub holds of it for
+// HubConfig.EndedTTL. A session that has ended is better left alone: the Streamer
+// forgets it in time. It does not block.
 func (st *Streamer) Forget(sessionID string) {
 	if s := st.lookup(sessionID); s != nil {
-		st.remove(s, func() bool { return true })
+		st.remove(s, func() bool { st.noteForgotten(s); return true })
 	}
 }
+
+// noteForgotten notes that the hub is to be told that the session is forgotten, if it may know of
+// it and the session is not over there anyway. It is called with the locks of the Streamer and the
+// session.
+func (st *Streamer) noteForgotten(s *Session) {
+	known := s.maxSentInEpoch > 0 || s.sender != nil
+	if !known || s.overAt != nil || s.stopped != nil || len(st.forgotten) >= maxForgotten {
+		return
+	}
+	e := SessionStatus{
+		SessionID: s.id, Epoch: s.epoch, FirstSeq: s.log.head + 1, HeadSeq: s.log.head, AckSeq: s.acked, Forgotten: true,
+	}
+	st.forgotten[s.id] = e
+	if st.link != nil {
+		st.link.tellForgotten(e)
+	}
+}
+
+// heardForgotten notes that the hub knows of a session that was forgotten in that epoch, and reports
+// whether it was to be told.
+func (st *Streamer) heardForgotten(sessionID, epoch string) bool {
+	st.mu.RLock()
+	e, ok := st.forgotten[sessionID]
+	st.mu.RUnlock()
+	if !ok || e.Epoch != epoch { // nearly always
+		return false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.forgotten[sessionID] == e {
+		delete(st.forgotten, sessionID)
+	}
+	return true
+}
+
+// allForgotten returns what the hub has to be told of, in the order of the ids.
+func (st *Streamer) allForgotten() []SessionStatus {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(st.forgotten), func(a, b SessionStatus) int { return cmp.Compare(a.SessionID, b.SessionID) })
+}
+
+// maxForgotten bounds the sessions that the hub is still to be told of, so that an agent that never
+// finds a hub does not fill its own memory.
+const maxForgotten = 1024
 
 // Renew begins a new life of a session under a greater epoch, numbered from 1. It
 // is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it

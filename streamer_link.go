@@ -1,7 +1,9 @@
 package gvstream
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -29,11 +31,12 @@ type streamerLink struct {
 
 	// Link's lock protects the fields below. A session's lock is taken before it, so a list
 	// is taken out under it, and its senders are looked at without.
-	id          string    // the hub's name for the link; empty before the welcome
-	window      window    // from the welcome, as is id
-	heartbeatAt time.Time // when to give the next sign of life
-	toAnnounce  []*sender // to be named in the next status: those with inToAnnounce
-	unacked     []*sender // that may have something unacknowledged: those with unacked
+	id          string          // the hub's name for the link; empty before the welcome
+	window      window          // from the welcome, as is id
+	heartbeatAt time.Time       // when to give the next sign of life
+	toAnnounce  []*sender       // to be named in the next status: those with inToAnnounce
+	toForget    []SessionStatus // to be named in the next status as forgotten
+	unacked     []*sender       // that may have something unacknowledged: those with unacked
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one
@@ -116,14 +119,20 @@ func (sl *streamerLink) nextStatus(now time.Time) Payload {
 		if sl.toAnnounce = sl.toAnnounce[n:]; len(sl.toAnnounce) == 0 {
 			sl.toAnnounce = nil // an empty slice would keep the array alive
 		}
-		p := &StatusPayload{Link: sl.id, More: len(sl.toAnnounce) > 0}
+		f := min(len(sl.toForget), maxStatus-n)
+		forget := sl.toForget[:f:f]
+		if sl.toForget = sl.toForget[f:]; len(sl.toForget) == 0 {
+			sl.toForget = nil
+		}
+		p := &StatusPayload{Link: sl.id, More: len(sl.toAnnounce)+len(sl.toForget) > 0}
 		sl.mu.Unlock()
 		for _, sd := range batch {
 			if s, ok := sd.takeStatus(now); ok {
 				p.Sessions = append(p.Sessions, s)
 			}
 		}
-		if n == 0 {
+		p.Sessions = append(p.Sessions, forget...)
+		if n+f == 0 {
 			return nil
 		}
 		if len(p.Sessions) > 0 {
@@ -147,10 +156,34 @@ func (sl *streamerLink) nextHeartbeat(now time.Time) Payload {
 		return nil
 	}
 	sl.st.expire(now)
-	if sl.announceUnacked() {
+	forgotten := sl.repeatForgotten()
+	if sl.announceUnacked() || forgotten {
 		return nil
 	}
 	return &StatusPayload{Link: id}
+}
+
+// tellForgotten lists a session for the next status as forgotten. Before the welcome, that will do
+// so. The Streamer's lock is held.
+func (sl *streamerLink) tellForgotten(e SessionStatus) {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.id != "" {
+		sl.toForget = append(sl.toForget, e)
+		sl.readyLocked(&sl.status)
+	}
+}
+
+// repeatForgotten lists all sessions for the next status of which the hub has not said that it knows
+// they are forgotten, and reports whether there are any: a status may have been lost.
+func (sl *streamerLink) repeatForgotten() bool {
+	all := sl.st.allForgotten()
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.toForget = all; len(all) > 0 {
+		sl.readyLocked(&sl.status)
+	}
+	return len(all) > 0
 }
 
 // announceUnacked lists the sessions that have something unacknowledged for the next
@@ -182,15 +215,21 @@ func (sl *streamerLink) announceUnacked() bool {
 }
 
 // handle applies a payload from the hub. It never waits: acks have to be read while batches
-// are written, or the two sides could wait for each other. A status serves only as a sign
-// of life here.
+// are written, or the two sides could wait for each other. A status is a sign of life, and
+// says of which forgotten sessions the hub knows.
 func (sl *streamerLink) handle(_ context.Context, now time.Time, p Payload) error {
 	var err *ProtocolError
 	switch p := p.(type) {
 	case *WelcomePayload:
 		err = sl.welcome(now, p)
 	case *StatusPayload:
-		sl.isCurrent(p.Link)
+		if sl.isCurrent(p.Link) {
+			for _, e := range p.Sessions {
+				if e.Forgotten {
+					sl.st.heardForgotten(e.SessionID, e.Epoch)
+				}
+			}
+		}
 	case *AckBatchPayload:
 		if sl.isCurrent(p.Link) {
 			err = sl.acks(now, p)
@@ -247,7 +286,11 @@ func (sl *streamerLink) welcome(now time.Time, p *WelcomePayload) *ProtocolError
 	sl.id, sl.window = p.Link, newWindow(p.WindowEvents, p.WindowBytes)
 	sl.heartbeatAt = now.Add(heartbeatEvery)
 	sl.scheduleLocked(&sl.heartbeat, sl.heartbeatAt)
-	sl.toAnnounce, sl.unacked = nil, nil
+	sl.toAnnounce, sl.toForget, sl.unacked = nil, slices.Collect(maps.Values(sl.st.forgotten)), nil
+	slices.SortFunc(sl.toForget, func(a, b SessionStatus) int { return cmp.Compare(a.SessionID, b.SessionID) })
+	if len(sl.toForget) > 0 {
+		sl.readyLocked(&sl.status)
+	}
 	sl.mu.Unlock()
 	for _, s := range sl.st.rotatedLocked() {
 		if sd := sl.attach(s); sd != nil {
@@ -333,6 +376,9 @@ func (sl *streamerLink) refused(now time.Time, p *ErrorPayload) *ProtocolError {
 	case !sl.isCurrent(""):
 	case sl.st.cfg.TrustData && (p.Code == CodeMalformed || p.Code == CodeEventRejected) && sl.recheckData():
 	case p.SessionID != "" && p.RequestID == "":
+		if p.Code == CodeForbidden && sl.st.heardForgotten(p.SessionID, p.Epoch) {
+			return nil // it is another agent's
+		}
 		if s := sl.st.lookup(p.SessionID); s != nil {
 			s.refused(now, sl, p)
 		}

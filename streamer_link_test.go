@@ -256,7 +256,7 @@ func TestStreamerManySessions(t *testing.T) {
 }
 
 // TestStreamerManySessionsForgotten: sessions that are forgotten before their status
-// was taken don't keep the others from being named (rule 5).
+// was taken don't keep the others from being named (rule 5). The hub is told of them after those.
 func TestStreamerManySessionsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := NewStreamer(nil)
@@ -269,7 +269,74 @@ func TestStreamerManySessionsForgotten(t *testing.T) {
 		for i := range maxStatus {
 			st.Forget(fmt.Sprintf("s%03d", i))
 		}
-		hub.wantStatus("s256")
+		p, ok := hub.next().(*StatusPayload)
+		if !ok || len(p.Sessions) != maxStatus || p.Sessions[0].SessionID != "s256" || p.Sessions[0].Forgotten || !p.More {
+			t.Errorf("%+v", p)
+		}
+		for i, e := range p.Sessions[1:] {
+			if !e.Forgotten || e.SessionID != fmt.Sprintf("s%03d", i) {
+				t.Errorf("%+v", e)
+			}
+		}
+	})
+}
+
+// TestStreamerTellsOfForgotten: the hub did not learn that a session was forgotten, which counted
+// there for an hour after the link was lost. It is told until it answers, over all links, and of no
+// more sessions than there is memory for.
+func TestStreamerTellsOfForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		publishN(t, st, "unsent", 1)
+		st.Forget("unsent")
+		hub := playHub(t, st)
+		hub.wantIdle("nobody knows of it")
+		publishN(t, st, "s", 3)
+		hub.want(agentBatch("s", 1, 3, 3))
+		hub.acks("s", 2)
+		epoch := stats(t, st, "s").Epoch
+		told := func() Payload {
+			return &StatusPayload{Sessions: []SessionStatus{{SessionID: "s", Epoch: epoch, FirstSeq: 4, HeadSeq: 3, AckSeq: 2, Forgotten: true}}}
+		}
+		st.Forget("s")
+		hub.want(told())
+		hub.wantAfter(heartbeatEvery, told())
+		hub = playHub(t, st)
+		hub.want(told())
+		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: epoch, Link: hub.id}, &ErrorPayload{Code: CodeUnknownSession, SessionID: "s"}) // it was on its way
+		knows := func(epoch string) Payload {
+			return &StatusPayload{Link: hub.id, Sessions: []SessionStatus{{SessionID: "s", Epoch: epoch, Forgotten: true}}}
+		}
+		hub.send(knows("another"))
+		hub.wantAfter(heartbeatEvery, told())
+		hub.send(knows(epoch))
+		hub.wantAfter(heartbeatEvery, &StatusPayload{})
+
+		publishN(t, st, "s", 1) // a new life: the hub learns of the end of the old one by that
+		hub.want(agentBatch("s", 1, 1, 1))
+		epoch = stats(t, st, "s").Epoch
+		st.Forget("s")
+		hub.drain()
+		hub.send(&ErrorPayload{Code: CodeEventRejected, SessionID: "s", Epoch: epoch, Seq: 1}) // of before
+		if n := len(st.forgotten); n != 1 {
+			t.Errorf("%d sessions to tell of", n)
+		}
+		hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: epoch})
+		if n := len(st.forgotten); n != 0 {
+			t.Errorf("%d sessions to tell of", n)
+		}
+		for i := range maxForgotten + 10 {
+			id := fmt.Sprint("many", i)
+			publishN(t, st, id, 1)
+			st.Forget(id)
+		}
+		if n := len(st.forgotten); n != maxForgotten {
+			t.Errorf("%d sessions to tell of", n)
+		}
+		publishN(t, st, "many1", 1)
+		if n := len(st.forgotten); n != maxForgotten-1 {
+			t.Errorf("%d sessions to tell of", n)
+		}
 	})
 }
 
@@ -281,9 +348,13 @@ func TestStreamerStatusOnce(t *testing.T) {
 		hub.send(&ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: stats(hub.t, hub.st, "s").Epoch, Retryable: true})
 	}
 	for name, do := range map[string]func(st *Streamer, hub *peer){
-		"stopped":   func(_ *Streamer, hub *peer) { hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s"}) },
-		"renewed":   func(st *Streamer, _ *peer) { st.Renew("s") },
-		"forgotten": func(st *Streamer, _ *peer) { st.Forget("s") },
+		"stopped": func(_ *Streamer, hub *peer) { hub.send(&ErrorPayload{Code: CodeForbidden, SessionID: "s"}) },
+		"renewed": func(st *Streamer, _ *peer) { st.Renew("s") },
+		"forgotten": func(st *Streamer, hub *peer) {
+			epoch := stats(hub.t, st, "s").Epoch
+			st.Forget("s")
+			hub.want(&StatusPayload{Sessions: []SessionStatus{{SessionID: "s", Epoch: epoch, FirstSeq: 3, HeadSeq: 2, AckSeq: 2, Forgotten: true}}})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -803,8 +874,7 @@ func TestStreamerSilent(t *testing.T) {
 	t.Run("nothing at all", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := NewStreamer(nil)
-			hub := playHub(t, st)
-			hub.link.patient = false
+			hub := playHubTo(t, st, false)
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			hub.wantAfter(15*time.Second, &StatusPayload{})
 			pass(15*time.Second - 1)
@@ -819,8 +889,7 @@ func TestStreamerSilent(t *testing.T) {
 	})
 	t.Run("answers", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			hub := playHub(t, NewStreamer(nil))
-			hub.link.patient = false
+			hub := playHubTo(t, NewStreamer(nil), false)
 			for range 10 {
 				hub.wantAfter(15*time.Second, &StatusPayload{})
 				hub.send(&StatusPayload{})
@@ -830,8 +899,7 @@ func TestStreamerSilent(t *testing.T) {
 	t.Run("answers to other things", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := NewStreamer(nil)
-			hub := playHub(t, st)
-			hub.link.patient = false
+			hub := playHubTo(t, st, false)
 			publishN(t, st, "s", 1)
 			var sent []time.Duration
 			for start := time.Now(); time.Since(start) < 10*time.Minute; pass(time.Second) {
@@ -1085,6 +1153,34 @@ func TestStreamerOverloadedIsNoSilence(t *testing.T) {
 	})
 }
 
+// A hub may forget a session while a status of it is on its way, and open it at what the agent
+// had acknowledged then. Its acks are below what it acknowledged later, as those are that were
+// held up. So they change nothing at first; when what was sent was sent again in vain, the
+// session is announced, and the next ack says where to go on from. Both went on for ever.
+func TestStreamerHubFellBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := playHub(t, st)
+		publishN(t, st, "s", 3)
+		hub.want(agentBatch("s", 1, 3, 3))
+		hub.acks("s", 2)
+		hub.nacks("s", 1)
+		hub.wantIdle("it may be a relic")
+		hub.wantAfter(timerFirst, hub.statusOf("s"), agentBatch("s", 3, 3, 3))
+		hub.nacks("s", 1)
+		hub.wantStatus("s")
+		hub.nacks("s", 1) // of the status, or of the batch
+		hub.want(agentBatch("s", 2, 3, 3))
+		hub.nacks("s", 0)
+		hub.wantStatus("s")
+		hub.acks("s", 0)
+		hub.want(agentBatch("s", 1, 3, 3))
+		hub.acks("s", 3)
+		hub.nacks("s", 1)
+		hub.wantIdle("all is acknowledged, and this is a relic")
+	})
+}
+
 // TestStreamerAckEndsWait: an ack that opens a session ends the wait after a retryable
 // error. The wait continued, and while it lasted the session's timer was stopped: a
 // lost batch was not resent in time (rules 9 and 11).
@@ -1171,6 +1267,7 @@ func TestStreamerRejected(t *testing.T) {
 			hub.want(&StatusPayload{Sessions: []SessionStatus{{SessionID: "s", FirstSeq: 1, HeadSeq: 1, Ended: true}}})
 			hub.want(agentBatch("s", 1, 1, 1, Gap{1, 1, ReasonRejected}))
 			hub.acks("s", 1)
+			hub.wantAfter(heartbeatEvery, &StatusPayload{Sessions: []SessionStatus{{SessionID: "s", FirstSeq: 1, HeadSeq: 1, AckSeq: 1, Ended: true}}}) // the status may have been lost
 			pass(endedTTL)
 			if n := st.Stats().Sessions; n != 0 {
 				t.Errorf("%d sessions", n)

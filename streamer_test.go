@@ -242,7 +242,7 @@ func TestStreamerCreatesSessionOnce(t *testing.T) {
 // TestStreamerMaxReplayBuffer: ReplayEvents events are kept for replay, no more, but
 // never fewer than are pending.
 func TestStreamerMaxReplayBuffer(t *testing.T) {
-	for _, test := range []struct{ limit, kept int }{{-1, 0}, {1, 1}, {2, 2}, {10, 10}, {0, 1000}} {
+	for _, test := range []struct{ limit, kept int }{{-1, 0}, {1, 1}, {2, 2}, {10, 10}, {1000, 1000}} {
 		for _, n := range []int{test.kept - 1, test.kept, test.kept + 1, test.kept + 5} {
 			if n < 1 {
 				continue
@@ -1042,6 +1042,7 @@ func TestStreamerForget(t *testing.T) {
 		if got := st.Stats(); got.Sessions+got.Bytes+got.PendingEvents+got.PendingBytes != 0 {
 			t.Errorf("Stats() = %+v", got)
 		}
+		hub.want(&StatusPayload{Sessions: []SessionStatus{{SessionID: "s", Epoch: old.Epoch, FirstSeq: 4, HeadSeq: 3, Forgotten: true}}})
 		hub.refused(&AckBatchPayload{SessionID: "s", Epoch: old.Epoch, UpToSeq: 3}, &ErrorPayload{Code: CodeUnknownSession, SessionID: "s"})
 		publishN(t, st, "s", 1)
 		if now := stats(t, st, "s"); now.Epoch <= old.Epoch {
@@ -1063,7 +1064,7 @@ func TestStreamerConcurrent(t *testing.T) {
 	t.Parallel()
 	const publishers, each = 64, 1000
 	synctest.Test(t, func(t *testing.T) {
-		st := NewStreamer(&StreamerConfig{MaxPendingEvents: 5000})
+		st := NewStreamer(&StreamerConfig{MaxPendingEvents: 5000, ReplayEvents: 1000})
 		hub := playHub(t, st)
 		numbers := make([][]uint64, publishers)
 		var all sync.WaitGroup

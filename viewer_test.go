@@ -867,8 +867,10 @@ func TestViewerStopsOnceASecond(t *testing.T) {
 // A hub that sends nothing for three periods is considered gone.
 func TestViewerSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, h := watching(t, nil, "s")
-		h.link.patient = false
+		v := NewViewer(nil)
+		v.Watch("s", Position{})
+		h := playHubTo(t, v, false)
+		h.want(h.watch("s", "", 0))
 		pass(maxSilence - 1)
 		h.drain()
 		h.send(h.status())

@@ -105,7 +105,7 @@ func nothingOfTheOldOwner(t *testing.T) {
 	// A session has ended and is forgotten, and another agent uses its id. A
 	// viewer that comes with the old position gets nothing of the old owner, and what
 	// the old owner still has on its way doesn't get into the new one's session.
-	sc := scene.New(t, &gvstream.HubConfig{SessionTTL: time.Minute})
+	sc := scene.New(t, &gvstream.HubConfig{EndedTTL: 10 * time.Minute})
 	old := gvstream.NewStreamer(nil)
 	oldWire := sc.Agent("old", old)
 	publish(t, old, "s", 3)

@@ -85,9 +85,9 @@ func TestFoundF02(t *testing.T) {
 		if p99 := late[len(late)*99/100]; p99 >= time.Second {
 			t.Errorf("99 of 100 events are stored within %v, the last after %v", p99, late[len(late)-1])
 		}
-		equal(t, "hellos", hellos, 1)
 		equal(t, "pending", st.Stats().PendingEvents, 0)
 		sc.Close()
+		equal(t, "hellos", hellos, 1)
 	})
 }
 

@@ -22,10 +22,13 @@ type Way struct {
 	// sockets: a Write blocks while it is full. If zero, 64 KiB.
 	Buffer  int
 	MaxRead int // most bytes that a Read returns; if zero, as many as there are
-	// After this many bytes the connection breaks, or this direction turns into a black hole:
-	// what is written further is never read, and Write blocks when Buffer is full. The Write
-	// that crosses the number writes the bytes up to it. If zero, never.
-	CutAfter, VanishAfter int
+	// CutAfter is how many bytes can be read before the connection breaks; what is in Buffer by
+	// then is lost. If zero, it doesn't break.
+	CutAfter int
+	// VanishAfter is how many bytes can be written before this direction turns into a black
+	// hole: what is written further is never read, and Write blocks when Buffer is full. If
+	// zero, never.
+	VanishAfter int
 }
 
 // Pipe returns the two ends of a connection. up is the way from near to far.
@@ -42,7 +45,7 @@ type Conn struct{ out, in *stream }
 // Read blocks until there is a byte, and returns io.EOF once the peer has closed its end
 // and all that it wrote was read, ErrCut once the connection has broken, and
 // io.ErrClosedPipe once this end is closed.
-func (c *Conn) Read(p []byte) (int, error) { return c.in.read(p) }
+func (c *Conn) Read(p []byte) (int, error) { return c.in.take(p) }
 
 // Write blocks while the buffer is full. It returns as Read does, with how many bytes were
 // taken before that, and io.ErrClosedPipe if the peer is closed.
@@ -105,7 +108,7 @@ type stream struct {
 	way                    Way
 	pieces                 []piece   // written and not read yet
 	unread                 int       // their bytes
-	written                int       // bytes in all
+	written, read          int       // bytes in all
 	free                   time.Time // when the last byte has left
 	hole                   bool
 	writerGone, readerGone bool
@@ -149,10 +152,8 @@ func (s *stream) putLocked(p []byte) int {
 	if rate := s.way.BytesPerSecond; rate > 0 {
 		n = min(n, max(1, rate/100))
 	}
-	for _, limit := range []int{s.way.CutAfter, s.way.VanishAfter} {
-		if left := limit - s.written; left > 0 {
-			n = min(n, left)
-		}
+	if left := s.way.VanishAfter - s.written; left > 0 {
+		n = min(n, left)
 	}
 	now := time.Now()
 	if s.free.Before(now) {
@@ -165,9 +166,6 @@ func (s *stream) putLocked(p []byte) int {
 	s.pieces = append(s.pieces, piece{append([]byte(nil), p[:n]...), at})
 	s.written, s.unread = s.written+n, s.unread+n
 	s.hole = s.hole || s.written == s.way.VanishAfter
-	if s.written == s.way.CutAfter {
-		s.cutLocked()
-	}
 	if at.After(now) {
 		time.AfterFunc(at.Sub(now), s.broadcast)
 	} else {
@@ -176,7 +174,7 @@ func (s *stream) putLocked(p []byte) int {
 	return n
 }
 
-func (s *stream) read(p []byte) (int, error) {
+func (s *stream) take(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -200,6 +198,9 @@ func (s *stream) takeLocked(p []byte) (n int) {
 	if most := s.way.MaxRead; most > 0 {
 		p = p[:min(len(p), most)]
 	}
+	if s.way.CutAfter > 0 {
+		p = p[:min(len(p), s.way.CutAfter-s.read)]
+	}
 	for now := time.Now(); n < len(p) && len(s.pieces) > 0 && !s.pieces[0].at.After(now); {
 		first := &s.pieces[0]
 		some := copy(p[n:], first.bytes)
@@ -209,6 +210,9 @@ func (s *stream) takeLocked(p []byte) (n int) {
 		}
 	}
 	s.unread -= n
+	if s.read += n; s.read == s.way.CutAfter {
+		s.cutLocked()
+	}
 	s.changed.Broadcast()
 	return n
 }
