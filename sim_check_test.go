@@ -430,6 +430,8 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 		w.checkNacks(from, p)
 	case *WatchPayload:
 		delete(w.nacks, simAsker{from.link, p.SessionID})
+	case *ErrorPayload: // the session is closed by it, or a batch was dropped for it
+		delete(w.nacks, simAsker{from.link, p.SessionID})
 	}
 	switch m := from.link.endpoint.(type) {
 	case *streamerLink:
@@ -461,12 +463,24 @@ func (w *simWorld) checkNacks(from *simEnd, p *AckBatchPayload) {
 		k := simAsker{from.link, a.SessionID}
 		was, asked := w.nacks[k]
 		if now := w.at(from); a.Nack {
-			if asked && !was.full && was.epoch == a.Epoch && was.upTo == a.UpToSeq && now.Sub(was.at) < nackEvery {
+			if asked && !was.full && was.by == w.receiverOf(from, a.SessionID) && was.epoch == a.Epoch && was.upTo == a.UpToSeq && now.Sub(was.at) < nackEvery {
 				w.fail("L10: %s asks twice within a second: %s", from.name, brief(p))
 			}
-			w.nacks[k] = simNack{a.Epoch, a.UpToSeq, now, a.Full}
+			w.nacks[k] = simNack{w.receiverOf(from, a.SessionID), a.Epoch, a.UpToSeq, now, a.Full}
 		}
 	}
+}
+
+// receiverOf is a hub's receiver of an agent's session: the hub may have forgotten the session, and
+// opened it again.
+func (w *simWorld) receiverOf(from *simEnd, session string) *receiver {
+	if _, ok := from.link.endpoint.(*hubAgentLink); !ok {
+		return nil
+	}
+	if s := w.hub.sessions[session]; s != nil {
+		return s.receiver
+	}
+	return nil
 }
 
 // checkCredit: S15 of a viewer's link, for a batch that is sent. What is in flight is what was

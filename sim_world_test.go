@@ -175,6 +175,7 @@ type simAsker struct {
 }
 
 type simNack struct {
+	by    *receiver // if the asker is a hub
 	epoch string
 	upTo  uint64
 	at    time.Time
