@@ -304,9 +304,19 @@ func (ha *hubAgentLink) status(ctx context.Context, now time.Time, p *StatusPayl
 	return asError(last)
 }
 
-// refused deals with an agent's error. Only one that answers a replay request matters.
+// refused deals with an agent's error. One that answers a replay request is the request's. One
+// about an ack says that agent and hub don't mean the same session: what the hub has received
+// and not accepted would wait for an agent that may have nothing more to say of it.
 func (ha *hubAgentLink) refused(now time.Time, p *ErrorPayload) {
 	if f := ha.request(p.RequestID); f != nil {
 		f.refused(now, p.Retryable)
+		return
+	}
+	if p.Code != CodeAckBeyondSent {
+		return
+	}
+	if s := ha.lockOpen(p.SessionID, p.Epoch); s != nil {
+		s.closeLocked(now)
+		s.mu.Unlock()
 	}
 }

@@ -1581,3 +1581,31 @@ func TestHubSupersedes(t *testing.T) {
 		a.wantIdle("the old link's ack died with it")
 	})
 }
+
+// An agent that refuses an ack as beyond what it has sent does not mean the session that the hub
+// means, and may have stopped it. What the hub had received and not accepted, since the agent was
+// to confirm a refusal first, kept its share of MaxUncommittedBytes for as long as the link lived.
+func TestHubAckRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxEventBytes: 100})
+		a := playAgent(t, h, "agent")
+		a.send(a.status(entryOf("s", "e1", 1, 0, 3)))
+		a.want(a.ack("s", "e1", 0))
+		b := a.batch("s", "e1", 1, 3)
+		b.Events[0].Data = json.RawMessage(`"` + strings.Repeat("x", 100) + `"`)
+		a.send(b)
+		a.want(&ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 1})
+		if h.uncommitted["agent"] == 0 {
+			t.Fatal("nothing waits")
+		}
+		a.send(&ErrorPayload{Code: CodeAckBeyondSent, SessionID: "s", Epoch: "e0"}) // of another life
+		if h.uncommitted["agent"] == 0 || !statOf(t, h, "s").Connected {
+			t.Error("closed by an error of another epoch")
+		}
+		a.send(&ErrorPayload{Code: CodeAckBeyondSent, SessionID: "s", Epoch: "e1"})
+		if h.uncommitted["agent"] != 0 || statOf(t, h, "s").Connected {
+			t.Error("still open")
+		}
+		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+	})
+}

@@ -371,15 +371,21 @@ func (s *hubSession) rejectLocked(now time.Time, call []page, err error) bool {
 // failLocked gives up what was received, since the store does not take it, and closes the session
 // on its link, which lives. The agent is told to say later where the session stands.
 func (s *hubSession) failLocked(now time.Time) {
-	s.dropIntakeLocked()
 	rc := s.receiver
 	err := notNow(s.id, "the hub's store does not take the session's events")
 	err.Epoch = s.epoch
-	rc.closeLocked()
-	s.receiver, s.away = nil, now
+	s.closeLocked(now)
 	rc.failed = err
 	rc.ha.h.refusedPayloads.Add(1)
 	rc.ha.ready(&rc.task)
+}
+
+// closeLocked closes the session on the link where it is open, which goes on with others. What
+// was received and not accepted has to come again.
+func (s *hubSession) closeLocked(now time.Time) {
+	s.dropIntakeLocked()
+	s.receiver.closeLocked()
+	s.receiver, s.away = nil, now
 	s.wakeAllLocked()
 	s.watchClockLocked()
 }
