@@ -142,7 +142,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 		refused.Epoch, refused.Seq = p.Epoch, bad.seq
 		return refused
 	}
-	for range 2 {
+	for range 3 { // the opening may end between two looks
 		if s := ha.lockOpen(p.SessionID, p.Epoch); s != nil {
 			defer s.mu.Unlock()
 			return s.receiver.batchLocked(ctx, now, &p.page, p.HeadSeq)
