@@ -322,7 +322,7 @@ func (c *cursor) next(now time.Time) Payload {
 // sentLocked notes that a page is sent.
 func (c *cursor) sentLocked(now time.Time, p *page) {
 	events, bytes := len(p.slots), p.eventBytes()
-	c.advance(now, p.last, events, bytes, c.acked)
+	c.advance(p.last, events, bytes, c.acked)
 	c.flights.add(p.last, events, bytes, c.window)
 	c.toldEnd = c.toldEnd || p.hasEnd()
 }

@@ -23,7 +23,8 @@ const (
 	maxReplayBatchEvents   = 100       // events of a replay batch
 	maxReplayRequestEvents = 500       // events that the hub asks for at a time
 	maxBatchBytes          = 256 << 10 // bytes of a batch's JSON; one larger event travels alone
-	firstBatchBytes        = 1 << 10   // of a leg's first batch, and of the first that is sent again
+	firstBatchBytes        = 1         // of a leg's first batch, and of the first that is sent again: one event
+	smallBatchBytes        = 1 << 10   // of the second one
 	quickBatchBytes        = 16 << 10  // up to here batches grow without waiting for acks
 	defaultWindow          = 1024      // events that a receiver takes which says nothing else
 	defaultWindowBytes     = 256 << 10 // bytes of their JSON

@@ -141,6 +141,7 @@ func (p *peer) welcome(id string) {
 // playAgent connects an agent to a hub, and says hello.
 func playAgent(t *testing.T, h *Hub, agentID string) *peer {
 	t.Helper()
+	h.sizes.first = maxBatchBytes
 	a := newPeer(t, h.ConnectAgent(agentID))
 	a.waits = (h.cfg.Commit != nil || h.cfg.Resume != nil || h.cfg.AuthorizeAgent != nil) && h.commits.size > 0
 	a.deaf = true

@@ -37,7 +37,7 @@ type sendCursor struct {
 	firstBytes int
 	batchBytes int
 	lastBatch  uint64    // the last number of the batch whose ack makes it grow; 0: none
-	lastSent   time.Time // when that was sent
+	lastSent   time.Time // when that was written; zero: it may not be yet
 
 	// At most one of these holds. While none does, the first ack is awaited.
 	opened       bool // the hub said on this link where it stands
@@ -81,7 +81,7 @@ func (c *sendCursor) allowed(most int) (events, bytes, first int) {
 
 // advance notes that everything up to last was handed to the link, of which so many events and
 // bytes are in flight now.
-func (c *sendCursor) advance(now time.Time, last uint64, events, bytes int, acked uint64) {
+func (c *sendCursor) advance(last uint64, events, bytes int, acked uint64) {
 	if c.maxSentOnLink <= acked { // nothing was outstanding
 		c.timer.reset()
 	}
@@ -90,9 +90,11 @@ func (c *sendCursor) advance(now time.Time, last uint64, events, bytes int, acke
 	c.inFlight += events
 	c.inFlightBytes += bytes
 	if c.batchBytes < quickBatchBytes {
-		c.batchBytes = 2 * max(c.batchBytes, c.firstBytes)
+		c.batchBytes = max(2*max(c.batchBytes, c.firstBytes), smallBatchBytes)
 	}
-	c.lastBatch, c.lastSent = last, now
+	if c.lastBatch == 0 {
+		c.lastBatch, c.lastSent = last, time.Time{}
+	}
 }
 
 // landed notes that so many events and bytes of those in flight are acknowledged. What the
@@ -107,7 +109,10 @@ func (c *sendCursor) landed(events, bytes int) {
 // expected. It runs from the first batch that is outstanding: later ones do not put it off,
 // or steady publishing would keep it from ever noticing that nothing is acknowledged.
 func (c *sendCursor) written(now time.Time, acked uint64) (started bool) {
-	c.writing, c.lastSent = false, now
+	c.writing = false
+	if c.lastSent.IsZero() {
+		c.lastSent = now
+	}
 	if started = c.sent > acked && !c.timer.running() && c.maySend(); started {
 		c.timer.start(now)
 	}
@@ -178,13 +183,13 @@ func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ack
 	return ackTaken
 }
 
-// grow lets batches be twice as large if the last one has arrived within growWithin: the
-// connection is fast enough for more.
+// grow lets batches be twice as large if one has arrived within growWithin: the connection is
+// fast enough for more.
 func (c *sendCursor) grow(now time.Time, upTo uint64) {
 	if c.lastBatch == 0 || upTo < c.lastBatch {
 		return
 	}
-	if c.lastBatch = 0; now.Sub(c.lastSent) <= growWithin {
+	if c.lastBatch = 0; c.lastSent.IsZero() || now.Sub(c.lastSent) <= growWithin {
 		c.batchBytes = min(2*max(c.batchBytes, c.firstBytes), maxBatchBytes)
 	}
 }

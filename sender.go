@@ -154,7 +154,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if p.last > sd.maxSentOnLink {
 		sd.link.hasUnchecked.Store(true)
 	}
-	sd.advance(now, p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
+	sd.advance(p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
 	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
 	return sd.payload(p)
 }

@@ -621,7 +621,7 @@ func sessionsTakeTurns(t *testing.T) {
 	publish(t, st, "b", 1)
 	h := answer(t, st, math.MaxInt32)
 	sent := scene.Ready(h.link)
-	equal(t, "b after one batch of a", say(sent[1:3]...), "batch a 1..16; batch b 1")
+	equal(t, "b after one batch of a", say(sent[1:3]...), "batch a 1; batch b 1")
 	for _, p := range sent[1:] {
 		b := p.(*gvstream.EventBatchPayload)
 		line, err := gvstream.Marshal(b)
@@ -641,10 +641,10 @@ func sessionsTakeTurns(t *testing.T) {
 	sc.Acked()
 	v := callViewer(t, sc.Hub, "tab")
 	noError(t, v.watch("a", gvstream.Position{}))
-	equal(t, "a", say(scene.Next(v.link), scene.Next(v.link)), "status a 50000 acked 0; batch a 1..16")
+	equal(t, "a", say(scene.Next(v.link), scene.Next(v.link)), "status a 50000 acked 0; batch a 1")
 	noError(t, v.watch("b", gvstream.Position{}))
 	got := say(scene.Next(v.link), scene.Next(v.link), scene.Next(v.link))
-	equal(t, "b after one batch of a", got, "status b 11 acked 0; batch a 17..49; batch b 1..11")
+	equal(t, "b after one batch of a", got, "status b 11 acked 0; batch a 2..17; batch b 1")
 }
 
 func acksPassReplays(t *testing.T) {

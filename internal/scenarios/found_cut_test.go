@@ -75,6 +75,8 @@ func TestFoundF04(t *testing.T) {
 		most         int
 	}{
 		{"20 KB each", 901, 80, 20_000, 20},
+		{"a few events each", 901, 80, 2000, 200},
+		{"one event each", 30, 80, 800, 35},
 	} {
 		t.Run("viewer, "+test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
