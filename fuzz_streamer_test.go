@@ -344,7 +344,11 @@ func (w *agentTest) says() {
 // stands checks that a status says where sessions stand.
 func (w *agentTest) stands(al *streamerLink, p *StatusPayload) {
 	for _, e := range p.Sessions {
-		if s := w.st.lookup(e.SessionID); s == nil || e.Epoch != s.epoch || e.HeadSeq != s.log.head || e.AckSeq != s.acked || e.Ended != s.hasEnded {
+		if s := w.st.lookup(e.SessionID); e.Forgotten {
+			if s != nil && s.epoch == e.Epoch {
+				w.Fatalf("forgotten, and there: %s", brief(p))
+			}
+		} else if s == nil || e.Epoch != s.epoch || e.HeadSeq != s.log.head || e.AckSeq != s.acked || e.Ended != s.hasEnded {
 			w.Fatalf("status: %s", brief(p))
 		}
 	}

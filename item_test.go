@@ -195,7 +195,7 @@ func FuzzItemJSON(f *testing.F) {
 		if json.Unmarshal(body, &it) != nil {
 			return
 		}
-		if !printable(it.String()) {
+		if !printable(strings.ReplaceAll(it.String(), "\ufffd", "?")) { // which encoding/json makes of bad UTF-8
 			t.Fatalf("%q", it)
 		}
 		again, err := json.Marshal(it)

@@ -36,7 +36,9 @@ type receiver struct {
 func (rc *receiver) closeLocked() {
 	rc.ha.forget(&rc.task)
 	rc.ha.mu.Lock()
-	delete(rc.ha.sessions, rc.s)
+	if rc.ha.sessions[rc.s] == rc { // another may be open on the same link by now
+		delete(rc.ha.sessions, rc.s)
+	}
 	rc.ha.mu.Unlock()
 }
 

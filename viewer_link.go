@@ -215,6 +215,8 @@ func (vl *viewerLink) batchLocked(now time.Time, p *eventBatch) {
 	}
 	sub := w.subscription
 	switch events, bytes := vl.v.roomLocked(w); {
+	case w.ended: // nothing follows; the ack of the end may have been lost
+		sub.acks.now = true
 	case p.Epoch != w.epoch:
 		vl.v.stalePayloads.Add(1)
 		if p.Epoch > w.epoch && !sub.timer.running() { // or the hub's answer will say
