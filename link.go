@@ -342,6 +342,10 @@ func (l *Link) carryLess(p Payload) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if hv, ok := l.endpoint.(*hubViewerLink); ok && lost != nil { // another viewer's may carry it
+		gap := parts[0].(*EventBatchPayload)
+		gap.ViewerID, gap.Link = hv.viewerID, hv.id
+	}
 	if l.err == nil {
 		l.replies = slices.Insert(l.replies, 0, parts...)
 	}
