@@ -1336,6 +1336,38 @@ func TestHubEventTooLarge(t *testing.T) {
 	}
 }
 
+// Rule 11: a refusal is repeated if the event comes again, since it may have been lost, but at most
+// once a second. An agent that never sends the gap holds up its own session alone.
+func TestHubRefusesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxEventBytes: 200})
+		a := playAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 2)
+		b.Events[1].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
+		refused := func(code Code) *ErrorPayload {
+			return &ErrorPayload{Code: code, SessionID: "s", Epoch: "e1", Seq: 2}
+		}
+		a.send(b)
+		a.want(refused(CodeEventTooLarge))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 1))
+		for range 3 {
+			pass(nackEvery - ackDelay - 1)
+			a.send(b)
+			a.wantIdle("it was said within the last second")
+			pass(ackDelay + 1)
+			a.send(b, b)
+			a.want(refused(CodeEventRejected))
+			a.feed("t", "e1", 1, 2)
+			pass(ackDelay)
+			a.drain()
+			pass(nackEvery - ackDelay)
+			a.send(b)
+			a.want(refused(CodeEventRejected))
+		}
+	})
+}
+
 func TestHubEventSizeBound(t *testing.T) {
 	p, err := newPage(1, 1, numbered(1, 1), nil)
 	if err != nil {
