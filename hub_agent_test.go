@@ -1368,6 +1368,45 @@ func TestHubRefusesAgain(t *testing.T) {
 	})
 }
 
+// An agent that never confirms a refusal, since it has stopped the session by then, does not keep
+// its other sessions from being received: what was held of the session counted against
+// MaxUncommittedBytes for as long as the link lived.
+func TestHubRefusalUnconfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxEventBytes: 100, MaxUncommittedBytes: 1, Commit: func(context.Context, string, string, []Item) error { return nil }})
+		a := playAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 1)
+		b.Events[0].Data = []byte(`"` + strings.Repeat("x", 100) + `"`)
+		a.send(a.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 3, Ended: true}))
+		a.drain()
+		a.send(b)
+		a.want(&ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 1})
+		for range int(timerFirst / time.Second) {
+			a.send(a.batch("t", "e1", 1, 1))
+			pass(time.Second)
+			for _, p := range a.drain() {
+				if ack, ok := p.(*AckBatchPayload); ok && ack.UpToSeq > 0 {
+					t.Fatalf("%s while there is no room", payloadText(ack))
+				}
+			}
+		}
+		if n := h.uncommitted["agent"]; n != 0 {
+			t.Fatalf("%d bytes wait after %s", n, timerFirst)
+		}
+		a.feed("t", "e1", 1, 1)
+
+		b = a.batch("s", "e1", 1, 3) // nor has the session lost anything, or its end
+		b.Events = b.Events[1:]
+		b.Gaps = []Gap{{1, 1, ReasonRejected}}
+		a.send(b)
+		synctest.Wait()
+		if st := statOf(t, h, "s"); st.Acked != 3 || !st.Ended {
+			t.Errorf("%+v", st)
+		}
+		h.Close()
+	})
+}
+
 func TestHubEventSizeBound(t *testing.T) {
 	p, err := newPage(1, 1, numbered(1, 1), nil)
 	if err != nil {
