@@ -920,6 +920,29 @@ func TestHubResume(t *testing.T) {
 	})
 }
 
+// Rule 16: an end that the store has, in a session that the hub has forgotten, is known again from the
+// batch that opens the session. All of that is a duplicate, whose end was not looked at: the session
+// counted as one that goes on, and the agent, whose events were all acknowledged, said no more.
+func TestHubResumesAtEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{
+			Resume: func(context.Context, string, string) (uint64, error) { return 3, nil },
+			Commit: func(context.Context, string, string, []Item) error { return nil },
+		})
+		a := playAgent(t, h, "agent")
+		whole := a.batch("s", "e1", 1, 3)
+		whole.Events[2].End = true
+		a.send(whole)
+		a.want(a.ack("s", "e1", 3))
+		s := h.lookup("s")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.ended || s.endSeq != 3 {
+			t.Errorf("ended %v at %d", s.ended, s.endSeq)
+		}
+	})
+}
+
 // A link that is closed while Resume runs leaves no session that counts as
 // connected for ever: it would never be forgotten (limits, SessionTTL).
 func TestHubLinkClosedDuringResume(t *testing.T) {

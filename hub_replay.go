@@ -419,11 +419,12 @@ func (f *fetch) lingerLocked(now time.Time) {
 	f.s.askLocked(now)
 }
 
-// askAgainLocked asks once more at a time, unless that is due already.
+// askAgainLocked asks once more at a time, unless that is due already: at most once in replayAgain,
+// since the agent's link may have taken the last request only now.
 func (f *fetch) askAgainLocked(at time.Time) {
 	if f.askAt.IsZero() {
-		f.askAt = at
-		f.ha.schedule(&f.task, at)
+		f.askAt = later(at, f.askedAt.Add(replayAgain))
+		f.ha.schedule(&f.task, f.askAt)
 	}
 }
 

@@ -632,6 +632,27 @@ func TestHubReplayUnanswered(t *testing.T) {
 	})
 }
 
+// L10: nothing is asked twice within a second. A request that the agent's link has taken late, when
+// the viewer has waited for as long as it does, was asked again at once.
+func TestHubReplayTakenLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{ReplayWait: 2 * time.Second})
+		v := playViewer(t, h, "tab")
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		pass(2 * time.Second)
+		a.send(a.status())
+		a.want(a.status())
+		r := a.asked("s", "tab", "e1", 0, 15)
+		v.wantIdle("the answer may be on its way")
+		a.wantIdle("it was asked just now")
+		pass(time.Second - 1)
+		a.wantIdle("a second has not passed")
+		pass(1)
+		a.askedAgain(r, 0, 500)
+	})
+}
+
 // Rule 12: an agent that is busy is asked again after a second; a refusal becomes a gap, for all
 // that wait, but for nobody else.
 func TestHubReplayRefused(t *testing.T) {

@@ -228,6 +228,11 @@ func (rc *receiver) batchLocked(ctx context.Context, now time.Time, p *page, hea
 	case p.first > s.received+1:
 		rc.nackLocked(now)
 	case p.last <= s.log.head:
+		if p.last == s.log.head && p.hasEnd() && !s.ended { // the store has it, and the hub has forgotten that
+			s.endSeq = p.last
+			s.noteEndLocked()
+			s.drainLocked(now)
+		}
 		rc.ackNowLocked() // a duplicate: its ack may have been lost
 	case p.last > s.received:
 		rc.takeLocked(ctx, now, p)

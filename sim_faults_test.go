@@ -440,7 +440,8 @@ func (w *simWorld) publishAll() {
 }
 
 // restWithin lets the machines work, one step of time after the other, until they are
-// at rest. drop may drop a payload, and the time then counts from there.
+// at rest. drop may drop a payload, and the time then counts from there; so it does when a viewer
+// watches a session anew, since the agent that has to be asked may be one that answers nothing.
 func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool) {
 	for end := w.now.Add(limit); ; w.now = w.now.Add(step) {
 		w.reconnect()
@@ -450,6 +451,9 @@ func (w *simWorld) restWithin(limit, step time.Duration, drop func(Payload) bool
 			end = w.now.Add(limit + heartbeatEvery)
 		default:
 			end = w.now.Add(limit)
+		}
+		if at := w.rewatchedAt.Add(limit); at.After(end) {
+			end = at
 		}
 		unrest := w.unrest()
 		if w.err != nil || unrest == "" {

@@ -148,8 +148,9 @@ type simWorld struct {
 	lowered       bool // what was acknowledged is pending again, and may exceed the limits
 	backward      bool // a session may have fallen behind a viewer's position
 	everForbidden bool
-	rewindowed    bool // links have other windows
-	rewatched     bool // a watch was given up, and the hub may not know
+	rewindowed    bool      // links have other windows
+	rewatched     bool      // a watch was given up, and the hub may not know
+	rewatchedAt   time.Time // when that was last
 
 	// What is known from outside.
 	truth    map[simKey]*simTruth
@@ -355,7 +356,7 @@ func (w *simWorld) rewatch(v *simViewer, id string) {
 	if w.verbose {
 		w.say("%s watches %s anew", v.id, id)
 	}
-	w.rewatched = true
+	w.rewatched, w.rewatchedAt = true, w.now
 	v.v.Unwatch(id)
 	delete(v.seen, id)
 	if (!v.local || len(v.seen) == 0) && !w.rarely(3) {
