@@ -99,17 +99,17 @@ const (
 // defaults. Callbacks are called with no lock held and may call any method of the
 // package; they must return when ctx ends. Several may run at once, but for one
 // session only one call of Resume or Commit at a time. ctx has the values of the one
-// that the caller gave to the link, by Run or Handle. Authorize is called by the
+// that the caller gave to the link, by Run or Handle. AuthorizeViewer is called by the
 // goroutine that handles the payload, and its ctx is that very one. The others are
 // called by goroutines of the Hub's own, which exist only while they are needed: a panic
 // in them ends the process. Their ctx ends when the Hub is closed, and that of
 // AuthorizeAgent and Resume also with the link.
 type HubConfig struct {
-	// Authorize says whether a viewer may watch a session, on every watch and
+	// AuthorizeViewer says whether a viewer may watch a session, on every watch and
 	// each time one resumes; an error refuses it. It is called whether or not the
 	// session exists, and the viewer can't tell the difference. If nil, every
 	// viewer may watch every session (rule 13).
-	Authorize func(ctx context.Context, viewerID, sessionID string) error
+	AuthorizeViewer func(ctx context.Context, viewerID, sessionID string) error
 	// Commit stores events and gaps, in order, before they count as accepted, are
 	// acknowledged or reach a viewer. Nothing but their session waits for it: what
 	// arrives meanwhile is stored by the next call, in one piece of about 1,024 items

@@ -140,13 +140,13 @@
 // The package starts no goroutines but those of Run and RunLines, which have ended when
 // the call returns, those of Push, which end when there is nothing to send, and those in
 // which a Hub calls AuthorizeAgent, Resume and Commit. These end when there is nothing to
-// call, and a panic of such a callback ends the process. Authorize is called by the
+// call, and a panic of such a callback ends the process. AuthorizeViewer is called by the
 // goroutine that handles the payload. No lock is held while a callback, send or receive
 // runs, so callbacks may call any method. [Streamer.Close] waits for acks as its context
 // allows; no Close waits for a callback.
 //
 // A method that can block takes a context, and its comment says what it waits for. Handle
-// waits for Authorize at a hub, and for nothing at an agent or a viewer: what a loop over
+// waits for AuthorizeViewer at a hub, and for nothing at an agent or a viewer: what a loop over
 // Items has not read makes the window smaller, and the rest waits at the hub.
 //
 // From the moment a new link is made, the one before is dead, and its calls return

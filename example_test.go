@@ -511,12 +511,12 @@ func ExampleHubConfig() {
 	// all acknowledged: true
 }
 
-// Authorize decides which viewer may watch which session.
+// AuthorizeViewer decides which viewer may watch which session.
 func ExampleHubConfig_authorize() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	hub := gvstream.NewHub(&gvstream.HubConfig{
-		Authorize: func(ctx context.Context, viewerID, sessionID string) error {
+		AuthorizeViewer: func(ctx context.Context, viewerID, sessionID string) error {
 			user, _, _ := strings.Cut(viewerID, "/") // the id from the login: user/tab
 			if !strings.HasPrefix(sessionID, user+"/") {
 				return errors.New("not yours") // for the hub's own log: the viewer doesn't see it

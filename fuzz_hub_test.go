@@ -639,7 +639,7 @@ func runHubViewerTest(t *testing.T, script []byte) {
 
 func newHubViewerTest(t *testing.T, script []byte) *hubViewerTest {
 	w := &hubViewerTest{hubTest: newHubTest(t, script), places: make(map[*hubViewerLink]map[string]Position)}
-	w.h.cfg.Authorize = func(_ context.Context, viewerID, sessionID string) error {
+	w.h.cfg.AuthorizeViewer = func(_ context.Context, viewerID, sessionID string) error {
 		if viewerID != "honest" && sessionID == "c" {
 			return errors.New("secret")
 		}

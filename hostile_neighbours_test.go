@@ -239,7 +239,7 @@ func TestHostileNeighbours(t *testing.T) {
 				stop := make(chan bool)
 				s := newStreet(t, &HubConfig{
 					MaxAgentSessions: 300,
-					Authorize: func(ctx context.Context, _, id string) error {
+					AuthorizeViewer: func(ctx context.Context, _, id string) error {
 						if id == "ask long" {
 							<-ctx.Done()
 						}

@@ -570,7 +570,7 @@ func victimHubOfAgent(t *testing.T) *victim {
 }
 
 func victimHubOfViewer(t *testing.T) *victim {
-	h := NewHub(&HubConfig{MaxWatches: 2, Window: 2, LogEvents: 5, Authorize: func(_ context.Context, _, session string) error {
+	h := NewHub(&HubConfig{MaxWatches: 2, Window: 2, LogEvents: 5, AuthorizeViewer: func(_ context.Context, _, session string) error {
 		if session == "secret" {
 			return errors.New("a reason that nobody is told")
 		}

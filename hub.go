@@ -191,8 +191,8 @@ func (h *Hub) Forget(sessionID string) {
 }
 
 // Revoke ends a viewer's watch on a session, if there is one, with
-// CodeForbidden. A watch that Authorize is being asked about is asked about again; a later
-// one is for Authorize to refuse. It does not block.
+// CodeForbidden. A watch that AuthorizeViewer is being asked about is asked about again; a later
+// one is for AuthorizeViewer to refuse. It does not block.
 func (h *Hub) Revoke(viewerID, sessionID string) {
 	h.mu.Lock()
 	hv := h.viewers[viewerID]

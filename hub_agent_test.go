@@ -673,7 +673,7 @@ func TestHubCallbackContexts(t *testing.T) {
 			if ctx.Value(key{}) != "v" || ctx.Err() != nil {
 				t.Errorf("%s: value %v, %v", name, ctx.Value(key{}), ctx.Err())
 			}
-			if name != "Authorize" {
+			if name != "AuthorizeViewer" {
 				<-ctx.Done()
 				mu.Lock()
 				ended = append(ended, name)
@@ -693,7 +693,7 @@ func TestHubCallbackContexts(t *testing.T) {
 		var h *Hub
 		var authorized atomic.Bool
 		h = NewHub(&HubConfig{
-			Authorize: func(ctx context.Context, _, _ string) error { in("Authorize", ctx); return nil },
+			AuthorizeViewer: func(ctx context.Context, _, _ string) error { in("AuthorizeViewer", ctx); return nil },
 			AuthorizeAgent: func(ctx context.Context, _, id, _ string) error {
 				if id == "asked" {
 					in("AuthorizeAgent", ctx)

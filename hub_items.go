@@ -16,7 +16,7 @@ import (
 // does. It blocks until there is something, and ends without an error when ctx
 // ends, after the End item, or when the Hub is closed. Otherwise it ends with the one
 // error that it yields: ErrInvalidID, ErrInvalidPosition, or a *ProtocolError such as replay_ahead. Any
-// number may run at once. Authorize is not asked. Items and their bytes are the caller's.
+// number may run at once. AuthorizeViewer is not asked. Items and their bytes are the caller's.
 //
 // A reader that stands still holds up nothing but itself. To go on later, give Items the
 // Position of the last item that was dealt with.

@@ -24,7 +24,7 @@ type hubViewerLink struct {
 	*Link
 	h        *Hub
 	viewerID string // empty: the hub's own, of Items
-	local    bool   // of Items: no Authorize, no limit of watches
+	local    bool   // of Items: no AuthorizeViewer, no limit of watches
 	id       string // of the link; the viewer finds it in what it receives
 
 	// The link's own tasks, besides one for each cursor. status names the sessions whose
@@ -221,8 +221,8 @@ func (hv *hubViewerLink) ack(now time.Time, a SessionAck) *ProtocolError {
 	return nil
 }
 
-// A pendingAuth is a watch that is being authorized: from before Authorize is asked until its
-// cursor is in place. Authorize runs without any lock, and its answer may be older than a
+// A pendingAuth is a watch that is being authorized: from before AuthorizeViewer is asked until its
+// cursor is in place. AuthorizeViewer runs without any lock, and its answer may be older than a
 // Revoke that comes before the cursor is there to be ended.
 type pendingAuth struct {
 	sessionID string
@@ -230,7 +230,7 @@ type pendingAuth struct {
 }
 
 // admit returns the link's cursor on a session if the viewer may watch it, or
-// neither cursor nor error if its watch was revoked meanwhile: then Authorize has to be asked
+// neither cursor nor error if its watch was revoked meanwhile: then AuthorizeViewer has to be asked
 // again. A Revoke at any moment finds the pendingAuth, or the cursor, or both.
 func (hv *hubViewerLink) admit(ctx context.Context, sessionID string) (c *cursor, err error) {
 	a := &pendingAuth{sessionID: sessionID}
@@ -270,10 +270,10 @@ func (hv *hubViewerLink) revoke(sessionID string) {
 // withdrawn ends what it once allowed. The refusal is the same for a session that exists and
 // one that doesn't, and does not quote the caller's error, which might give that away.
 func (hv *hubViewerLink) authorize(ctx context.Context, sessionID string) error {
-	if hv.h.cfg.Authorize == nil || hv.local {
+	if hv.h.cfg.AuthorizeViewer == nil || hv.local {
 		return nil
 	}
-	err := hv.h.cfg.Authorize(ctx, hv.viewerID, sessionID)
+	err := hv.h.cfg.AuthorizeViewer(ctx, hv.viewerID, sessionID)
 	switch {
 	case err == nil:
 		return nil

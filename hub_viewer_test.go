@@ -142,13 +142,13 @@ func TestHubWatchUnknownSession(t *testing.T) {
 	})
 }
 
-// Rule 13: Authorize is asked on every watch, and its answer is the same whether or
+// Rule 13: AuthorizeViewer is asked on every watch, and its answer is the same whether or
 // not the session exists.
 func TestHubAuthorize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked []string
 		allow := true
-		h := NewHub(&HubConfig{Authorize: func(_ context.Context, viewerID, sessionID string) error {
+		h := NewHub(&HubConfig{AuthorizeViewer: func(_ context.Context, viewerID, sessionID string) error {
 			asked = append(asked, viewerID+" "+sessionID)
 			if !allow {
 				return errors.New("who are you?")
@@ -183,7 +183,7 @@ func TestHubAuthorize(t *testing.T) {
 }
 
 func TestHubAuthorizeCtxEnds(t *testing.T) {
-	h := NewHub(&HubConfig{Authorize: func(ctx context.Context, _, _ string) error { return ctx.Err() }})
+	h := NewHub(&HubConfig{AuthorizeViewer: func(ctx context.Context, _, _ string) error { return ctx.Err() }})
 	v := playViewer(t, h, "tab")
 	if err := v.link.Handle(endedContext, v.watch("s", "", 0)); !errors.Is(err, context.Canceled) {
 		t.Error(err)
@@ -382,7 +382,7 @@ func TestHubConcurrentWatch(t *testing.T) {
 	for range 100 {
 		var both sync.WaitGroup
 		both.Add(2)
-		h := NewHub(&HubConfig{Authorize: func(context.Context, string, string) error {
+		h := NewHub(&HubConfig{AuthorizeViewer: func(context.Context, string, string) error {
 			both.Done()
 			both.Wait()
 			return nil
@@ -520,13 +520,13 @@ func TestHubRevoke(t *testing.T) {
 	})
 }
 
-// TestHubRevokeDuringAuthorize: if a permission is revoked while Authorize runs, it is
+// TestHubRevokeDuringAuthorize: if a permission is revoked while AuthorizeViewer runs, it is
 // called again.
 func TestHubRevokeDuringAuthorize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h *Hub
 		allowed := true
-		h = NewHub(&HubConfig{Authorize: func(ctx context.Context, viewer, session string) error {
+		h = NewHub(&HubConfig{AuthorizeViewer: func(ctx context.Context, viewer, session string) error {
 			ok := allowed
 			// meanwhile, elsewhere: the permission is revoked
 			allowed = false
@@ -548,12 +548,12 @@ func TestHubRevokeDuringAuthorize(t *testing.T) {
 	})
 }
 
-// A Revoke affects the call of Authorize that it concerns, whichever others began or
-// ended meanwhile; Authorize is called again for what was allowed before it.
+// A Revoke affects the call of AuthorizeViewer that it concerns, whichever others began or
+// ended meanwhile; AuthorizeViewer is called again for what was allowed before it.
 func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release, asked := make(chan bool), make(map[string]int)
-		h := NewHub(&HubConfig{Authorize: func(_ context.Context, _, sessionID string) error {
+		h := NewHub(&HubConfig{AuthorizeViewer: func(_ context.Context, _, sessionID string) error {
 			if asked[sessionID]++; sessionID == "r" && asked["r"] == 1 {
 				<-release
 			}
@@ -570,19 +570,19 @@ func TestHubRevokeDuringOneOfManyAuthorize(t *testing.T) {
 			t.Errorf("asked: -want +got\n%s", diff)
 		}
 		if n := len(h.viewers["tab"].pendingAuths); n != 0 {
-			t.Errorf("%d calls of Authorize seem to run", n)
+			t.Errorf("%d calls of AuthorizeViewer seem to run", n)
 		}
 	})
 }
 
-// TestHubAuthorizeRevokes: Authorize may call any method. One that revokes another
+// TestHubAuthorizeRevokes: AuthorizeViewer may call any method. One that revokes another
 // watch of its viewer, to allow one at a time, was called again for ever: any Revoke
 // counted.
 func TestHubAuthorizeRevokes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h *Hub
 		revokes, asked := "", 0
-		h = NewHub(&HubConfig{Authorize: func(_ context.Context, viewer, _ string) error {
+		h = NewHub(&HubConfig{AuthorizeViewer: func(_ context.Context, viewer, _ string) error {
 			if asked++; asked > 10 {
 				return errors.New("asked for ever")
 			}
@@ -598,7 +598,7 @@ func TestHubAuthorizeRevokes(t *testing.T) {
 		if asked != 2 {
 			t.Errorf("asked %d times for two watches", asked)
 		}
-		// Allowed and revoked in the same call: Authorize is called once more, and refuses.
+		// Allowed and revoked in the same call: AuthorizeViewer is called once more, and refuses.
 		revokes, asked = "q", 0
 		v.refused(v.watch("q", "", 0), &ErrorPayload{Code: CodeForbidden, SessionID: "q"})
 		v.wantIdle("refused")
@@ -630,7 +630,7 @@ func TestHubTellsEnd(t *testing.T) {
 
 func TestHubItems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, a := smallHub(t, HubConfig{Authorize: func(context.Context, string, string) error { return errors.New("nobody") }})
+		h, a := smallHub(t, HubConfig{AuthorizeViewer: func(context.Context, string, string) error { return errors.New("nobody") }})
 		type result struct {
 			items []string
 			err   error
@@ -885,9 +885,9 @@ func TestHubItemsOfManyGaps(t *testing.T) {
 	})
 }
 
-// A panic in Authorize left its watch among those that are being authorized, for good.
+// A panic in AuthorizeViewer left its watch among those that are being authorized, for good.
 func TestHubAuthorizePanics(t *testing.T) {
-	h := NewHub(&HubConfig{Authorize: func(context.Context, string, string) error { panic("directory") }})
+	h := NewHub(&HubConfig{AuthorizeViewer: func(context.Context, string, string) error { panic("directory") }})
 	v := playViewer(t, h, "tab")
 	func() {
 		defer func() {

@@ -381,7 +381,7 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 }
 
 // Handle applies one payload from the peer. It does not change p and keeps nothing of
-// it. It may block at a hub, in HubConfig.Authorize; where ctx ends that, the payload
+// it. It may block at a hub, in HubConfig.AuthorizeViewer; where ctx ends that, the payload
 // counts as lost and comes again.
 //
 // A *ProtocolError says that the payload, or a part of it, was refused (rule 11): the

@@ -256,7 +256,7 @@ func (w *simWorld) configure() {
 	}
 	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
-		Commit: w.commit, Authorize: w.authorize, AuthorizeAgent: w.authorizeAgent,
+		Commit: w.commit, AuthorizeViewer: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
 		Window: pick(w, 256, 16, 4, 1), MaxUncommittedBytes: pick(w, 0, 0, 600),
 		MaxReplays:       pick(w, 8, 2, 1, -1),

@@ -189,7 +189,7 @@ func (r *rewriter) wanted(f *ast.FuncDecl, typ string) (locks []string) {
 }
 
 // callbacks are the fields of configurations that callers set.
-var callbacks = map[string]bool{"Authorize": true, "Commit": true, "Resume": true, "AuthorizeAgent": true}
+var callbacks = map[string]bool{"AuthorizeViewer": true, "Commit": true, "Resume": true, "AuthorizeAgent": true}
 
 // checkCallbacks has the calls of what callers plug in look that no lock is held: the
 // callbacks of a configuration, and functions that send and receive.

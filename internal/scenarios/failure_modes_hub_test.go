@@ -31,7 +31,7 @@ func authorizeEveryWatch(t *testing.T) {
 	var asked []string
 	sc := scene.New(t, &gvstream.HubConfig{
 		LogEvents: 2,
-		Authorize: func(_ context.Context, viewer, id string) error {
+		AuthorizeViewer: func(_ context.Context, viewer, id string) error {
 			asked = append(asked, viewer+" "+id)
 			if id == "s2" {
 				return nil

@@ -403,7 +403,7 @@ func callsFromCallbacks(t *testing.T) {
 		"Viewer.Connect": func(c cast) { c.v.Connect() },
 		"Viewer.Close":   func(c cast) { c.v.Close() },
 	}
-	places := []string{"agent's send", "hub's send", "viewer's send", "Authorize", "Resume", "Commit", "AuthorizeAgent", "Items"}
+	places := []string{"agent's send", "hub's send", "viewer's send", "AuthorizeViewer", "Resume", "Commit", "AuthorizeAgent", "Items"}
 	for _, place := range places {
 		for name, call := range calls {
 			var c cast
@@ -414,10 +414,10 @@ func callsFromCallbacks(t *testing.T) {
 				}
 			}
 			c.hub = gvstream.NewHub(&gvstream.HubConfig{
-				Authorize:      func(context.Context, string, string) error { in("Authorize"); return nil },
-				Resume:         func(context.Context, string, string) (uint64, error) { in("Resume"); return 0, nil },
-				Commit:         func(context.Context, string, string, []gvstream.Item) error { in("Commit"); return nil },
-				AuthorizeAgent: func(context.Context, string, string, string) error { in("AuthorizeAgent"); return nil },
+				AuthorizeViewer: func(context.Context, string, string) error { in("AuthorizeViewer"); return nil },
+				Resume:          func(context.Context, string, string) (uint64, error) { in("Resume"); return 0, nil },
+				Commit:          func(context.Context, string, string, []gvstream.Item) error { in("Commit"); return nil },
+				AuthorizeAgent:  func(context.Context, string, string, string) error { in("AuthorizeAgent"); return nil },
 			})
 			c.st, c.v = gvstream.NewStreamer(nil), gvstream.NewViewer(nil)
 			publish(t, c.st, "s", 3)

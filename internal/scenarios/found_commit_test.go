@@ -350,7 +350,7 @@ func foundF12(t *testing.T) {
 
 // A panic in the callback that decides about an agent's session was "fatal error: sync: unlock of
 // unlocked mutex", which says nothing of the caller's fault. It goes through, and ends the process
-// as a panic in any goroutine, as do those of the store. One in Authorize reaches the caller of
+// as a panic in any goroutine, as do those of the store. One in AuthorizeViewer reaches the caller of
 // Handle, which may recover it: the hub is as it was before.
 func foundF20(t *testing.T) {
 	const env = "GVSTREAM_TEST_PANIC"
@@ -373,7 +373,7 @@ func foundF20(t *testing.T) {
 	}
 
 	panics := true
-	hub := gvstream.NewHub(&gvstream.HubConfig{MaxWatches: 1, Authorize: func(context.Context, string, string) error {
+	hub := gvstream.NewHub(&gvstream.HubConfig{MaxWatches: 1, AuthorizeViewer: func(context.Context, string, string) error {
 		if panics {
 			panic("the caller's own")
 		}
