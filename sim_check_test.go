@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/vibetools/gvstream/internal/epoch"
 )
@@ -153,6 +154,9 @@ func (w *simWorld) checkHub() {
 			continue
 		}
 		w.checkRequests(s)
+		if s.receiver != nil && w.hubCfg.AuthorizeAgent != nil && !w.allowed[[2]string{s.receiver.ha.agentID, id}] { // rule 4
+			w.fail("S6: %s has %s open, and nobody was asked", s.receiver.ha.agentID, id)
+		}
 		if bytes += s.log.bytes; s.prev != nil {
 			bytes += s.prev.log.bytes
 		}
@@ -307,6 +311,13 @@ func (w *simWorld) checkRequests(s *hubSession) {
 			w.fail("S10: a request brought %d events", n)
 		}
 	}
+	for i, f := range s.fetches { // L10: what several need is asked for once
+		for _, g := range s.fetches[:i] {
+			if f.open && g.open && f.log.first() <= g.until && g.log.first() <= f.until {
+				w.fail("L10: %s is asked for %d to %d and for %d to %d", s.id, g.log.first(), g.until, f.log.first(), f.until)
+			}
+		}
+	}
 	if n := s.requests(); n > w.hub.cfg.MaxReplays {
 		w.fail("S10: %d requests of %s are open", n, s.id)
 	}
@@ -430,8 +441,16 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 		w.checkNacks(from, p)
 	case *WatchPayload:
 		delete(w.nacks, simAsker{from.link, p.SessionID})
+		if !p.Stop { // but to each link of the hub's that it takes this one for
+			w.checkOnce(from, p, "watch "+from.link.endpoint.(*viewerLink).id, p.SessionID)
+		}
+	case *ReplayRequestPayload:
+		w.checkOnce(from, p, "replay", p.RequestID)
 	case *ErrorPayload: // the session is closed by it, or a batch was dropped for it
 		delete(w.nacks, simAsker{from.link, p.SessionID})
+	}
+	if x.once != nil {
+		w.checkSentOnce(x, from, p)
 	}
 	switch m := from.link.endpoint.(type) {
 	case *streamerLink:
@@ -454,6 +473,52 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 			w.largestBytes = max(w.largestBytes, size+len(p.Gaps)*itemBytes)
 		}
 	}
+}
+
+// checkOnce: L10. Some things a link says at most once a second.
+func (w *simWorld) checkOnce(from *simEnd, p Payload, what, about string) {
+	k, now := simAsk{from.link, what, about}, w.at(from)
+	if was, ok := w.asked[k]; ok && now.Sub(was) < time.Second {
+		w.fail("L10: %s says twice within a second: %s", from.name, brief(p))
+	}
+	w.asked[k] = now
+}
+
+// checkSentOnce: rule 9. Where nothing is lost, nothing is sent twice, however slow it is.
+func (w *simWorld) checkSentOnce(x *simWire, from *simEnd, p Payload) {
+	b, ok := p.(*EventBatchPayload)
+	if !ok {
+		return
+	}
+	k := simKey{b.SessionID, b.Epoch}
+	if top, ok := x.once[k]; ok && b.FirstSeq <= top {
+		w.fail("rule 9: %s sends again what was not lost: %s", from.name, brief(p))
+	}
+	x.once[k] = b.LastSeq
+}
+
+// livingHub is the hub's link on a wire, if it is alive.
+func livingHub(x *simWire) *Link {
+	if x == nil || x.hub.link.failure() != nil {
+		return nil
+	}
+	return x.hub.link
+}
+
+// checkSuperseded: rule 3. The last payload of a link of the hub's that a newer one took over from
+// says so.
+func (w *simWorld) checkSuperseded(l *Link) {
+	if l == nil || !errors.Is(l.failure(), ErrSuperseded) {
+		return
+	}
+	if n := len(l.replies); n == 0 || !isSuperseded(l.replies[n-1]) {
+		w.fail("rule 3: an older link does not say that it is superseded")
+	}
+}
+
+func isSuperseded(p Payload) bool {
+	e, ok := p.(*ErrorPayload)
+	return ok && e.Code == CodeSuperseded
 }
 
 // checkNacks: L10. A receiver asks for the same number once a second, except that one which had no
@@ -677,10 +742,11 @@ type handling struct {
 	digest digest // of the machine then
 	lives  [4]simLife
 	hub    bool
+	said   int // answers that wait to be sent
 }
 
 func (w *simWorld) beforeHandling(x *simWire, to *simEnd, p Payload) handling {
-	h := handling{stale: x.old || w.stale(to, p)}
+	h := handling{stale: x.old || w.stale(to, p), said: len(to.link.replies)}
 	if h.stale {
 		h.digest = w.digestOf(to.link.endpoint)
 	}
@@ -710,6 +776,12 @@ func (w *simWorld) lives() (out [4]simLife) {
 func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if h.stale && h.digest != w.digestOf(to.link.endpoint) { // S6
 		w.fail("S6: %s: a payload of another link or epoch changed something: %s", to.name, brief(p))
+	}
+	for _, r := range to.link.replies[min(h.said, len(to.link.replies)):] {
+		e, ok := r.(*ErrorPayload)
+		if _, viewer := to.link.endpoint.(*hubViewerLink); ok && (e.Code == CodeStaleLink || e.Code == CodeUnknownSession && viewer) {
+			w.checkOnce(to, e, string(e.Code), e.SessionID)
+		}
 	}
 	if al, ok := to.link.endpoint.(*streamerLink); ok {
 		w.noteError(al, p)

@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -40,7 +41,7 @@ func (w *simWorld) closeEnd(e *simEnd) {
 		for _, p := range e.inbox {
 			w.remember(e, p)
 		}
-		e.inbox = nil
+		e.inbox, e.writing = nil, nil
 		e.link.fail(w.at(e), ErrClosed)
 	}
 }
@@ -118,6 +119,10 @@ func (w *simWorld) cutSome() {
 	if x == nil {
 		return
 	}
+	w.cut(x, from, to)
+}
+
+func (w *simWorld) cut(x *simWire, from, to *simEnd) {
 	x.cut = true
 	switch w.choose(3) {
 	case 0:
@@ -155,17 +160,34 @@ func (w *simWorld) recover() {
 	for _, a := range w.agents {
 		a.away, a.mute, a.wall = false, false, 0
 	}
+	w.frail, w.slow = 0, 0
+	for _, x := range w.wires {
+		x.left, x.rate = 0, 0
+		x.peer.until, x.hub.until = w.now, w.now
+	}
 }
 
 // upset makes rare things happen to agents, viewers and the hub.
 func (w *simWorld) upset() {
-	switch w.choose(3) {
+	switch w.choose(4) {
 	case 0:
 		w.upsetAgent(w.agents[w.choose(len(w.agents))])
 	case 1:
 		w.upsetViewer(w.viewers[w.choose(len(w.viewers))])
 	case 2:
 		w.upsetHub()
+	case 3:
+		w.upsetWires()
+	}
+}
+
+// upsetWires makes new connections break after some bytes, or slow, and one that there is.
+func (w *simWorld) upsetWires() {
+	w.frail, w.slow = pick(w, 0, 800, 2000, 5000), pick(w, 0, 0, 1000, 200)
+	w.say("new connections carry %d bytes, %d a second", w.frail, w.slow)
+	if len(w.wires) > 0 {
+		x := w.wires[w.choose(len(w.wires))]
+		x.left, x.rate = w.frail, w.slow
 	}
 }
 
@@ -356,6 +378,211 @@ func (w *simWorld) quiesce() {
 	if w.err == nil {
 		w.stayAndVanish()
 	}
+	if w.err == nil {
+		w.trial()
+	}
+}
+
+// trial puts the world, which is at rest, through one thing that goes on for a while, or none.
+func (w *simWorld) trial() {
+	c := w.choose(14)
+	if c == 0 || c > 7 || len(w.viewers) < 4 {
+		return
+	}
+	w.inside = true // no viewer leaves or comes while something is pushed
+	w.hub.cfg.SessionTTL, w.hub.cfg.EndedTTL = time.Hour, time.Hour
+	w.reconnect()
+	w.drain(nil)
+	a := w.agents[w.choose(len(w.agents))]
+	switch {
+	case c < 3 && !a.away:
+		w.frailAgent(a)
+	case c == 3:
+		w.frailViewer(w.viewers[w.choose(3)])
+	case c == 4 && !a.away:
+		w.slowAgent(a)
+	case c == 5:
+		w.stuckViewer(w.viewers[w.choose(len(w.viewers))])
+	case c > 5:
+		w.stuckStore(simIDs[w.choose(len(simIDs))], c == 7)
+	}
+}
+
+// frailAgent: L7. Each connection carries a batch of one event, and whatever comes before it.
+func (w *simWorld) frailAgent(a *simAgent) {
+	if w.sizes.first > 50 {
+		return
+	}
+	for _, v := range w.viewers { // what they would ask the agent for comes before other batches
+		w.breakWire(v.wire)
+	}
+	w.breakWire(a.wire)
+	w.plain = true
+	for _, id := range a.ids {
+		if s := a.st.sessions[id]; s != nil && publishError(s) == nil {
+			w.publish(a, id, 4)
+		}
+	}
+	one := w.bytesOf(&EventBatchPayload{
+		SessionID: "shared", Epoch: w.minter().ID(), Link: w.minter().ID(), FirstSeq: 100, LastSeq: 100, HeadSeq: 100,
+		Events: []Event{{Seq: 100, Time: w.now, Type: "out", Data: json.RawMessage(`"agent0/10000"`)}},
+		Gaps:   []Gap{{10, 20, ReasonDropped}},
+	})
+	reached := func() (sum uint64) {
+		for _, id := range a.ids {
+			if s, h := a.st.sessions[id], w.hub.sessions[id]; s != nil && h != nil && h.epoch == s.epoch {
+				sum += h.log.head
+			}
+		}
+		return sum
+	}
+	for w.err == nil {
+		w.connectAgent(a)
+		a.wire.left = one + 1
+		before := reached()
+		w.work(time.Second)
+		if !a.wire.cut {
+			break
+		}
+		if reached() <= before {
+			w.fail("L7: %s gets nothing through connections that carry %d bytes of batches", a.id, one)
+		}
+		w.breakWire(a.wire)
+	}
+	w.restAgain("L7", "", 2*time.Minute)
+}
+
+// frailViewer is the same for what the hub's log has for a viewer that begins anew.
+func (w *simWorld) frailViewer(v *simViewer) {
+	if w.sizes.first > 50 {
+		return
+	}
+	w.breakWire(v.wire)
+	gaps := 0
+	for _, id := range simIDs {
+		if h := w.hub.sessions[id]; h != nil {
+			gaps += h.log.ring.n - h.log.events
+		}
+		if v.seen[id] != nil {
+			v.v.Unwatch(id)
+			delete(v.seen, id)
+			w.watch(v, id, nil, false)
+		}
+	}
+	behind := func() (left, got uint64) {
+		for id, r := range v.seen {
+			got += r.pos.Seq
+			if h := w.hub.sessions[id]; h != nil && h.log.events > 0 && h.log.first() == 1 && !r.ended && r.stopped == "" && !w.forbidden[[2]string{v.id, id}] {
+				left += h.log.head - r.pos.Seq
+			}
+		}
+		return left, got
+	}
+	for left, got := behind(); left > 0 && w.err == nil; {
+		w.connectViewer(v)
+		v.wire.left = 700 + 60*gaps
+		w.work(time.Second)
+		if !v.wire.cut {
+			break
+		}
+		was := got
+		if left, got = behind(); got <= was {
+			w.fail("L7: %s gets nothing through connections that carry %d bytes of batches", v.id, 700+60*gaps)
+		}
+		w.breakWire(v.wire)
+	}
+	w.restAgain("L7", "", 2*time.Minute)
+}
+
+// slowAgent: rule 9. A batch takes longer to write than the timer's first wait, and none is sent
+// again.
+func (w *simWorld) slowAgent(a *simAgent) {
+	if w.carries > 0 || w.hubCfg.MaxEventBytes > 0 || w.agentCfg.MaxEventBytes > 0 || w.rewindowed {
+		return
+	}
+	for _, v := range w.viewers {
+		w.breakWire(v.wire)
+	}
+	w.breakWire(a.wire)
+	w.connectAgent(a)
+	w.drain(nil)
+	for _, id := range a.ids {
+		if s := a.st.sessions[id]; s != nil && publishError(s) == nil && s.acked == s.log.head {
+			a.wire.rate, a.wire.once = 25, make(map[simKey]uint64)
+			w.plain, w.large = true, true
+			w.publish(a, id, 2)
+			break
+		}
+	}
+	for range 150 {
+		w.work(time.Second)
+	}
+	w.large = false
+	a.wire.rate, a.wire.once = 0, nil
+	w.drain(nil)
+	w.restAgain("rule 9", "", 2*time.Minute)
+}
+
+// stuckViewer: a viewer that reads nothing gets no more than it has room for, once, and holds up
+// nobody.
+func (w *simWorld) stuckViewer(v *simViewer) {
+	v.stuck = true
+	w.plain = true
+	v.wire.once = make(map[simKey]uint64)
+	for range 3 {
+		for _, a := range w.agents {
+			for _, id := range a.ids {
+				if s := a.st.sessions[id]; s != nil && publishError(s) == nil {
+					w.publish(a, id, 3)
+				}
+			}
+		}
+		w.restWithin(time.Minute, time.Second, nil)
+		for range 5 {
+			w.work(5 * time.Second)
+		}
+	}
+	v.stuck = false
+	v.wire.once = nil
+	w.restAgain("L2", "", 2*time.Minute)
+}
+
+// stuckStore: L8. The store fails for one session, or does not answer, and all others go on.
+func (w *simWorld) stuckStore(id string, hangs bool) {
+	w.plain = true
+	w.hub.cfg.MaxUncommittedBytes = 1 << 20 // one session may have all of it
+	if hangs {
+		w.hung = id
+	} else {
+		w.failing = id
+	}
+	for _, a := range w.agents { // Resume is the store's as well
+		w.breakWire(a.wire)
+	}
+	w.publishAll()
+	w.restAgain("L8", id, 2*time.Second+w.replayPatience())
+	w.hung, w.failing = "", ""
+	w.restAgain("L8", "", time.Minute+w.replayPatience())
+}
+
+// work lets everything work for some time.
+func (w *simWorld) work(d time.Duration) {
+	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(min(d, time.Second/4)) {
+		w.drain(nil)
+	}
+	w.drain(nil)
+}
+
+// restAgain lets everything come to rest but one session. An invariant is named for what does not.
+func (w *simWorld) restAgain(invariant, but string, limit time.Duration) {
+	if w.err != nil {
+		return
+	}
+	w.spared = but
+	w.restWithin(limit, time.Second, nil)
+	if w.spared = ""; w.err != nil {
+		w.err = fmt.Errorf("%s: %w", invariant, w.err)
+	}
 }
 
 // stayAndVanish checks rule 9: a link stays on which there is nothing but signs of life, and
@@ -502,7 +729,7 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
 			if v.local {
 				moved = w.carry(v) || moved
 			}
-			if q, _ := v.v.front(); q != nil {
+			if q, _ := v.v.front(); q != nil && !v.stuck {
 				w.read(v, false)
 				moved = true
 			}
@@ -574,7 +801,7 @@ func (w *simWorld) unrest() string {
 			return fmt.Sprintf("L1: %s is not welcomed", a.id)
 		}
 		for _, id := range a.ids {
-			if s := a.st.sessions[id]; s != nil && !a.away {
+			if s := a.st.sessions[id]; s != nil && !a.away && id != w.spared {
 				if unrest := w.sessionUnrest(a, s); unrest != "" {
 					return unrest
 				}
@@ -589,10 +816,15 @@ func (w *simWorld) unrest() string {
 			return fmt.Sprintf("L2: %s is on another link than the hub", v.id)
 		}
 		for _, id := range simIDs {
-			if r := v.seen[id]; r != nil {
+			if r := v.seen[id]; r != nil && !v.stuck && id != w.spared {
 				if unrest := w.readerUnrest(v, id, r); unrest != "" {
 					return unrest
 				}
+			}
+		}
+		for id := range v.wire.hub.link.endpoint.(*hubViewerLink).cursors { // rule 13
+			if v.seen[id] == nil {
+				return fmt.Sprintf("S10: %s: the hub keeps a watch of %s that was stopped", v.id, id)
 			}
 		}
 	}
@@ -663,8 +895,12 @@ func (w *simWorld) readerUnrest(v *simViewer, id string, r *simReader) string {
 	if r.pos.Epoch == s.epoch && r.pos.Seq > s.log.head && !w.continues(s) { // rule 13: it waits for its agent
 		return ""
 	}
+	invariant := "L2"
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.id == s.owner && (a.away || a.mute) }) {
+		invariant = "L9"
+	}
 	if want := (Position{s.epoch, s.log.head}); r.pos != want && (s.log.head > 0 || r.pos.Epoch != "" && r.pos.Epoch != s.epoch) {
-		return fmt.Sprintf("L2: %s %s: at %v, and the hub is at %v", v.id, id, r.pos, want)
+		return fmt.Sprintf("%s: %s %s: at %v, and the hub is at %v", invariant, v.id, id, r.pos, want)
 	}
 	if s.ended {
 		return fmt.Sprintf("L2: %s %s: was not told of the end", v.id, id)
@@ -717,14 +953,19 @@ func (w *simWorld) loseOne() {
 		return countdown == 0
 	}
 	limit := timerFirst + viewerAckDelay + 2*time.Second // the timer begins anew with each ack, and those are held back
-	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
-		limit += w.hub.cfg.ReplayWait
-	}
-	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.mute }) {
-		limit += w.hub.cfg.ReplayWait + 3*heartbeatEvery // it is asked twice, and each time there has to be a sign of life
-	}
-	w.restWithin(limit, time.Second, lost)
+	w.restWithin(limit+w.replayPatience(), time.Second, lost)
 	if w.err != nil {
 		w.err = fmt.Errorf("L5: %w", w.err)
 	}
+}
+
+// replayPatience is how long viewers may wait for older events that no agent gives.
+func (w *simWorld) replayPatience() (d time.Duration) {
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.away }) {
+		d += 2 * w.hub.cfg.ReplayWait // what is sent again is waited for again
+	}
+	if slices.ContainsFunc(w.agents, func(a *simAgent) bool { return a.mute }) {
+		d += w.hub.cfg.ReplayWait + 3*heartbeatEvery // it is asked twice, and each time there has to be a sign of life
+	}
+	return d
 }

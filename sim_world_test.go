@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -14,8 +15,8 @@ import (
 
 // The simulation: the real machines of two agents, a hub and four viewers, stepped by
 // one goroutine that takes every choice from one source, on clocks of its own. After
-// every step it checks the safety invariants S1 to S12 of PROTOCOL.md, and, when faults
-// have stopped, the liveness ones, L1 to L6.
+// every step it checks the safety invariants of PROTOCOL.md, and, when faults have stopped, the
+// liveness ones.
 //
 //	sim_choices_test.go  where choices come from; how a schedule is shrunk
 //	sim_world_test.go    the world, its plain steps, and how they are described
@@ -31,6 +32,10 @@ type simEnd struct {
 	lead  *time.Duration // how far the machine's clock is ahead
 	inbox []Payload
 	dead  bool // this side has noticed that the connection broke
+
+	// What this side is writing to a wire that is slow, or nil, since when and until when.
+	writing      Payload
+	since, until time.Time
 }
 
 // A simWire is one connection between the hub and an agent or viewer.
@@ -39,6 +44,10 @@ type simWire struct {
 	viewer    *simViewer // at the peer's end, or nil
 	cut       bool       // nothing passes any more
 	old       bool       // a newer one took its place
+
+	left int               // how many bytes it carries before it breaks; 0: as many as there are
+	rate int               // how many in a second; 0: in no time
+	once map[simKey]uint64 // up to where each session was sent, if nothing may be sent twice
 }
 
 // A simAgent is one agent: its Streamer is replaced when it restarts.
@@ -129,6 +138,9 @@ type simWorld struct {
 	pushes    bool // the hub's links to viewers push
 	plain     bool // no event is special
 	carries   int  // how many bytes of data transports carry in a payload; 0: as many as there are
+	frail     int  // how many bytes new wires carry before they break; 0: as many as there are
+	slow      int  // how many in a second; 0: in no time
+	large     bool // all events are
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
 
@@ -136,10 +148,14 @@ type simWorld struct {
 	commitDown bool                 // Commit and Resume fail
 	halfCommit bool                 // Commit stores, and fails
 	failing    string               // the session for which Commit fails
+	hung       string               // the session for which it does not return
+	hanging    []job                // those jobs
+	spared     string               // the session that need not come to rest
 	claims     bool                 // AuthorizeAgent allows to take a session over
 	askAgain   bool                 // AuthorizeAgent does not know
 	forgetIn   string               // the session that the hub is to forget while its Commit runs
 	forbidden  map[[2]string]bool   // viewer and session
+	allowed    map[[2]string]bool   // agent and session, on the agent's link
 	store      map[simKey]uint64    // what Commit has stored
 	ghosts     map[string][]Payload // payloads that were delivered, by receiver
 
@@ -165,6 +181,7 @@ type simWorld struct {
 	divided  []simRange                                   // batches that were too large
 	sentTo   map[*hubViewerLink]map[simKey]map[uint64]int // numbers of events, and their bytes
 	nacks    map[simAsker]simNack                         // the last of each
+	asked    map[simAsk]time.Time                         // when each was said last
 
 	largest, largestBytes int // items and bytes of the batches that viewers were sent
 }
@@ -181,6 +198,13 @@ type simNack struct {
 	upTo  uint64
 	at    time.Time
 	full  bool
+}
+
+// A simAsk is what one link says at most once a second about a session or a request.
+type simAsk struct {
+	link  *Link
+	what  string
+	about string
 }
 
 // simRequest is a replay request that reached its agent.
@@ -214,13 +238,13 @@ func emptyWorld(src source) *simWorld {
 		src: src, now: simStart, ended: ctx,
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
-		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool),
+		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool), allowed: make(map[[2]string]bool),
 		position: make(map[simKey]uint64), lied: make(map[simKey]bool), toldEnd: make(map[simKey]bool),
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 		sentTo:   make(map[*hubViewerLink]map[simKey]map[uint64]int),
-		nacks:    make(map[simAsker]simNack),
+		nacks:    make(map[simAsker]simNack), asked: make(map[simAsk]time.Time),
 	}
 }
 
@@ -254,7 +278,7 @@ func (w *simWorld) configure() {
 		MaxSessions:      pick(w, 0, 0, 0, 2),
 		MaxEventBytes:    pick(w, 0, 0, 0, 250),
 	}
-	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), first: pick(w, 1<<10, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
+	w.sizes = sizes{batchBytes: pageBytes, batch: pick(w, 256, 3, 1), first: pick(w, firstBatchBytes, 50, maxBatchBytes), page: pick(w, 100, 2, 1), replay: pick(w, 500, 5, 1), cohort: pick(w, 64, 2)}
 	w.hubCfg = HubConfig{
 		Commit: w.commit, AuthorizeViewer: w.authorize, AuthorizeAgent: w.authorizeAgent,
 		LogEvents: pick(w, 20, 5, 1, -1), LogBytes: pick(w, 0, 0, 400, -1),
@@ -348,6 +372,9 @@ func (w *simWorld) watch(v *simViewer, id string, old map[string]Position, persi
 		w.fail("watch: %v", err)
 	}
 	v.seen[id] = r
+	if v.wire != nil { // it is another watch
+		maps.DeleteFunc(w.asked, func(k simAsk, _ time.Time) bool { return k.link == v.wire.peer.link && k.about == id })
+	}
 }
 
 // rewatch ends a watch, or begins one, at its last position or from the start.
@@ -383,10 +410,14 @@ func (w *simWorld) rewire() {
 func (w *simWorld) connectAgent(a *simAgent) {
 	w.say("%s connects", a.id)
 	w.retire(a.wire)
+	was := livingHub(a.wire)
+	maps.DeleteFunc(w.allowed, func(k [2]string, _ bool) bool { return k[0] == a.id }) // it is asked on each link
 	a.wire = &simWire{
+		left: w.frail, rate: w.slow,
 		peer: simEnd{name: a.id, link: a.st.connect(w.now.Add(a.lead)).Link, lead: &a.lead},
 		hub:  simEnd{name: "hub(" + a.id + ")", link: w.hub.connectAgent(w.hubNow(), a.id).Link, lead: &w.hubLead},
 	}
+	w.checkSuperseded(was)
 	w.rewire()
 }
 
@@ -397,12 +428,14 @@ func (w *simWorld) connectViewer(v *simViewer) {
 	if v.local {
 		id = ""
 	}
+	was := livingHub(v.wire)
 	v.wire = &simWire{
-		viewer: v,
-		peer:   simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
-		hub:    simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
+		viewer: v, left: w.frail, rate: w.slow,
+		peer: simEnd{name: v.id, link: v.v.connect(w.now.Add(v.lead)).Link, lead: &v.lead},
+		hub:  simEnd{name: "hub(" + v.id + ")", link: w.hub.connectViewer(w.hubNow(), id, v.local).Link, lead: &w.hubLead},
 	}
 	v.wire.peer.link.patient = v.local
+	w.checkSuperseded(was)
 	if x := v.wire; w.pushes && !v.local {
 		x.hub.link.Push(context.Background(), func(_ context.Context, p Payload) error {
 			w.pushed++
@@ -535,7 +568,9 @@ func (w *simWorld) event(a *simAgent) Event {
 	w.serial++
 	data := fmt.Appendf(nil, `"%s/%d`, a.id, w.serial)
 	c := 0
-	if !w.plain {
+	if w.large {
+		c = 56
+	} else if !w.plain {
 		c = w.choose(60)
 	}
 	switch c {
@@ -626,7 +661,8 @@ func (w *simWorld) pump() {
 }
 
 func (w *simWorld) send(x *simWire, from, to *simEnd) bool {
-	if from.dead || len(to.inbox) >= 20 {
+	w.arrive(x)
+	if from.dead || from.writing != nil || len(to.inbox) >= 20 {
 		return false
 	}
 	from.link.checkSilence(w.at(from))
@@ -729,7 +765,62 @@ func (w *simWorld) sent(x *simWire, from, to *simEnd, p Payload) {
 	if w.encoded {
 		p = w.overTheWire(p)
 	}
+	n := 0
+	if x.left > 0 || x.rate > 0 {
+		n = w.bytesOf(p)
+	}
+	if x.left > 0 && !w.carried(x, from, to, p, n) {
+		return
+	}
+	if x.rate > 0 && from.link.pusher.Load() == nil { // one that is pushed waits in its SendFunc
+		from.writing, from.since = p, w.now
+		from.until = w.now.Add(time.Duration(n) * time.Second / time.Duration(x.rate))
+		return
+	}
 	to.inbox = append(to.inbox, p)
+}
+
+func (w *simWorld) bytesOf(p Payload) int {
+	line, err := Marshal(p)
+	if err != nil {
+		w.fail("wire: %v: %s", err, brief(p))
+	}
+	return len(line)
+}
+
+// carried reports whether a wire that carries only so many bytes carries these. The frame in
+// which it breaks is lost. After faults only batches count, so that all connections carry
+// whatever comes before the first one.
+func (w *simWorld) carried(x *simWire, from, to *simEnd, p Payload, n int) bool {
+	if r, _ := w.rangeOf(from, p); w.calmed && r.last == 0 {
+		return true
+	}
+	if x.left -= n; x.left > 0 {
+		return true
+	}
+	w.tell("breaks: %s to %s", p, to)
+	if x.cut = true; !w.calmed { // which may lose what is on its way as well
+		w.cut(x, from, to)
+	}
+	return false
+}
+
+// arrive ends what was being written to a slow wire, when its time has come. Bytes moved, which
+// both sides notice.
+func (w *simWorld) arrive(x *simWire) {
+	for _, ends := range [][2]*simEnd{{&x.peer, &x.hub}, {&x.hub, &x.peer}} {
+		from, to := ends[0], ends[1]
+		if from.writing == nil || w.now.Before(from.until) {
+			continue
+		}
+		p := from.writing
+		from.writing = nil
+		if from.dead || x.cut || to.dead {
+			continue
+		}
+		from.link.wrote(w.at(from).Add(from.since.Sub(w.now)), w.at(from))
+		to.inbox = append(to.inbox, p)
+	}
 }
 
 // overTheWire encodes and decodes a payload.
@@ -767,6 +858,7 @@ type busyEnd struct {
 func (w *simWorld) busyEnds() []busyEnd {
 	w.busy = w.busy[:0]
 	for _, x := range w.wires {
+		w.arrive(x)
 		if len(x.peer.inbox) > 0 {
 			w.busy = append(w.busy, busyEnd{x, &x.peer})
 		}
@@ -797,6 +889,7 @@ func (w *simWorld) flow() {
 // receive has a link handle the next payload, and checks that one that is stale
 // changes nothing.
 func (w *simWorld) receive(x *simWire, to *simEnd) bool {
+	w.arrive(x)
 	if to.dead || len(to.inbox) == 0 {
 		return false
 	}
@@ -979,6 +1072,7 @@ func (w *simWorld) authorizeAgent(_ context.Context, agentID, sessionID, ownerID
 	case ownerID != "" && ownerID != agentID && !w.claims:
 		return errors.New("not yours")
 	}
+	w.allowed[[2]string{agentID, sessionID}] = true
 	return nil
 }
 
@@ -1002,10 +1096,17 @@ func (w *simWorld) works(n int) (did bool) {
 		if j == nil {
 			j = w.hub.commits.next()
 		}
+		if j == nil && w.hung == "" && len(w.hanging) > 0 {
+			j, w.hanging = w.hanging[0], w.hanging[1:]
+		}
 		if j == nil {
 			return did
 		}
 		did = true
+		if w.hung != "" && sessionOf(j) == w.hung {
+			w.hanging = append(w.hanging, j)
+			continue
+		}
 		w.forgetPositions() // the hub may have forgotten sessions since
 		before := w.lives()
 		j.work(w.hubNow())
@@ -1021,6 +1122,14 @@ func (w *simWorld) works(n int) (did bool) {
 		}
 	}
 	return did
+}
+
+// sessionOf is whose a job of the hub's workers is.
+func sessionOf(j job) string {
+	if o, ok := j.(*opening); ok {
+		return o.entry.SessionID
+	}
+	return j.(*commitJob).s.id
 }
 
 func (w *simWorld) resume(_ context.Context, session, epoch string) (uint64, error) {
