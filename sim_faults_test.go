@@ -735,9 +735,11 @@ func (w *simWorld) drain(drop func(Payload) bool) (dropped Payload) {
 			}
 		}
 		w.retryBlocked()
-		w.check()
 		if idle++; moved {
 			idle = 0
+			w.checkNowAndThen()
+		} else {
+			w.check()
 		}
 		if idle == 2 || w.err != nil { // one link may have woken another that was checked before
 			return dropped

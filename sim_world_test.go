@@ -111,6 +111,7 @@ type simWorld struct {
 	trace   []string
 	err     error
 	steps   int
+	checks  int // times that it may have been checked
 
 	agents    []*simAgent
 	hub       *Hub
@@ -524,7 +525,7 @@ func (w *simWorld) step() {
 		w.disturb()
 	}
 	w.retryBlocked()
-	w.check()
+	w.checkNowAndThen()
 }
 
 func (w *simWorld) publishSome() {
