@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -682,17 +683,22 @@ func TestHubCallbackContexts(t *testing.T) {
 				}
 			}
 		}
+		over := func() []string { // the callbacks whose ctx has ended, in the order of their names
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			slices.Sort(ended)
+			return slices.Clone(ended)
+		}
 		var h *Hub
-		authorized := false
+		var authorized atomic.Bool
 		h = NewHub(&HubConfig{
 			Authorize: func(ctx context.Context, _, _ string) error { in("Authorize", ctx); return nil },
 			AuthorizeAgent: func(ctx context.Context, _, id, _ string) error {
 				if id == "asked" {
 					in("AuthorizeAgent", ctx)
 				}
-				mu.Lock()
-				authorized = true
-				mu.Unlock()
+				authorized.Store(true)
 				return nil
 			},
 			Resume: func(ctx context.Context, id, _ string) (uint64, error) {
@@ -714,20 +720,16 @@ func TestHubCallbackContexts(t *testing.T) {
 			t.Error(err)
 		}
 		cancel(errors.New("the call is over"))
-		synctest.Wait()
-		if len(ended) > 0 || !authorized {
-			t.Errorf("ended with the caller's ctx: %v", ended)
+		if got := over(); len(got) > 0 || !authorized.Load() {
+			t.Errorf("ended with the caller's ctx: %v", got)
 		}
 		a.link.Close()
-		synctest.Wait()
-		slices.Sort(ended)
-		if !slices.Equal(ended, []string{"AuthorizeAgent", "Resume"}) {
-			t.Errorf("ended with the link: %v", ended)
+		if got := over(); !slices.Equal(got, []string{"AuthorizeAgent", "Resume"}) {
+			t.Errorf("ended with the link: %v", got)
 		}
 		h.Close()
-		synctest.Wait()
-		if !slices.Contains(ended, "Commit") {
-			t.Error("Commit has not ended")
+		if got := over(); !slices.Contains(got, "Commit") {
+			t.Errorf("ended with the hub: %v", got)
 		}
 	})
 }
