@@ -151,12 +151,18 @@ func sortSessions(ss []*Session) {
 func (st *Streamer) rotatedLocked() []*Session {
 	sessions := slices.Collect(maps.Values(st.sessions))
 	sortSessions(sessions)
-	if len(sessions) == 0 {
+	return rotated(sessions, &st.welcomes)
+}
+
+// rotated returns a list that begins with the element at turn, counted round and round, and
+// moves turn to the next one.
+func rotated[T any](list []T, turn *int) []T {
+	if len(list) == 0 {
 		return nil
 	}
-	first := st.welcomes % len(sessions)
-	st.welcomes++
-	return slices.Concat(sessions[first:], sessions[:first])
+	first := *turn % len(list)
+	*turn++
+	return slices.Concat(list[first:], list[:first])
 }
 
 // Publish appends an event to a session, which is created on first use, and

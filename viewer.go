@@ -30,6 +30,8 @@ type Viewer struct {
 	watches map[string]*watch // by session, ended ones too until Unwatch
 	link    *viewerLink       // the newest, or nil if that is dead
 
+	welcomes int // of all links: each begins with another watch
+
 	// One queue for all watches, in the order of arrival. Its front is being yielded while
 	// Items runs the loop's body; done takes it out. How much of it a watch may fill is said
 	// to the hub (rule 14); errors need no room, since a watch has at most one.
@@ -301,4 +303,10 @@ func (v *Viewer) sortedLocked() []*watch {
 	}
 	slices.SortFunc(out, func(a, b *watch) int { return cmp.Compare(a.id, b.id) })
 	return out
+}
+
+// rotatedLocked is sortedLocked, but each time it begins with the next one: a connection may
+// always break before the last of them has had its turn (L8).
+func (v *Viewer) rotatedLocked() []*watch {
+	return rotated(v.sortedLocked(), &v.welcomes)
 }

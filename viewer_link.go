@@ -131,7 +131,7 @@ func (vl *viewerLink) welcomeLocked(now time.Time, p *WelcomePayload) *ProtocolE
 	vl.ackNow, vl.stops = false, nil
 	vl.signOfLife = now.Add(heartbeatEvery)
 	vl.schedule(&vl.ack, vl.signOfLife)
-	for _, w := range vl.v.sortedLocked() {
+	for _, w := range vl.v.rotatedLocked() {
 		w.subscription = nil
 		vl.attachLocked(w)
 	}

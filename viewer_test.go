@@ -91,7 +91,8 @@ func isAt(t *testing.T, v *Viewer, session, epoch string, seq uint64) {
 	}
 }
 
-// Rule 3: hello is repeated until the welcome comes, and every watch follows.
+// Rule 3: hello is repeated until the welcome comes, and every watch follows. Another one is the
+// first each time (L8).
 func TestViewerHello(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := NewViewer(nil)
@@ -115,7 +116,7 @@ func TestViewerHello(t *testing.T) {
 		h.send(&ErrorPayload{Code: CodeStaleLink, Retryable: true})
 		h.want(hello)
 		h.welcome("z") // a new link
-		h.want(h.watch("a", "", 0), h.watch("b", "e1", 7), h.watch("c", "", 0))
+		h.want(h.watch("b", "e1", 7), h.watch("c", "", 0), h.watch("a", "", 0))
 		h.wantIdle("said")
 	})
 }
