@@ -108,30 +108,31 @@ func (sl *streamerLink) detach(time.Time) {
 	}
 }
 
-// nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9). The list is
+// nextStatus names the listed sessions, at most 256 a payload (rules 5 and 9), and before all
+// others those that are forgotten, which then don't count against the hub's limits. The list is
 // read without its lock, so that a session may be stopped or off the link meanwhile; those
 // are left out, and if none is left of a payload, the next ones are tried.
 func (sl *streamerLink) nextStatus(now time.Time) Payload {
 	for {
 		sl.mu.Lock()
-		n := min(len(sl.toAnnounce), maxStatus)
-		batch := sl.toAnnounce[:n:n]
-		if sl.toAnnounce = sl.toAnnounce[n:]; len(sl.toAnnounce) == 0 {
-			sl.toAnnounce = nil // an empty slice would keep the array alive
-		}
-		f := min(len(sl.toForget), maxStatus-n)
+		f := min(len(sl.toForget), maxStatus)
 		forget := sl.toForget[:f:f]
 		if sl.toForget = sl.toForget[f:]; len(sl.toForget) == 0 {
-			sl.toForget = nil
+			sl.toForget = nil // an empty slice would keep the array alive
+		}
+		n := min(len(sl.toAnnounce), maxStatus-f)
+		batch := sl.toAnnounce[:n:n]
+		if sl.toAnnounce = sl.toAnnounce[n:]; len(sl.toAnnounce) == 0 {
+			sl.toAnnounce = nil
 		}
 		p := &StatusPayload{Link: sl.id, More: len(sl.toAnnounce)+len(sl.toForget) > 0}
 		sl.mu.Unlock()
+		p.Sessions = append(p.Sessions, forget...)
 		for _, sd := range batch {
 			if s, ok := sd.takeStatus(now); ok {
 				p.Sessions = append(p.Sessions, s)
 			}
 		}
-		p.Sessions = append(p.Sessions, forget...)
 		if n+f == 0 {
 			return nil
 		}
