@@ -319,11 +319,11 @@ func (st *Streamer) allForgotten() []SessionStatus {
 const maxForgotten = 1024
 
 // Renew begins a new life of a session under a greater epoch, numbered from 1. It
-// is the only way past a hub's stale_epoch or forbidden (rules 2 and 11), and it
-// gives up everything the session holds. To publish that again, take what Unacked
-// yields before the call. Handles of the session stay valid. It does not block.
-// Errors: ErrUnknownSession, ErrClosed; ErrEpochAhead if the epoch the hub knows
-// leaves no greater one.
+// is the only way past an error that stopped the session, such as stale_epoch,
+// forbidden or ack_beyond_sent (rules 2, 6 and 11), and it gives up everything the
+// session holds. To publish that again, take what Unacked yields before the call.
+// Handles of the session stay valid. It does not block. Errors: ErrUnknownSession,
+// ErrClosed; ErrEpochAhead if the epoch the hub knows leaves no greater one.
 func (st *Streamer) Renew(sessionID string) error {
 	return st.renew(time.Now(), sessionID)
 }
