@@ -4,6 +4,7 @@
 // its test in the package itself.
 //
 //   - TestFailureModes: the known ways in which layers of this kind fail, one by one.
+//   - TestFound: faults that were found from outside, one by one.
 //   - TestEndToEnd: everything at once, over connections with all faults.
 //   - TestTerminal: a recorded terminal session, in memory and over TCP.
 package scenarios

@@ -11,11 +11,18 @@ import (
 	"github.com/vibetools/gvstream/internal/scene"
 )
 
+// One malformed event was asked for again for ever, from an agent and by a viewer.
+func foundF10(t *testing.T) {
+	t.Run("agent", foundF10Agent)
+	t.Run("malformed", foundF10Malformed)
+	t.Run("viewer", foundF10Viewer)
+}
+
 // One malformed event of an agent in another language made its whole batch malformed, which
 // says nothing of which event is wrong: the agent sent the same frame for ever. It is refused
 // by its number now wherever that can be read, whatever is wrong with it and in whatever
 // order the fields come; the agent sends a gap, and the session goes on.
-func TestFoundF10(t *testing.T) {
+func foundF10Agent(t *testing.T) {
 	const first = `{"type":"event_batch","payload":{"session_id":"s","epoch":"0001","link":"$","first_seq":1,"last_seq":3,"head_seq":3,"events":[{"seq":1,"type":"n","data":1},`
 	const third = `,{"seq":3,"type":"n","data":3}]}}`
 	for name, frame := range map[string]string{
@@ -52,7 +59,7 @@ func TestFoundF10(t *testing.T) {
 }
 
 // What can't be read for certain is malformed as before: no event is given up for it.
-func TestFoundF10Malformed(t *testing.T) {
+func foundF10Malformed(t *testing.T) {
 	const head = `{"type":"event_batch","payload":{"session_id":"s","epoch":"0001","link":"$","first_seq":1,"last_seq":2,"head_seq":2,"events":[`
 	for name, frame := range map[string]string{
 		"cut off in an event":        head + `{"seq":1},{"seq":2,"data":"x`,
@@ -85,7 +92,7 @@ func TestFoundF10Malformed(t *testing.T) {
 
 // A viewer whose hub sends it a malformed event asked for the same batch again and again. Its
 // reader gets the error, once, after what came before, and the watch is over.
-func TestFoundF10Viewer(t *testing.T) {
+func foundF10Viewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newViewer(t, "s", gvstream.Position{})
 		link := v.Connect()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vibetools/gvstream"
 	"github.com/vibetools/gvstream/internal/scene"
+	"github.com/vibetools/gvstream/internal/testenv"
 )
 
 // firstItems reads a viewer's items until the scene is closed, and notes when the first of each
@@ -55,7 +56,7 @@ func (r *firstItems) of(id string) (seq uint64, first time.Time, lost gvstream.G
 // An agent that was connected and answered no replay kept a viewer from the history and from the
 // live events of its session for ever, and took turns at replays from the viewer's other
 // sessions. Its silence ends in a gap, as an agent's absence does, and delays nobody.
-func TestFoundF06(t *testing.T) {
+func foundF06(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sc := scene.New(t, &gvstream.HubConfig{LogEvents: 100})
 		mute := callAgent(t, sc.Hub, "mute")
@@ -113,7 +114,7 @@ func TestFoundF06(t *testing.T) {
 
 // When a viewer left in the middle of a replay, the hub passed its turn on while the agent still
 // answered, the agent was busy, and the hub waited for a timer of 15 s that doubled.
-func TestFoundF07(t *testing.T) {
+func foundF07(t *testing.T) {
 	// Nine viewers of one session read different parts of it from the agent, which answers
 	// eight at a time, and one of the eight leaves after its first page.
 	t.Run("one of nine leaves", func(t *testing.T) {
@@ -164,7 +165,8 @@ func TestFoundF07(t *testing.T) {
 	// about once, not once for each viewer.
 	t.Run("late viewers", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			const viewers, events = 500, 1000
+			const events = 1000
+			viewers := testenv.Fewer(500)
 			sc := scene.New(t, &gvstream.HubConfig{LogEvents: 10})
 			st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: events})
 			data, err := json.Marshal(strings.Repeat("x", 1000))
@@ -209,7 +211,8 @@ func TestFoundF07(t *testing.T) {
 	// Each viewer resumes at some place, takes one batch and leaves.
 	t.Run("one batch each", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			const viewers, events = 1000, 20_000
+			const events = 20_000
+			viewers := testenv.Fewer(1000)
 			sc := scene.New(t, &gvstream.HubConfig{LogEvents: 100})
 			st := gvstream.NewStreamer(&gvstream.StreamerConfig{ReplayEvents: events, MaxPendingEvents: events})
 			publish(t, st, "s", events)
