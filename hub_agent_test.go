@@ -1057,6 +1057,27 @@ func TestHubAuthorizeAgent(t *testing.T) {
 	})
 }
 
+// A batch whose session was refused before it was held for it caused another question and another
+// answer, up to three of each.
+func TestHubAsksOnceForABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		h := NewHub(&HubConfig{AuthorizeAgent: func(context.Context, string, string, string) error {
+			asked.Add(1)
+			return errors.New("not yours")
+		}})
+		a := playAgent(t, h, "a")
+		for i := range int64(1000) {
+			id := fmt.Sprint("s", i)
+			a.refused(a.batch(id, "e1", 1, 3), &ErrorPayload{Code: CodeForbidden, SessionID: id, Epoch: "e1"})
+			a.wantIdle("it has been answered")
+			if n := asked.Load(); n != i+1 {
+				t.Fatalf("asked %d times for %d batches", n, i+1)
+			}
+		}
+	})
+}
+
 // An agent that sent a batch of another agent's session in a small epoch learned the session's
 // epoch, before AuthorizeAgent was called. The epoch in the answer is its own.
 func TestBatchTellsNoEpochOfOthers(t *testing.T) {

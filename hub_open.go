@@ -64,7 +64,8 @@ func (ha *hubAgentLink) open(ctx context.Context, now time.Time, e SessionStatus
 		s.noteStatusLocked(now, e)
 		return nil
 	}
-	return ha.begin(ctx, now, &opening{entry: e, status: true})
+	_, err := ha.begin(ctx, now, &opening{entry: e, status: true}, nil)
+	return err
 }
 
 // forgotten notes that the agent has forgotten a session, and answers by a status that says so: with
@@ -112,31 +113,37 @@ func (s *hubSession) noteStatusLocked(now time.Time, e SessionStatus) {
 
 // begin opens a session that is not open on this link: at once if no callback is asked, and
 // otherwise by a worker, which answers then. One that is being opened gets the new entry: it says
-// more than the one before, or names a greater epoch.
-func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening) error {
+// more than the one before, or names a greater epoch. If a batch caused it, and there is something
+// to wait for, the opening holds that from its start, as hold says: a worker may be done at once.
+func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening, p *eventBatch) (held bool, err error) {
 	h := ha.h
 	o.ha = ha
 	o.ctx = callContext{ha.alive, context.WithoutCancel(ctx)}
+	atOnce := h.cfg.AuthorizeAgent == nil && h.cfg.Resume == nil
 	ha.mu.Lock()
 	switch before := ha.openings[o.entry.SessionID]; {
 	case ha.openings == nil:
 		ha.mu.Unlock()
-		return ha.failure()
+		return false, ha.failure()
 	case before != nil:
 		before.mergeLocked(o)
+		held = ha.holdLocked(p)
 		ha.mu.Unlock()
-		return nil
+		return held, nil
 	case len(ha.openings)-maxStatus >= h.cfg.MaxAgentSessions: // as many as can become open, and one status of others
 		ha.mu.Unlock()
-		return ofEpoch(notNow(o.entry.SessionID, "%d sessions are being opened", len(ha.openings)), o.entry.Epoch)
+		return false, ofEpoch(notNow(o.entry.SessionID, "%d sessions are being opened", len(ha.openings)), o.entry.Epoch)
 	}
 	ha.openings[o.entry.SessionID] = o
+	if !atOnce {
+		held = ha.holdLocked(p)
+	}
 	ha.mu.Unlock()
-	if h.cfg.AuthorizeAgent == nil && h.cfg.Resume == nil {
-		return o.run(now)
+	if atOnce {
+		return false, o.run(now)
 	}
 	h.openings.add(&o.place, o)
-	return nil
+	return held, nil
 }
 
 // mergeLocked takes over what another entry says: more of the same epoch, or of a greater one. An older
@@ -161,6 +168,14 @@ func (o *opening) mergeLocked(other *opening) {
 func (ha *hubAgentLink) hold(p *eventBatch) bool {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
+	return ha.holdLocked(p)
+}
+
+// holdLocked is hold with the lock. Of no batch it returns false.
+func (ha *hubAgentLink) holdLocked(p *eventBatch) bool {
+	if p == nil {
+		return false
+	}
 	o := ha.openings[p.SessionID]
 	if o == nil || o.entry.Epoch != p.Epoch {
 		return false

@@ -173,7 +173,7 @@ func (ha *hubAgentLink) batch(ctx context.Context, now time.Time, p *eventBatch)
 		if ha.hold(p) {
 			return nil
 		}
-		if err := ha.openByBatch(ctx, now, p); err != nil {
+		if held, err := ha.openByBatch(ctx, now, p); held || err != nil {
 			return err
 		}
 	}
@@ -242,22 +242,22 @@ func (rc *receiver) batchLocked(ctx context.Context, now time.Time, p *page, hea
 
 // openByBatch opens the session of a batch from number 1, as a status would: the agent has not
 // sent anything of it before (rule 5). Any other is refused, and the agent says by a status where
-// it stands.
-func (ha *hubAgentLink) openByBatch(ctx context.Context, now time.Time, p *eventBatch) error {
+// it stands. It reports whether the opening holds the batch.
+func (ha *hubAgentLink) openByBatch(ctx context.Context, now time.Time, p *eventBatch) (held bool, err error) {
 	if s := ha.h.lookup(p.SessionID); s != nil {
 		s.mu.Lock()
 		err := ha.checkOwnerLocked(s, p.Epoch)
 		s.mu.Unlock()
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
 	if p.FirstSeq != 1 {
 		err := refusal(CodeUnknownSession, p.SessionID, "not open on this link")
 		err.Epoch = p.Epoch
-		return err
+		return false, err
 	}
-	return ha.begin(ctx, now, &opening{entry: SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, FirstSeq: p.FirstSeq, HeadSeq: p.HeadSeq}})
+	return ha.begin(ctx, now, &opening{entry: SessionStatus{SessionID: p.SessionID, Epoch: p.Epoch, FirstSeq: p.FirstSeq, HeadSeq: p.HeadSeq}}, p)
 }
 
 // checkOwnerLocked refuses a session that the agent can't open in that epoch in any way, neither
