@@ -187,9 +187,7 @@ func (c *cursor) scheduleResendLocked() {
 // first of it.
 func (c *cursor) resendLocked(now time.Time) time.Time {
 	if !c.gone && c.timer.expired(now) {
-		c.resend(c.acked)
-		c.timer.backOff()
-		c.timer.stop()
+		c.expire(c.acked)
 		c.movedLocked()
 	}
 	return c.timer.at

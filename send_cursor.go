@@ -50,6 +50,7 @@ type sendCursor struct {
 	sent          uint64 // last number sent; put back to send again
 	maxSentOnLink uint64 // highest number sent on this link: mark B
 
+	probing bool          // the timer has expired: until something is heard, one batch is in flight at the most
 	timer   retry         // runs while something written is not acknowledged, or a first ack awaited
 	writing bool          // what advance last noted may not be written yet
 	resume  time.Time     // a retryable error: not to be announced before; zero: no wait
@@ -70,7 +71,7 @@ func (c *sendCursor) maySend() bool { return c.opened || c.implicitOpen }
 // may go while it is not full (rule 7).
 func (c *sendCursor) allowed(most int) (events, bytes, first int) {
 	switch room := max(c.window.bytes-c.inFlightBytes, 0); {
-	case c.window.full:
+	case c.window.full, c.probing && c.inFlight > 0:
 		return 0, 0, 0
 	case c.inFlight == 0:
 		return max(c.window.events, 1), min(max(c.batchBytes, c.firstBytes), most, room), anySize
@@ -161,6 +162,9 @@ func (c *sendCursor) ack(now time.Time, a SessionAck, acked, maxSent uint64) ack
 	c.window.update(a)
 	if upTo > acked {
 		c.pauses = 0
+	}
+	if upTo > acked || a.Nack || !c.opened {
+		c.probing = false
 	}
 	progress := upTo > acked || !c.opened && c.maxSentOnLink == 0
 	if !c.opened {
@@ -285,9 +289,18 @@ func (c *sendCursor) tick(now time.Time, acked uint64) duty {
 		c.timer.again(now)
 		return announceAgain
 	}
+	c.expire(acked)
+	return sendAgain
+}
+
+// expire goes back since nothing was heard of what was sent. A receiver that reads nothing would
+// be sent all of it at each expiry, and have more under way than its window: so one batch goes
+// out, and the others once it is heard of.
+func (c *sendCursor) expire(acked uint64) {
 	c.resend(acked)
 	c.timer.backOff()
-	return sendAgain
+	c.timer.stop()
+	c.probing = true
 }
 
 // nextTick is when tick is to be called next, at the latest; zero: never. While a pause

@@ -368,6 +368,48 @@ func TestSendCursorInFlight(t *testing.T) {
 	}
 }
 
+// Rule 9: after its timer has expired a sender sends one batch, until something is heard. A
+// receiver that reads nothing was sent its whole window at each expiry.
+func TestSendCursorProbes(t *testing.T) {
+	start := time.Unix(1000, 0)
+	for name, test := range map[string]struct {
+		hear  func(c *sendCursor)
+		again bool // it sends more
+	}{
+		"nothing":     {func(*sendCursor) {}, false},
+		"an old ack":  {func(c *sendCursor) { c.ack(start, SessionAck{UpToSeq: 1}, 2, 9) }, false},
+		"no progress": {func(c *sendCursor) { c.ack(start, SessionAck{UpToSeq: 2}, 2, 9) }, false},
+		"a nack":      {func(c *sendCursor) { c.ack(start, SessionAck{UpToSeq: 2, Nack: true}, 2, 9) }, true},
+		"progress":    {func(c *sendCursor) { c.ack(start, SessionAck{UpToSeq: 3}, 2, 9) }, true},
+		"a new opening": {func(c *sendCursor) {
+			c.close()
+			c.ack(start, SessionAck{UpToSeq: 2}, 2, 9)
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := sendCursor{opened: true, firstAck: 2, sent: 2, window: window{events: 100, bytes: 1 << 20}}
+			send := func() {
+				c.advance(c.sent+1, 1, 10, 2)
+				c.written(start, 2)
+			}
+			for range 5 {
+				send()
+			}
+			if due := c.tick(start.Add(timerFirst), 2); due != sendAgain || c.sent != 2 {
+				t.Fatalf("due %d, sent %d", due, c.sent)
+			}
+			if events, _, first := c.allowed(100); events == 0 || first != anySize {
+				t.Fatalf("it sends nothing again: %d events", events)
+			}
+			send()
+			test.hear(&c)
+			if events, _, _ := c.allowed(100); (events > 0) != test.again {
+				t.Errorf("%d more events may go", events)
+			}
+		})
+	}
+}
+
 // Rule 7: batches begin small, so that a connection that carries little carries something,
 // and grow by themselves only to where a slow one is not blocked for long.
 func TestSendCursorBatchBytes(t *testing.T) {
