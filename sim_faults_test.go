@@ -385,7 +385,7 @@ func (w *simWorld) quiesce() {
 
 // trial puts the world, which is at rest, through one thing that goes on for a while, or none.
 func (w *simWorld) trial() {
-	c := w.choose(14)
+	c := w.choose(20)
 	if c == 0 || c > 7 || len(w.viewers) < 4 {
 		return
 	}
