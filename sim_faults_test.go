@@ -436,12 +436,12 @@ func (w *simWorld) frailAgent(a *simAgent) {
 		}
 		return sum
 	}
-	for w.err == nil {
+	for range 3 * 40 { // there are at most 30 events pending in each session, and a gap or two
 		w.connectAgent(a)
 		a.wire.left = one + 1
 		before := reached()
 		w.work(time.Second)
-		if !a.wire.cut {
+		if !a.wire.cut || w.err != nil {
 			break
 		}
 		if reached() <= before {
