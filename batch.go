@@ -13,9 +13,10 @@ import (
 //	from a frame  the decoder (newBatch)         check, machine.handle      Link.handleFrame
 //	from Handle   batch, of a caller's payload   machine.handle             Link.apply
 //	Hub.Items     a hub's machine                a viewer's machine.handle  carry
+//	fact          a hub's machine, once          any number of links        the garbage collector
 //
-// From being made to being ended a batch belongs to one goroutine. Ending returns it to a
-// pool and ends its page, so nothing may refer to a batch afterwards, or to bytes of its
+// From being made to being ended a batch belongs to one goroutine, unless it is a fact. Ending
+// returns it to a pool and ends its page, so nothing may refer to a batch afterwards, or to bytes of its
 // page that do not stay (see held).
 //
 // Events are in the page's slots or in Events, never in both. They are in Events if the
@@ -37,6 +38,60 @@ func (p *eventBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.
 
 // copies returns the batch's events and gaps for a reader to keep and to change.
 func (p *eventBatch) copies() ([]Event, []Gap) { return p.page.copies(p.Events, p.Gaps) }
+
+// A fact is a batch that says the same to every viewer of its session (rule 14), so that the hub
+// makes it once for all that are at its position: one payload for those that are given payloads,
+// and one frame for those that are given frames. Its page is shared. Both are made when the first
+// link needs them; nothing else of it ever changes, so any number of goroutines may have it. It
+// is a Payload by itself, in the form of machines.
+type fact struct {
+	eventBatch
+
+	opened  sync.Once
+	payload EventBatchPayload
+	encoded sync.Once
+	frame   []byte
+}
+
+// newFact makes a fact of a shared page. It holds nothing of the log but what the page has.
+func newFact(b EventBatchPayload, p *page) *fact {
+	f := &fact{eventBatch: eventBatch{b, *p}}
+	f.page.of = nil
+	return f
+}
+
+// open returns the payload that all callers are given.
+func (f *fact) open() *EventBatchPayload {
+	f.opened.Do(func() {
+		f.payload = f.EventBatchPayload
+		f.payload.Events, f.payload.fact = decodeEvents(f.slots, nil), f
+	})
+	return &f.payload
+}
+
+// appendTo appends the envelope.
+func (f *fact) appendTo(dst []byte) []byte {
+	f.encoded.Do(func() {
+		w := fieldCodec{out: make([]byte, 0, f.bytes+batchOverhead/8)}
+		w.envelope(&f.eventBatch) // a machine makes nothing that can't be encoded
+		f.frame = w.out
+	})
+	return append(dst, f.frame...)
+}
+
+// factOf is the fact that p is, or nil. A copy of the payload is none, since a caller may have
+// changed it.
+func factOf(p Payload) *fact {
+	switch p := p.(type) {
+	case *fact:
+		return p
+	case *EventBatchPayload:
+		if p.fact != nil && p == &p.fact.payload {
+			return p.fact
+		}
+	}
+	return nil
+}
 
 func (p *replayBatch) load() error { return p.page.load(p.FirstSeq, p.LastSeq, p.Events, p.Gaps) }
 
@@ -77,10 +132,12 @@ func toBatch(p Payload) Payload {
 	return p
 }
 
-// toPayload returns a payload as callers see it. If p is a batch, that is ended; the payload's
-// events refer to bytes that stay.
+// toPayload returns a payload as callers see it. If p is a batch, that is ended, unless it is a
+// fact; the payload's events refer to bytes that stay.
 func toPayload(p Payload) Payload {
 	switch p := p.(type) {
+	case *fact:
+		return p.open()
 	case *eventBatch:
 		out := p.EventBatchPayload
 		if len(p.slots) > 0 {

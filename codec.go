@@ -38,14 +38,24 @@ func Append(dst []byte, p Payload) ([]byte, error) {
 	if isNil(p) {
 		return dst, errors.New("gvstream: nil payload")
 	}
-	w := fieldCodec{out: append(dst, `{"type":"`...)}
-	w.out = append(w.out, p.payloadType()...)
-	w.out = append(w.out, `","payload":{`...)
-	w.fields(p)
+	if f := factOf(p); f != nil {
+		return f.appendTo(dst), nil
+	}
+	w := fieldCodec{out: dst}
+	w.envelope(p)
 	if w.err != nil {
 		return dst, w.err
 	}
-	return append(w.out, "}}"...), nil
+	return w.out, nil
+}
+
+// envelope writes a payload in its envelope.
+func (w *fieldCodec) envelope(p Payload) {
+	w.out = append(w.out, `{"type":"`...)
+	w.out = append(w.out, p.payloadType()...)
+	w.out = append(w.out, `","payload":{`...)
+	w.fields(p)
+	w.out = append(w.out, "}}"...)
 }
 
 // Unmarshal returns the payload in a JSON envelope, checked: what it returns obeys

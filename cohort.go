@@ -13,7 +13,7 @@ import (
 // would, and a cursor that does not fit in is served by its own link.
 
 // A cohort is up to maxCohort cursors of one session at the same position. The log is read
-// once for them, under one lock, and their payloads share the events. The session's lock
+// once for them, under one lock, and all are given one batch. The session's lock
 // protects it, except where a field says otherwise.
 //
 //	state     in queue     what moves it there
@@ -34,11 +34,10 @@ type cohort struct {
 	sending bool // its cursors' links are claimed, and the worker reads cursors without the lock
 	left    bool // a cursor left while it was sending, and is still in cursors
 
-	// What is being sent; the worker reads these without the lock as well. Only loadLocked and
-	// endSendLocked write them, on the same goroutine.
+	// What is being sent; the worker reads these without the lock as well. Only beginSendLocked
+	// and endSendLocked write them, on the same goroutine.
 	page  *page
-	epoch string
-	head  uint64
+	batch Payload // made of it
 }
 
 // joinLocked makes a cursor at the head rest with others. Cohorts are kept small so that a
@@ -100,19 +99,11 @@ func (s *hubSession) work(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range pushTurn {
-		co, others := s.beginSendLocked()
+		co, others := s.beginSendLocked(now)
 		if co == nil {
 			return
 		}
-		loaded := co.loadLocked(now)
-		s.mu.Unlock()
-		for _, c := range others { // not under the lock, which they take as soon as they wake
-			c.hv.ready(&c.task)
-		}
-		if loaded {
-			co.send(now)
-		}
-		s.mu.Lock()
+		co.sendLocked(now, others)
 		co.endSendLocked(now)
 	}
 	s.callWorkersLocked()
@@ -143,7 +134,10 @@ func (s *hubSession) nextBehindLocked() *cohort {
 // sending something else, owe a status that comes first, have less room or none, or are so far
 // behind that the agent has to be asked. If another cohort is behind, a second worker may take
 // that.
-func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
+//
+// The cursors count as having been sent the page while the lock is still held: a watch that moves
+// a cursor during the sending sets a new position, which must not be overwritten after it.
+func (s *hubSession) beginSendLocked(now time.Time) (co *cohort, others []*cursor) {
 	if co = s.nextBehindLocked(); co == nil {
 		return nil, nil
 	}
@@ -153,12 +147,16 @@ func (s *hubSession) beginSendLocked() (co *cohort, others []*cursor) {
 	co.page = co.readLocked()
 	co.keepLocked(func(c *cursor) bool {
 		if co.page != nil && !c.statusPending && c.hasRoomLocked(co.page) && c.claimLocked() {
+			c.sentLocked(now, co.page)
 			return true
 		}
 		c.cohort = nil
 		others = append(others, c)
 		return false
 	})
+	if len(co.cursors) > 0 {
+		co.batch, co.seq = s.batchLocked(co.page, s.epoch, s.log.head), co.page.last
+	}
 	co.sending, co.left = true, false
 	return co, others
 }
@@ -190,37 +188,21 @@ func (c *cursor) hasRoomLocked(p *page) bool {
 // answer or a status that waits.
 func (c *cursor) claimLocked() bool { return c.pusher != nil && c.pusher.tryClaim() }
 
-// loadLocked makes the cursors count as having been sent the page, while the lock is still held:
-// a watch that moves a cursor during the sending sets a new position, which must not be
-// overwritten after it. It reports whether there is anything to send, and anybody to send it to.
-func (co *cohort) loadLocked(now time.Time) bool {
-	if len(co.cursors) == 0 {
-		return false
+// sendLocked wakes the others, and sends the batch to each viewer. The session's lock is given up
+// meanwhile, since the others take it as soon as they wake, and the callers' send functions run
+// here: if one panics, that has to end the process, and not an unlock on its way out.
+func (co *cohort) sendLocked(now time.Time, others []*cursor) {
+	co.s.mu.Unlock()
+	defer co.s.mu.Lock()
+	for _, c := range others {
+		c.hv.ready(&c.task)
 	}
-	co.epoch, co.head, co.seq = co.s.epoch, co.s.log.head, co.page.last
+	if co.batch == nil {
+		return
+	}
+	p := toPayload(co.batch)
 	for _, c := range co.cursors {
-		c.sentLocked(now, co.page)
-	}
-	return true
-}
-
-// send sends each viewer a payload of its own, with events that all share. It is called without
-// the session's lock, since the callers' send functions run here. Payloads are allocated a few
-// at a time: a caller that keeps one keeps the memory of those next to it, so not all in one.
-func (co *cohort) send(now time.Time) {
-	first := EventBatchPayload{
-		SessionID: co.s.id, Epoch: co.epoch, FirstSeq: co.page.first, LastSeq: co.page.last, HeadSeq: co.head,
-		Events: co.page.open(), Gaps: co.page.gaps,
-	}
-	var batches []EventBatchPayload
-	for _, c := range co.cursors {
-		if len(batches) == 0 {
-			batches = make([]EventBatchPayload, 8)
-		}
-		b := &batches[0]
-		batches = batches[1:]
-		*b = first
-		c.pusher.write(now, b)
+		c.pusher.write(now, p)
 	}
 }
 
@@ -229,7 +211,7 @@ func (co *cohort) send(now time.Time) {
 // that got something else to send meanwhile is served from now on.
 func (co *cohort) endSendLocked(now time.Time) {
 	s := co.s
-	co.sending, co.page = false, nil
+	co.sending, co.page, co.batch = false, nil, nil
 	if co.left {
 		co.keepLocked(func(c *cursor) bool {
 			if c.cohort != co {

@@ -170,6 +170,28 @@ func TestNarrowTransport(t *testing.T) {
 	}
 }
 
+// What one viewer's transport can't carry another's may: the gap names the viewer and its link,
+// and the others are given the event.
+func TestUncarriedIsPrivate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 2)
+		narrow, wide := playViewer(t, h, "narrow"), playViewer(t, h, "wide")
+		for _, v := range []*peer{narrow, wide} {
+			v.send(v.watch("s", "e1", 1))
+			v.want(v.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 2, AckSeq: 1}))
+		}
+		p, err := narrow.link.Next(endedContext)
+		if err != nil {
+			t.Fatal(err)
+		}
+		narrow.link.carryLess(p)
+		narrow.want(narrow.private(narrow.lost("s", "e1", 2, 2, ReasonRejected)))
+		wide.want(wide.batch("s", "e1", 2, 2))
+	})
+}
+
 // An event that can't be carried is lost to the session only where it still counts: not for
 // one that was acknowledged, forgotten or renewed, or is on another link. The end that lies in
 // such a gap is told by a status.

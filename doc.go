@@ -30,10 +30,8 @@
 //     and gaps, without holes between them.
 //   - A link is the state of one connection between an agent or viewer and a hub, for as
 //     long as it lasts: a [Link].
-//   - A leg is one session on one link. Agent to hub and hub to viewer are the same: a leg
-//     has a sender, which has a place in a log, and a receiver, which says how far it is.
-//   - A sender is the agent's or the hub's end of a leg, and a receiver the hub's or the
-//     viewer's.
+//   - A leg is one session on one link, from a sender, which has a place in a log, to a
+//     receiver, which says how far it is. Agent to hub and hub to viewer are the same.
 //   - A number is accepted when the receiver has taken it for good. A hub has it in its log
 //     then, after Commit, if there is one, has stored it; viewers see nothing before that. A
 //     viewer has it in memory, where it waits for the reader.

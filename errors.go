@@ -71,10 +71,10 @@ const (
 	// CodeStaleLink: the payload is of another link, or came before the hello (rule 3).
 	CodeStaleLink Code = "stale_link"
 	// CodeStaleEpoch: the session has a greater epoch: it was begun again elsewhere
-	// (rule 2). Session.Renew gets past it.
+	// (rule 2). Streamer.Renew gets past it.
 	CodeStaleEpoch Code = "stale_epoch"
-	// CodeForbidden: the session is another agent's, its epoch is too far ahead of the hub's
-	// clock, or the viewer may not watch it (rules 2, 4 and 13).
+	// CodeForbidden: the agent may not open the session, or the viewer may not watch it
+	// (rules 4 and 13).
 	CodeForbidden Code = "forbidden"
 	// CodeUnknownSession: the session isn't open on the link, or isn't the agent's (rule 5).
 	CodeUnknownSession Code = "unknown_session"
@@ -93,8 +93,8 @@ const (
 	// CodeSessionEnded: the session goes on after the end that the hub has accepted
 	// (rule 16).
 	CodeSessionEnded Code = "session_ended"
-	// CodeOverloaded: the hub has too many sessions, or its store can't answer, for now
-	// (rule 5).
+	// CodeOverloaded: the hub can't take the session for now: it has too many, its store
+	// fails, or the epoch is too far ahead of its clock (rules 2, 5 and 8).
 	CodeOverloaded Code = "overloaded"
 	// CodeLimitExceeded: the viewer watches as many sessions as it may over one link.
 	CodeLimitExceeded Code = "limit_exceeded"
@@ -126,7 +126,7 @@ type ProtocolError struct {
 	Seq       uint64 // the event it is about, or 0
 	ToSeq     uint64 // the last of a range of events that begins at Seq, or 0
 
-	fatal      bool // the link fails (rule 6)
+	fatal      bool // the link fails (rules 3 and 17)
 	unanswered bool // the peer gets no error payload: what it sent was one (rule 11)
 }
 

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vibetools/gvstream/internal/epoch"
 	"github.com/vibetools/gvstream/internal/testenv"
 )
 
@@ -353,80 +357,355 @@ func TestErrorsKeepLimits(t *testing.T) {
 }
 
 // How many bytes a hub, agent or viewer sends at once, to any peer, for the bytes that
-// it receives. The events of a session that the peer may see count as requested.
+// it receives, which are as few as say the same. The events of a session that the peer may
+// see count as requested. The table of SECURITY.md has these figures.
 func TestAmplification(t *testing.T) {
 	t.Parallel()
 	type in struct {
-		name   string
-		kind   string
-		line   func(v *victim) []byte
-		factor float64 // maximum bytes out per byte in
-		bytes  int     // or as many bytes, where the input is a few bytes long
+		row  string // of the table
+		name string
+		kind string
+		line func(v *victim) string
 	}
-	of := func(p func(v *victim) Payload) func(v *victim) []byte {
-		return func(v *victim) []byte {
-			line, err := Marshal(p(v))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return line
+	text := func(line string) func(v *victim) string {
+		return func(v *victim) string { return v.fill.Replace(line) }
+	}
+	payload := func(typ, fields string) func(v *victim) string { return text(frame(typ, fields)) }
+	ids := func(form string) string { // 256 entries, each with another id of two letters
+		var all []string
+		for i := range maxStatus {
+			all = append(all, fmt.Sprintf(form, fmt.Sprintf("%c%c", 'a'+i/16, 'a'+i%16)))
+		}
+		return strings.Join(all, ",")
+	}
+	const numbers = `"epoch":"e1","link":"$link","first_seq":%[1]d,"last_seq":%[1]d,"head_seq":%[1]d,"events":[{"seq":%[1]d}]`
+	batch := func(id string, seq int) func(v *victim) string {
+		return payload("event_batch", `"session_id":"`+id+`",`+fmt.Sprintf(numbers, seq))
+	}
+	replay := `"session_id":"s","request_id":"r","epoch":"e1","first_seq":1,"last_seq":1,"until_seq":1,"events":[{"seq":1}]`
+	opened := func(line func(v *victim) string) func(v *victim) string { // by a hub as it is by default
+		return func(v *victim) string {
+			cfg := &v.link.endpoint.(*hubAgentLink).h.cfg
+			cfg.MaxAgentSessions, cfg.Window = 10_000, defaultWindow
+			return line(v)
 		}
 	}
-	text := func(line string) func(v *victim) []byte { return func(*victim) []byte { return []byte(line) } }
-	many := func(f func(v *victim, id string) SessionStatus) func(v *victim) []byte {
-		return of(func(v *victim) Payload {
-			p := v.status()
-			for i := range maxStatus {
-				p.Sessions = append(p.Sessions, f(v, fmt.Sprintf("%c%c", 'a'+i/16, 'a'+i%16)))
-			}
-			return p
-		})
+	twice := func(v *victim) string { // a watch of a session that an agent has begun twice
+		a := playAgent(v.t, v.hub.h, "begins twice")
+		a.feed("u", epoch.Process.Next(time.Now()), 1, 1000)
+		a.feed("u", epoch.Process.Next(time.Now()), 1, 1000)
+		return frame("watch", `"session_id":"u"`)
 	}
+	full := func(v *victim) string { // a watch beyond the limit
+		v.tell(v.watch("nobody", "", 0))
+		v.hear()
+		return frame("watch", `"session_id":"t"`)
+	}
+	bounds := map[string]float64{ // bytes out for each byte in, or bytes
+		"a line that is not a frame": 250, "`hello`": 3, "`hello` of another version": 5, "an agent's empty `status`": 1.5,
+		"a `status` of 256 sessions that are opened": 5.5, "a `status` of 256 sessions that are refused": 2,
+		"`event_batch` that brings nothing": 1.5, "`replay_batch` that nobody asked for": 0, "`watch` that yields nothing": 6,
+		"a viewer's ack of 256 sessions": 2, "an agent's refusal of `ack_batch`, `replay_request`": 3,
+		"a second `welcome`, `stale_link`": 1.5, "a hub's `status` of 256 sessions, not watched": 6, "a hub's `event_batch` that is not taken": 2,
+	}
+	type figures struct{ in, out []int }
+	measured := make(map[string]*figures)
 	for _, in := range []in{
-		{"a byte", "hub from agent", text("x"), 0, 250},
-		{"an object", "hub from agent", text("{}"), 0, 250},
-		{"an unknown type", "hub from viewer", text(`{"type":"` + strings.Repeat(`\n`, 500) + `"}`), 0, 400},
-		{"hello of an agent", "hub from agent", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "agent"} }), 2.1, 0},
-		{"hello of a viewer", "hub from viewer", of(func(*victim) Payload { return &HelloPayload{V: 1, Role: "viewer"} }), 2, 0},
-		{"hello of another version", "hub from agent", of(func(*victim) Payload { return &HelloPayload{V: 2, Role: "agent"} }), 3, 0},
-		{"an empty status", "hub from agent", of(func(v *victim) Payload { return v.status() }), 1.1, 0},
-		{"a status of 256 sessions, too many", "hub from agent", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id, Epoch: "e"} }), 1.5, 0},
-		{"the same session 256 times", "hub from agent", many(func(*victim, string) SessionStatus { return SessionStatus{SessionID: "s", Epoch: "e1"} }), 1.1, 0},
-		{"a batch of an unknown session", "hub from agent", of(func(v *victim) Payload { return v.batch("t", "e1", 2, 2) }), 1.1, 0},
-		{"a batch with a hole before it", "hub from agent", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1.1, 0},
-		{"a batch that is known", "hub from agent", of(func(v *victim) Payload { return v.batch("s", "e1", 1, 1) }), 1.1, 0},
-		{"a replay nobody asked for", "hub from agent", of(func(v *victim) Payload { return answerTo(request("s", "v", "r", "e1", 0, 1), 1, 1, true) }), 0, 1},
-		{"a watch of nobody", "hub from viewer", of(func(v *victim) Payload { return v.watch("nobody", "", 0) }), 2.5, 0},
-		{"a watch of a secret", "hub from viewer", of(func(v *victim) Payload { return v.watch("secret", "", 0) }), 2, 0},
-		{"a watch from ahead", "hub from viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 99) }), 2.5, 0},
-		{"a watch too many", "hub from viewer", of(func(v *victim) Payload {
-			v.tell(v.watch("nobody", "", 0))
-			v.hear()
-			return v.watch("t", "", 0)
-		}), 2.5, 0},
-		{"a stop", "hub from viewer", of(func(v *victim) Payload { return v.stop("nobody") }), 0, 1},
-		{"a watch of what the viewer has", "hub from viewer", of(func(v *victim) Payload { return v.watch("s", "e1", 5) }), 2.5, 0},
-		{"an ack of an unknown session", "agent", of(func(v *victim) Payload { return v.ack("t", "e1", 1) }), 1.5, 0},
-		{"an ack beyond what was sent", "agent", of(func(v *victim) Payload { return v.ack("s", v.filled("$epoch"), 9) }), 2, 0},
-		{"a replay of an unknown session", "agent", of(func(*victim) Payload { return request("t", "v", "r", "", 0, 0) }), 1.5, 0},
-		{"a second welcome", "agent", of(func(*victim) Payload { return &WelcomePayload{V: 1, Link: "l9"} }), 0, 1},
-		{"stale_link", "agent", of(func(*victim) Payload { return &ErrorPayload{Code: CodeStaleLink} }), 1, 0},
-		{"a status of 256 sessions, not watched", "viewer", many(func(_ *victim, id string) SessionStatus { return SessionStatus{SessionID: id} }), 2, 0},
-		{"a batch of what is not watched", "viewer", of(func(v *victim) Payload { return v.batch("t", "e1", 1, 1) }), 1, 0},
-		{"a batch behind a hole", "viewer", of(func(v *victim) Payload { return v.batch("s", "e1", 9, 9) }), 1, 0},
+		{"a line that is not a frame", "a byte", "hub from agent", text("x")},
+		{"a line that is not a frame", "an object", "hub from agent", text("{}")},
+		{"a line that is not a frame", "an unknown type", "hub from viewer", text(`{"type":"` + strings.Repeat(`\n`, 500) + `"}`)},
+		{"`hello`", "of an agent", "hub from agent", payload("hello", `"v":1,"role":"agent"`)},
+		{"`hello`", "of a viewer", "hub from viewer", payload("hello", `"v":1,"role":"viewer"`)},
+		{"`hello`", "of another role", "hub from viewer", payload("hello", `"v":1,"role":"agent"`)},
+		{"`hello` of another version", "none", "hub from agent", payload("hello", ``)},
+		{"an agent's empty `status`", "empty", "hub from agent", payload("status", `"link":"$link"`)},
+		{"a `status` of 256 sessions that are opened", "opened", "hub from agent",
+			opened(payload("status", `"link":"$link","sessions":[`+ids(`{"session_id":"%s","epoch":"e"}`)+`]`))},
+		{"a `status` of 256 sessions that are refused", "too many", "hub from agent",
+			payload("status", `"link":"$link","sessions":[`+ids(`{"session_id":"%s","epoch":"e"}`)+`]`)},
+		{"a `status` of 256 sessions that are refused", "without an epoch", "hub from agent",
+			payload("status", `"link":"$link","sessions":[`+ids(`{"session_id":"%s"}`)+`]`)},
+		{"`event_batch` that brings nothing", "of an unknown session", "hub from agent", batch("t", 2)},
+		{"`event_batch` that brings nothing", "with a hole before it", "hub from agent", batch("s", 9)},
+		{"`event_batch` that brings nothing", "that is known", "hub from agent", batch("s", 1)},
+		{"`replay_batch` that nobody asked for", "an answer", "hub from agent", payload("replay_batch", replay)},
+		{"`watch` that yields nothing", "of nobody", "hub from viewer", payload("watch", `"session_id":"n"`)},
+		{"`watch` that yields nothing", "of a secret", "hub from viewer", payload("watch", `"session_id":"secret"`)},
+		{"`watch` that yields nothing", "from ahead", "hub from viewer", payload("watch", `"session_id":"s","epoch":"e1","after_seq":99`)},
+		{"`watch` that yields nothing", "too many", "hub from viewer", full},
+		{"`watch` that yields nothing", "of a second epoch", "hub from viewer", twice},
+		{"a viewer's ack of 256 sessions", "not watched", "hub from viewer",
+			payload("ack_batch", `"session_id":"n","link":"$link","acks":[`+strings.TrimSuffix(ids(`{"session_id":"%s"}`), `,{"session_id":"pp"}`)+`]`)},
+		{"an agent's refusal of `ack_batch`, `replay_request`", "of an unknown session", "agent", payload("ack_batch", `"session_id":"t","link":"$link"`)},
+		{"an agent's refusal of `ack_batch`, `replay_request`", "beyond what was sent", "agent",
+			payload("ack_batch", `"session_id":"s","link":"$link","epoch":"$epoch","up_to_seq":9`)},
+		{"an agent's refusal of `ack_batch`, `replay_request`", "a replay of an unknown session", "agent", payload("replay_request", `"session_id":"t","request_id":"r"`)},
+		{"a second `welcome`, `stale_link`", "welcome", "agent", payload("welcome", `"v":1,"link":"l9"`)},
+		{"a second `welcome`, `stale_link`", "stale_link", "agent", payload("error", `"code":"stale_link"`)},
+		{"a hub's `status` of 256 sessions, not watched", "not watched", "viewer", payload("status", `"link":"$link","sessions":[`+ids(`{"session_id":"%s"}`)+`]`)},
+		{"a hub's `event_batch` that is not taken", "not watched", "viewer", batch("t", 1)},
+		{"a hub's `event_batch` that is not taken", "behind a hole", "viewer", batch("s", 9)},
 	} {
-		t.Run(in.name, func(t *testing.T) {
+		t.Run(in.row+" "+in.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := startVictim(t, in.kind)
-				line := in.line(v)
+				line := []byte(in.line(v))
 				said := v.answered(line)
 				for range 9 { // repeated, it yields no more each time
 					said = max(said, v.answered(line))
 				}
-				most := max(in.bytes, int(in.factor*float64(len(line))))
-				t.Logf("%d bytes in, %d out, %.1f times", len(line), said, float64(said)/float64(len(line)))
-				if said > most {
-					t.Errorf("%d bytes in, %d out, at most %d", len(line), said, most)
+				most := bounds[in.row]
+				if most < 100 {
+					most *= float64(len(line))
+				}
+				if said > int(most) {
+					t.Errorf("%d bytes in, %d out, at most %.0f", len(line), said, most)
+				}
+				if measured[in.row] == nil {
+					measured[in.row] = new(figures)
+				}
+				f := measured[in.row]
+				f.in, f.out = append(f.in, len(line)), append(f.out, said)
+			})
+		})
+	}
+	rows := make(map[string]string)
+	for row, f := range measured {
+		bound := "%g times"
+		if bounds[row] > 100 {
+			bound = "%g bytes"
+		}
+		rows[row] = fmt.Sprintf("| %s | %s | "+bound+" |", spanOf(f.in), spanOf(f.out), bounds[row])
+	}
+	inPage := make(map[string]string)
+	table := section(t, "SECURITY.md", "Amplification")
+	for _, row := range regexp.MustCompile(`(?m)^\| (.*?) (\| [0-9].*)$`).FindAllStringSubmatch(table, -1) {
+		inPage[row[1]] = row[2]
+	}
+	if diff := cmp.Diff(rows, inPage); diff != "" {
+		t.Errorf("SECURITY.md: -measured +page\n%s", diff)
+	}
+}
+
+// section is a chapter of a page.
+func section(t *testing.T, page, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, chapter, found := strings.Cut(string(text), "\n## "+name+"\n")
+	if !found {
+		t.Fatalf("%s has no chapter %q", page, name)
+	}
+	chapter, _, _ = strings.Cut(chapter, "\n## ")
+	return chapter
+}
+
+// spanOf is the least and the greatest of some numbers, as SECURITY.md writes them.
+func spanOf(ns []int) string {
+	least, most := thousands(slices.Min(ns)), thousands(slices.Max(ns))
+	if least == most {
+		return least
+	}
+	return least + " to " + most
+}
+
+func thousands(n int) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return thousands(n/1000) + fmt.Sprintf(",%03d", n%1000)
+}
+
+// A nack has everything sent again that the sender's window allows, and one for each number in
+// turn is obeyed at once: what it costs for its own bytes is in SECURITY.md. It goes out as the
+// connection takes it, and nothing is queued for it.
+func TestClimbingNacks(t *testing.T) {
+	const events, nacks = 2000, 100
+	data := []byte(`"` + strings.Repeat("x", 500) + `"`)
+	batches := func(p *peer) (bytes int) {
+		for _, b := range p.drain() {
+			bytes += size(t, b)
+		}
+		return bytes
+	}
+	inPage := section(t, "SECURITY.md", "Amplification")
+	check := func(who string, in, out int) {
+		t.Helper()
+		if window := nacks * defaultWindowBytes; out < window/2 || out > window+window/4 {
+			t.Errorf("%s: %d nacks have %d bytes sent, of a window of %d each", who, nacks, out, defaultWindowBytes)
+		}
+		figure := fmt.Sprintf("%s %s times", who, thousands(out/in/100*100))
+		if !strings.Contains(inPage, figure) {
+			t.Errorf("SECURITY.md does not say %q", figure)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := meetHub(t, st)
+		hub.hearsHello()
+		hub.send(&WelcomePayload{V: 1, Link: hub.id}) // the default window
+		for range events {
+			if _, err := st.Publish(t.Context(), "s", Event{Data: data}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hub.drain()
+		in, out, e := 0, 0, stats(t, st, "s").Epoch
+		for seq := range uint64(nacks) {
+			nack := hub.ack("s", e, seq)
+			nack.Nack, nack.WindowEvents, nack.WindowBytes = true, 0, 0
+			hub.send(nack)
+			in, out = in+size(t, nack), out+batches(hub)
+		}
+		check("an agent", in, out)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		for seq := uint64(1); seq <= events; seq++ {
+			b := a.batch("s", "e1", seq, seq)
+			b.Events[0].Data = data
+			a.send(b)
+		}
+		a.drain()
+		v := playViewer(t, h, "tab")
+		v.silent = true
+		v.send(v.watch("s", "", 0))
+		v.drain()
+		in, out := 0, 0
+		for seq := range uint64(nacks) {
+			nack := &AckBatchPayload{SessionID: "s", ViewerID: "tab", Epoch: "e1", Link: v.id, UpToSeq: seq, Nack: true}
+			v.send(nack)
+			in, out = in+size(t, nack), out+batches(v)
+		}
+		check("a hub", in, out)
+	})
+}
+
+// What a connection costs a hub whose peer sends a line and doesn't end it, or watches and reads
+// nothing, in bytes of the heap; and for how long, once nothing moves.
+func TestCostOfStuckConnections(t *testing.T) {
+	if testenv.RaceEnabled { // which has a heap of its own
+		return
+	}
+	const connections = 16
+	inPage := section(t, "SECURITY.md", "Not defended")
+	for _, c := range []struct {
+		name, figure string
+		most         int64
+		stuck        func(t *testing.T, h *Hub, i int) *farEnd
+	}{
+		{"an unfinished line", "2 MiB", 2<<20 + 64<<10, func(t *testing.T, h *Hub, i int) *farEnd {
+			f := newFarEnd(t, t.Context(), h.ConnectAgent(fmt.Sprint("agent ", i)), (*Link).RunLines)
+			f.listen()
+			for range 32 {
+				f.Write(make([]byte, 64<<10)) // one more, and it would be too long
+			}
+			return f
+		}},
+		{"a viewer that reads nothing", "512 KiB", 512 << 10, func(t *testing.T, h *Hub, i int) *farEnd {
+			f := newFarEnd(t, t.Context(), h.ConnectViewer(fmt.Sprint("tab ", i)), (*Link).RunLines)
+			fmt.Fprintln(f, frame("hello", `"v":1,"role":"viewer"`))
+			for j := range h.cfg.MaxWatches {
+				fmt.Fprintln(f, frame("watch", fmt.Sprintf(`"session_id":"s%d"`, j)))
+			}
+			return f
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := NewHub(nil)
+				a := playAgent(t, h, "agent")
+				for seq := uint64(1); seq <= 100; seq++ {
+					b := a.batch("s0", "e1", seq, seq)
+					b.Events[0].Data = []byte(`"` + strings.Repeat("x", 50<<10) + `"`)
+					a.send(b)
+				}
+				a.drain()
+				before := heapBytes()
+				var ends []*farEnd
+				for i := range connections {
+					ends = append(ends, c.stuck(t, h, i))
+				}
+				synctest.Wait()
+				cost := (heapBytes() - before) / connections
+				t.Logf("%d bytes for each", cost)
+				if cost > c.most || cost < c.most/4 || !strings.Contains(inPage, c.figure) {
+					t.Errorf("%d bytes for each, want up to %d, and SECURITY.md to say %s", cost, c.most, c.figure)
+				}
+				pass(maxSilence + heartbeatEvery)
+				synctest.Wait()
+				for _, f := range ends {
+					if err := <-f.ran; !errors.Is(err, ErrSilent) {
+						t.Errorf("it ended by %v", err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What a hub holds for one watch of what only an agent has: an answer, which a hostile agent makes
+// as large as a line may be, and what a viewer has left unread by watching from elsewhere.
+func TestCostOfReplays(t *testing.T) {
+	t.Parallel()
+	inPage := section(t, "SECURITY.md", "Not defended")
+	for _, c := range []struct {
+		name  string
+		event int // bytes of data
+		moves int // watches from elsewhere
+		held  int // at most, in MiB
+	}{
+		{"reads slowly", 100 << 10, 0, 1},
+		{"reads slowly, of a hostile agent", maxLine/2 - 200, 0, 3},
+		{"moves its watch", 100 << 10, 100, 9},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const events = 2000
+				h := NewHub(&HubConfig{LogEvents: 5})
+				a := playAgent(t, h, "agent")
+				a.feed("s", "e1", 1, events)
+				v := playViewer(t, h, "tab")
+				s, most := h.lookup("s"), 0
+				answer := func(r *ReplayRequestPayload, from, until uint64, bytes int) {
+					p := answerTo(r, from, until, false)
+					for i := range p.Events {
+						p.Events[i].Data = []byte(`"` + strings.Repeat("x", bytes) + `"`)
+					}
+					a.send(p)
+				}
+				for i := range uint64(1 + c.moves) {
+					v.send(v.watch("s", "e1", 19*i))
+					for range 2 { // the status, and then it asks
+						v.next()
+					}
+					for p := a.next(); p != nil; p = a.next() {
+						r, ok := p.(*ReplayRequestPayload)
+						if !ok {
+							continue
+						}
+						answer(r, r.AfterSeq+1, r.AfterSeq+1, min(c.event, 1000<<10)) // just no MiB
+						for from := r.AfterSeq + 2; from < r.AfterSeq+30; from += 2 {
+							answer(r, from, from+1, c.event)
+						}
+					}
+					held := 0
+					for _, f := range s.fetches {
+						held += f.log.bytes
+					}
+					most = max(most, held)
+				}
+				t.Logf("%d bytes", most)
+				if mib := (most + 1<<19) >> 20; mib != c.held {
+					t.Errorf("the hub holds up to %d MiB, want %d", mib, c.held)
+				}
+				for _, figure := range []string{fmt.Sprintf("%d MiB", c.held), fmt.Sprintf("%d MiB", c.held*h.cfg.MaxWatches)} {
+					if !strings.Contains(inPage, figure) {
+						t.Errorf("SECURITY.md does not say %s", figure)
+					}
 				}
 			})
 		})
@@ -660,7 +939,7 @@ func TestAmplificationOfHub(t *testing.T) {
 		for _, p := range h.drain() {
 			out += size(t, p)
 		}
-		if out > 400*sessions || out < 50*sessions {
+		if i > 0 && out/sessions != 98 || out > 400*sessions { // the first one draws what was published, too
 			t.Errorf("welcome %d: %d bytes in, %d out for %d sessions", i, in, out, sessions)
 		}
 	}
@@ -680,6 +959,17 @@ func TestAmplificationOfHub(t *testing.T) {
 			replayed += len(p.Events)
 		case *ErrorPayload:
 			busy++
+		}
+	}
+	inPage := section(t, "SECURITY.md", "Amplification")
+	for _, figure := range []string{
+		fmt.Sprintf("(%d bytes together)", size(t, &WelcomePayload{V: 1, Link: "l1"})+size(t, &ErrorPayload{Code: CodeStaleLink})),
+		"98 bytes per session",
+		fmt.Sprintf("`replay_request` (%d bytes)", len(frame("replay_request", `"session_id":"s","request_id":"r"`))),
+		fmt.Sprintf("`watch` (%d bytes)", len(frame("watch", `"session_id":"s"`))),
+	} {
+		if !strings.Contains(inPage, figure) {
+			t.Errorf("SECURITY.md does not say %s", figure)
 		}
 	}
 	if replayed != 8*901 || busy != maxReplies {

@@ -1359,6 +1359,77 @@ func TestHubEventTooLarge(t *testing.T) {
 	}
 }
 
+// Rule 11: a refusal is repeated if the event comes again, since it may have been lost, but at most
+// once a second. An agent that never sends the gap holds up its own session alone.
+func TestHubRefusesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxEventBytes: 200})
+		a := playAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 2)
+		b.Events[1].Data = []byte(`"` + strings.Repeat("x", 200) + `"`)
+		refused := func(code Code) *ErrorPayload {
+			return &ErrorPayload{Code: code, SessionID: "s", Epoch: "e1", Seq: 2}
+		}
+		a.send(b)
+		a.want(refused(CodeEventTooLarge))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 1))
+		for range 3 {
+			pass(nackEvery - ackDelay - 1)
+			a.send(b)
+			a.wantIdle("it was said within the last second")
+			pass(ackDelay + 1)
+			a.send(b, b)
+			a.want(refused(CodeEventRejected))
+			a.feed("t", "e1", 1, 2)
+			pass(ackDelay)
+			a.drain()
+			pass(nackEvery - ackDelay)
+			a.send(b)
+			a.want(refused(CodeEventRejected))
+		}
+	})
+}
+
+// An agent that never confirms a refusal, since it has stopped the session by then, does not keep
+// its other sessions from being received: what was held of the session counted against
+// MaxUncommittedBytes for as long as the link lived.
+func TestHubRefusalUnconfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxEventBytes: 100, MaxUncommittedBytes: 1, Commit: func(context.Context, string, string, []Item) error { return nil }})
+		a := playAgent(t, h, "agent")
+		b := a.batch("s", "e1", 1, 1)
+		b.Events[0].Data = []byte(`"` + strings.Repeat("x", 100) + `"`)
+		a.send(a.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 3, Ended: true}))
+		a.drain()
+		a.send(b)
+		a.want(&ErrorPayload{Code: CodeEventTooLarge, SessionID: "s", Epoch: "e1", Seq: 1})
+		for range int(timerFirst / time.Second) {
+			a.send(a.batch("t", "e1", 1, 1))
+			pass(time.Second)
+			for _, p := range a.drain() {
+				if ack, ok := p.(*AckBatchPayload); ok && ack.UpToSeq > 0 {
+					t.Fatalf("%s while there is no room", payloadText(ack))
+				}
+			}
+		}
+		if n := h.uncommitted["agent"]; n != 0 {
+			t.Fatalf("%d bytes wait after %s", n, timerFirst)
+		}
+		a.feed("t", "e1", 1, 1)
+
+		b = a.batch("s", "e1", 1, 3) // nor has the session lost anything, or its end
+		b.Events = b.Events[1:]
+		b.Gaps = []Gap{{1, 1, ReasonRejected}}
+		a.send(b)
+		synctest.Wait()
+		if st := statOf(t, h, "s"); st.Acked != 3 || !st.Ended {
+			t.Errorf("%+v", st)
+		}
+		h.Close()
+	})
+}
+
 func TestHubEventSizeBound(t *testing.T) {
 	p, err := newPage(1, 1, numbered(1, 1), nil)
 	if err != nil {

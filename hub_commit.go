@@ -393,13 +393,18 @@ func (s *hubSession) closeLocked(now time.Time) {
 // dropIntakeLocked forgets what was received and is in no running call, and where the end is: the
 // agent says it again when it opens the session.
 func (s *hubSession) dropIntakeLocked() {
+	s.dropPagesLocked()
+	if !s.ended {
+		s.endSeq = 0
+	}
+}
+
+// dropPagesLocked forgets what was received and is in no running call.
+func (s *hubSession) dropPagesLocked() {
 	s.h.unreserve(s.owner, s.bytes)
 	s.pages, s.bytes, s.refused = nil, 0, nil
 	s.received = max(s.log.head, s.calling)
 	if s.endsAt > s.received {
 		s.endsAt = 0
-	}
-	if !s.ended {
-		s.endSeq = 0
 	}
 }

@@ -29,32 +29,32 @@ import (
 // The watch opens it, so that it is always opened: a position and a window are what a first
 // ack says.
 type cursor struct {
-	task // sends the session's events and gaps
-	sendCursor
+	task  // sends the session's events and gaps
 	hv    *hubViewerLink
 	s     *hubSession
 	index int // its index in the session's cursors
 
 	// The position: acked and sent are in epoch. The statuses that are owed come before
 	// anything after it.
-	epoch         string    // empty: from the first event of whatever epoch there is
+	epoch string // empty: from the first event of whatever epoch there is
+	sendCursor
 	acked         uint64    // the viewer has what is up to here
 	flights       flights   // what is between acked and sent, as far as it is events
 	gone          bool      // off its session; final
 	statusPending bool      // it is in its link's statuses, and sends nothing meanwhile
-	statusAgainAt time.Time // when a nack that is of no use was last answered by a status
 	toldEnd       bool      // the session's end was sent, as an event or by a status
+	statusAgainAt time.Time // when a nack that is of no use was last answered by a status
+
+	// Where it waits for the next event, in a cohort or in idle.
+	cohort *cohort                // in which it rests, or nil
+	pusher *pushWriter            // of its link, or nil; for the cohort
+	idle   sched.Element[*cursor] // in the session's queue of others that wait
 
 	// The way to what is older than the log. Reading a page of the log ends it.
 	fetch        *fetch                 // that has its next number, unless it is gone; or nil
 	fetchPlace   sched.Element[*cursor] // in the session's asking, or the fetch's waiting
 	fromStart    bool                   // it reads the fetch from its first number on
 	waitingSince time.Time              // it waits for the agent since then; zero: it does not
-
-	// Where it waits for the next event, in a cohort or in idle.
-	cohort *cohort                // in which it rests, or nil
-	pusher *pushWriter            // of its link, or nil; for the cohort
-	idle   sched.Element[*cursor] // in the session's queue of others that wait
 
 	statusPlace sched.Element[*cursor] // in the link's queue for a status, whose lock protects it
 }
@@ -104,7 +104,7 @@ func (c *cursor) restartLocked(epoch string, seq uint64) {
 func (c *cursor) movedLocked() {
 	c.leaveLocked()
 	c.stopAskingLocked()
-	c.flights = c.flights[:0]
+	c.flights.clear()
 	c.hv.ready(&c.task)
 }
 
@@ -165,7 +165,7 @@ func (c *cursor) ackLocked(now time.Time, a SessionAck) {
 		c.movedLocked()
 	}
 	if c.inFlight == 0 {
-		c.flights = c.flights[:0]
+		c.flights.clear()
 	} else {
 		c.landed(c.flights.land(c.acked))
 	}
@@ -289,8 +289,8 @@ func (c *cursor) logLocked() *log {
 }
 
 // next sends what comes next in the session: a piece of the hub's log, a piece that the agent
-// replayed, or a gap. The session is locked only to choose the page, and the payload is made of
-// it after that. All but a gap that was declared for this viewer is true for every viewer of
+// replayed, or a gap. The session is locked only to choose the page, which is
+// decoded or encoded after that. All but a gap that was declared for this viewer is true for every viewer of
 // the session, and names none. The link serves the cursor now, so it leaves its cohort.
 func (c *cursor) next(now time.Time) Payload {
 	s := c.s
@@ -306,16 +306,30 @@ func (c *cursor) next(now time.Time) Payload {
 		return nil
 	}
 	c.sentLocked(now, p)
-	epoch, head := c.epoch, l.head
+	b := s.batchLocked(p, c.epoch, l.head)
 	s.mu.Unlock()
-	b := newEventBatch()
-	b.EventBatchPayload = EventBatchPayload{
-		SessionID: s.id, Epoch: epoch, FirstSeq: p.first, LastSeq: p.last, HeadSeq: head,
-	}
 	if p.private {
-		b.ViewerID, b.Link = c.hv.viewerID, c.hv.id
+		own := b.(*eventBatch) // it is never shared
+		own.ViewerID, own.Link = c.hv.viewerID, c.hv.id
 	}
-	b.Gaps, b.page = p.gaps, *p
+	return b
+}
+
+// batchLocked returns the batch that says what a page has. Of a shared page that is a fact, which
+// says how far the log reached when it was first sent.
+func (s *hubSession) batchLocked(p *page, epoch string, head uint64) Payload {
+	if p.fact != nil {
+		return p.fact
+	}
+	payload := EventBatchPayload{
+		SessionID: s.id, Epoch: epoch, FirstSeq: p.first, LastSeq: p.last, HeadSeq: head, Gaps: p.gaps,
+	}
+	if p.of != nil {
+		p.fact = newFact(payload, p)
+		return p.fact
+	}
+	b := newEventBatch()
+	b.EventBatchPayload, b.page = payload, *p
 	return b
 }
 
@@ -427,8 +441,8 @@ func (s *hubSession) dropSharedPageLocked() {
 
 // readLocked returns the page of one of the session's logs that a span asks for, or nil if it
 // would be empty. Cursors that come one after the other share it if all of it fits them, and the
-// events that are made of it for their payloads. Nobody knows which of them uses it last, so a
-// shared page's memory is left to the garbage collector.
+// batch that is made of it. Nobody knows which of them uses it last, so a shared page's memory is
+// left to the garbage collector.
 func (s *hubSession) readLocked(l *log, r span) *page {
 	if p := s.page; p != nil && p.of == l && p.first == r.after+1 && p.fits(r.events, r.bytes, r.first) {
 		return p
@@ -436,7 +450,7 @@ func (s *hubSession) readLocked(l *log, r span) *page {
 	r.events = min(r.events, s.h.sizes.batch)
 	p := l.read(r)
 	if len(s.cursors) > 1 && p.last >= p.first {
-		p.of, p.shared, p.memory = l, new(sharedEvents), nil
+		p.of, p.memory = l, nil
 		s.page = &p
 	}
 	return p.orNil()

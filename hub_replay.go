@@ -1,6 +1,7 @@
 package gvstream
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -28,6 +29,7 @@ type fetching struct {
 	fetches []*fetch             // in the order in which they were made
 	asking  sched.Queue[*cursor] // need events that are in no fetch; the first is asked for next
 
+	few      int       // events to ask for at most, after a link that broke before any came; 0: as many as may be
 	newsAt   time.Time // when the agent last answered a request
 	silentOn string    // the link on which the agent answers none, or empty
 }
@@ -235,7 +237,7 @@ func (s *hubSession) mayAskLocked() bool {
 func (s *hubSession) fetchLocked(now time.Time, c *cursor, ha *hubAgentLink) bool {
 	f := &fetch{
 		s: s, ha: ha, viewerID: c.hv.viewerID, log: log{head: c.sent}, until: s.log.first() - 1,
-		left: s.h.sizes.replay, open: true, askAt: now, newsAt: now,
+		left: cmp.Or(s.few, s.h.sizes.replay), open: true, askAt: now, newsAt: now,
 	}
 	for _, other := range s.fetches {
 		if from := other.log.first(); from > c.sent {
@@ -468,6 +470,9 @@ func (f *fetch) orphanLocked() {
 	if f.gone {
 		return
 	}
+	if f.open && f.log.empty() && !f.askedAt.IsZero() { // the link may carry no more than that
+		f.s.few = 1
+	}
 	f.ha, f.open = nil, false
 	if f.readers == 0 || f.log.empty() && !f.lost {
 		f.dropLocked()
@@ -548,6 +553,9 @@ func (f *fetch) acceptLocked(now time.Time, p *replayBatch, answer *page) {
 		f.lost = true
 	}
 	if p.Done || f.fullLocked() {
+		if f.s.few *= 8; f.s.few >= f.s.h.sizes.replay {
+			f.s.few = 0
+		}
 		f.closeLocked(now)
 	}
 }

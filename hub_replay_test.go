@@ -746,7 +746,7 @@ func TestHubReplaySilent(t *testing.T) {
 			a.link.Close()
 			a = playAgent(t, h, "agent")
 			playReader(t, h, "v")
-			a.asked("s", "v", "e1", 0, 15)
+			a.askedFor(1, "s", "v", "e1", 0, 15) // the last link brought nothing
 		})
 	})
 }
@@ -854,14 +854,23 @@ func TestHubReplayAgentBackInTurn(t *testing.T) {
 			}
 			a = playAgent(t, h, "agent")
 		}
+		events := make([]int, len(vs))
 		for p := a.next(); p != nil; p = a.next() {
 			r := p.(*ReplayRequestPayload)
 			a.wantIdle("one at a time")
-			a.send(answerTo(r, r.AfterSeq+1, r.UntilSeq, true))
+			a.send(answerTo(r, r.AfterSeq+1, min(r.UntilSeq, r.AfterSeq+uint64(r.Limit)), true))
+			for i, v := range vs {
+				for _, p := range v.drain() {
+					b := p.(*EventBatchPayload)
+					if events[i] += len(b.Events); len(b.Gaps) > 0 || b.FirstSeq < 15-uint64(i) {
+						t.Errorf("viewer %d got %s", i, payloadText(b))
+					}
+				}
+			}
 		}
-		for i, v := range vs {
-			if b := v.next().(*EventBatchPayload); b.FirstSeq != 15-uint64(i) || len(b.Gaps) > 0 {
-				t.Errorf("viewer %d got %s", i, payloadText(b))
+		for i, n := range events {
+			if n != 6+i { // up to 20
+				t.Errorf("viewer %d got %d events", i, n)
 			}
 		}
 	})
@@ -892,7 +901,7 @@ func TestHubReplayOfOlderLink(t *testing.T) {
 		h, _, v, late := smallReplay(t, HubConfig{})
 		a := playAgent(t, h, "agent")
 		v.wantIdle("it is asked again")
-		r := a.asked("s", "tab", "e1", 0, 15)
+		r := a.askedFor(1, "s", "tab", "e1", 0, 15)
 		before := h.Stats().StalePayloads
 		a.send(answerTo(late, 1, 9, false))
 		a.wantIdle("ignored")
@@ -900,8 +909,16 @@ func TestHubReplayOfOlderLink(t *testing.T) {
 		if n := h.Stats().StalePayloads - before; n != 1 {
 			t.Errorf("%d stale payloads, want 1", n)
 		}
-		a.send(answerTo(r, 1, 15, true))
-		v.want(headed(v.batch("s", "e1", 1, 15), 20), v.batch("s", "e1", 16, 20))
+		a.send(answerTo(r, 1, 1, true))
+		v.want(headed(v.batch("s", "e1", 1, 1), 20))
+		v.wantIdle("more is asked for")
+		r = a.askedFor(8, "s", "tab", "e1", 1, 15)
+		a.send(answerTo(r, 2, 9, true))
+		v.want(headed(v.batch("s", "e1", 2, 9), 20))
+		v.wantIdle("more is asked for")
+		r = a.askedFor(64, "s", "tab", "e1", 9, 15)
+		a.send(answerTo(r, 10, 15, true))
+		v.want(headed(v.batch("s", "e1", 10, 15), 20), v.batch("s", "e1", 16, 20))
 	})
 }
 

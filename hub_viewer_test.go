@@ -72,6 +72,30 @@ func TestHubWatch(t *testing.T) {
 	}
 }
 
+// Rule 6: an ack of more than was sent moves the viewer's place, since the watch by which it said
+// so may have been lost. Of what the agent is not known to have it can't have anything.
+func TestHubViewerAckBeyondSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		a.send(headed(a.batch("s", "e1", 1, 6), 8))
+		v := playViewer(t, h, "tab")
+		v.send(v.watch("s", "e1", 6))
+		v.want(v.status(stands("s", "e1", 1, 6, 6)))
+		beyond := func(seq uint64) *AckBatchPayload {
+			return &AckBatchPayload{SessionID: "s", Epoch: "e1", Link: v.id, UpToSeq: seq}
+		}
+		v.send(beyond(7))
+		v.wantIdle("it waits after 7")
+		a.send(headed(a.batch("s", "e1", 7, 8), 8))
+		v.want(v.batch("s", "e1", 8, 8))
+		v.send(beyond(9))
+		v.want(&ErrorPayload{Code: CodeAckBeyondSent, SessionID: "s", Epoch: "e1", Seq: 8})
+		a.send(a.batch("s", "e1", 9, 9))
+		v.wantIdle("the watch is over")
+	})
+}
+
 // Rule 13: a watch from a position beyond what is accepted waits there.
 func TestHubWatchBeyondAcceptedWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -22,9 +22,9 @@ import (
 // call Close when the connection is gone.
 //
 // A link is alive from Connect on until it fails: because of a newer link, Close, a
-// connection on which nothing moves, or a fatal error of the protocol, the transport or a
-// Commit callback. Then it is dead for good. It may still have a last payload, which says
-// to the peer why: for a second, Next returns that before the error.
+// connection on which nothing moves, or a fatal error of the protocol or the transport.
+// Then it is dead for good. It may still have a last payload, which says to the peer why:
+// for a second, Next returns that before the error.
 type Link struct {
 	endpoint endpoint
 	refused  *atomic.Uint64 // counts the payloads answered by an error
@@ -342,6 +342,10 @@ func (l *Link) carryLess(p Payload) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if hv, ok := l.endpoint.(*hubViewerLink); ok && lost != nil { // another viewer's may carry it
+		gap := parts[0].(*EventBatchPayload)
+		gap.ViewerID, gap.Link = hv.viewerID, hv.id
+	}
 	if l.err == nil {
 		l.replies = slices.Insert(l.replies, 0, parts...)
 	}
@@ -377,9 +381,8 @@ func (l *Link) handleFrame(ctx context.Context, now time.Time, frame []byte) err
 }
 
 // Handle applies one payload from the peer. It does not change p and keeps nothing of
-// it. It may block: in a callback of HubConfig, or at a viewer until Items has taken
-// what came before; ctx ends the wait, and then the rest of the payload counts as lost
-// and comes again.
+// it. It may block at a hub, in HubConfig.Authorize; where ctx ends that, the payload
+// counts as lost and comes again.
 //
 // A *ProtocolError says that the payload, or a part of it, was refused (rule 11): the
 // answer to the peer is queued for Next. That is nothing to end a connection for, or each

@@ -124,16 +124,16 @@ func (l *Link) await(ctx context.Context, t *reusableTimer) (Payload, error) {
 	}
 }
 
-// Run connects the link to a transport until the connection breaks: it sends what
-// Next returns, handles what receive returns, and returns the first reason why it
-// can't go on, which is never nil: an error of send or receive, ctx's cause, or
-// ErrSuperseded, ErrClosed, ErrSilent, a fatal *ProtocolError or the error of a
-// Commit callback. When it returns, send and receive have returned, all goroutines
-// it started have ended and the link is closed. It does not reconnect: make a new
-// link, with a back-off of your own. Run a link once. It ends with ErrSilent when nothing
-// has moved for 45 to 60 s (rule 9): no call of receive has returned, and none of send that
-// had to wait for 0.1 s or more. A transport of messages shows no more than that: one on
-// which a single payload may take longer needs RunLines, or smaller events.
+// Run connects the link to a transport until the connection breaks: it sends what Next
+// returns, handles what receive returns, and returns the first reason why it can't go on,
+// which is never nil: an error of send or receive, ctx's cause, or ErrSuperseded,
+// ErrClosed, ErrSilent or a fatal *ProtocolError. When it returns, send and receive have
+// returned, all goroutines it started have ended and the link is closed. It does not
+// reconnect: make a new link, with a back-off of your own. Run a link once. It ends with
+// ErrSilent when nothing has moved for 45 to 60 s (rule 9): no call of receive has
+// returned, and none of send that had to wait for 0.1 s or more. A transport of messages
+// shows no more than that: one on which a single payload may take longer needs RunLines,
+// or smaller events.
 func (l *Link) Run(ctx context.Context, send SendFunc, receive ReceiveFunc) error {
 	var t reusableTimer
 	defer t.stop()

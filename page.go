@@ -15,14 +15,6 @@ import (
 // goroutine at a time, except for a shared one, of which only readers remain. Its bytes may
 // belong to others: the table at held says to whom, and for how long they may be read.
 
-// sharedEvents are the decoded Events of one shared page, as all the payloads made of that
-// page have them. The first payload decodes them, for all; nobody writes to them. They live
-// as long as any payload that has them.
-type sharedEvents struct {
-	once   sync.Once
-	events []Event
-}
-
 // A pageMemory is the memory that log.read makes a page of: the slots, and the bytes if
 // they were copied. It is in the pool or with exactly one page. page.release returns it to the
 // pool for the next page to overwrite; a page that is never ended leaves it to the garbage
@@ -60,11 +52,11 @@ type page struct {
 	gaps        []Gap  // in order; in a page of a batch, perhaps the payload's own list
 	bytes       int    // of the events' JSON with a comma each, and gapBytes a gap
 
-	// How many use the page, and what has to be given back. At most one of memory and shared
-	// is set: a memory is overwritten after end, so it must not have further readers.
-	memory *pageMemory   // of a page that was read for one reader; nil: nothing to give back
-	shared *sharedEvents // of a page that several readers are given; nil: there is one reader
-	of     *log          // of a shared page: the log that it was read from, for others to find it
+	// How many use the page, and what has to be given back. At most one of memory and of is set:
+	// a memory is overwritten after end, so it must not have further readers.
+	memory *pageMemory // of a page that was read for one reader; nil: nothing to give back
+	of     *log        // of a shared page: the log that it was read from, for others to find it
+	fact   *fact       // of a shared page: what it says, for all its readers; nil: nobody asked yet
 
 	unchecked bool // at an agent: the events' data was published unread (StreamerConfig.TrustData)
 	private   bool // at a hub: a gap that was declared for one viewer, and is true for no other
@@ -98,13 +90,8 @@ func (p *page) jsonSize() int {
 
 // open returns the page's events for a caller to keep but not to change, and ends the page.
 // Events of bytes that stay (heldOwn, heldByLog) refer to those bytes; of bytes that are
-// about to be overwritten (heldByPool, heldByFrame) they get a copy. A shared page is
-// decoded once for all and is not ended: other readers still have its slots.
+// about to be overwritten (heldByPool, heldByFrame) they get a copy.
 func (p *page) open() (events []Event) {
-	if p.shared != nil {
-		p.shared.once.Do(func() { p.shared.events = decodeEvents(p.slots, nil) })
-		return p.shared.events
-	}
 	if p.held == heldByPool || p.held == heldByFrame {
 		events = p.ownEvents()
 	} else {

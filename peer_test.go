@@ -402,12 +402,19 @@ func (p *peer) askedAgain(r *ReplayRequestPayload, after uint64, limit int) {
 // asked wants the hub to ask the agent for a replay, under an id of its own.
 func (p *peer) asked(session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
 	p.t.Helper()
+	return p.askedFor(maxReplayRequestEvents, session, viewer, epoch, after, until)
+}
+
+// askedFor is asked for fewer events.
+func (p *peer) askedFor(limit int, session, viewer, epoch string, after, until uint64) *ReplayRequestPayload {
+	p.t.Helper()
 	got := p.next()
 	r, ok := got.(*ReplayRequestPayload)
 	if !ok {
 		p.t.Fatalf("got %s, want a replay request", payloadText(got))
 	}
 	want := request(session, viewer, r.RequestID, epoch, after, until)
+	want.Limit = limit
 	if diff := cmp.Diff(want, r); diff != "" {
 		p.t.Fatalf("replay request: -want +got\n%s", diff)
 	}

@@ -81,6 +81,7 @@ type EventBatchPayload struct {
 	// it unread too (StreamerConfig.TrustData). Other Events that a caller puts into a copy
 	// of the payload are checked like any.
 	trusted *Event
+	fact    *fact // whose payload this is, if it is one of many viewers; Append has its frame then
 }
 
 // AckBatchPayload says how far the receiver of a session is, and how much more it takes: the

@@ -18,8 +18,8 @@ import (
 // exist only while there is something to send; every other link has a goroutine of its
 // own. For one link there is one call at a time. So send has to be quick, such as an
 // append to the connection's own queue: one that blocks holds up other links. The
-// payload is read-only, since viewers share the events. It may be kept, which also keeps
-// up to seven neighbouring payloads in memory. An error of send ends the link, and send
+// payload is read-only and may be kept; many viewers may be given the same one, of which
+// Append then encodes the events only once. An error of send ends the link, and send
 // is not called again.
 //
 // When ctx ends, the link is closed. To learn when the link is over, for whatever
@@ -56,15 +56,15 @@ func (l *Link) Push(ctx context.Context, send SendFunc) error {
 // good, so that nobody sends any more. It has no lock: state decides which goroutine may
 // call send, a worker of the pool or the one that serves a cohort.
 type pushWriter struct {
-	l       *Link
-	workers *workerPool
-	ctx     context.Context
-	cancel  context.CancelFunc
-	send    SendFunc
-	release func() bool // takes back what was registered with the caller's ctx
-
 	state atomic.Int32
-	place sched.Element[job] // in the queue of workers, whose lock protects it
+	send  SendFunc
+	ctx   context.Context
+	l     *Link
+
+	workers *workerPool
+	place   sched.Element[job] // in the queue of workers, whose lock protects it
+	cancel  context.CancelFunc
+	release func() bool // takes back what was registered with the caller's ctx
 	// The timer wakes the writer when a task of the link is due, and also looks for a link that
 	// died while send is stuck. at is for the worker that has the link;
 	// fired tells it that at is void.

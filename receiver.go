@@ -98,6 +98,22 @@ func (rc *receiver) refuseLocked(now time.Time, seq uint64, err *ProtocolError) 
 	rc.ha.h.refusedPayloads.Add(1)
 }
 
+// awaitConfirmLocked gives up what was received from a refused event on, if the agent has not
+// confirmed the refusal for as long as it would have waited before it says anything again. It may
+// have stopped the session, and its others need the room. If it has not, a nack brings it again.
+func (rc *receiver) awaitConfirmLocked(now time.Time) {
+	s := rc.s
+	if len(s.refused) == 0 {
+		return
+	}
+	if at := rc.refusedAt.Add(timerFirst); now.Before(at) {
+		rc.ha.schedule(&rc.task, at)
+		return
+	}
+	s.dropPagesLocked()
+	rc.acks.missing()
+}
+
 // wakeLocked makes the link call next when the ack is due, if one is owed.
 func (rc *receiver) wakeLocked(now time.Time) {
 	if due, next := rc.acks.due(now); due {
@@ -125,6 +141,7 @@ func (rc *receiver) next(now time.Time) Payload {
 		rc.refusals = rc.refusals[1:]
 		return p
 	}
+	rc.awaitConfirmLocked(now)
 	if due, next := rc.acks.due(now); !due {
 		if !next.IsZero() {
 			rc.ha.schedule(&rc.task, next)

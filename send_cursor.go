@@ -133,7 +133,7 @@ type ackVerdict uint8
 const (
 	ackTaken  ackVerdict = iota // acked is to be its number, which may be lower
 	ackStale                    // it is older than one that was taken: changes nothing
-	ackBeyond                   // it is beyond the limit: the link has to fail
+	ackBeyond                   // it is beyond the limit: changes nothing, and is refused
 )
 
 // limit is the highest ack that is believed (rule 6). A first ack may be about anything that

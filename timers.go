@@ -47,7 +47,7 @@ const (
 	staleEvery = time.Second
 
 	// endedTTL is how long an agent remembers a session whose end was acknowledged. The
-	// hub keeps its events twice as long, from when the agent last spoke of it (rule 16).
+	// hub keeps its events longer (rule 16, HubConfig.EndedTTL).
 	endedTTL = 5 * time.Minute
 
 	// pastEpochTTL is how long the hub keeps the log of the epoch before, for viewers that

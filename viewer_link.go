@@ -84,6 +84,10 @@ func (vl *viewerLink) handle(_ context.Context, now time.Time, p Payload) error 
 		if vl.isCurrentLocked(cmp.Or(p.Link, vl.id), p.ViewerID) { // without a link it is true on any
 			vl.batchLocked(now, p)
 		}
+	case *fact:
+		if vl.isCurrentLocked(vl.id, "") {
+			vl.batchLocked(now, &p.eventBatch)
+		}
 	case *ErrorPayload:
 		return vl.refusedLocked(now, p)
 	default:

@@ -103,13 +103,13 @@ func BenchmarkFanOutAccept(b *testing.B) {
 type turns struct {
 	*pair
 	*tally
-	links []*gvstream.Link
+	seats []*seat
 }
 
 func newTurns(tb testing.TB, viewers int) fan {
 	f := &turns{pair: newPair(tb), tally: newTally(viewers)}
 	for i := range viewers {
-		f.links = append(f.links, f.watch(i))
+		f.seats = append(f.seats, f.watch(i))
 	}
 	f.serve()
 	return f
@@ -122,11 +122,9 @@ func (f *turns) publish(n int, data []byte) {
 
 // serve gives each viewer what has come together for it.
 func (f *turns) serve() {
-	for _, l := range f.links {
-		for p := ready(f.tb, l); p != nil; p = ready(f.tb, l) {
-			if b, ok := p.(*gvstream.EventBatchPayload); ok {
-				f.add(len(b.Events))
-			}
+	for _, v := range f.seats {
+		for p := ready(f.tb, v.link); p != nil; p = ready(f.tb, v.link) {
+			f.add(v.take(p))
 		}
 	}
 }
@@ -146,7 +144,7 @@ func newTally(viewers int) *tally { return &tally{viewers: viewers, reached: mak
 func (t *tally) expect(n int) { t.target.Add(int64(n * t.viewers)) }
 
 func (t *tally) add(n int) {
-	if t.n.Add(int64(n)) == t.target.Load() { // zero, if nobody waits
+	if n > 0 && t.n.Add(int64(n)) == t.target.Load() { // zero, if nobody waits
 		t.reached <- struct{}{}
 	}
 }
@@ -164,7 +162,8 @@ func newPushes(tb testing.TB, viewers int) fan {
 	f.publishOne(payload(64)) // the session is there before they come
 	f.expect(1)
 	for i := range viewers {
-		must(tb, f.watch(i).Push(ctx, f.sink))
+		v := f.watch(i)
+		must(tb, v.link.Push(ctx, f.sink(v)))
 	}
 	f.wait()
 	return f
@@ -184,19 +183,19 @@ func newRuns(tb testing.TB, viewers int) fan {
 	var ended sync.WaitGroup
 	tb.Cleanup(func() { cancel(); ended.Wait() })
 	for i := range viewers {
-		l := f.watch(i)
-		ended.Go(func() { l.Run(ctx, f.sink, silence) })
+		v := f.watch(i)
+		ended.Go(func() { v.link.Run(ctx, f.sink(v), silence) })
 	}
 	f.wait()
 	return f
 }
 
 // sink is a viewer's connection.
-func (f *runs) sink(_ context.Context, p gvstream.Payload) error {
-	if b, ok := p.(*gvstream.EventBatchPayload); ok {
-		f.add(len(b.Events))
+func (f *runs) sink(v *seat) gvstream.SendFunc {
+	return func(_ context.Context, p gvstream.Payload) error {
+		f.add(v.take(p))
+		return nil
 	}
-	return nil
 }
 
 // silence receives nothing.

@@ -11,6 +11,8 @@ const (
 	session = "build-42"
 	linkID  = "bench"
 	window  = 1 << 20
+
+	usualWindow = 1024 // of a viewer that names none
 )
 
 // streamerConfig keeps as many events as every other store here. It does not
@@ -156,13 +158,43 @@ func (p *pair) carry(from, to *gvstream.Link) bool {
 	return len(p.buf) > 0
 }
 
+// A seat is a viewer's link with a cursor on the session, and what came of it. It acknowledges
+// as a Viewer does that reads at once: with half of the usual window.
+type seat struct {
+	id      string
+	link    *gvstream.Link
+	hubLink string // the hub's name for it
+	unacked int
+}
+
+// take deals with a payload to the viewer, and returns how many events it has. It may be called
+// by any goroutine, so it can't end the test.
+func (v *seat) take(p gvstream.Payload) int {
+	switch p := p.(type) {
+	case *gvstream.WelcomePayload:
+		v.hubLink = p.Link
+	case *gvstream.EventBatchPayload:
+		if v.unacked += len(p.Events); v.unacked >= usualWindow/2 {
+			v.unacked = 0
+			err := v.link.Handle(gone, &gvstream.AckBatchPayload{
+				SessionID: session, ViewerID: v.id, Epoch: p.Epoch, Link: v.hubLink, UpToSeq: p.LastSeq,
+			})
+			if err != nil {
+				panic(err)
+			}
+		}
+		return len(p.Events)
+	}
+	return 0
+}
+
 // watch makes a viewer's link with a cursor on the session.
-func (p *pair) watch(i int) *gvstream.Link {
+func (p *pair) watch(i int) *seat {
 	id := fmt.Sprint("viewer-", i)
 	l := p.hub.ConnectViewer(id)
 	must(p.tb, l.Handle(gone, &gvstream.HelloPayload{V: 1, Role: "viewer"}))
 	must(p.tb, l.Handle(gone, &gvstream.WatchPayload{SessionID: session, ViewerID: id}))
-	return l
+	return &seat{id: id, link: l}
 }
 
 // accept publishes, and has the hub accept.

@@ -101,6 +101,40 @@ func TestFoundF04(t *testing.T) {
 	}
 }
 
+// A viewer that begins with the first event, of which the hub holds only the last five, over an
+// agent's connections that each carry a few events: a replay batch of 16 KiB never arrived, however
+// often it was asked for. After a connection that brought nothing the hub asks for less.
+func TestFoundF04Replay(t *testing.T) {
+	const events, size = 100, 250
+	for name, carries := range map[string]int{"a few events each": 2000, "one event each": 900} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub, st := gvstream.NewHub(&gvstream.HubConfig{LogEvents: 5}), gvstream.NewStreamer(nil)
+				publishSized(t, st, events, size)
+				agent := func() *gvstream.Link { return hub.ConnectAgent("a") }
+				cutting(t, slowconn.Way{}, slowconn.Way{}, 2, st.Connect, agent, func() bool { return accepted(hub, "s") == events })
+				v := newViewer(t, "s", gvstream.Position{})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer pass(time.Second)
+				defer cancel()
+				near, far := slowconn.Pipe(slowconn.Way{}, slowconn.Way{})
+				go v.Connect().RunLines(ctx, near)
+				go hub.ConnectViewer("v").RunLines(ctx, far)
+				got := uint64(0)
+				n := cutting(t, slowconn.Way{CutAfter: carries}, slowconn.Way{}, events+5, st.Connect, agent, func() bool {
+					for _, it := range readItems(t, v) {
+						if got++; it.Event == nil || it.Seq != got {
+							t.Fatalf("%v, want event %d", it, got)
+						}
+					}
+					return got == events
+				})
+				t.Logf("%d connections of %d bytes", n, carries)
+			})
+		})
+	}
+}
+
 // publishSized publishes events whose JSON has about that many bytes.
 func publishSized(t *testing.T, st *gvstream.Streamer, n, size int) {
 	t.Helper()
