@@ -385,8 +385,8 @@ func (w *simWorld) quiesce() {
 
 // trial puts the world, which is at rest, through one thing that goes on for a while, or none.
 func (w *simWorld) trial() {
-	c := w.choose(14)
-	if c == 0 || c > 7 || len(w.viewers) < 4 {
+	c := w.choose(20)
+	if c == 0 || c > 8 || len(w.viewers) < 4 {
 		return
 	}
 	w.inside = true // no viewer leaves or comes while something is pushed
@@ -403,7 +403,9 @@ func (w *simWorld) trial() {
 		w.slowAgent(a)
 	case c == 5:
 		w.stuckViewer(w.viewers[w.choose(len(w.viewers))])
-	case c > 5:
+	case c == 8 && !a.away:
+		w.refuseOne(a)
+	case c == 6 || c == 7:
 		w.stuckStore(simIDs[w.choose(len(simIDs))], c == 7)
 	}
 }
@@ -436,12 +438,12 @@ func (w *simWorld) frailAgent(a *simAgent) {
 		}
 		return sum
 	}
-	for w.err == nil {
+	for range 3 * 40 { // there are at most 30 events pending in each session, and a gap or two
 		w.connectAgent(a)
 		a.wire.left = one + 1
 		before := reached()
 		w.work(time.Second)
-		if !a.wire.cut {
+		if !a.wire.cut || w.err != nil {
 			break
 		}
 		if reached() <= before {
@@ -509,7 +511,7 @@ func (w *simWorld) slowAgent(a *simAgent) {
 	for _, id := range a.ids {
 		if s := a.st.sessions[id]; s != nil && publishError(s) == nil && s.acked == s.log.head {
 			a.wire.rate, a.wire.once = 25, make(map[simKey]uint64)
-			w.plain, w.large = true, true
+			w.plain, w.always = true, 56
 			w.publish(a, id, 2)
 			break
 		}
@@ -517,7 +519,7 @@ func (w *simWorld) slowAgent(a *simAgent) {
 	for range 150 {
 		w.work(time.Second)
 	}
-	w.large = false
+	w.always = 0
 	a.wire.rate, a.wire.once = 0, nil
 	w.drain(nil)
 	w.restAgain("rule 9", "", 2*time.Minute)
@@ -563,6 +565,21 @@ func (w *simWorld) stuckStore(id string, hangs bool) {
 	w.restAgain("L8", id, 2*time.Second+w.replayPatience())
 	w.hung, w.failing = "", ""
 	w.restAgain("L8", "", time.Minute+w.replayPatience())
+}
+
+// refuseOne: rule 11. An event that the store refuses is a gap as soon as the agent has heard of it.
+func (w *simWorld) refuseOne(a *simAgent) {
+	id := a.ids[w.choose(len(a.ids))]
+	if s := a.st.sessions[id]; s == nil || publishError(s) != nil || w.ahead(s.epoch) {
+		return
+	}
+	w.plain = true
+	w.publish(a, id, w.choose(2))
+	w.always = 59
+	w.publish(a, id, 1)
+	w.always = 0
+	w.publish(a, id, 2)
+	w.restAgain("L1", "", 8*time.Second+w.replayPatience())
 }
 
 // work lets everything work for some time.

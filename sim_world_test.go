@@ -141,7 +141,7 @@ type simWorld struct {
 	carries   int  // how many bytes of data transports carry in a payload; 0: as many as there are
 	frail     int  // how many bytes new wires carry before they break; 0: as many as there are
 	slow      int  // how many in a second; 0: in no time
-	large     bool // all events are
+	always    int  // the kind of all events; 0: any, see event
 	upsets    int  // how often something is upset, of a hundred steps
 	cuts      int  // and cut
 
@@ -568,10 +568,8 @@ func (w *simWorld) wallOf(a *simAgent) time.Time { return w.now.Add(a.lead + a.w
 func (w *simWorld) event(a *simAgent) Event {
 	w.serial++
 	data := fmt.Appendf(nil, `"%s/%d`, a.id, w.serial)
-	c := 0
-	if w.large {
-		c = 56
-	} else if !w.plain {
+	c := w.always
+	if c == 0 && !w.plain {
 		c = w.choose(60)
 	}
 	switch c {
