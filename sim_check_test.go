@@ -696,11 +696,10 @@ func (w *simWorld) stopWatch(v *simViewer, r *simReader, q *queued) {
 	}
 	r.stopped = err.Code
 	switch {
-	case err.Code == CodeReplayAhead && w.backward:
+	case (err.Code == CodeReplayAhead || err.Code == CodeAckBeyondSent) && w.backward:
 	case err.Code == CodeForbidden && w.everForbidden && !v.local:
 	case err.Code == CodeLimitExceeded && len(v.seen) > w.hubCfg.MaxWatches && w.hubCfg.MaxWatches > 0:
 	case err.Code == CodeLimitExceeded && w.rewatched && w.hubCfg.MaxWatches > 0: // an unwatch was lost
-	case err.Code == CodeAckBeyondSent && w.rewatched && w.backward: // an ack of another watch came late
 	default:
 		w.fail("honest: %s: unexpected error %v", v.id, q.err)
 	}
