@@ -24,6 +24,8 @@ type budget[S evictor] struct {
 	max  int64
 	used atomic.Int64 // atomic, so that publishers don't queue
 
+	waiting atomic.Bool // somebody may wait for freed; wait sets it before the waiter looks once more
+
 	mu    sync.Mutex    // level 4; protects the fields below, and the sessions' places in aged
 	aged  sched.Heap[S] // by the time of their oldest acknowledged event
 	freed sched.Signal  // bytes were released, or may be evicted
@@ -56,10 +58,16 @@ func (b *budget[S]) release(n int) {
 	if n == 0 {
 		return
 	}
-	b.used.Add(int64(-n))
-	b.mu.Lock()
+	if b.used.Add(int64(-n)); b.waiting.Load() {
+		b.mu.Lock()
+		b.wakeLocked()
+		b.mu.Unlock()
+	}
+}
+
+func (b *budget[S]) wakeLocked() {
+	b.waiting.Store(false)
 	b.freed.Broadcast()
-	b.mu.Unlock()
 }
 
 // wait returns a channel that is closed when bytes are released or become evictable: take
@@ -67,6 +75,7 @@ func (b *budget[S]) release(n int) {
 func (b *budget[S]) wait() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.waiting.Store(true)
 	return b.freed.Wait()
 }
 
@@ -83,7 +92,7 @@ func (b *budget[S]) offer(e *sched.Entry[S], s S, oldest time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.aged.Set(e, s, oldest)
-	b.freed.Broadcast()
+	b.wakeLocked()
 }
 
 // forget takes back what was offered, if it is still in the heap, so that nothing holds a session

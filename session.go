@@ -162,14 +162,13 @@ func (s *Session) offerLocked(d *preparedEvent) (uint64, error) {
 	}
 	s.ownLifeLocked()
 	n := s.log.publish(d)
-	s.st.budget.release(d.size() - n)
 	s.pendingEvents++
 	s.pendingBytes += n
 	if d.ev.End {
 		s.hasEnded = true
 		s.changed.Broadcast() // publishers that wait for room wait in vain
 	}
-	s.trimLocked()
+	s.trimLocked(d.size() - n)
 	s.wakeSenderLocked()
 	return s.log.head, nil
 }
@@ -237,9 +236,10 @@ func (s *Session) countLostLocked(n uint64) {
 // trimLocked evicts what is acknowledged and more than is kept for replay. If the oldest
 // event is acknowledged, it offers the session to the budget, which evicts the oldest of
 // all sessions when others need the room. One offer stands until the budget looks at it:
-// updating it each time would take the budget's lock for each event.
-func (s *Session) trimLocked() {
-	s.st.budget.release(s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
+// updating it each time would take the budget's lock for each event. What was reserved and is
+// not needed is released in the same step.
+func (s *Session) trimLocked(unneeded int) {
+	s.st.budget.release(unneeded + s.log.trim(s.acked, s.st.cfg.ReplayEvents, s.st.cfg.ReplayBytes))
 	if s.aged {
 		return
 	}
@@ -267,7 +267,7 @@ func (s *Session) evictOldest(believed time.Time) {
 			break
 		}
 	}
-	s.trimLocked()
+	s.trimLocked(0)
 }
 
 // wakeSenderLocked makes the link ask the sender for a batch, unless it is about to anyway.
@@ -291,7 +291,7 @@ func (s *Session) freeLocked(now time.Time, upTo uint64) (events, bytes int) {
 	s.pendingEvents -= events
 	s.pendingBytes -= bytes
 	s.acked = upTo
-	s.trimLocked()
+	s.trimLocked(0)
 	s.changed.Broadcast()
 	if s.hasEnded && s.acked == s.log.head {
 		at := now.Add(endedTTL)
