@@ -78,7 +78,7 @@ func connection(tb testing.TB) (near, far net.Conn) {
 func endToEndGvstream(tb testing.TB, cfg *gvstream.StreamerConfig, runLines func(*gvstream.Link, context.Context, io.ReadWriteCloser) error, data []byte, n int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	near, far := connection(tb)
-	st, hub := gvstream.NewStreamer(cfg), gvstream.NewHub(nil)
+	st, hub := gvstream.NewStreamer(cfg), gvstream.NewHub(hubConfig())
 	ended := make(chan struct{}, 2)
 	run := func(l *gvstream.Link, c net.Conn) {
 		runLines(l, ctx, c)

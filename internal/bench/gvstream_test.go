@@ -24,6 +24,9 @@ func streamerConfig() *gvstream.StreamerConfig {
 	}
 }
 
+// hubConfig keeps as many events, too.
+func hubConfig() *gvstream.HubConfig { return &gvstream.HubConfig{LogEvents: history} }
+
 // trusting has Publish take the caller's word that Data is JSON, as every peer
 // does that does not look into the payload.
 func trusting(cfg *gvstream.StreamerConfig) *gvstream.StreamerConfig {
@@ -59,7 +62,7 @@ func (a *agent) connect() {
 	if _, ok := a.next().(*gvstream.HelloPayload); !ok {
 		a.tb.Fatal("no hello")
 	}
-	a.handle(&gvstream.WelcomePayload{V: 1, Link: linkID, WindowEvents: window})
+	a.handle(&gvstream.WelcomePayload{V: 1, Link: linkID, WindowEvents: window, WindowBytes: 1 << 30})
 }
 
 // next is the next payload that is ready, or nil.
@@ -135,7 +138,7 @@ type pair struct {
 }
 
 func newPair(tb testing.TB) *pair {
-	p := &pair{tb: tb, st: gvstream.NewStreamer(streamerConfig()), hub: gvstream.NewHub(nil)}
+	p := &pair{tb: tb, st: gvstream.NewStreamer(streamerConfig()), hub: gvstream.NewHub(hubConfig())}
 	p.up, p.down = p.st.Connect(), p.hub.ConnectAgent("agent-1")
 	var err error
 	p.s, err = p.st.Session(session)

@@ -72,7 +72,7 @@ type hubLink struct {
 }
 
 func newHubLink(tb testing.TB) *hubLink {
-	h := &hubLink{tb: tb, hub: gvstream.NewHub(&gvstream.HubConfig{Window: 2})} // each batch is acknowledged
+	h := &hubLink{tb: tb, hub: gvstream.NewHub(&gvstream.HubConfig{Window: 2, LogEvents: history})} // each batch is acknowledged
 	h.down = h.hub.ConnectAgent("agent-1")
 	must(tb, h.down.Handle(gone, &gvstream.HelloPayload{V: 1, Role: "agent"}))
 	welcome, ok := ready(tb, h.down).(*gvstream.WelcomePayload)
