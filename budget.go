@@ -60,14 +60,10 @@ func (b *budget[S]) release(n int) {
 	}
 	if b.used.Add(int64(-n)); b.waiting.Load() {
 		b.mu.Lock()
-		b.wakeLocked()
+		b.waiting.Store(false)
+		b.freed.Broadcast()
 		b.mu.Unlock()
 	}
-}
-
-func (b *budget[S]) wakeLocked() {
-	b.waiting.Store(false)
-	b.freed.Broadcast()
 }
 
 // wait returns a channel that is closed when bytes are released or become evictable: take
@@ -92,7 +88,8 @@ func (b *budget[S]) offer(e *sched.Entry[S], s S, oldest time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.aged.Set(e, s, oldest)
-	b.wakeLocked()
+	b.waiting.Store(false)
+	b.freed.Broadcast()
 }
 
 // forget takes back what was offered, if it is still in the heap, so that nothing holds a session

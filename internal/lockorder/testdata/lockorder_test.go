@@ -23,9 +23,9 @@ func TestLockChecks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	panics("without the lock", func() { s.trimLocked() })
+	panics("without the lock", func() { s.trimLocked(0) })
 	s.mu.Lock()
-	s.trimLocked()
+	s.trimLocked(0)
 	panics("the Streamer's under a session's", func() { st.mu.Lock() })
 	panics("two sessions'", func() { other.mu.Lock() })
 	panics("a callback", func() { unlocked(t.Log) })
