@@ -499,10 +499,17 @@ func (w *simWorld) checkSentOnce(x *simWire, from *simEnd, p Payload) {
 		return
 	}
 	k := simKey{b.SessionID, b.Epoch}
-	if top, ok := x.once[k]; ok && b.FirstSeq <= top {
+	top, ok := x.once[k]
+	x.once[k] = max(top, b.LastSeq)
+	switch {
+	case !ok || b.FirstSeq > top || x.again != nil && len(b.Events) == 0: // gaps take nothing of a window
+	case x.again == nil:
 		w.fail("rule 9: %s sends again what was not lost: %s", from.name, brief(p))
+	default:
+		if x.again[k]++; x.again[k] > 1 { // the timer expires once
+			w.fail("S15: %s sends again more than one batch, and hears nothing: %s", from.name, brief(p))
+		}
 	}
-	x.once[k] = b.LastSeq
 }
 
 // livingHub is the hub's link on a wire, if it is alive.
@@ -807,7 +814,7 @@ func (w *simWorld) afterHub(before [4]simLife) {
 	w.noteStarts()
 	for i, now := range w.lives() {
 		was := before[i]
-		if was.owner != "" && now.owner != "" && now.owner != was.owner && now.s == was.s && now.forgets == was.forgets && !w.claims { // rule 4
+		if was.owner != "" && now.owner != "" && now.owner != was.owner && now.s == was.s && now.forgets == was.forgets && !w.claims && !w.tookOver[[2]string{now.owner, simIDs[i]}] { // rule 4
 			w.fail("S6: %s belonged to %s, and now to %s", simIDs[i], was.owner, now.owner)
 		}
 		if now.epoch != "" && now.epoch < was.epoch && now.s == was.s && now.forgets == was.forgets { // rule 2

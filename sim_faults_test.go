@@ -386,7 +386,7 @@ func (w *simWorld) quiesce() {
 // trial puts the world, which is at rest, through one thing that goes on for a while, or none.
 func (w *simWorld) trial() {
 	c := w.choose(20)
-	if c == 0 || c > 8 || len(w.viewers) < 4 {
+	if c == 0 || c > 9 || len(w.viewers) < 4 {
 		return
 	}
 	w.inside = true // no viewer leaves or comes while something is pushed
@@ -405,6 +405,8 @@ func (w *simWorld) trial() {
 		w.stuckViewer(w.viewers[w.choose(len(w.viewers))])
 	case c == 8 && !a.away:
 		w.refuseOne(a)
+	case c == 9:
+		w.deafViewer(w.viewers[w.choose(3)])
 	case c == 6 || c == 7:
 		w.stuckStore(simIDs[w.choose(len(simIDs))], c == 7)
 	}
@@ -546,6 +548,36 @@ func (w *simWorld) stuckViewer(v *simViewer) {
 	}
 	v.stuck = false
 	v.wire.once = nil
+	w.restAgain("L2", "", 2*time.Minute)
+}
+
+// deafViewer: S15. A viewer's connection takes everything and delivers nothing: no more is under
+// way there than its window, and one batch of a session each time that the timer expires.
+func (w *simWorld) deafViewer(v *simViewer) {
+	if v.local || v.away || w.rewindowed {
+		return
+	}
+	w.plain = true
+	w.work(viewerAckDelay + time.Second) // all that was sent is acknowledged
+	x := v.wire
+	if x == nil || x.cut || x.old || x.peer.dead || x.hub.dead {
+		return
+	}
+	x.peer.deaf, x.once, x.again = true, make(map[simKey]uint64), make(map[simKey]int)
+	for range 2 {
+		for _, a := range w.agents {
+			for _, id := range a.ids {
+				if s := a.st.sessions[id]; s != nil && publishError(s) == nil {
+					w.publish(a, id, 2)
+				}
+			}
+		}
+		w.work(time.Second)
+	}
+	for range 5 {
+		w.work(5 * time.Second)
+	}
+	x.peer.deaf, x.once, x.again = false, nil, nil
 	w.restAgain("L2", "", 2*time.Minute)
 }
 

@@ -32,6 +32,7 @@ type simEnd struct {
 	lead  *time.Duration // how far the machine's clock is ahead
 	inbox []Payload
 	dead  bool // this side has noticed that the connection broke
+	deaf  bool // what is in the inbox does not get to it
 
 	// What this side is writing to a wire that is slow, or nil, since when and until when.
 	writing      Payload
@@ -48,6 +49,8 @@ type simWire struct {
 	left int               // how many bytes it carries before it breaks; 0: as many as there are
 	rate int               // how many in a second; 0: in no time
 	once map[simKey]uint64 // up to where each session was sent, if nothing may be sent twice
+	// How often it was sent again, if the receiver is deaf, or nil.
+	again map[simKey]int
 }
 
 // A simAgent is one agent: its Streamer is replaced when it restarts.
@@ -157,6 +160,7 @@ type simWorld struct {
 	forgetIn   string               // the session that the hub is to forget while its Commit runs
 	forbidden  map[[2]string]bool   // viewer and session
 	allowed    map[[2]string]bool   // agent and session, on the agent's link
+	tookOver   map[[2]string]bool   // of these, where another owned the session; the opening may come later
 	store      map[simKey]uint64    // what Commit has stored
 	ghosts     map[string][]Payload // payloads that were delivered, by receiver
 
@@ -239,7 +243,7 @@ func emptyWorld(src source) *simWorld {
 		src: src, now: simStart, ended: ctx,
 		random: rand.New(rand.NewPCG(1, 2)),
 		store:  make(map[simKey]uint64), truth: make(map[simKey]*simTruth),
-		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool), allowed: make(map[[2]string]bool),
+		ghosts: make(map[string][]Payload), forbidden: make(map[[2]string]bool), allowed: make(map[[2]string]bool), tookOver: make(map[[2]string]bool),
 		position: make(map[simKey]uint64), lied: make(map[simKey]bool), toldEnd: make(map[simKey]bool),
 		acks: make(map[*sender]uint64), acked: make(map[*Session]uint64), spoke: make(map[*Session]bool),
 		looked:   make(map[*log]logLook),
@@ -858,7 +862,7 @@ func (w *simWorld) busyEnds() []busyEnd {
 	w.busy = w.busy[:0]
 	for _, x := range w.wires {
 		w.arrive(x)
-		if len(x.peer.inbox) > 0 {
+		if len(x.peer.inbox) > 0 && !x.peer.deaf {
 			w.busy = append(w.busy, busyEnd{x, &x.peer})
 		}
 		if len(x.hub.inbox) > 0 {
@@ -889,7 +893,7 @@ func (w *simWorld) flow() {
 // changes nothing.
 func (w *simWorld) receive(x *simWire, to *simEnd) bool {
 	w.arrive(x)
-	if to.dead || len(to.inbox) == 0 {
+	if to.dead || to.deaf || len(to.inbox) == 0 {
 		return false
 	}
 	p := to.inbox[0]
@@ -1072,6 +1076,7 @@ func (w *simWorld) authorizeAgent(_ context.Context, agentID, sessionID, ownerID
 		return errors.New("not yours")
 	}
 	w.allowed[[2]string{agentID, sessionID}] = true
+	w.tookOver[[2]string{agentID, sessionID}] = ownerID != "" && ownerID != agentID
 	return nil
 }
 
