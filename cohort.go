@@ -169,7 +169,7 @@ func (co *cohort) readLocked() *page {
 		return nil
 	}
 	for _, c := range co.cursors {
-		if events, bytes, first := c.allowed(pageBytes); !c.window.full {
+		if events, bytes, first := c.allowed(c.s.h.sizes.batchBytes); !c.window.full {
 			if p := co.s.readLocked(l, span{after: co.seq, until: l.head, events: events, bytes: bytes, first: first}); p != nil {
 				return p
 			}
@@ -180,7 +180,7 @@ func (co *cohort) readLocked() *page {
 
 // hasRoomLocked reports whether the viewer has room for a page.
 func (c *cursor) hasRoomLocked(p *page) bool {
-	return !c.window.full && p.fits(c.allowed(pageBytes))
+	return !c.window.full && p.fits(c.allowed(c.s.h.sizes.batchBytes))
 }
 
 // claimLocked makes the caller the one that may send to the viewer, if its link is pushed

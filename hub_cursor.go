@@ -382,7 +382,7 @@ func (c *cursor) resolveLogLocked() *log {
 // not learn of it (rule 16).
 func (c *cursor) nextPageLocked(now time.Time, l *log) *page {
 	s := c.s
-	events, bytes, first := c.allowed(pageBytes)
+	events, bytes, first := c.allowed(c.s.h.sizes.batchBytes)
 	switch {
 	case c.sent >= l.head:
 		c.parkLocked()

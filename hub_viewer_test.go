@@ -901,3 +901,36 @@ func TestHubAuthorizePanics(t *testing.T) {
 		t.Errorf("%d watches are being authorized, %d sessions", n, len(h.sessions))
 	}
 }
+
+// MaxBatchBytes bounds what a hub sends to a viewer as well; nothing looked at it.
+func TestHubMaxBatchBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxBatchBytes: 16 << 10})
+		a := playAgent(t, h, "agent")
+		for i := uint64(1); i <= 200; i++ {
+			b := a.batch("s", "e1", i, i)
+			b.Events[0].Data = []byte(`"` + string(make1k()) + `"`)
+			a.send(b)
+		}
+		v := playViewer(t, h, "tab")
+		v.send(&WatchPayload{SessionID: "s", WindowEvents: 1000, WindowBytes: 1 << 20})
+		most := 0
+		for _, p := range v.drain() {
+			if b, ok := p.(*EventBatchPayload); ok {
+				line, _ := Marshal(b)
+				most = max(most, len(line))
+			}
+		}
+		if most > 16<<10 {
+			t.Errorf("a batch of %d bytes, at most %d", most, 16<<10)
+		}
+	})
+}
+
+func make1k() []byte {
+	b := make([]byte, 1000)
+	for i := range b {
+		b[i] = 'x'
+	}
+	return b
+}
