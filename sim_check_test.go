@@ -449,8 +449,9 @@ func (w *simWorld) checkSent(x *simWire, from *simEnd, p Payload) {
 		w.checkNacks(from, p)
 	case *WatchPayload:
 		delete(w.nacks, simAsker{from.link, p.SessionID})
-		if !p.Stop { // but to each link of the hub's that it takes this one for
-			w.checkOnce(from, p, "watch "+from.link.endpoint.(*viewerLink).id, p.SessionID)
+		if !p.Stop { // but anew after each welcome of a link that is another to it
+			vl := from.link.endpoint.(*viewerLink)
+			w.checkOnce(from, p, fmt.Sprint("watch ", vl.id, vl.v.welcomes), p.SessionID)
 		}
 	case *ReplayRequestPayload:
 		w.checkOnce(from, p, "replay", p.RequestID)
