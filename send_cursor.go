@@ -85,6 +85,7 @@ func (c *sendCursor) allowed(most int) (events, bytes, first int) {
 func (c *sendCursor) advance(last uint64, events, bytes int, acked uint64) {
 	if c.maxSentOnLink <= acked { // nothing was outstanding
 		c.timer.reset()
+		c.probing = false
 	}
 	c.sent, c.writing = last, true
 	c.maxSentOnLink = max(c.maxSentOnLink, last)
