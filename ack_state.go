@@ -39,7 +39,6 @@ type ackState struct {
 // is acknowledged after the delay, or at once at the end. If the sender has more, and does not
 // send it soon, it may be waiting for room: a large event can't go before this is acknowledged.
 func (a *ackState) accept(now time.Time, ended, more bool) {
-	a.lacks, a.again = false, false // what was missing has come
 	if a.since.IsZero() {
 		a.since = now
 	}
@@ -49,6 +48,10 @@ func (a *ackState) accept(now time.Time, ended, more bool) {
 	}
 	a.now = a.now || ended
 }
+
+// came notes that what was missing has come: what follows the last number received. With a store it
+// is accepted later.
+func (a *ackState) came() { a.lacks, a.again = false, false }
 
 // grant notes that the sender may go further: a hub has accepted events, a viewer's caller has
 // read some. That is said when it has come to half of the window, so that the sender hears of
@@ -75,11 +78,11 @@ func (a *ackState) missing() { a.lacks, a.again, a.now = true, true, true }
 // full notes that a batch was dropped for want of room. It is asked for in a second, by when
 // there may be some: what follows it until then is a hole that is known.
 func (a *ackState) full(now time.Time, accepted uint64) {
-	if !a.mayNack(now, accepted) {
-		return
+	a.lacks = true
+	if a.mayNack(now, accepted) {
+		a.again, a.nacked, a.nackedAt = true, accepted, now
 	}
-	a.lacks, a.again, a.nacked, a.nackedAt = true, true, accepted, now
-	if at := now.Add(nackEvery); a.at.IsZero() || at.Before(a.at) {
+	if at := a.nackedAt.Add(nackEvery); a.at.IsZero() || at.Before(a.at) {
 		a.at = at
 	}
 }

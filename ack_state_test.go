@@ -64,8 +64,13 @@ func TestAckState(t *testing.T) {
 		{"a hole is told at once", usual, func(a *ackState) { a.hole(start, 3) }, 0, true, true},
 		{"what was missing comes before the nack is sent", usual, func(a *ackState) {
 			a.hole(start, 3)
+			a.came()
 			a.accept(start, false, false)
 		}, 0, true, false},
+		{"what was received before it is accepted", usual, func(a *ackState) {
+			a.hole(start, 3)
+			a.accept(start, false, false)
+		}, 0, true, true},
 		{"the same hole within a second is not told again", usual, nackAgain(nackEvery-1, 3), nackEvery - 1, false, false},
 		{"the same hole is told again after a second", usual, nackAgain(nackEvery, 3), nackEvery, true, true},
 		{"another hole is told at once", usual, nackAgain(1, 4), 1, true, true},
@@ -82,6 +87,7 @@ func TestAckState(t *testing.T) {
 		{"not if what was missing has come", usual, func(a *ackState) {
 			a.hole(start, 3)
 			a.sent(start, 3)
+			a.came()
 			a.accept(start, false, false)
 		}, delay, true, false},
 		{"what was lost waits for an ack", usual, func(a *ackState) { a.lost() }, time.Hour, false, true},

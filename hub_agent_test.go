@@ -308,7 +308,7 @@ func TestHubCommitMerges(t *testing.T) {
 		a.want(a.nack("s", "e1", 0)) // of what is accepted: that is what an ack says
 		close(release)
 		pass(ackDelay)
-		a.want(a.ack("s", "e1", 2001))
+		a.want(a.nack("s", "e1", 2001)) // 2002 is still missing
 		if want := []int{batch, 10 * batch, 9*batch + 1}; !slices.Equal(want, calls) {
 			t.Errorf("calls of %v items, want %v", calls, want)
 		}
@@ -1155,8 +1155,7 @@ func TestHubBatchesWaitForOpening(t *testing.T) {
 		a.wantIdle("the store is asked")
 		answer <- 2
 		synctest.Wait()
-		pass(ackDelay)
-		a.want(a.ack("s", "e1", 9))
+		a.want(a.nack("s", "e1", 9))
 		if st := statOf(t, h, "s"); st.First != 3 || st.Acked != 9 || st.Head != 9 {
 			t.Errorf("session: %+v", st)
 		}
@@ -1724,5 +1723,166 @@ func TestHubAckRefused(t *testing.T) {
 			t.Error("still open")
 		}
 		a.refused(a.batch("s", "e1", 4, 4), &ErrorPayload{Code: CodeUnknownSession, SessionID: "s", Epoch: "e1"})
+	})
+}
+
+// What was dropped for want of room is asked for, also if what came before it is stored meanwhile:
+// that was taken for what was missing, and the agent waited for its timer.
+func TestHubDropsThenStores(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan bool)
+		h := NewHub(&HubConfig{MaxUncommittedBytes: 1, Commit: func(context.Context, string, string, []Item) error { <-release; return nil }})
+		a := playAgent(t, h, "agent")
+		a.send(a.batch("s", "e1", 1, 3))
+		a.send(a.batch("s", "e1", 4, 6)) // no room: dropped
+		release <- true
+		synctest.Wait()
+		nacked := false
+		for range 12 {
+			pass(time.Second)
+			for _, p := range a.drain() {
+				if ack, ok := p.(*AckBatchPayload); ok && ack.Nack {
+					nacked = true
+				}
+			}
+		}
+		if !nacked {
+			t.Error("no nack in 12 s")
+		}
+		h.Close()
+	})
+}
+
+// What is received while Resume runs for another epoch is stored when that fails. Nobody took it
+// up again, and it counted against MaxUncommittedBytes until a new event came.
+func TestHubResumeFailsWhileReceiving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan error)
+		stored := 0
+		h := NewHub(&HubConfig{
+			Resume: func(_ context.Context, _, epoch string) (uint64, error) {
+				if epoch == "e1" {
+					return 0, nil
+				}
+				return 0, <-answer
+			},
+			Commit: func(_ context.Context, _, _ string, items []Item) error { stored += len(items); return nil },
+		})
+		a := playAgent(t, h, "agent")
+		a.send(a.batch("s", "e1", 1, 1))
+		pass(ackDelay)
+		a.want(a.ack("s", "e1", 1))
+		a.send(a.status(entryOf("s", "e2", 1, 0, 0))) // Resume hangs
+		a.send(a.batch("s", "e1", 2, 3))
+		answer <- errors.New("down")
+		synctest.Wait()
+		for range 60 {
+			pass(time.Second)
+			a.drain()
+			a.send(a.batch("s", "e1", 2, 3)) // on its timer
+			a.send(a.status(entryOf("s", "e1", 1, 1, 3)))
+		}
+		if stored != 3 || len(h.uncommitted) > 0 {
+			t.Errorf("stored %d of 3, uncommitted %v", stored, h.uncommitted)
+		}
+		h.Close()
+	})
+}
+
+// A status that says the end does not take back the nack of what was lost before it.
+func TestHubEndStatusKeepsNack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		a.send(a.batch("s", "e1", 1, 3))
+		pass(ackDelay)
+		a.drain()
+		a.send(a.batch("s", "e1", 5, 6)) // 4 was lost
+		e := entryOf("s", "e1", 1, 3, 6)
+		e.Ended = true
+		a.send(a.status(e))
+		nacked := false
+		for _, p := range a.drain() {
+			if ack, ok := p.(*AckBatchPayload); ok && ack.Nack {
+				nacked = true
+			}
+		}
+		if !nacked {
+			t.Error("no nack")
+		}
+	})
+}
+
+type commitKey struct{}
+
+// The values of the link's ctx reach Commit, also if no batch came and a status says the end.
+func TestHubCommitValuesAtEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := any("not called")
+		h := NewHub(&HubConfig{
+			Resume: func(context.Context, string, string) (uint64, error) { return 3, nil },
+			Commit: func(ctx context.Context, _, _ string, items []Item) error { got = ctx.Value(commitKey{}); return nil },
+		})
+		a := playAgent(t, h, "agent")
+		e := entryOf("s", "e1", 1, 3, 3)
+		e.Ended = true
+		p := a.status(e)
+		a.fill(p)
+		a.link.Handle(context.WithValue(t.Context(), commitKey{}, "value"), p)
+		synctest.Wait()
+		if got != "value" {
+			t.Errorf("got %v", got)
+		}
+		h.Close()
+	})
+}
+
+// A session that its agent forgets while it is being opened refuses nobody else's. It was begun all
+// the same, counted against MaxSessions as one that is alive, and against its agent's limit not.
+func TestHubForgottenWhileOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan bool)
+		h := NewHub(&HubConfig{MaxSessions: 2, MaxAgentSessions: 1, AuthorizeAgent: func(_ context.Context, agent, _, _ string) error {
+			if agent == "bad" {
+				<-answer
+			}
+			return nil
+		}})
+		bad := playAgent(t, h, "bad")
+		for _, id := range []string{"a", "b"} {
+			bad.send(bad.status(entryOf(id, "e1", 1, 0, 0)))
+			e := entryOf(id, "e1", 1, 0, 0)
+			e.Forgotten = true
+			bad.send(bad.status(e))
+			answer <- true
+			synctest.Wait()
+		}
+		bad.link.Close()
+		good := playAgent(t, h, "good")
+		good.send(good.status(entryOf("s", "e1", 1, 0, 0)))
+		good.want(good.ack("s", "e1", 0))
+	})
+}
+
+// A batch that was dropped while its session was being opened is asked for as soon as it is open.
+func TestHubDropsWhileOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan bool)
+		h := NewHub(&HubConfig{MaxUncommittedBytes: 1, AuthorizeAgent: func(context.Context, string, string, string) error { <-answer; return nil }})
+		a := playAgent(t, h, "agent")
+		a.send(a.batch("s", "e1", 1, 3), a.batch("s", "e1", 4, 6)) // the second has no room
+		answer <- true
+		synctest.Wait()
+		nacked := false
+		for range 12 {
+			pass(time.Second)
+			for _, p := range a.drain() {
+				ack, ok := p.(*AckBatchPayload)
+				nacked = nacked || ok && ack.Nack
+			}
+		}
+		if !nacked {
+			t.Error("no nack in 12 s")
+		}
 	})
 }

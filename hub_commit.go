@@ -134,6 +134,7 @@ func (rc *receiver) takeLocked(ctx context.Context, now time.Time, p *page) {
 	tooLarge := p.loseLarger(h.cfg.MaxEventBytes)
 	if h.cfg.Commit == nil && len(s.pages) == 0 && len(tooLarge) == 0 {
 		p.pack()
+		rc.acks.came()
 		rc.acceptLocked(now, *p)
 		s.received = s.log.head
 		return
@@ -145,6 +146,7 @@ func (rc *receiver) takeLocked(ctx context.Context, now time.Time, p *page) {
 		return
 	}
 	p.keep()
+	rc.acks.came()
 	s.pages = append(s.pages, *p)
 	s.bytes += bytes
 	s.received = p.last
@@ -200,7 +202,9 @@ func (rc *receiver) confirmLocked(now time.Time, p *page) {
 // no store. It is called after whatever may have made something ready for that.
 func (s *hubSession) drainLocked(now time.Time) {
 	if s.h.cfg.Commit == nil {
-		s.acceptCallLocked(now, s.nextCallLocked())
+		if call := s.nextCallLocked(); len(call) > 0 {
+			s.acceptCallLocked(now, call)
+		}
 	} else if !s.busy && !s.turn && (s.endDueLocked(s.log.head) || len(s.pages) > 0 && (len(s.refused) == 0 || s.pages[0].first < s.refused[0])) {
 		s.h.commits.add(&s.commit.place, &s.commit)
 	}

@@ -33,6 +33,9 @@ type opening struct {
 	pages  []page // of batches that arrived meanwhile, in order from 1
 	bytes  int    // what they count against MaxUncommittedBytes
 
+	dropped bool   // a batch arrived that was not kept
+	id      string // the session's; set once
+
 	// Only its one worker uses these.
 	authorized bool
 	owner      string             // the owner that AuthorizeAgent was told of, if authorized
@@ -117,7 +120,7 @@ func (s *hubSession) noteStatusLocked(now time.Time, e SessionStatus) {
 // to wait for, the opening holds that from its start, as hold says: a worker may be done at once.
 func (ha *hubAgentLink) begin(ctx context.Context, now time.Time, o *opening, p *eventBatch) (held bool, err error) {
 	h := ha.h
-	o.ha = ha
+	o.ha, o.id = ha, o.entry.SessionID
 	o.ctx = callContext{ha.alive, context.WithoutCancel(ctx)}
 	atOnce := h.cfg.AuthorizeAgent == nil && h.cfg.Resume == nil
 	ha.mu.Lock()
@@ -164,7 +167,7 @@ func (o *opening) mergeLocked(other *opening) {
 }
 
 // hold keeps a batch of a session that is being opened, if it follows on what is held, and reports
-// whether it is of such a session. One that is not kept is asked for again by a nack.
+// whether it is of such a session. What is not kept is asked for again when the session is open.
 func (ha *hubAgentLink) hold(p *eventBatch) bool {
 	ha.mu.Lock()
 	defer ha.mu.Unlock()
@@ -184,12 +187,17 @@ func (ha *hubAgentLink) holdLocked(p *eventBatch) bool {
 	if n := len(o.pages); n > 0 {
 		next = o.pages[n-1].last + 1
 	}
-	if bytes := p.uncommitted(); p.FirstSeq == next && ha.h.reserve(ha.agentID, bytes) {
+	bytes := p.uncommitted()
+	switch {
+	case p.LastSeq < next: // a duplicate
+	case p.FirstSeq == next && ha.h.reserve(ha.agentID, bytes):
 		pg := p.page
 		pg.keep()
 		o.pages = append(o.pages, pg)
 		o.bytes += bytes
 		o.entry.HeadSeq = max(o.entry.HeadSeq, p.HeadSeq)
+	default:
+		o.dropped = true
 	}
 	return true
 }
@@ -197,7 +205,7 @@ func (ha *hubAgentLink) holdLocked(p *eventBatch) bool {
 // dropLocked drops what an opening of the link holds.
 func (o *opening) dropLocked() {
 	o.ha.h.unreserve(o.ha.agentID, o.bytes)
-	o.pages, o.bytes = nil, 0
+	o.pages, o.bytes, o.dropped = nil, 0, false
 }
 
 // work is one turn of a worker.
@@ -247,6 +255,7 @@ func (o *opening) run(now time.Time) (err error) {
 				return ofEpoch(tooMany(e.SessionID, int(h.knownSessions.Load()), h.cfg.MaxSessions), e.Epoch)
 			}
 		case errForgotten:
+			h.release(s)
 			return nil
 		case errGone, errChanged:
 		default:
@@ -262,7 +271,7 @@ func (o *opening) endTurn(now time.Time) {
 		return
 	}
 	o.turns = false
-	if s := o.ha.h.lookup(o.entry.SessionID); s != nil {
+	if s := o.ha.h.lookup(o.id); s != nil {
 		s.mu.Lock()
 		s.turn = false
 		s.drainLocked(now)
@@ -365,7 +374,7 @@ func (o *opening) open(now time.Time, s *hubSession, e SessionStatus) error {
 			return err
 		}
 	}
-	pages, err := o.attachLocked(now, s, counts)
+	pages, dropped, err := o.attachLocked(now, s, counts)
 	if err != nil {
 		return err
 	}
@@ -378,6 +387,10 @@ func (o *opening) open(now time.Time, s *hubSession, e SessionStatus) error {
 	}
 	for i := range pages {
 		s.receiver.batchLocked(o.ctx, now, &pages[i], e.HeadSeq) // the end is the last of them
+	}
+	if dropped {
+		s.receiver.acks.missing()
+		s.receiver.wakeLocked(now)
 	}
 	s.watchClockLocked()
 	return nil
@@ -392,9 +405,14 @@ func (o *opening) checkLocked(now time.Time, s *hubSession, e SessionStatus) err
 	if err := ha.failure(); err != nil {
 		return err
 	}
+	ha.mu.Lock()
+	forgotten := ha.openings[s.id] != o
+	ha.mu.Unlock()
 	switch {
 	case s.gone:
 		return errGone
+	case forgotten:
+		return errForgotten
 	case s.owner == "" || s.owner == ha.agentID:
 	case ha.h.cfg.AuthorizeAgent == nil:
 		return notYours(s.id)
@@ -440,6 +458,7 @@ func (o *opening) startLocked(now time.Time, s *hubSession, e SessionStatus) err
 			start, err = h.cfg.Resume(o.ctx, s.id, e.Epoch)
 			return err
 		})
+		s.drainLocked(now) // what came of the epoch before, if the session stays in it
 		if err := o.checkLocked(now, s, e); err != nil {
 			return err
 		}
@@ -478,15 +497,15 @@ func (s *hubSession) leavePlaceLocked(agentID string) {
 	}
 }
 
-// attachLocked opens the session on this link, and returns the batches that came meanwhile. If the
-// link has died, it has no map any more, so detach would not find a receiver that was put into it
+// attachLocked opens the session on this link, and returns the batches that came meanwhile, and
+// whether others were dropped. If the link has died, it has no map any more, so detach would not find a receiver that was put into it
 // now: such a session, which may have been begun just now, is away from its start, or it would
 // never expire.
 //
 // If another link has the session, the agent's older one or one of its former owner, it loses
 // it: what still comes there is of a session that is not open. All cursors look again, since
 // there is an agent now that can replay older events.
-func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]page, error) {
+func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) (pages []page, dropped bool, err error) {
 	ha := o.ha
 	rc := &receiver{s: s, ha: ha, acks: ackState{
 		delay: ackDelay, window: window{events: ha.h.cfg.Window, bytes: ha.h.cfg.WindowBytes},
@@ -495,7 +514,7 @@ func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]pag
 	ha.mu.Lock()
 	dead, changed := ha.sessions == nil, o.entry.Epoch != s.epoch
 	forgotten := ha.openings[s.id] != o
-	pages := o.pages
+	pages, dropped = o.pages, o.dropped
 	if !dead && !changed && !forgotten {
 		ha.sessions[s] = rc
 		o.dropLocked()
@@ -509,11 +528,15 @@ func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]pag
 		}
 		switch {
 		case dead:
-			return nil, ha.failure()
+			return nil, false, ha.failure()
 		case changed:
-			return nil, errChanged
+			return nil, false, errChanged
 		}
-		return nil, errForgotten
+		if s.owner == "" { // it began just now: nobody's, and never alive
+			s.listed, s.forgotten = now, true
+			s.overLocked()
+		}
+		return nil, false, errForgotten
 	}
 	if s.receiver != nil {
 		s.receiver.closeLocked()
@@ -524,7 +547,7 @@ func (o *opening) attachLocked(now time.Time, s *hubSession, counts bool) ([]pag
 	if s.forgotten {
 		s.aliveLocked()
 	}
-	s.receiver = rc
+	s.receiver, s.ctx = rc, context.WithoutCancel(o.ctx)
 	s.wakeAllLocked()
-	return pages, nil
+	return pages, dropped, nil
 }

@@ -151,7 +151,10 @@ func (s *hubSession) countBytesLocked() {
 		s.h.total.release(was - bytes)
 	}
 	s.logBytes = bytes
-	if at, ok := s.oldestLocked(); ok && !s.aged {
+	if s.aged {
+		return
+	}
+	if at, ok := s.oldestLocked(); ok {
 		s.aged = true
 		s.h.total.offer(&s.age, s, at)
 	}
@@ -214,6 +217,7 @@ func (s *hubSession) forgetEpochsLocked() {
 	}
 	s.dropIntakeLocked()
 	s.setOwnerLocked("")
+	s.endFetchesLocked() // it may have had no owner
 	s.aliveLocked()
 	s.history, s.page = history{}, nil
 	s.received, s.endsAt = 0, 0

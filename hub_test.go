@@ -589,10 +589,11 @@ func TestHubIsToldOfForgotten(t *testing.T) {
 		a.want(knows("e1", 0))
 		answer <- 0
 		synctest.Wait()
-		if len(h.owned)+len(h.uncommitted) != 0 || statOf(t, h, "s").Connected {
-			t.Errorf("counts: %v, %v", h.owned, h.uncommitted)
+		if len(h.owned)+len(h.uncommitted)+len(h.sessions) != 0 {
+			t.Errorf("counts: %v, %v, %v", h.owned, h.uncommitted, h.sessions)
 		}
 		a.send(a.batch("s", "e1", 1, 3))
+		answer <- 0
 		pass(ackDelay)
 		a.want(a.ack("s", "e1", 3))
 		b.refused(forget(b, "s", "e1"), &ErrorPayload{Code: CodeForbidden, SessionID: "s", Epoch: "e1"})

@@ -235,6 +235,7 @@ func (vl *viewerLink) batchLocked(now time.Time, p *eventBatch) {
 		sub.acks.lost()
 	default:
 		vl.acceptLocked(w, p)
+		sub.acks.came()
 		sub.acks.accept(now, w.ended, p.HeadSeq > w.received)
 	}
 	sub.sayLocked(now)
@@ -313,6 +314,7 @@ func (vl *viewerLink) sessionLocked(now time.Time, w *watch, s SessionStatus, an
 		w.subscription.againLocked()
 	case s.Ended && w.received == w.last:
 		vl.endLocked(w)
+		w.subscription.acks.came()
 		w.subscription.acks.accept(now, true, false)
 		w.subscription.sayLocked(now)
 	}
