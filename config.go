@@ -132,7 +132,7 @@ type HubConfig struct {
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
 	// Resume returns the last number of a session that the caller's store holds
 	// in an epoch that the hub does not know: 0 if none. If it returns an error,
-	// the agent is refused for now and tries again on its timer. If nil, the hub
+	// the agent is refused for now and asks again after a wait (rule 11). If nil, the hub
 	// believes the agent's own count of what was acknowledged (rule 5).
 	Resume func(ctx context.Context, sessionID, epoch string) (uint64, error)
 	// AuthorizeAgent says whether an agent may open a session: once for each link
@@ -141,7 +141,7 @@ type HubConfig struct {
 	// belongs to nobody; another agent's session is taken over, which that agent
 	// keeps while AuthorizeAgent runs. An error refuses the session for good, unless
 	// it is a *ProtocolError that is Retryable, or the error of a context that has
-	// ended: then the agent asks again on its timer. The agent is told no more of
+	// ended: then the agent asks again after a wait. The agent is told no more of
 	// the error than the Message of a *ProtocolError. If nil, any agent may open a
 	// session that belongs to nobody, and none may take another's (rule 4).
 	AuthorizeAgent func(ctx context.Context, agentID, sessionID, ownerID string) error

@@ -26,7 +26,8 @@ import (
 // A Hub takes the events of many agents, each exactly once and in order, and
 // serves them to many viewers, each at its own pace. It keeps one log a session, in
 // which every viewer is a cursor, and fetches older events from the agent. It starts
-// no goroutines except those of [Link.Run] and [Link.Push].
+// no goroutines except those of [Link.Run] and [Link.Push], and those that call AuthorizeAgent,
+// Resume and Commit.
 //
 // All methods are safe for concurrent use. Only the iteration of Items blocks.
 type Hub struct {

@@ -56,9 +56,9 @@ type SessionStatus struct {
 	Epoch     string `json:"epoch"`                // empty: the hub knows no such session (yet)
 	FirstSeq  uint64 `json:"first_seq"`            // first number the sender's log still holds
 	HeadSeq   uint64 `json:"head_seq"`             // agent: last number published; hub: last number accepted
-	AckSeq    uint64 `json:"ack_seq"`              // agent: last number acknowledged; hub: last number handed to this link
+	AckSeq    uint64 `json:"ack_seq"`              // agent: last number acknowledged; hub: last number acknowledged on this leg
 	Ended     bool   `json:"ended,omitempty"`      // HeadSeq is the session's last number
-	Forgotten bool   `json:"forgotten,omitempty"`  // agent: it has forgotten the session, which did not end
+	Forgotten bool   `json:"forgotten,omitempty"`  // agent: it has forgotten the session, which did not end; hub: it has heard that
 	PrevEpoch string `json:"prev_epoch,omitempty"` // the epoch before, if the hub knows it
 	PrevSeq   uint64 `json:"prev_seq,omitempty"`   // last number accepted of it
 }
@@ -95,7 +95,7 @@ type AckBatchPayload struct {
 	UpToSeq      uint64 `json:"up_to_seq"`               // inclusive; 0: nothing yet
 	Nack         bool   `json:"nack,omitempty"`          // what follows UpToSeq did not arrive: send again from there
 	Full         bool   `json:"full,omitempty"`          // there is no room beyond UpToSeq now
-	WindowEvents int    `json:"window_events,omitempty"` // events and gaps beyond UpToSeq that there is room for; 0: as said before
+	WindowEvents int    `json:"window_events,omitempty"` // events beyond UpToSeq that there is room for; 0: as said before
 	WindowBytes  int    `json:"window_bytes,omitempty"`  // bytes of their JSON; 0: as said before
 	ReadSeq      uint64 `json:"read_seq,omitempty"`      // a viewer's reader has dealt with what is up to here
 

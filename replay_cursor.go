@@ -3,8 +3,8 @@ package gvstream
 import "math"
 
 // maxReplayBytes is about how much one answer to a request with a limit takes (rule 12). A
-// hub holds one answer for each cursor that is below its log, so this bounds what a slow
-// viewer costs it. A limit of events alone would not: one event may take 1 MiB.
+// hub holds what it asked for until the last viewer has read it, so this bounds what a slow one
+// costs it. A limit of events alone would not: one event may take 1 MiB.
 const maxReplayBytes = 1 << 20
 
 // The pages of an answer begin with firstReplayPage bytes and double up to maxReplayPage, which is

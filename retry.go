@@ -4,7 +4,7 @@ import "time"
 
 // A retry is "the timer" of PROTOCOL.md: how long to wait for an answer before the same is
 // said again. Each thing that waits has one of its own: a handshake, a session at the agent,
-// a viewer's watch, a cursor's replay request. It is a value without a lock or a clock: its
+// a viewer's watch, a hub's cursor. It is a value without a lock or a clock: its
 // owner's lock protects it, and the time is passed in. It sets nothing off by itself: the
 // owner schedules its task for at, and asks expired then.
 //

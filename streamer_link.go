@@ -36,7 +36,7 @@ type streamerLink struct {
 	heartbeatAt time.Time       // when to give the next sign of life
 	toAnnounce  []*sender       // to be named in the next status: those with inToAnnounce
 	toForget    []SessionStatus // to be named in the next status as forgotten
-	unacked     []*sender       // that may have something unacknowledged: those with unacked
+	unacked     []*sender       // that may have something unacknowledged: those with inUnacked
 }
 
 // Connect makes the link of a new connection to the hub, and supersedes the one

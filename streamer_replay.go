@@ -70,7 +70,7 @@ func (sl *streamerLink) replay(p *ReplayRequestPayload) *ProtocolError {
 	return nil
 }
 
-// about adds to an error which request it answers, so that the hub finds the cursor.
+// about adds to an error which request it answers, so that the hub finds what asked.
 func about(p *ReplayRequestPayload, err *ProtocolError) *ProtocolError {
 	err.RequestID, err.ViewerID = p.RequestID, p.ViewerID
 	return err

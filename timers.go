@@ -6,10 +6,10 @@ import "time"
 // waits for one. Those that a caller may set stand in config.go.
 const (
 	// timerFirst is how long a side waits for an answer before it says the same again: a
-	// hello, a status, a batch, a replay request, a watch. It is long, since on a transport
+	// hello, a status, a batch, a watch. It is long, since on a transport
 	// that fails loudly nothing is lost without the link's end. The wait doubles each time,
 	// up to timerMax, so that a peer that is slow is not buried under repetitions, and
-	// begins anew after progress (rules 3, 5, 9, 12 and 14).
+	// begins anew after progress (rules 3, 5, 9 and 14).
 	timerFirst = 15 * time.Second
 	timerMax   = 2 * time.Minute
 

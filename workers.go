@@ -11,8 +11,9 @@ import (
 // A workerPool is a few goroutines that work for many links, in turn. A goroutine starts
 // when a job is added and fewer than size run, and ends when it finds no job, so that an
 // idle hub has none, however many viewers it has. A Hub has one pool for all its viewers'
-// links that push and for its sessions' cohorts; any other link that pushes has its own,
-// in which its one job keeps one goroutine busy at most.
+// links that push and for its sessions' cohorts, one for the calls of Commit, and one for the
+// sessions that are being opened; any other link that pushes has its own, in which its one job
+// keeps one goroutine busy at most.
 //
 // Jobs take turns: each does a bounded amount of work and queues itself again if there is
 // more. A job whose send or callback blocks holds up one goroutine, and size of them the
