@@ -192,6 +192,27 @@ func TestUncarriedIsPrivate(t *testing.T) {
 	})
 }
 
+// An end that one viewer's transport can't carry is said by a status at once. The viewer heard of it
+// by the next sign of life, up to 15 s later.
+func TestUncarriedEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		a := playAgent(t, h, "agent")
+		a.feed("s", "e1", 1, 1)
+		v := playViewer(t, h, "tab")
+		v.send(v.watch("s", "e1", 1))
+		v.drain()
+		a.send(a.last("s", "e1", 2))
+		p, err := v.link.Next(endedContext)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.link.carryLess(p)
+		v.want(v.private(v.lost("s", "e1", 2, 2, ReasonRejected)),
+			v.status(SessionStatus{SessionID: "s", Epoch: "e1", FirstSeq: 1, HeadSeq: 2, AckSeq: 2, Ended: true}))
+	})
+}
+
 // An event that can't be carried is lost to the session only where it still counts: not for
 // one that was acknowledged, forgotten or renewed, or is on another link. The end that lies in
 // such a gap is told by a status.

@@ -201,6 +201,21 @@ func (hv *hubViewerLink) acks(now time.Time, p *AckBatchPayload) *ProtocolError 
 	return last
 }
 
+// addressLost makes a gap in place of an event that the link's transport can't carry one of this
+// viewer's: another's may carry it. An end that is lost so is said by a status (rule 16).
+func (hv *hubViewerLink) addressLost(gap *EventBatchPayload, end bool) {
+	gap.ViewerID, gap.Link = hv.viewerID, hv.id
+	hv.mu.Lock()
+	c := hv.cursors[gap.SessionID]
+	hv.mu.Unlock()
+	if end && c != nil {
+		c.s.mu.Lock()
+		c.toldEnd = false
+		c.queueStatusLocked()
+		c.s.mu.Unlock()
+	}
+}
+
 // ack hands an ack to the session's cursor. If there is none, the viewer is told so: its watch
 // may have been lost, and then it asks for it again.
 func (hv *hubViewerLink) ack(now time.Time, a SessionAck) *ProtocolError {

@@ -336,16 +336,15 @@ func (l *Link) takeLocked(now time.Time) (Payload, time.Time, error) {
 func (l *Link) carryLess(p Payload) {
 	parts, lost := divide(p)
 	if lost != nil {
-		if a, ok := l.endpoint.(author); ok {
-			a.lose(lost.SessionID, lost.Epoch, lost.FirstSeq)
+		switch m := l.endpoint.(type) {
+		case author:
+			m.lose(lost.SessionID, lost.Epoch, lost.FirstSeq)
+		case *hubViewerLink:
+			m.addressLost(parts[0].(*EventBatchPayload), lost.Events[0].End)
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if hv, ok := l.endpoint.(*hubViewerLink); ok && lost != nil { // another viewer's may carry it
-		gap := parts[0].(*EventBatchPayload)
-		gap.ViewerID, gap.Link = hv.viewerID, hv.id
-	}
 	if l.err == nil {
 		l.replies = slices.Insert(l.replies, 0, parts...)
 	}
