@@ -98,7 +98,7 @@ const (
 // A HubConfig holds the callbacks and limits of a Hub. A nil config is all
 // defaults. Callbacks are called with no lock held and may call any method of the
 // package; they must return when ctx ends. Several may run at once, but for one
-// session only one call of Resume or Commit at a time. ctx has the values of the one
+// session of one Hub only one call of Resume or Commit. ctx has the values of the one
 // that the caller gave to the link, by Run or Handle. AuthorizeViewer is called by the
 // goroutine that handles the payload, and its ctx is that very one. The others are
 // called by goroutines of the Hub's own, which exist only while they are needed: a panic
@@ -127,8 +127,8 @@ type HubConfig struct {
 	//
 	// Where no event says that the session has ended, since that was refused or the
 	// Hub has not seen it, the end comes as an Item with End, after everything else,
-	// perhaps alone, and perhaps again. The items and their bytes are Commit's to keep. If nil, accepted events live
-	// in the hub's memory only (rule 8).
+	// perhaps alone, and perhaps again. The items and their bytes are Commit's to
+	// keep. If nil, accepted events live in the hub's memory only (rule 8).
 	Commit func(ctx context.Context, sessionID, epoch string, items []Item) error
 	// Resume returns the last number of a session that the caller's store holds
 	// in an epoch that the hub does not know: 0 if none. If it returns an error,
@@ -181,7 +181,7 @@ type HubConfig struct {
 	// time for one session, each for all viewers that need its events; more wait
 	// their turn. An answer is about 1 MiB at most, and the hub holds up to four
 	// times as many for viewers that read them. If zero, 8. Negative means 0: nothing
-	// is asked of agents, and older events are missing.
+	// is asked of agents, and older events are missing; all, if LogEvents is 0 too.
 	MaxReplays int
 	// Window is the number of events an agent may send beyond the hub's ack, a
 	// session. If zero, 1,024; at least 1. Negative means 1.

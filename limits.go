@@ -10,7 +10,7 @@ const maxFrame = math.MaxInt32
 
 // Bounds of the protocol (PROTOCOL.md, rule 7 and "Limits"). A peer may be of another make
 // and relies on them, so a sender stays within all of them, and a receiver refuses what is
-// beyond. The last one is this hub's alone.
+// beyond.
 const (
 	// MaxSeq is the greatest sequence number, 2^53-1: every JSON reader keeps
 	// it exact. A session that used it publishes no more (ErrSeqExhausted).

@@ -22,7 +22,7 @@ import (
 // goroutine at a time. It must not change the payload; it may keep it. If it returns an
 // error that wraps ErrTooLarge, the transport can't carry the payload, and has sent nothing
 // of it: the link sends smaller ones in its place, and an event that is too large by itself
-// becomes a gap. Any other error ends the link's Run or Push.
+// becomes a gap. What has no smaller form counts as lost, and is said again on a timer. Any other error ends the link's Run or Push.
 type SendFunc func(ctx context.Context, p Payload) error
 
 // A ReceiveFunc returns the next payload from the peer. It blocks until there is

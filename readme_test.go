@@ -156,11 +156,17 @@ func serve(ctx context.Context, l net.Listener, link func(id string, c net.Conn)
 func login(ctx context.Context, conn net.Conn) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	c := conn.(*tls.Conn)
+	c, ok := conn.(*tls.Conn)
+	if !ok {
+		return "", errors.New("not a TLS connection")
+	}
 	if err := c.HandshakeContext(ctx); err != nil {
 		return "", err
 	}
-	return c.ConnectionState().PeerCertificates[0].Subject.CommonName, nil
+	if certs := c.ConnectionState().PeerCertificates; len(certs) > 0 {
+		return certs[0].Subject.CommonName, nil
+	}
+	return "", errors.New("no client certificate")
 }
 
 type dialFunc func(context.Context) (net.Conn, error) // such as one that calls tls.Dialer.DialContext
@@ -172,7 +178,7 @@ func stayConnected(ctx context.Context, dial dialFunc, connect func() *gvstream.
 	for wait := shortest; ; wait = min(2*wait, longest) {
 		start := time.Now()
 		err := connectOnce(ctx, dial, connect)
-		log.Printf("connection ended: %v", err)
+		log.Printf("not connected: %v", err)
 		if ctx.Err() != nil || errors.Is(err, gvstream.ErrClosed) || errors.Is(err, gvstream.ErrSuperseded) {
 			return err
 		}

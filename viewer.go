@@ -17,8 +17,7 @@ import (
 // goroutines.
 //
 // It outlives its links: watches and their positions, and items that wait, stay when a
-// link dies, and the next one goes on from them. viewer_link.go is its half of one link,
-// which fills the queue; Items empties it.
+// link dies, and the next one goes on from them.
 //
 // All methods are safe for concurrent use; Items runs once at a time.
 type Viewer struct {
