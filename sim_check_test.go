@@ -598,6 +598,10 @@ func (w *simWorld) checkCredit(hv *hubViewerLink, p *EventBatchPayload) {
 			size += n
 		}
 	}
+	if p.LastSeq <= w.chosen[c] {
+		delete(w.chosen, c)
+		return
+	}
 	if len(p.Events) > 0 && events > 1 && (c.window.full || events > c.window.events || size > c.window.bytes) {
 		w.fail("S15: %s makes %d events and %d bytes beyond ack %d, the window is %+v", brief(p), events, size, c.acked, c.window)
 	}

@@ -185,6 +185,7 @@ type simWorld struct {
 	requests map[string]*simRequest
 	divided  []simRange                                   // batches that were too large
 	sentTo   map[*hubViewerLink]map[simKey]map[uint64]int // numbers of events, and their bytes
+	chosen   map[*cursor]uint64                           // up to where a cohort is sending, though an ack came that may have less room
 	nacks    map[simAsker]simNack                         // the last of each
 	asked    map[simAsk]time.Time                         // when each was said last
 
@@ -249,6 +250,7 @@ func emptyWorld(src source) *simWorld {
 		looked:   make(map[*log]logLook),
 		requests: make(map[string]*simRequest),
 		sentTo:   make(map[*hubViewerLink]map[simKey]map[uint64]int),
+		chosen:   make(map[*cursor]uint64),
 		nacks:    make(map[simAsker]simNack), asked: make(map[simAsk]time.Time),
 	}
 }
@@ -934,6 +936,13 @@ func (w *simWorld) handle(x *simWire, to *simEnd, p Payload) error {
 	case *hubAgentLink, *hubViewerLink:
 		w.hub.expire(now) // as any call may do
 		w.forgetPositions()
+		if hv, ok := m.(*hubViewerLink); ok {
+			for _, c := range hv.cursors {
+				if c.cohort != nil && c.cohort.sending {
+					w.chosen[c] = c.sent
+				}
+			}
+		}
 	case *streamerLink:
 		if r, ok := p.(*ReplayRequestPayload); ok {
 			w.noteRequest(m, r)
