@@ -733,6 +733,7 @@ func TestHubsWordsInErrors(t *testing.T) {
 		a, w := &peer{t: t, link: st.Connect(), id: "l1"}, playHub(t, v)
 		a.drain()
 		a.send(&WelcomePayload{V: 1, Link: "l1"}, says)
+		w.drain() // the watch is said
 		w.send(says)
 		_, publish := st.Publish(t.Context(), "s", Event{})
 		errs := map[string]error{"Publish": publish, "Flush": st.Flush(t.Context()), "Close": st.Close(t.Context())}

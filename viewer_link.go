@@ -338,7 +338,7 @@ func (vl *viewerLink) moveLocked(w *watch, s SessionStatus, answer bool) bool {
 	case s.Epoch < w.epoch: // an old status, or the hub has gone back
 		w.subscription.againLocked()
 		return false
-	case missed && !answer && w.askedAgainFor != s.Epoch:
+	case missed && !answer && (w.askedAgainFor != s.Epoch || w.subscription.want):
 		w.askedAgainFor = s.Epoch
 		w.subscription.againLocked()
 		return false
@@ -376,6 +376,8 @@ func (vl *viewerLink) refusedLocked(now time.Time, p *ErrorPayload) error {
 		return nil
 	}
 	switch sub := w.subscription; {
+	case sub.saidAt.IsZero(): // of a watch before this one
+		vl.v.stalePayloads.Add(1)
 	case p.Code == CodeUnknownSession:
 		sub.timer.stop() // the watch was lost, if it was not said after what is refused here
 		sub.againLocked()

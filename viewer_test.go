@@ -1295,3 +1295,34 @@ func TestViewerUnreadableEvent(t *testing.T) {
 		}
 	})
 }
+
+// A status that comes twice does not give up the tail of the old epoch, before that was asked for.
+func TestViewerDoubledStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, h := watching(t, nil, "s")
+		next := stands("s", "e2", 1, 2, 0)
+		next.PrevEpoch, next.PrevSeq = "e1", 5
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3)) // 4 and 5 are lost
+		h.send(h.status(next), h.status(next))                                 // doubled by the transport
+		pass(nackEvery)
+		h.want(h.watchWith(v, "s", "e1", 3, 3, 3*itemSize))
+		h.send(h.status(stands("s", "e1", 1, 5, 3)), h.batch("s", "e1", 4, 5), h.status(next), h.batch("s", "e2", 1, 2))
+		has(t, v, append(itemTexts("s", "e1", 1, 5), "s e2 reset from e1 5, prev e1 5", "s e2 1", "s e2 2")...)
+	})
+}
+
+// The refusal of a watch that was given up does not end the next one, which was not said yet.
+func TestViewerOldError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewViewer(nil)
+		v.Watch("s", Position{"e9", 7})
+		h := playHub(t, v)
+		h.want(h.watch("s", "e9", 7))
+		v.Unwatch("s")
+		v.Watch("s", Position{})
+		h.send(&ErrorPayload{Code: CodeReplayAhead, SessionID: "s", Epoch: "e1", Seq: 3}) // was on its way
+		h.want(h.watch("s", "", 0))
+		h.send(h.status(stands("s", "e1", 1, 3, 0)), h.batch("s", "e1", 1, 3))
+		has(t, v, itemTexts("s", "e1", 1, 3)...)
+	})
+}
