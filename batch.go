@@ -202,6 +202,14 @@ func divide(p Payload) (parts []Payload, lost *EventBatchPayload) {
 		case 1:
 			return []Payload{&head}, nil
 		}
+	case *AckBatchPayload:
+		if n := len(p.Acks); n > 0 {
+			head, rest := *p, *p
+			head.Acks = p.Acks[:n/2]
+			rest.setFirst(p.Acks[n/2])
+			rest.Acks = p.Acks[n/2+1:]
+			return []Payload{&head, &rest}, nil
+		}
 	case *StatusPayload:
 		if n := len(p.Sessions); n > 1 {
 			head, rest := *p, *p

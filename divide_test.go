@@ -254,3 +254,32 @@ func TestStreamerLosesUncarried(t *testing.T) {
 		}
 	})
 }
+
+// An ack of all watches that is too large for the transport is sent in parts. It is all that a quiet
+// viewer says: dropped each time, it made the hub end the link for silence.
+func TestAckTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, v := NewHub(nil), NewViewer(nil)
+		for i := range 100 {
+			v.Watch(fmt.Sprintf("pipeline/0123456789abcdef/build-%03d", i), Position{})
+		}
+		up, down := v.Connect(), h.ConnectViewer("tab")
+		limited := func(to *Link) SendFunc {
+			return func(ctx context.Context, p Payload) error {
+				if line, _ := Marshal(p); len(line) > 8<<10 {
+					return ErrTooLarge
+				}
+				to.Handle(ctx, p)
+				return nil
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		up.Push(ctx, limited(down))
+		down.Push(ctx, limited(up))
+		pass(2 * time.Minute)
+		if err := down.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
