@@ -85,9 +85,9 @@ func (c *cursor) patienceLocked(now time.Time) time.Time {
 	ha, greeted := s.h.agent(s.owner)
 	switch {
 	case ha == nil:
-		return c.waitingSince.Add(wait)
+		return earlier(later(c.waitingSince, s.away).Add(wait), c.waitingSince.Add(max(wait, timerMax)))
 	case !greeted: // its hello may have been lost; by then it has come again, or the link is dead
-		return c.waitingSince.Add(max(wait, maxSilence))
+		return earlier(later(c.waitingSince, s.away).Add(max(wait, maxSilence)), c.waitingSince.Add(max(wait, timerMax)))
 	case s.silentOn == ha.id:
 		return now
 	}
@@ -366,14 +366,16 @@ func (f *fetch) next(now time.Time) Payload {
 	switch {
 	case f.gone || f.ha == nil:
 		return nil
-	case f.readers == 0:
+	case f.readers == 0 && !f.silentLocked():
 		f.lingerLocked(now)
 		return nil
 	case !f.open:
 		return nil
 	}
 	at := f.askAt
-	if at.IsZero() {
+	if f.silentLocked() && !f.askedAt.IsZero() {
+		at = f.askedAt.Add(timerMax)
+	} else if at.IsZero() {
 		at = later(f.askedAt, f.newsAt).Add(replayLost)
 		if _, heardAt := f.ha.times(); !now.Before(at) && heardAt.Before(at) {
 			at = now.Add(time.Second)
@@ -393,6 +395,8 @@ func (f *fetch) next(now time.Time) Payload {
 	}
 }
 
+func (f *fetch) silentLocked() bool { return f.open && f.s.silentOn == f.ha.id }
+
 // lingerLocked drops a fetch that nobody reads, in time. One that was never sent costs the agent
 // nothing, and goes at once. What has come stays for a second, so that a viewer that comes back,
 // or another, finds it, and the agent need not send the same twice in a second. One that the agent may still be answering keeps its place, or the hub
@@ -406,8 +410,6 @@ func (f *fetch) lingerLocked(now time.Time) {
 	switch {
 	case f.askedAt.IsZero():
 		at = now
-	case f.open && f.s.silentOn == f.ha.id:
-		return
 	case f.open:
 		at = later(f.leftAt, f.newsAt).Add(max(f.s.h.cfg.ReplayWait, replayAgain))
 	}
@@ -482,6 +484,13 @@ func (f *fetch) orphanLocked() {
 
 // answeredLocked notes that the agent answers requests of the session.
 func (f *fetch) answeredLocked(now time.Time) {
+	if f.s.silentOn != "" {
+		for _, g := range slices.Clone(f.s.fetches) {
+			if g != f && g.open && g.readers == 0 { // its requests may have been lost
+				g.dropLocked()
+			}
+		}
+	}
 	f.newsAt, f.s.newsAt, f.s.silentOn = now, now, ""
 	if f.readers == 0 {
 		f.ha.ready(&f.task)
@@ -496,6 +505,7 @@ func (f *fetch) refused(now time.Time, retryable bool) {
 	switch {
 	case !f.open || f.gone:
 	case retryable:
+		f.s.newsAt = now
 		f.askAgainLocked(now.Add(replayAgain))
 	default:
 		f.answeredLocked(now)

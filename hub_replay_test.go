@@ -1350,3 +1350,116 @@ func upTo(from, to uint64) (out []uint64) {
 	}
 	return out
 }
+
+// Two lost frames don't make a session's history unavailable for as long as the agent's link lives:
+// nobody asked again once the agent was taken for silent.
+func TestHubReplaySilentIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, v, _ := smallReplay(t, HubConfig{}) // the request is lost
+		pass(8 * time.Second)
+		a.send(a.status())
+		a.drain() // and so is the second one
+		pass(8 * time.Second)
+		a.send(a.status())
+		pass(time.Second)
+		v.drain() // the gap
+		v.send(v.stop("s"))
+		asked := 0 // from here on nothing is lost, and the agent would answer
+		for i := range 20 {
+			w := playViewer(t, h, fmt.Sprint("w", i))
+			w.send(w.watch("s", "", 0))
+			for range 20 {
+				pass(3 * time.Second)
+				a.send(a.status())
+				for _, p := range a.drain() {
+					if _, ok := p.(*ReplayRequestPayload); ok {
+						asked++
+					}
+				}
+				w.drain()
+			}
+		}
+		if asked == 0 {
+			t.Error("20 viewers in 20 minutes, and the agent was not asked once")
+		}
+	})
+}
+
+// When a silent agent answers, what else it was asked for and nobody reads is given up: it stayed
+// open for ever, and whoever came to read it got a gap at once.
+func TestHubReplaySilenceEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a := smallHub(t, HubConfig{})
+		v1 := playViewer(t, h, "v1")
+		v1.send(v1.watch("s", "e1", 7))
+		v1.drain()
+		r1 := a.asked("s", "v1", "e1", 7, 15)
+		v2 := playViewer(t, h, "v2")
+		v2.send(v2.watch("s", "", 0))
+		v2.drain()
+		a.asked("s", "v2", "e1", 0, 7)
+		for range 8 { // both are lost, and asked again, and lost
+			pass(3 * time.Second)
+			a.send(a.status())
+			a.drain()
+			v1.drain()
+			v2.drain()
+		}
+		v1.send(v1.stop("s"))
+		v2.send(v2.stop("s"))
+		pass(3 * time.Minute)
+		a.drain()
+		a.send(answerTo(r1, 8, 15, true)) // the agent answers one after all
+		pass(time.Minute)
+		a.drain()
+		w := playViewer(t, h, "w")
+		w.send(w.watch("s", "", 0))
+		for range 20 {
+			for _, p := range w.drain() {
+				if b, ok := p.(*EventBatchPayload); ok && len(b.Gaps) > 0 {
+					t.Fatalf("%v, though the agent answers; it was not asked", b.Gaps)
+				}
+			}
+			for _, p := range a.drain() {
+				if r, ok := p.(*ReplayRequestPayload); ok {
+					a.send(answerTo(r, r.AfterSeq+1, r.UntilSeq, true))
+				}
+			}
+			pass(time.Second)
+			a.send(a.status())
+		}
+	})
+}
+
+// An agent whose connection stalled and broke is waited for from then on. Viewers that had waited
+// while it was there got a gap at once, though it was back a second later.
+func TestHubReplayAwayCountsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, v, _ := smallReplay(t, HubConfig{})
+		pass(20 * time.Second) // nothing moves on the agent's connection
+		v.wantTypes("status")
+		a.link.Close() // it breaks
+		v.wantIdle("away for 0 s")
+		pass(time.Second)
+		a = playAgent(t, h, "agent")
+		a.send(answerTo(a.askedFor(1, "s", "tab", "e1", 0, 15), 1, 1, true))
+		v.want(headed(v.batch("s", "e1", 1, 1), 20))
+	})
+}
+
+// An agent that is busy answers: it was taken for one that says nothing.
+func TestHubReplayBusyIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, a, v, r := smallReplay(t, HubConfig{})
+		for range 30 {
+			a.send(&ErrorPayload{Code: CodeReplayBusy, SessionID: "s", ViewerID: "tab", RequestID: r.RequestID, Retryable: true})
+			pass(time.Second)
+			a.drain()
+			for _, p := range v.drain() {
+				if b, ok := p.(*EventBatchPayload); ok {
+					t.Fatalf("%v, silent on %q", b.Gaps, h.lookup("s").silentOn)
+				}
+			}
+		}
+	})
+}
