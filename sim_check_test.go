@@ -60,6 +60,14 @@ func (w *simWorld) check() {
 	}
 }
 
+// noteAcked notes how far a session is acknowledged, and whether that has gone back.
+func (w *simWorld) noteAcked(s *Session) {
+	if w.acked[s] > s.acked {
+		w.lowered = true
+	}
+	w.acked[s] = s.acked
+}
+
 func (w *simWorld) checkSession(a *simAgent, s *Session) {
 	cfg := &a.st.cfg
 	k := simKey{s.id, s.epoch}
@@ -75,10 +83,7 @@ func (w *simWorld) checkSession(a *simAgent, s *Session) {
 			w.fail("S10: %s %s: counts %d events and %d bytes pending, has %d and %d", a.id, s.id, s.pendingEvents, s.pendingBytes, events, bytes)
 		}
 	}
-	if w.acked[s] > s.acked {
-		w.lowered = true
-	}
-	w.acked[s] = s.acked
+	w.noteAcked(s)
 	switch { // S10
 	case !w.lowered && (s.pendingEvents > cfg.MaxPendingEvents || s.pendingBytes > cfg.MaxPendingBytes):
 		w.fail("S10: %s %s: %d events and %d bytes pending", a.id, s.id, s.pendingEvents, s.pendingBytes)
@@ -795,6 +800,11 @@ func (w *simWorld) lives() (out [4]simLife) {
 func (w *simWorld) afterHandling(h handling, to *simEnd, p Payload) {
 	if h.stale && h.digest != w.digestOf(to.link.endpoint) { // S6
 		w.fail("S6: %s: a payload of another link or epoch changed something: %s", to.name, brief(p))
+	}
+	if al, ok := to.link.endpoint.(*streamerLink); ok {
+		for _, s := range al.st.sessions {
+			w.noteAcked(s)
+		}
 	}
 	for _, r := range to.link.replies[min(h.said, len(to.link.replies)):] {
 		e, ok := r.(*ErrorPayload)
