@@ -91,6 +91,8 @@ func (ha *hubAgentLink) forgotten(now time.Time, e SessionStatus) error {
 		}
 		if s.epoch == e.Epoch {
 			accepted = s.log.head
+		}
+		if s.epoch != "" && s.epoch <= e.Epoch { // an earlier life is over with that
 			s.forgetByAgentLocked(now)
 		}
 	}

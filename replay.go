@@ -256,6 +256,21 @@ func (l *log) unreadable(after, upTo uint64) (seq uint64, found bool) {
 	return 0, false
 }
 
+// nextEvent returns the first number of a range whose slot is an event.
+func (l *log) nextEvent(from, to uint64) (seq uint64, found bool) {
+	if from > min(to, l.head) || l.ring.n == 0 {
+		return 0, false
+	}
+	for i := l.find(from); i < l.ring.n; i++ {
+		if s := l.ring.at(i); s.to > to {
+			break
+		} else if !s.gap() {
+			return s.to, true
+		}
+	}
+	return 0, false
+}
+
 // loseOldest turns the oldest event after a number into a gap, and returns the bytes that
 // this frees. There must be such an event.
 func (l *log) loseOldest(after uint64, reason Reason) int {

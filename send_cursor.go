@@ -255,6 +255,9 @@ func (c *sendCursor) reopen() bool {
 func (c *sendCursor) pause(now time.Time) {
 	c.close()
 	c.timer.stop()
+	if !c.resume.IsZero() { // one error may come twice
+		return
+	}
 	c.pauses = min(max(pauseFirst, 2*c.pauses), timerMax)
 	c.resume = now.Add(c.pauses)
 }
@@ -286,7 +289,7 @@ func (c *sendCursor) tick(now time.Time, acked uint64) duty {
 	if !c.timer.expired(now) {
 		return due
 	}
-	if !c.maySend() {
+	if !c.maySend() || c.implicitOpen && c.maxSentOnLink == 0 {
 		c.timer.again(now)
 		return announceAgain
 	}

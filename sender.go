@@ -87,6 +87,7 @@ func (sd *sender) takeStatus(now time.Time) (SessionStatus, bool) {
 	if s.sender != sd || s.stopped != nil {
 		return SessionStatus{}, false
 	}
+	s.known = true
 	sd.announced(now)
 	sd.scheduleTickLocked()
 	return SessionStatus{
@@ -142,6 +143,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if sd.window.full {
 		return nil
 	}
+	s.known = true
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
@@ -210,9 +212,13 @@ func (sd *sender) recheckDataLocked() (wrong bool) {
 		if seq, found = s.log.unreadable(seq, sd.maxSentOnLink); !found {
 			break
 		}
-		sd.rejectLocked(seq, seq)
-		sd.resend(s.acked) // the hub could not read what came with it either
+		sd.loseLocked(seq, seq)
 		wrong = true
+	}
+	if wrong {
+		sd.nackedAt = time.Time{}
+		sd.resend(s.acked) // the hub could not read what came with it either
+		sd.link.ready(&sd.task)
 	}
 	sd.checkedTo = max(sd.checkedTo, sd.maxSentOnLink)
 	return wrong

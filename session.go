@@ -44,6 +44,7 @@ type Session struct {
 	gone    bool                   // forgotten
 	aged    bool                   // offered to the budget, which may not have looked at it yet
 	inEnded bool                   // in the Streamer's list of sessions to forget
+	known   bool                   // a hub may know it, in this epoch or an earlier one
 }
 
 // ownLifeLocked gives the session a life of its own, unless it has one. It comes before
@@ -210,7 +211,7 @@ func (s *Session) makeRoomLocked(n int) bool {
 // there were. If the hub has one all the same, its ack clears the gap; if not, the gap is what is
 // sent.
 func (s *Session) loseRangeLocked(from, to uint64, reason Reason) (lost int) {
-	for seq := from; seq <= to; seq++ {
+	for seq, ok := s.log.nextEvent(from, to); ok; seq, ok = s.log.nextEvent(seq+1, to) {
 		if n, ok := s.log.loseSeq(seq, reason); ok {
 			s.noteLostLocked(n)
 			lost++

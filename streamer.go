@@ -117,6 +117,7 @@ func (st *Streamer) create(now time.Time, id string) (*Session, error) {
 	}
 	s := &Session{st: st, id: id, epoch: st.epochs.Next(now), life: &emptyLife}
 	st.sessions[id] = s
+	_, s.known = st.forgotten[id]
 	delete(st.forgotten, id) // a new life says so as well
 	if sl := st.link; sl != nil {
 		sl.attach(s)
@@ -277,8 +278,8 @@ func (st *Streamer) Forget(sessionID string) {
 // it and the session is not over there anyway. It is called with the locks of the Streamer and the
 // session.
 func (st *Streamer) noteForgotten(s *Session) {
-	known := s.maxSentInEpoch > 0 || s.sender != nil
-	if !known || s.overAt != nil || s.stopped != nil || len(st.forgotten) >= maxForgotten {
+	over := s.overAt != nil && !s.endLost
+	if !s.known && s.sender == nil || over || s.stopped != nil || len(st.forgotten) >= max(maxForgotten, st.cfg.MaxSessions) {
 		return
 	}
 	e := SessionStatus{
@@ -314,8 +315,8 @@ func (st *Streamer) allForgotten() []SessionStatus {
 	return slices.SortedFunc(maps.Values(st.forgotten), func(a, b SessionStatus) int { return cmp.Compare(a.SessionID, b.SessionID) })
 }
 
-// maxForgotten bounds the sessions that the hub is still to be told of, so that an agent that never
-// finds a hub does not fill its own memory.
+// maxForgotten bounds the sessions that the hub is still to be told of, unless the agent may have
+// more at a time: one that never finds a hub is not to fill its own memory.
 const maxForgotten = 1024
 
 // Renew begins a new life of a session under a greater epoch, numbered from 1. It

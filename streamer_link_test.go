@@ -330,6 +330,7 @@ func TestStreamerTellsOfForgotten(t *testing.T) {
 		if n := len(st.forgotten); n != 0 {
 			t.Errorf("%d sessions to tell of", n)
 		}
+		st.cfg.MaxSessions = maxForgotten / 2
 		for i := range maxForgotten + 10 {
 			id := fmt.Sprint("many", i)
 			publishN(t, st, id, 1)
@@ -1512,5 +1513,196 @@ func TestStreamerBeginsElsewhere(t *testing.T) {
 		for _, want := range [][]string{{"a", "b", "c"}, {"b", "c", "a"}, {"c", "a", "b"}, {"a", "b", "c"}} {
 			playHub(t, st).wantStatus(want...)
 		}
+	})
+}
+
+// However many sessions are forgotten on a live link, the hub hears of all. Beyond 1,024 it did not,
+// and those counted against the agent's limit for as long as the link lived.
+func TestStreamerForgetsMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 1100
+		h := NewHub(&HubConfig{MaxAgentSessions: n})
+		st := NewStreamer(nil)
+		agent, hub := st.Connect(), h.ConnectAgent("a")
+		agent.patient, hub.patient = true, true
+		carryAll(t, agent, hub)
+		for i := range n {
+			publishN(t, st, fmt.Sprint("s", i), 1)
+		}
+		carryAll(t, agent, hub)
+		pass(time.Second)
+		carryAll(t, agent, hub)
+		for i := range n {
+			st.Forget(fmt.Sprint("s", i))
+		}
+		carryAll(t, agent, hub)
+		for range 4 * 60 * 3 { // three hours
+			pass(15 * time.Second)
+			carryAll(t, agent, hub)
+		}
+		h.agentsMu.Lock()
+		if h.owned["a"] != 0 {
+			t.Errorf("%d sessions count for ever", h.owned["a"])
+		}
+		h.agentsMu.Unlock()
+	})
+}
+
+// A session that is forgotten in an epoch that the hub never heard of is over in its earlier one, too.
+func TestStreamerRenewsAndForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(&HubConfig{MaxAgentSessions: 1})
+		st := NewStreamer(nil)
+		agent, hub := st.Connect(), h.ConnectAgent("a")
+		agent.patient, hub.patient = true, true
+		carryAll(t, agent, hub)
+		publishN(t, st, "s", 1)
+		carryAll(t, agent, hub)
+		pass(time.Second)
+		carryAll(t, agent, hub)
+		if err := st.Renew("s"); err != nil {
+			t.Fatal(err)
+		}
+		st.Forget("s")
+		for range 4 * 60 * 3 {
+			carryAll(t, agent, hub)
+			pass(15 * time.Second)
+		}
+		h.agentsMu.Lock()
+		defer h.agentsMu.Unlock()
+		if h.owned["a"] != 0 {
+			t.Errorf("it counts for ever: %d, agent %+v", h.owned["a"], st.Stats())
+		}
+	})
+}
+
+// What the hub is still to be told is not lost by making the session again and forgetting it again.
+func TestStreamerForgetsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		st := NewStreamer(nil)
+		connect := func() (agent, hub *Link) {
+			agent, hub = st.Connect(), h.ConnectAgent("a")
+			agent.patient, hub.patient = true, true
+			return
+		}
+		agent, hub := connect()
+		publishN(t, st, "s", 1)
+		carryAll(t, agent, hub)
+		pass(time.Second)
+		carryAll(t, agent, hub)
+		agent.Close()
+		hub.Close()
+		st.Forget("s")
+		if _, err := st.Session("s"); err != nil {
+			t.Fatal(err)
+		}
+		st.Forget("s")
+		agent, hub = connect()
+		carryAll(t, agent, hub)
+		pass(time.Minute)
+		carryAll(t, agent, hub)
+		h.agentsMu.Lock()
+		defer h.agentsMu.Unlock()
+		if h.owned["a"] != 0 {
+			t.Errorf("it counts: %d", h.owned["a"])
+		}
+	})
+}
+
+// A session without events that a status has opened is known to the hub, and is forgotten there.
+func TestStreamerForgetsEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(nil)
+		st := NewStreamer(nil)
+		connect := func() (agent, hub *Link) {
+			agent, hub = st.Connect(), h.ConnectAgent("a")
+			agent.patient, hub.patient = true, true
+			return
+		}
+		st.Session("s")
+		agent, hub := connect()
+		carryAll(t, agent, hub)
+		agent.Close()
+		hub.Close()
+		st.Forget("s")
+		agent, hub = connect()
+		carryAll(t, agent, hub)
+		pass(time.Minute)
+		carryAll(t, agent, hub)
+		h.agentsMu.Lock()
+		defer h.agentsMu.Unlock()
+		if h.owned["a"] != 0 {
+			t.Errorf("it counts: %d", h.owned["a"])
+		}
+	})
+}
+
+// All unreadable events that are in flight become gaps at once, however many. Beyond 1,024 they stayed
+// as they were, counted as checked, and the session stood still.
+func TestStreamerRechecksMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(&StreamerConfig{TrustData: true})
+		hub := playHubWindow(t, st, 4096)
+		const n = 1500
+		for range n {
+			if _, err := st.Publish(t.Context(), "s", Event{Data: []byte(`1,"seq":7`)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		taken := func() (events int) {
+			for p, err := hub.link.Next(endedContext); err == nil; p, err = hub.link.Next(endedContext) {
+				if b, ok := p.(*EventBatchPayload); ok {
+					events += len(b.Events)
+				}
+			}
+			return events
+		}
+		if n := taken(); n <= maxGaps {
+			t.Fatalf("%d events are in flight", n)
+		}
+		hub.send(&ErrorPayload{Code: CodeMalformed})
+		if n := taken(); n > 0 {
+			t.Errorf("%d events are sent again", n)
+		}
+		if got := stats(t, st, "s"); got.PendingEvents > 0 {
+			t.Errorf("still pending: %+v", got)
+		}
+	})
+}
+
+// Rule 5: the status of a session without events is said again when it is lost.
+func TestStreamerEmptyStatusLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		if _, err := st.Session("s"); err != nil {
+			t.Fatal(err)
+		}
+		hub := playHub(t, st)
+		hub.wantStatus("s") // lost
+		for range 40 {
+			pass(15 * time.Second)
+			for _, p := range hub.drain() {
+				if s, ok := p.(*StatusPayload); ok && len(s.Sessions) > 0 {
+					return
+				}
+			}
+		}
+		t.Error("in ten minutes the session was not named again")
+	})
+}
+
+// Rule 11: one retryable error that comes twice makes the agent wait once.
+func TestStreamerDoubledError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStreamer(nil)
+		hub := playHub(t, st)
+		publishN(t, st, "s", 1)
+		hub.drain()
+		for range 2 {
+			hub.send(&ErrorPayload{SessionID: "s", Code: CodeOverloaded, Retryable: true})
+		}
+		pass(time.Second)
+		hub.wantStatus("s")
 	})
 }
