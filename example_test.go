@@ -491,11 +491,10 @@ func ExampleHubConfig() {
 	defer cancel()
 	agent := gvstream.NewStreamer(nil)
 	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
-	agent.Publish(ctx, "build-42", gvstream.Event{Type: "stdout", Bytes: []byte("ok")})
 
 	hub := gvstream.NewHub(cfg)
 	connect(ctx, hub.ConnectAgent("agent-1"), agent.Connect())
-	agent.Flush(ctx) // a second after the fault, the agent sends the events again
+	agent.Flush(ctx) // a second after the fault, the agent sends the event again
 	hub.Close()
 
 	hub = gvstream.NewHub(cfg) // restarted, with nothing but the store
@@ -504,9 +503,9 @@ func ExampleHubConfig() {
 	fmt.Println("all acknowledged:", agent.Close(ctx) == nil)
 	// Output:
 	// resume behind 0
-	// commit of 2, 2 are new, error: the database does not answer
-	// commit of 2, 0 are new, error: <nil>
-	// resume behind 2
+	// commit of 1, 1 are new, error: the database does not answer
+	// commit of 1, 0 are new, error: <nil>
+	// resume behind 1
 	// commit of 1, 1 are new, error: <nil>
 	// all acknowledged: true
 }
