@@ -1516,126 +1516,90 @@ func TestStreamerBeginsElsewhere(t *testing.T) {
 	})
 }
 
-// However many sessions are forgotten on a live link, the hub hears of all. Beyond 1,024 it did not,
-// and those counted against the agent's limit for as long as the link lived.
-func TestStreamerForgetsMany(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const n = 1100
-		h := NewHub(&HubConfig{MaxAgentSessions: n})
-		st := NewStreamer(nil)
-		agent, hub := st.Connect(), h.ConnectAgent("a")
-		agent.patient, hub.patient = true, true
-		carryAll(t, agent, hub)
-		for i := range n {
-			publishN(t, st, fmt.Sprint("s", i), 1)
-		}
-		carryAll(t, agent, hub)
-		pass(time.Second)
-		carryAll(t, agent, hub)
-		for i := range n {
-			st.Forget(fmt.Sprint("s", i))
-		}
-		carryAll(t, agent, hub)
-		for range 4 * 60 * 3 { // three hours
-			pass(15 * time.Second)
-			carryAll(t, agent, hub)
-		}
-		h.agentsMu.Lock()
-		if h.owned["a"] != 0 {
-			t.Errorf("%d sessions count for ever", h.owned["a"])
-		}
-		h.agentsMu.Unlock()
-	})
-}
-
-// A session that is forgotten in an epoch that the hub never heard of is over in its earlier one, too.
-func TestStreamerRenewsAndForgets(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(&HubConfig{MaxAgentSessions: 1})
-		st := NewStreamer(nil)
-		agent, hub := st.Connect(), h.ConnectAgent("a")
-		agent.patient, hub.patient = true, true
-		carryAll(t, agent, hub)
-		publishN(t, st, "s", 1)
-		carryAll(t, agent, hub)
-		pass(time.Second)
-		carryAll(t, agent, hub)
-		if err := st.Renew("s"); err != nil {
-			t.Fatal(err)
-		}
-		st.Forget("s")
-		for range 4 * 60 * 3 {
-			carryAll(t, agent, hub)
-			pass(15 * time.Second)
-		}
-		h.agentsMu.Lock()
-		defer h.agentsMu.Unlock()
-		if h.owned["a"] != 0 {
-			t.Errorf("it counts for ever: %d, agent %+v", h.owned["a"], st.Stats())
-		}
-	})
-}
-
-// What the hub is still to be told is not lost by making the session again and forgetting it again.
-func TestStreamerForgetsAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(nil)
-		st := NewStreamer(nil)
-		connect := func() (agent, hub *Link) {
-			agent, hub = st.Connect(), h.ConnectAgent("a")
-			agent.patient, hub.patient = true, true
-			return
-		}
-		agent, hub := connect()
-		publishN(t, st, "s", 1)
-		carryAll(t, agent, hub)
-		pass(time.Second)
-		carryAll(t, agent, hub)
-		agent.Close()
-		hub.Close()
-		st.Forget("s")
-		if _, err := st.Session("s"); err != nil {
-			t.Fatal(err)
-		}
-		st.Forget("s")
-		agent, hub = connect()
-		carryAll(t, agent, hub)
-		pass(time.Minute)
-		carryAll(t, agent, hub)
-		h.agentsMu.Lock()
-		defer h.agentsMu.Unlock()
-		if h.owned["a"] != 0 {
-			t.Errorf("it counts: %d", h.owned["a"])
-		}
-	})
-}
-
-// A session without events that a status has opened is known to the hub, and is forgotten there.
-func TestStreamerForgetsEmpty(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHub(nil)
-		st := NewStreamer(nil)
-		connect := func() (agent, hub *Link) {
-			agent, hub = st.Connect(), h.ConnectAgent("a")
-			agent.patient, hub.patient = true, true
-			return
-		}
-		st.Session("s")
-		agent, hub := connect()
-		carryAll(t, agent, hub)
-		agent.Close()
-		hub.Close()
-		st.Forget("s")
-		agent, hub = connect()
-		carryAll(t, agent, hub)
-		pass(time.Minute)
-		carryAll(t, agent, hub)
-		h.agentsMu.Lock()
-		defer h.agentsMu.Unlock()
-		if h.owned["a"] != 0 {
-			t.Errorf("it counts: %d", h.owned["a"])
-		}
-	})
+// However an agent comes to forget sessions, the hub hears of all of them, and counts none any more.
+func TestStreamerForgetIsHeard(t *testing.T) {
+	const many = maxForgotten + 76
+	for _, test := range []struct {
+		name   string
+		forget func(t *testing.T, st *Streamer, connect func() (down func()), carry func())
+	}{
+		// Beyond 1,024 at a time it did not hear of them, as long as the link lived.
+		{"many at once", func(t *testing.T, st *Streamer, connect func() func(), carry func()) {
+			connect()
+			for i := range many {
+				publishN(t, st, fmt.Sprint("s", i), 1)
+			}
+			carry()
+			for i := range many {
+				st.Forget(fmt.Sprint("s", i))
+			}
+		}},
+		// It was told of an epoch that it did not know, and kept the one before.
+		{"renewed before", func(t *testing.T, st *Streamer, connect func() func(), carry func()) {
+			connect()
+			publishN(t, st, "s", 1)
+			carry()
+			if err := st.Renew("s"); err != nil {
+				t.Fatal(err)
+			}
+			st.Forget("s")
+		}},
+		// The note that it was to be told was lost with the second life.
+		{"made again, and forgotten again", func(t *testing.T, st *Streamer, connect func() func(), carry func()) {
+			down := connect()
+			publishN(t, st, "s", 1)
+			carry()
+			down()
+			st.Forget("s")
+			if _, err := st.Session("s"); err != nil {
+				t.Fatal(err)
+			}
+			st.Forget("s")
+			connect()
+		}},
+		// A session that has sent nothing counted as one that no hub knows.
+		{"without events", func(t *testing.T, st *Streamer, connect func() func(), carry func()) {
+			if _, err := st.Session("s"); err != nil {
+				t.Fatal(err)
+			}
+			down := connect()
+			carry()
+			down()
+			st.Forget("s")
+			connect()
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, st := NewHub(&HubConfig{MaxAgentSessions: many}), NewStreamer(nil)
+				var agent, hub *Link
+				connect := func() (down func()) {
+					agent, hub = st.Connect(), h.ConnectAgent("a")
+					agent.patient, hub.patient = true, true
+					return func() { agent.Close(); hub.Close() }
+				}
+				most := 0
+				carry := func() {
+					for range 2 { // and the acks, which are held back
+						carryAll(t, agent, hub)
+						most = max(most, h.owned["a"])
+						pass(time.Second)
+					}
+				}
+				test.forget(t, st, connect, carry)
+				if most == 0 {
+					t.Fatal("the hub never knew a session")
+				}
+				for range 4 { // it is said again with each sign of life
+					carryAll(t, agent, hub)
+					pass(heartbeatEvery)
+				}
+				if n := h.owned["a"]; n != 0 {
+					t.Errorf("%d sessions count", n)
+				}
+			})
+		})
+	}
 }
 
 // All unreadable events that are in flight become gaps at once, however many. Beyond 1,024 they stayed
