@@ -143,7 +143,6 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 	if sd.window.full {
 		return nil
 	}
-	s.known = true
 	// A copy, which takes some ten microseconds at most: the log can then write again to
 	// the memory of what was sent, and publishing needs no new one.
 	p := s.log.read(span{
@@ -157,7 +156,7 @@ func (sd *sender) batchLocked(now time.Time) Payload {
 		sd.link.hasUnchecked.Store(true)
 	}
 	sd.advance(p.last, len(p.slots), p.jsonSize()-len(p.slots), s.acked)
-	s.maxSentInEpoch = max(s.maxSentInEpoch, p.last)
+	s.maxSentInEpoch, s.known = max(s.maxSentInEpoch, p.last), true
 	return sd.payload(p)
 }
 
